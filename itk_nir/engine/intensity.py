@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def sample(
     Returns
     -------
     ``(C, ...)``. Differentiable in `index_coords` for ``linear`` and ``bspline`` (the outside value has zero gradient),
-    and in `image` for ``linear``.
+    and in `image` for ``linear`` and for prefiltered ``bspline``.
 
     Raises
     ------
@@ -170,6 +171,36 @@ def cubic_bspline_weights(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return s * s * s / 6, 2 / 3 - t * t * (1 - t / 2), 2 / 3 - s * s * (1 - s / 2), t * t * t / 6
 
 
+class _Gather(torch.autograd.Function):
+    """``flat[:, index]`` whose gradient is summed in one fixed order.
+
+    The gradient that torch gives to indexing is summed by racing threads on CPU, and that of `index_add_` by racing
+    threads on CUDA; each is serial or sorted on the other device, so each is used where its order is fixed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.voxels = flat.shape[1]
+        return flat[:, index]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        if gradient.is_cuda:
+            total = gradient.new_zeros(ctx.voxels, gradient.shape[0])
+            return total.index_put_((index,), gradient.T.contiguous(), accumulate=True).T, None
+        total = gradient.new_zeros(gradient.shape[0], ctx.voxels)
+        for channel, part in zip(total, gradient, strict=True):
+            channel.index_add_(0, index, part)
+        return total, None
+
+
+def gather(flat: Tensor, index: Tensor) -> Tensor:
+    """``flat[:, index]`` for ``(C, V)`` and ``(N,)``: ``(C, N)``, with the same bits in the gradient on every run."""
+    return _Gather.apply(flat, index) if flat.requires_grad else flat[:, index]
+
+
 def _weighted_sum(image: Tensor, ends: list, d: int) -> Tensor:
     """Sum over the tensor product of the axes' ``(flat index, weight)`` taps, ``(C, N)``; x is summed first."""
     flat = image.reshape(image.shape[0], -1)
@@ -180,7 +211,7 @@ def _weighted_sum(image: Tensor, ends: list, d: int) -> Tensor:
             index, weight = index + other_index, weight * other_weight
         line: Tensor | None = None
         for x_index, x_weight in ends[0]:
-            term = flat[:, index + x_index] * x_weight
+            term = gather(flat, index + x_index) * x_weight
             line = term if line is None else line + term
         assert line is not None
         total = line * weight if total is None else total + line * weight
