@@ -1,0 +1,121 @@
+"""Whatever a user has as a transform → `Chain`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from itk_nir.errors import InputError, one_line
+from itk_nir.geometry import Geometry
+from itk_nir.images import save_image
+from itk_nir.nifti import check_nifti, is_nifti
+from itk_nir.transforms.h5 import UnknownTransformType, read_h5
+from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform, compose
+
+_TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".hdf", ".tfm", ".txt", ".mat", ".xfm")
+
+
+def load_transform(transform: Any, reference: Geometry | None = None, *, role: str = "transform") -> Chain:
+    """Read a transform fixed → moving from whatever holds it.
+
+    Parameters
+    ----------
+    transform : a `Chain` or one of its steps; an itk or SimpleITK transform; a ``(d + 1, d + 1)`` homogeneous matrix
+        (LPS mm); a path to an ITK transform file (.h5, .tfm, .txt, .mat, .xfm) or to a displacement field image
+        (.nii.gz, .mha, .nrrd, ...; LPS mm); or a list of these in the order in which they meet a fixed point, which
+        is the order of ANTs' ``fwdtransforms``.
+    reference : grid of the fixed image, on which transforms of other classes (B-spline, ...) are sampled.
+    role : what it is in messages.
+
+    Raises
+    ------
+    InputError : missing, unreadable or truncated file, or an object that is no transform.
+    """
+    if isinstance(transform, Chain):
+        return transform
+    if isinstance(transform, (LinearTransform, DisplacementField)):
+        return compose(transform)
+    if isinstance(transform, (str, os.PathLike)):
+        return _read(Path(transform), reference, f"{role} {os.fspath(transform)}")
+    if isinstance(transform, np.ndarray) or _is_rows(transform):
+        return Chain((LinearTransform(np.asarray(transform, float)),))
+    if isinstance(transform, (list, tuple)):
+        if not transform:
+            raise InputError(f"{role}: an empty list; give at least one transform")
+        return compose(*(load_transform(part, reference, role=role) for part in transform))
+    sitk = sys.modules.get("SimpleITK")
+    if sitk is not None and isinstance(transform, sitk.Transform):
+        from itk_nir.transforms.sitk import from_sitk
+
+        return from_sitk(transform, reference)
+    if hasattr(transform, "TransformPoint") and hasattr(transform, "GetInputSpaceDimension"):
+        from itk_nir.transforms.itk import from_itk
+
+        return from_itk(transform, reference)
+    raise InputError(
+        f"{role}: cannot use an object of type {type(transform).__name__}; give an itk or SimpleITK transform, a "
+        "homogeneous matrix (LPS mm) or a path"
+    )
+
+
+def save_field(field: DisplacementField, path: str | os.PathLike[str]) -> None:
+    """Write a displacement field as a vector image, as ANTs writes its warps (NIfTI intent 1007, LPS mm)."""
+    save_image(field.vectors, field.geometry, path)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(row, (list, tuple)) for row in value)
+
+
+def _read(path: Path, reference: Geometry | None, label: str) -> Chain:
+    if path.is_dir():
+        raise InputError(f"{label}: is a folder; give a transform file (.h5, .tfm, .mat, .txt) or a warp image")
+    if not path.exists():
+        raise InputError(f"{label}: no such file; check the path")
+    if path.name.lower().endswith(_TRANSFORM_SUFFIXES):
+        return _read_transform(path, reference, label)
+    return Chain((_read_field(path, label),))
+
+
+def _read_transform(path: Path, reference: Geometry | None, label: str) -> Chain:
+    import SimpleITK as sitk
+
+    from itk_nir.transforms.sitk import from_sitk
+
+    if path.suffix.lower() in (".h5", ".hdf5", ".hdf"):
+        try:
+            return read_h5(path)
+        except UnknownTransformType:
+            pass  # SimpleITK knows every class of ITK's
+        except InputError as error:
+            raise InputError(f"{label}: {str(error).removeprefix(str(path) + ': ')}") from error
+    try:
+        return from_sitk(sitk.ReadTransform(str(path)), reference)
+    except RuntimeError as error:
+        raise InputError(f"{label}: damaged or no ITK transform file ({one_line(error)})") from error
+    except InputError as error:
+        # A truncated .tfm "succeeds" with a field that has no voxels, which a grid refuses.
+        raise InputError(f"{label}: {str(error).removeprefix('transform: ')}") from error
+
+
+def _read_field(path: Path, label: str) -> DisplacementField:
+    import SimpleITK as sitk
+
+    if is_nifti(path):
+        check_nifti(path, label)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{label}: neither a transform file nor an image ({one_line(error)})") from error
+    d = image.GetDimension()
+    if d not in (2, 3) or image.GetNumberOfComponentsPerPixel() != d:
+        raise InputError(
+            f"{label}: is a {d}D image with {image.GetNumberOfComponentsPerPixel()} values a voxel, no displacement "
+            "field; a field has as many values as axes (NIfTI: 5D with intent code 1007)"
+        )
+    geometry = Geometry.make(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    return DisplacementField(geometry, sitk.GetArrayViewFromImage(image).astype(np.float32))
