@@ -1,0 +1,32 @@
+"""What several tests share: where the real data is, and phantoms that are made once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from itk_nir.phantom import Phantom, brain_phantom
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder of real image pairs: ``ITK_NIR_DATA``, else ``../shared/data`` beside the checkout."""
+    named = os.environ.get("ITK_NIR_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real images: {folder} is no folder; set ITK_NIR_DATA to run this test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_2d() -> Phantom:
+    """An axial slice, 80 x 96 pixels of 2 mm."""
+    return brain_phantom(2, (80, 96))
+
+
+@pytest.fixture(scope="session")
+def phantom_3d() -> Phantom:
+    """A brain of 54 x 64 x 54 voxels of about 3 mm."""
+    return brain_phantom(3, (54, 64, 54))
