@@ -22,13 +22,14 @@ class RegistrationCancelled(ItkNirError):
 def one_line(error: BaseException | str) -> str:
     """The telling line of a message that may be pages long.
 
-    ITK's exceptions put it last, behind ``"…: ITK ERROR: Class(0x…): "``; Python's put it first.
+    ITK's exceptions put it last, behind ``"ITK ERROR: Class(0x…): "``; Python's put it first.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__ if isinstance(error, BaseException) else ""
     for line in lines:
-        if "ITK ERROR" in line:
-            rest = line.split("ITK ERROR:", 1)[-1].strip()
-            return rest.split("): ", 1)[-1] if rest else lines[-1]
+        for mark in ("ITK ERROR:", "sitk::ERROR:"):
+            if mark in line:
+                rest = line.split(mark, 1)[-1].strip()
+                return rest.split("): ", 1)[-1] if rest else lines[-1]
     return lines[0]

@@ -98,7 +98,6 @@ def _read_transform(path: Path, reference: Geometry | None, label: str) -> Chain
     except RuntimeError as error:
         raise InputError(f"{label}: damaged or no ITK transform file ({one_line(error)})") from error
     except InputError as error:
-        # A truncated .tfm "succeeds" with a field that has no voxels, which a grid refuses.
         raise InputError(f"{label}: {str(error).removeprefix('transform: ')}") from error
 
 

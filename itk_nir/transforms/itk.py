@@ -113,8 +113,8 @@ def _sampled(transform: Any, reference: Geometry) -> DisplacementField:
     import itk
 
     d = reference.dimension
-    image = itk.Image[itk.Vector[itk.D, d], d]
-    sampler = itk.TransformToDisplacementFieldFilter[image, itk.D].New()
+    # Not wrapped for double vectors.
+    sampler = itk.TransformToDisplacementFieldFilter[itk.Image[itk.Vector[itk.F, d], d], itk.D].New()
     sampler.SetTransform(transform)
     sampler.SetSize([int(n) for n in reference.size])
     sampler.SetOutputSpacing(reference.spacing)

@@ -198,7 +198,7 @@ class DisplacementField:
         if failed:
             warnings.warn(
                 f"{failed} of {len(out)} points of a displacement field could not be inverted to {limit:.3g} mm "
-                f"(worst {worst:.3g} mm): the field folds there",
+                f"(worst {worst:.3g} mm): it probably folds there",
                 stacklevel=2,
             )
         return DisplacementField(grid, out.reshape(*grid.shape, self.dimension))

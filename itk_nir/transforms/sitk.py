@@ -97,5 +97,7 @@ def _inverse_field(transform: Any) -> DisplacementField | None:
 def _field(image: Any) -> DisplacementField:
     import SimpleITK as sitk
 
+    if not image.GetNumberOfPixels():
+        raise InputError("transform: a displacement field without voxels, which is what a truncated file reads as")
     geometry = Geometry.make(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
     return DisplacementField(geometry, sitk.GetArrayViewFromImage(image).astype(np.float32))

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from itk_nir import errors
+
+
+def test_kinds_can_be_caught_as_the_builtin_and_as_ours() -> None:
+    assert issubclass(errors.InputError, ValueError)
+    assert issubclass(errors.OptionError, TypeError)
+    for kind in (errors.InputError, errors.OptionError, errors.RegistrationCancelled):
+        assert issubclass(kind, errors.ItkNirError)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("\n  first thing\nsecond", "first thing"),
+        (
+            "Exception thrown in SimpleITK ImageFileReader_Execute: /a/b.cxx:97:\n"
+            "sitk::ERROR: Unable to determine ImageIO reader for x",
+            "Unable to determine ImageIO reader for x",
+        ),
+        (
+            "Exception thrown in SimpleITK ReadTransform: /a/b.cxx:97:\n/c/d.hxx:5:\n"
+            "ITK ERROR: TransformFileReaderTemplate(0x55d): could not read",
+            "could not read",
+        ),
+        ("", "ValueError"),
+    ],
+)
+def test_one_line_finds_the_telling_line(text: str, line: str) -> None:
+    assert errors.one_line(ValueError(text)) == line
