@@ -125,5 +125,5 @@ def test_grids_that_differ_between_fixed_and_moving() -> None:
     ],
 )
 def test_arguments_that_make_no_sense(arguments: dict) -> None:
-    with pytest.raises(ValueError, match="got|either"):
+    with pytest.raises(ValueError, match=r"got|either"):
         brain_phantom(**arguments)
