@@ -68,7 +68,7 @@ def lncc(
 def ncc(fixed: Tensor, moving: Tensor, mask: Tensor | None = None) -> Tensor:
     """One minus the correlation coefficient of all points: 0 (rising linear relation) to 2 (falling).
 
-    The loss of a constant image is 1. Signed, unlike `lncc`: images that are each other's negative are as unlike as can be.
+    The loss of a constant image is 1. Signed, unlike `lncc`: a negative is as unlike as can be.
     """
     _check(fixed, moving, mask)
     weights = torch.ones_like(fixed) if mask is None else mask.detach().to(fixed)
@@ -98,7 +98,7 @@ SIMILARITIES: dict[str, Callable[..., Tensor]] = {"lncc": lncc, **POINT_SIMILARI
 
 
 def window_sum(image: Tensor, radius: int) -> Tensor:
-    """Sums over cubic windows of ``2 radius + 1`` voxels, cut at the border, of ``(B, [D,] H, W)`` along all axes but the first.
+    """Sums over cubic windows of ``2 radius + 1`` voxels, cut at the border, of ``(B, [D,] H, W)``.
 
     Sums of 1, 2, 4, … neighbours are doubled and joined, so the cost grows with the logarithm of the radius, and no
     long running sum gathers rounding errors. Its own transpose, which is its gradient.

@@ -107,8 +107,8 @@ def test_sine_keeps_the_spread_of_its_activations_at_any_depth(omega: float) -> 
         x = module(x)
         if layer >= 2 and layer % 2 == 0:
             weights = list(field.decoder)[layer].weight
-            assert float(weights.abs().max()) <= math.sqrt(6 / 256) / omega
-            spreads.append(float((omega * (x - list(field.decoder)[layer].bias)).std()))
+            assert float(weights.detach().abs().max()) <= math.sqrt(6 / 256) / omega
+            spreads.append(float((omega * (x - list(field.decoder)[layer].bias)).detach().std()))
     assert len(spreads) == 4
     assert all(0.5 < s < 1.5 for s in spreads)
 
