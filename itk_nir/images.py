@@ -201,6 +201,9 @@ def _read_path(path: str | os.PathLike[str], role: str) -> Volume:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise _unreadable(label, error) from error
+    pixel = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    if "complex" in pixel:
+        raise _not_real(label, pixel)
     _check_layout(label, reader.GetDimension(), reader.GetNumberOfComponents())
     warnings = check_nifti(file, label) if is_nifti(file) else []
     try:
@@ -235,7 +238,11 @@ def _check_layout(label: str, dimension: int, components: int) -> None:
 
 def _check_pixels(label: str, dtype: np.dtype[Any]) -> None:
     if dtype.kind not in "biuf":
-        raise InputError(f"{label}: has pixels of type {dtype}; take the magnitude or a real part first")
+        raise _not_real(label, str(dtype))
+
+
+def _not_real(label: str, pixel: str) -> InputError:
+    return InputError(f"{label}: has pixels of type {pixel}; take the magnitude or the real part first")
 
 
 def _check_values(label: str, array: NDArray[Any]) -> None:
