@@ -88,14 +88,16 @@ def resample_array(
     if mode == "bspline":
         image = bspline_coefficients(image)
     out = np.empty(target.shape, array.dtype if mode == "nearest" else np.float32)
-    to_index = source.inverse_matrix[:-1].astype(np.float64)
-    last = np.asarray(source.size) - 0.5
+    # Physical → index is one more linear step, which melts into the chain's last one.
+    to_index = Chain((*chain.steps, LinearTransform(source.inverse_matrix))).simplified()
     with torch.inference_mode():
-        for part, _, mapped in chain.rows(target):
-            index = mapped @ to_index[:, :-1].T
-            index += to_index[:, -1]
-            inside = np.all((index >= -0.5) & (index < last), axis=-1)
-            index[~inside] = 0.0
+        for part, _, index in to_index.rows(target):
+            inside = np.ones(index.shape[:-1], bool)
+            for axis, n in enumerate(source.size):
+                position = index[..., axis]
+                inside &= (position >= -0.5) & (position < n - 0.5)
+            # The sampler wants indices that fit an integer; the values out there are replaced anyway.
+            np.clip(index, -1.0, float(max(source.size)), out=index)
             values = sample(image, torch.from_numpy(index), mode, "edge", prefiltered=mode == "bspline")[0].numpy()
             out[part] = values.view(out.dtype) if mode == "nearest" else values
             out[part][~inside] = default
