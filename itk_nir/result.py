@@ -69,7 +69,7 @@ class RegistrationResult:
 
     @cached_property
     def inverse_transform(self) -> Any:
-        """The inverse map as one ``itk.DisplacementFieldTransform[itk.D, d]``, moving → fixed; its inverse is forward."""
+        """The inverse map as one ``itk.DisplacementFieldTransform[itk.D, d]``, moving → fixed, with its inverse."""
         from itk_nir.transforms.itk import field_to_itk
 
         forward, inverse = self._baked

@@ -366,11 +366,19 @@ def test_missing_point_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["spine_t1_t2/t1w.nii.gz", "spine_t1_t2/t2.nii.gz", "lung_ct/fixed.nii.gz", "slices_2d/r16.nii.gz"]
+    "name",
+    [
+        "brain_oasis/fixed_t1.nii.gz",
+        "lung_ct/fixed.nii.gz",
+        "slices_2d/r16.nii.gz",
+        "spine_t1_t2/t1w.nii.gz",
+        "spine_t1_t2/t2.nii.gz",
+    ],
 )
 def test_real_files_have_the_grid_that_itk_sees(data: Path, name: str) -> None:
     image = sitk.ReadImage(str(data / name))
     volume: Volume = load_image(data / name, "fixed image", native=True)
+    assert volume.warnings == ()
     np.testing.assert_array_equal(volume.array, sitk.GetArrayViewFromImage(image))
     last = [n - 1 for n in image.GetSize()]
     np.testing.assert_allclose(
