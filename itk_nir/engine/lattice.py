@@ -1,0 +1,152 @@
+"""The part of the fixed grid a registration works on, its resolution levels, and the spline lattices over it.
+
+Everything separable is a banded matrix an axis (`Banded`): Gaussian smoothing with downsampling, cubic B-spline
+evaluation from a lattice to voxels, refinement from one lattice to the next. The transpose of each is its gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Banded:
+    """A banded matrix ``(n_out, n_in)``: row ``i`` holds `weights[i]` from column `start[i]` on."""
+
+    start: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    n_in: int
+
+    @property
+    def n_out(self) -> int:
+        return len(self.start)
+
+    def dense(self) -> F64:
+        m = np.zeros((self.n_out, self.n_in))
+        for i, s in enumerate(self.start):
+            m[i, s : s + self.weights.shape[1]] += self.weights[i]
+        return m
+
+    @cached_property
+    def transpose(self) -> Banded:
+        return banded_from_dense(self.dense().T)
+
+
+def banded_from_dense(matrix: F64) -> Banded:
+    """The narrowest `Banded` that holds a dense matrix."""
+    n_out, n_in = matrix.shape
+    used = matrix != 0
+    first = np.where(used.any(1), used.argmax(1), 0)
+    last = np.where(used.any(1), n_in - 1 - used[:, ::-1].argmax(1), 0)
+    taps = int((last - first).max()) + 1
+    start = np.minimum(first, n_in - taps).astype(np.int32)
+    columns = start[:, None] + np.arange(taps)
+    return Banded(start, np.take_along_axis(matrix, columns, 1).astype(np.float32), n_in)
+
+
+def cubic(t: F64) -> F64:
+    """The cubic B-spline kernel at distance ``t`` (in knots)."""
+    t = np.abs(t)
+    return np.where(t < 1, 2 / 3 - t * t + t**3 / 2, np.where(t < 2, (2 - t) ** 3 / 6, 0.0))
+
+
+def gaussian_matrix(n: int, positions: F64, sigma: float) -> Banded:
+    """Values at `positions` (in voxels) of an axis of `n` voxels smoothed by a Gaussian of `sigma` voxels.
+
+    The kernel is the Gaussian convolved with linear interpolation, cut at 3 sigma; rows sum to one, and positions
+    beyond the axis take the value of its end.
+    """
+    at = np.clip(np.asarray(positions, float), 0, n - 1)
+    x = np.arange(n)
+    distance = at[:, None] - x
+    if sigma > 0.1:
+        m = np.exp(-0.5 * (distance / sigma) ** 2) * (np.abs(distance) <= max(1.0, 3 * sigma))
+    else:
+        m = np.maximum(0.0, 1 - np.abs(distance))
+    return banded_from_dense(m / m.sum(1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The control points of a cubic B-spline lattice along one axis, in voxels of the fixed image."""
+
+    start: float
+    spacing: float
+    count: int
+
+    @property
+    def positions(self) -> F64:
+        return self.start + self.spacing * np.arange(self.count)
+
+    def evaluate(self, positions: F64) -> Banded:
+        """Coefficients → values of the spline at `positions` (voxels of the fixed image); zero beyond the lattice."""
+        if self.count == 1:
+            n = len(positions)
+            return Banded(np.zeros(n, np.int32), np.ones((n, 1), np.float32), 1)
+        return banded_from_dense(cubic((np.asarray(positions, float)[:, None] - self.positions) / self.spacing))
+
+    def refined(self) -> Axis:
+        """The lattice of half the spacing that holds every spline of this one exactly (see `refine`)."""
+        if self.count == 1:
+            return self
+        return Axis(self.start, self.spacing / 2, 2 * self.count - 1)
+
+    def refine(self) -> Banded:
+        """Coefficients here → coefficients of the same spline on `refined` (two-scale relation of the B-spline)."""
+        if self.count == 1:
+            return Banded(np.zeros(1, np.int32), np.ones((1, 1), np.float32), 1)
+        m = np.zeros((2 * self.count - 1, self.count))
+        for j in range(self.count):
+            for k, w in zip(range(-2, 3), (1 / 8, 1 / 2, 3 / 4, 1 / 2, 1 / 8), strict=True):
+                if 0 <= 2 * j + k < len(m):
+                    m[2 * j + k, j] += w
+        return banded_from_dense(m)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The block of the fixed grid that is worked on: `start` and `size` in voxels, ``(x, y, z)`` order.
+
+    A 2D image has size 1 along z.
+    """
+
+    start: tuple[int, int, int]
+    size: tuple[int, int, int]
+
+    def level_positions(self, factors: tuple[int, int, int]) -> list[F64]:
+        """Sample positions of a level, in voxels of the fixed grid, an axis each: the centres of blocks of `factors`."""
+        out = []
+        for start, size, f in zip(self.start, self.size, factors, strict=True):
+            n = max(1, math.ceil(size / f))
+            out.append(start + (size - 1) / 2 + (np.arange(n) - (n - 1) / 2) * f)
+        return out
+
+    def lattice(self, spacing: tuple[float, float, float], halvings: int) -> list[list[Axis]]:
+        """Lattices over the domain, coarsest first, each of half the spacing of the one before.
+
+        `spacing` (voxels) is that of the coarsest. Every point of the domain has all four control points around it.
+        """
+        axes = []
+        for start, size, h in zip(self.start, self.size, spacing, strict=True):
+            if size == 1:
+                axes.append(Axis(float(start), float(h), 1))
+                continue
+            cells = max(1, math.ceil((size - 1) / h))
+            middle = start + (size - 1) / 2
+            axes.append(Axis(middle - h * (cells / 2 + 1), float(h), cells + 3))
+        out = [axes]
+        for _ in range(halvings):
+            out.append([a.refined() for a in out[-1]])
+        return out
+
+
+def shape_of(axes: list[Axis]) -> tuple[int, int, int]:
+    """Array shape ``(z, y, x)`` of a lattice given as ``[x, y, z]`` axes."""
+    return axes[2].count, axes[1].count, axes[0].count

@@ -1,0 +1,176 @@
+"""The ops of the lattice engine: one function each, with its gradient.
+
+float32 tensors on the CPU go to the native module (`cpu`), everything else (CUDA, float64) to the torch
+implementation that defines the op (`reference`). Where the native module is missing, the reference runs everywhere,
+with one warning. `threads` is the number of CPU threads of the native ops; no result depends on it.
+
+All tensors are 3D, ``([C,] Z, Y, X)``; a 2D image is one with a single plane.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itk_nir.engine.lattice import Banded
+from itk_nir.engine.ops import reference
+
+
+@lru_cache(maxsize=1)
+def native_module() -> ModuleType | None:
+    """The module of native ops, or None (with one warning) where it was not built."""
+    try:
+        from itk_nir.engine.ops import cpu
+    except ImportError as error:
+        warnings.warn(
+            f"itk_nir: the native CPU ops are not available ({error}); the slow torch ones run instead. "
+            "Reinstall the package with a C++17 compiler at hand to get them.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return cpu
+
+
+def _native(x: Tensor) -> Any:
+    return native_module() if x.device.type == "cpu" and x.dtype == torch.float32 else None
+
+
+@lru_cache(maxsize=256)
+def _tensors(matrix: _ById, device: torch.device) -> tuple[Tensor, Tensor]:
+    b = matrix.value
+    return torch.from_numpy(b.start).to(device), torch.from_numpy(b.weights).to(device)
+
+
+@dataclass(frozen=True)
+class _ById:
+    """A cache key that stands for one object, whatever it holds."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and other.value is self.value
+
+
+def separable(x: Tensor, matrices: list[Banded], threads: int = 1) -> Tensor:
+    """Apply a banded matrix along each axis of ``x (C, Z, Y, X)``; `matrices` in ``x, y, z`` order.
+
+    The axes are done in the order that keeps the intermediate results smallest.
+    """
+    grows = sum(m.n_out for m in matrices) > sum(m.n_in for m in matrices)
+    native = _native(x)
+    for a in (0, 1, 2) if grows else (2, 1, 0):
+        m, axis = matrices[a], 3 - a
+        shape = list(x.shape)
+        flat = x.reshape(int(np.prod(shape[:axis])), shape[axis], int(np.prod(shape[axis + 1 :])))
+        start, weights = _tensors(_ById(m), x.device)
+        if native:
+            flat = native.Banded.apply(flat, start, weights, _tensors(_ById(m.transpose), x.device), threads)
+        else:
+            flat = reference.banded(flat, start, weights)
+        shape[axis] = m.n_out
+        x = flat.reshape(shape)
+    return x
+
+
+def warp(moving: Tensor, displacement: Tensor, index: np.ndarray, vector: np.ndarray, threads: int = 1) -> Tensor:
+    """``moving(index (i, 1) + vector u(i))``, trilinear, clamped; see `reference.warp`."""
+    native = _native(displacement)
+    index, vector = np.ascontiguousarray(index, np.float64), np.ascontiguousarray(vector, np.float64)
+    if native:
+        result: Tensor = native.Warp.apply(moving, displacement, index, vector, threads)
+        return result
+    return reference.warp(moving, displacement, torch.from_numpy(index), torch.from_numpy(vector))
+
+
+@dataclass(frozen=True)
+class Lncc:
+    """Local normalised cross-correlation with one fixed image, whose local sums are made once.
+
+    `count` is the number of windows that count (see `reference.lncc`).
+    """
+
+    fixed: Tensor
+    weight: Tensor | None
+    radius: int
+    epsilon: float
+    threads: int
+    count: float
+    prepared: Any
+
+    @classmethod
+    def make(cls, fixed: Tensor, weight: Tensor | None, radius: int, epsilon: float, threads: int = 1) -> Lncc:
+        native = _native(fixed)
+        if native:
+            prepared = native.LnccFixed(fixed, weight, radius, epsilon, threads)
+            return cls(fixed, weight, radius, epsilon, threads, prepared.count, prepared)
+        _, count = reference.lncc(fixed, fixed, weight, radius, epsilon)
+        return cls(fixed, weight, radius, epsilon, threads, float(count), None)
+
+    def __call__(self, moving: Tensor, centre_only: bool = False) -> Tensor:
+        """Mean squared local correlation with ``moving (Z, Y, X)``, a scalar in 0 … 1.
+
+        `centre_only` (native ops) keeps of the gradient only the term of the window centred on each voxel, as
+        ANTs and greedy do: faster, and a little noisier.
+        """
+        if self.prepared is not None:
+            result: Tensor = _native(moving).Lncc.apply(moving, self.prepared, centre_only, self.threads)
+            return result
+        total, count = reference.lncc(self.fixed, moving, self.weight, self.radius, self.epsilon)
+        return total / count.clamp(min=1)
+
+
+def exponential(velocity: Tensor, squarings: int, scale: float = 1.0, threads: int = 1) -> Tensor:
+    """``exp(scale v) - id`` by scaling and squaring, ``(3, Z, Y, X)``; ``scale v`` and the result are in voxels."""
+    native = _native(velocity)
+    result: Tensor = (
+        native.Exponential.apply(velocity, squarings, scale, threads)
+        if native
+        else reference.exponential(velocity, squarings, scale)
+    )
+    return result
+
+
+def compose(outer: Tensor, inner: Tensor, threads: int = 1) -> Tensor:
+    """``inner(x) + outer(x + inner(x))``, ``(3, Z, Y, X)`` in voxels."""
+    native = _native(inner)
+    result: Tensor = native.Compose.apply(outer, inner, threads) if native else reference.compose(outer, inner)
+    return result
+
+
+def diffusion(u: Tensor, weights: tuple[float, float, float] = (1.0, 1.0, 1.0), threads: int = 1) -> Tensor:
+    """Sum of the squared differences between neighbours, see `reference.diffusion`."""
+    native = _native(u)
+    result: Tensor = native.Diffusion.apply(u, weights, threads) if native else reference.diffusion(u, weights)
+    return result
+
+
+def jacobian_penalty(u: Tensor, margin: float, threads: int = 1) -> Tensor:
+    """``sum relu(margin - det)²`` over the cells, see `reference.jacobian_penalty`."""
+    native = _native(u)
+    result: Tensor = (
+        native.JacobianPenalty.apply(u, margin, threads) if native else reference.jacobian_penalty(u, margin)
+    )
+    return result
+
+
+def invert(displacement: Tensor, start: Tensor, threads: int = 1) -> tuple[Tensor, float]:
+    """``v`` with ``v(y) + u(y + v(y)) = 0`` on the same grid, and the largest residual, in voxels.
+
+    Newton's method with the local Jacobian (native), or the fixed point (reference); from `start` on.
+    """
+    native = _native(displacement)
+    if native:
+        result: tuple[Tensor, float] = native.invert(displacement, start, 20, 1e-3, threads)
+        return result
+    return reference.invert(displacement, start)

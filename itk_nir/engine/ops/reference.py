@@ -1,0 +1,152 @@
+"""The ops in plain torch: slow, differentiable, any float type, any device. They define what the native ops compute.
+
+Every function here works on 3D tensors ``([C,] Z, Y, X)`` (a 2D image is one with a single plane). Displacements are
+in voxels of their own grid, components ``x, y, z`` first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def banded(x: Tensor, start: Tensor, weights: Tensor) -> Tensor:
+    """``out[o, i, j] = sum_k weights[i, k] x[o, start[i] + k, j]`` for ``x`` of shape ``(outer, n, inner)``."""
+    n_out, taps = weights.shape
+    index = start.to(torch.long)[:, None] + torch.arange(taps, device=x.device)
+    matrix = torch.zeros(n_out, x.shape[1], dtype=x.dtype, device=x.device)
+    matrix.scatter_add_(1, index, weights.to(x.dtype))
+    return torch.matmul(matrix, x)
+
+
+def _corner_sum(image: Tensor, position: Tensor) -> Tensor:
+    """Trilinear interpolation of ``image (C, Z, Y, X)`` at ``position (3, ...)`` in voxels, clamped to the edge."""
+    size = torch.tensor(image.shape[:0:-1], dtype=position.dtype, device=position.device)
+    at = torch.stack([position[a].clamp(0, float(size[a]) - 1) for a in range(3)])
+    low = [torch.clamp(at[a].detach().floor(), max=max(0.0, float(size[a]) - 2)) for a in range(3)]
+    frac = [at[a] - low[a] for a in range(3)]
+    flat = image.reshape(image.shape[0], -1)
+    nx, ny, nz = image.shape[3], image.shape[2], image.shape[1]
+    result: Tensor | None = None
+    for corner in range(8):
+        weight = torch.ones_like(frac[0])
+        index = torch.zeros_like(low[0], dtype=torch.long)
+        for a, (n, stride) in enumerate(((nx, 1), (ny, nx), (nz, nx * ny))):
+            high = (corner >> a) & 1
+            weight = weight * (frac[a] if high else 1 - frac[a])
+            index = index + torch.clamp(low[a].long() + high, max=n - 1) * stride
+        term = weight * flat[:, index.reshape(-1)].reshape(image.shape[0], *weight.shape)
+        result = term if result is None else result + term
+    assert result is not None
+    return result
+
+
+def identity(shape: torch.Size | tuple[int, ...], like: Tensor) -> Tensor:
+    """Voxel coordinates ``(3, Z, Y, X)`` of a grid, components ``x, y, z``."""
+    axes = [torch.arange(n, dtype=like.dtype, device=like.device) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1])
+
+
+def warp(moving: Tensor, displacement: Tensor, index: Tensor, vector: Tensor) -> Tensor:
+    """``moving(index (i, 1) + vector u(i))``: trilinear, the value at the edge beyond it.
+
+    ``moving (Z', Y', X')``, ``displacement (3, Z, Y, X)`` in any unit, ``index (3, 4)`` voxel ``i`` of the output →
+    voxel of ``moving``, ``vector (3, 3)`` unit of the displacement → voxels of ``moving``.
+    """
+    i, v = index.to(displacement), vector.to(displacement)
+    y = torch.einsum("ij,j...->i...", i[:, :3], identity(displacement.shape[1:], displacement))
+    y = y + torch.einsum("ij,j...->i...", v, displacement) + i[:, 3].reshape(3, 1, 1, 1)
+    return _corner_sum(moving[None], y)[0]
+
+
+def box_sum(x: Tensor, radius: int) -> Tensor:
+    """Sums over ``(2 radius + 1)^3`` windows cut at the border, ``(Z, Y, X)`` → ``(Z, Y, X)``."""
+    width = 2 * radius + 1
+    for axis in range(3):
+        kernel = [width if a == axis else 1 for a in range(3)]
+        padding = [radius if a == axis else 0 for a in range(3)]
+        x = functional.avg_pool3d(x[None], kernel, stride=1, padding=padding, divisor_override=1)[0]
+    return x
+
+
+def lncc(
+    fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """Sum of the squared local correlation over all windows that count, and how many do.
+
+    A window counts where the weight of its centre is above one half and the fixed variance above ``epsilon``;
+    ``cc = (sum w (f - f̄)(m - m̄))² / ((sum w (f - f̄)² + ε n) (sum w (m - m̄)² + ε n))`` with ``n = sum w``
+    (Avants et al., Med. Image Anal. 12(1), 2008, eq. 6, squared; ε is ours).
+    """
+    w = torch.ones_like(fixed) if weight is None else weight
+    count = box_sum(w, radius)
+    inverse = torch.where(count > 0.5, 1 / count.clamp(min=0.5), torch.zeros_like(count))
+    sf, sm = box_sum(w * fixed, radius), box_sum(w * moving, radius)
+    vf = box_sum(w * fixed * fixed, radius) - sf * sf * inverse
+    vm = (box_sum(w * moving * moving, radius) - sm * sm * inverse).clamp(min=0)
+    cross = box_sum(w * fixed * moving, radius) - sf * sm * inverse
+    counts = (count > 0.5) & (vf > epsilon * count) & (w > 0.5)
+    safe = torch.where(counts, (vf + epsilon * count) * (vm + epsilon * count), torch.ones_like(vf))
+    cc = torch.where(counts, cross * cross / safe, torch.zeros_like(vf))
+    return cc.sum(), counts.sum()
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """``inner(x) + outer(x + inner(x))`` for displacements ``(3, Z, Y, X)`` on one grid, trilinear, clamped."""
+    return inner + _corner_sum(outer, identity(inner.shape[1:], inner) + inner)
+
+
+def exponential(velocity: Tensor, squarings: int, scale: float = 1.0) -> Tensor:
+    """Scaling and squaring: ``exp(scale v) - id`` (Arsigny et al., MICCAI 2006)."""
+    u = velocity * (scale / 2**squarings)
+    for _ in range(squarings):
+        u = compose(u, u)
+    return u
+
+
+def invert(displacement: Tensor, start: Tensor, iterations: int = 50) -> tuple[Tensor, float]:
+    """The displacement ``v`` with ``v(y) + u(y + v(y)) = 0`` by fixed-point iteration, and its largest residual."""
+    v = start
+    x = identity(v.shape[1:], v)
+    for _ in range(iterations):
+        v = -_corner_sum(displacement, x + v)
+    residual = v + _corner_sum(displacement, x + v)
+    return v, float(residual.square().sum(0).max().sqrt())
+
+
+def diffusion(u: Tensor, weights: tuple[float, float, float]) -> Tensor:
+    """``sum_a weights[a] sum (u(i + e_a) - u(i))²`` over all components; ``weights`` in ``x, y, z`` order."""
+    total = u.new_zeros(())
+    for a, w in enumerate(weights):
+        axis = 3 - a
+        if u.shape[axis] > 1:
+            total = total + w * u.diff(dim=axis).square().sum()
+    return total
+
+
+def jacobian(u: Tensor) -> Tensor:
+    """``det(I + ∂u_i/∂x_j)`` by forward differences, ``(3, Z, Y, X)`` → one value a cell ``(Z-1, Y-1, X-1)``.
+
+    An axis of one voxel counts as uniform along that axis.
+    """
+    nz, ny, nx = u.shape[1:]
+    cut = (slice(None), slice(0, max(1, nz - 1)), slice(0, max(1, ny - 1)), slice(0, max(1, nx - 1)))
+    columns = []
+    for axis in (3, 2, 1):
+        if u.shape[axis] == 1:
+            d = torch.zeros_like(u)
+        else:
+            d = u.roll(-1, axis) - u
+        columns.append(d[cut])
+    m = [[columns[j][i] + (1.0 if i == j else 0.0) for j in range(3)] for i in range(3)]
+    return (
+        m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1])
+        - m[0][1] * (m[1][0] * m[2][2] - m[1][2] * m[2][0])
+        + m[0][2] * (m[1][0] * m[2][1] - m[1][1] * m[2][0])
+    )
+
+
+def jacobian_penalty(u: Tensor, margin: float) -> Tensor:
+    """``sum relu(margin - det)²`` over the cells of the lattice (squared: its gradient is continuous)."""
+    return torch.relu(margin - jacobian(u)).square().sum()

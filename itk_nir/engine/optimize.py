@@ -1,0 +1,613 @@
+"""The fast way: a feature field on spline lattices, optimised coarse to fine on whole images.
+
+    phi(p) = A(p + u(p)),   u = exp(v) - id   (or u = v),   v = the field
+
+The field is a multi-resolution feature grid with a linear decoder: cubic B-spline lattices, each of half the spacing
+of the one before, whose splines add up to the velocity, optionally on top of a coordinate network evaluated on the
+coarsest lattice. Adam gives every resolution steps of its own size: the coarse grids move whole regions at once, the
+fine ones follow the detail. (A free lattice, `grids="single"`, has the finest grid only.)
+
+Everything is evaluated on the finest lattice of the level and carried to voxels by separable splines. Displacements
+are mm along the image axes. The loss of a level is
+
+    1 - mean LNCC²  +  w_v / |Ω| ∫ |∇v|²  +  w_u / |Ω| ∫ |∇u|²  +  w_j / |Ω| ∫ max(margin - det ∇phi, 0)²
+
+with |Ω| the volume of the windows that count: all terms are dimensionless, so that weights hold for any image size,
+spacing and lattice.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from itk_nir.engine import ops
+from itk_nir.engine.fields import FieldConfig, build_field
+from itk_nir.engine.lattice import Axis, Banded, Domain, cubic, gaussian_matrix, shape_of
+from itk_nir.engine.progress import Callback, Progress
+from itk_nir.geometry import Geometry
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LatticeSettings:
+    """What the lattice engine is told. Tuples have one value a level, coarsest first.
+
+    Attributes
+    ----------
+    shrink_factors : voxel size of each level, in voxels of the fixed image along its finest axis; powers of two times
+        one another. Coarser axes are shrunk less, so that levels are as isotropic as they can be.
+    smoothing_sigmas : Gaussian sigma of each level in voxels of the level.
+    steps : most steps of each level.
+    learning_rates : first step size of Adam, in voxels of the fixed image along its finest axis.
+    learning_rate_end : share of it that the last step of a level has.
+    lattice_spacing : spacing of the finest lattice of each level, in voxels of the level.
+    coarsest_lattice : spacing of the coarsest lattice, in voxels of the fixed image; a power of two times the others.
+    grids : ``"pyramid"`` (the feature field) or ``"single"`` (a free lattice).
+    network : a coordinate network added on the coarsest lattice, or None.
+    network_rate : its learning rate.
+    radius : radius of the LNCC window in voxels of the level.
+    epsilon : variance below which a window of the normalised images counts as flat.
+    centre_gradient : use the gradient of the centre term alone (see `ops.Lncc`).
+    flow : ``"velocity"`` (integrated, diffeomorphic) or ``"displacement"``.
+    squarings : of scaling and squaring.
+    velocity_diffusion, displacement_diffusion : weights w_v and w_u, one a level.
+    jacobian_weight, jacobian_margin : weight w_j and margin of the Jacobian-determinant penalty.
+    momentum : the two decay rates of Adam.
+    convergence_window, convergence_threshold : a level ends when the mean loss of a window of steps is less than
+        `threshold` below that of the window before; threshold 0 means never.
+    """
+
+    shrink_factors: tuple[int, ...] = (4, 2)
+    smoothing_sigmas: tuple[float, ...] = (0.5, 0.5)
+    steps: tuple[int, ...] = (100, 60)
+    learning_rates: tuple[float, ...] = (0.3, 0.15)
+    learning_rate_end: float = 0.3
+    lattice_spacing: tuple[float, ...] = (1.0, 1.0)
+    coarsest_lattice: float = 16.0
+    grids: str = "pyramid"
+    network: FieldConfig | None = None
+    network_rate: float = 1e-3
+    radius: tuple[int, ...] = (4, 4)
+    epsilon: float = 1e-3
+    centre_gradient: bool = False
+    flow: str = "velocity"
+    squarings: int = 5
+    velocity_diffusion: tuple[float, ...] = (0.1, 0.1)
+    displacement_diffusion: tuple[float, ...] = (0.0, 0.0)
+    jacobian_weight: float = 0.0
+    jacobian_margin: float = 0.3
+    momentum: tuple[float, float] = (0.9, 0.99)
+    convergence_window: int = 10
+    convergence_threshold: float = 0.0
+
+    @property
+    def levels(self) -> int:
+        return len(self.shrink_factors)
+
+    def __post_init__(self) -> None:
+        n = self.levels
+        for name in (
+            "smoothing_sigmas", "steps", "learning_rates", "lattice_spacing", "radius", "velocity_diffusion",
+            "displacement_diffusion",
+        ):  # fmt: skip
+            if len(getattr(self, name)) != n:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} values but shrink_factors has {n}; give one for each level"
+                )
+        if n == 0 or min(self.shrink_factors) < 1 or list(self.shrink_factors) != sorted(self.shrink_factors)[::-1]:
+            raise ValueError(f"shrink_factors must fall from level to level and be at least 1, got {self.shrink_factors}")
+        if min(self.steps) < 0 or sum(self.steps) == 0:
+            raise ValueError(f"steps must not be negative, nor all zero, got {self.steps}")
+        if min(self.radius) < 1:
+            raise ValueError(f"radius must be at least 1, got {self.radius}")
+        if self.grids not in ("pyramid", "single"):
+            raise ValueError(f"grids is 'pyramid' or 'single', got {self.grids!r}")
+        if self.flow not in ("velocity", "displacement"):
+            raise ValueError(f"flow is 'velocity' or 'displacement', got {self.flow!r}")
+        for s, f in zip(self.lattice_spacing, self.shrink_factors, strict=True):
+            k = math.log2(self.coarsest_lattice / (s * f)) if s > 0 else math.nan
+            if not (k > -1e-6 and abs(k - round(k)) < 1e-6):
+                raise ValueError(
+                    f"lattice_spacing {s} at shrink factor {f} is {s * f:g} voxels; coarsest_lattice "
+                    f"({self.coarsest_lattice:g}) must be that, or 2, 4, 8 … times that"
+                )
+
+    def grid_of(self, level: int) -> int:
+        """How many times the coarsest lattice is halved for a level."""
+        return round(math.log2(self.coarsest_lattice / (self.lattice_spacing[level] * self.shrink_factors[level])))
+
+
+@dataclass(frozen=True)
+class TraceStep:
+    """What one step measured."""
+
+    level: int
+    step: int
+    metric: float
+    loss: float
+
+
+@dataclass(frozen=True, eq=False)
+class LatticeField:
+    """A trained field: its velocity (or displacement) on one spline lattice over the fixed grid.
+
+    Attributes
+    ----------
+    geometry : the fixed grid.
+    axes : the lattice, ``[x, y, z]`` in voxels of the fixed grid.
+    spacing : lattice spacing in mm (the same along all axes).
+    values : ``(3, z, y, x)``, mm along the image axes.
+    flow, squarings : how a displacement comes of it.
+    """
+
+    geometry: Geometry
+    axes: list[Axis]
+    spacing: float
+    values: Tensor
+    flow: str
+    squarings: int
+    threads: int = 1
+
+    @cached_property
+    def forward(self) -> Tensor:
+        """Displacement at the control points, ``(3, z, y, x)`` mm along the image axes."""
+        return self._flow(1.0)
+
+    @cached_property
+    def backward(self) -> Tensor:
+        """The inverse's: exact for a velocity up to the lattice, by Newton's method for a displacement."""
+        if self.flow == "velocity":
+            return self._flow(-1.0)
+        u = self.values / self.spacing
+        return ops.invert(u, -u, self.threads)[0] * self.spacing
+
+    def _flow(self, sign: float) -> Tensor:
+        with torch.no_grad():
+            if self.flow == "displacement":
+                return self.values * sign
+            u = ops.exponential(self.values, self.squarings, sign / self.spacing, self.threads)
+            return u * self.spacing
+
+    def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
+        """The displacement on a regular grid at `positions` (voxels of the fixed image, ``[x, y, z]``).
+
+        ``(3, len z, len y, len x)`` mm along the image axes; zero beyond the lattice.
+        """
+        lattice = self.backward if inverse else self.forward
+        matrices = [a.evaluate(p) for a, p in zip(self.axes, positions, strict=True)]
+        return ops.separable(lattice, matrices, self.threads)
+
+    def displacement(self, points: F64, inverse: bool = False) -> F64:
+        """The displacement at any physical points of fixed space, ``(N, d)`` LPS mm → ``(N, d)`` LPS mm."""
+        d = self.geometry.dimension
+        lattice = (self.backward if inverse else self.forward).double().cpu().numpy()
+        index = self.geometry.physical_to_index(points)
+        out = np.zeros((len(index), d))
+        for begin in range(0, len(index), 1 << 15):
+            part = index[begin : begin + (1 << 15)]
+            value = np.zeros((3, len(part)))
+            for z, wz in _support(self.axes[2], part[:, 2] if d == 3 else np.zeros(len(part))):
+                for y, wy in _support(self.axes[1], part[:, 1]):
+                    for x, wx in _support(self.axes[0], part[:, 0]):
+                        value += lattice[:, z, y, x] * (wx * wy * wz)
+            out[begin : begin + len(part)] = value[:d].T
+        return out @ self.geometry.rotation.T
+
+
+def _support(axis: Axis, position: F64) -> Iterator[tuple[NDArray[np.int64], F64]]:
+    if axis.count == 1:
+        yield np.zeros(len(position), np.int64), np.ones(len(position))
+        return
+    t = (position - axis.start) / axis.spacing
+    base = np.floor(t).astype(np.int64)
+    for k in range(-1, 3):
+        node = base + k
+        inside = (node >= 0) & (node < axis.count)
+        yield np.where(inside, node, 0), cubic(t - node) * inside
+
+
+def as_volume(x: Tensor) -> Tensor:
+    """``([1,] [D,] H, W)`` → ``(Z, Y, X)``, a 2D image as one plane."""
+    while x.ndim > 3:
+        x = x[0]
+    return x[None] if x.ndim == 2 else x
+
+
+def sizes(geometry: Geometry) -> tuple[int, int, int]:
+    return tuple([*geometry.size, 1][:3])  # type: ignore[return-value]
+
+
+def spacings(geometry: Geometry) -> tuple[float, float, float]:
+    """``(x, y, z)`` spacing in mm; a 2D image's plane is as thick as its finest axis."""
+    return tuple([*geometry.spacing, min(geometry.spacing)][:3])  # type: ignore[return-value]
+
+
+def shrink(geometry: Geometry, factor: float) -> tuple[int, int, int]:
+    """Whole shrink factors an axis that bring the voxels nearest to `factor` times the finest spacing."""
+    finest = min(geometry.spacing)
+    out = [max(1, min(n, round(factor * finest / s))) for n, s in zip(geometry.size, geometry.spacing, strict=True)]
+    return tuple([*out, 1][:3])  # type: ignore[return-value]
+
+
+def voxel_map(fixed: Geometry, moving: Geometry, linear: F64) -> tuple[F64, F64]:
+    """Fixed voxel index → moving voxel index through ``linear``, and mm along fixed axes → moving voxels.
+
+    ``(3, 4)`` and ``(3, 3)``; 2D is embedded with the identity along z.
+    """
+    d = fixed.dimension
+    whole = moving.inverse_matrix @ linear @ fixed.matrix
+    index = np.eye(4)[:3]
+    index[:d, :d], index[:d, 3] = whole[:d, :d], whole[:d, d]
+    vector = np.zeros((3, 3))
+    vector[:d, :d] = whole[:d, :d] / np.asarray(fixed.spacing)
+    return index, vector
+
+
+def level_map(index: F64, vector: F64, fixed: list[F64], factors: tuple[int, ...], moving: list[F64],
+              moving_factors: tuple[int, ...]) -> tuple[F64, F64]:  # fmt: skip
+    """`voxel_map` between the samples of two levels, given where their samples lie in voxels of the full images."""
+    start = np.array([p[0] for p in fixed])
+    moving_start = np.array([p[0] for p in moving])
+    scale = 1 / np.asarray(moving_factors, float)
+    out = np.empty((3, 4))
+    out[:, :3] = scale[:, None] * index[:, :3] * np.asarray(factors, float)
+    out[:, 3] = scale * (index[:, :3] @ start + index[:, 3] - moving_start)
+    return out, scale[:, None] * vector
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two images ready to be registered, with everything that does not change from level to level.
+
+    Attributes
+    ----------
+    fixed, moving : ``(Z, Y, X)`` float32, any intensity scale.
+    fixed_weight, moving_weight : masks as 0 … 1, or None.
+    linear : ``(d + 1, d + 1)`` LPS, fixed → moving, after the deformation.
+    """
+
+    fixed: Tensor
+    fixed_geometry: Geometry
+    moving: Tensor
+    moving_geometry: Geometry
+    linear: F64
+    fixed_weight: Tensor | None = None
+    moving_weight: Tensor | None = None
+
+
+def background(image: Tensor) -> float | None:
+    """The value that fills the border of an image, where nine tenths of its border voxels share one, else None."""
+    faces = []
+    for axis, n in enumerate(image.shape):
+        if n > 1:
+            faces += [image.select(axis, 0).reshape(-1), image.select(axis, n - 1).reshape(-1)]
+    border = torch.cat(faces)
+    value = border.median()
+    return float(value) if float((border == value).float().mean()) > 0.9 else None
+
+
+def bounds(inside: Tensor) -> tuple[F64, F64] | None:
+    """First and last index ``(x, y, z)`` of the true voxels, or None where there are none."""
+    low, high = [], []
+    for axis in (2, 1, 0):
+        others = [a for a in range(3) if a != axis]
+        line = inside
+        for a in sorted(others, reverse=True):
+            line = line.any(a)
+        at = torch.nonzero(line)[:, 0]
+        if len(at) == 0:
+            return None
+        low.append(float(at[0]))
+        high.append(float(at[-1]))
+    return np.array(low), np.array(high)
+
+
+def normalised(image: Tensor, weight: Tensor | None) -> tuple[Tensor, tuple[F64, F64]]:
+    """Zero mean and unit variance over the foreground, and the foreground's bounds.
+
+    The foreground is what the mask marks, or else what differs from the `background`. LNCC itself does not see a
+    change of scale; `epsilon` and the precision of float32 sums do.
+    """
+    if weight is not None:
+        inside = weight > 0.5
+    else:
+        value = background(image)
+        inside = torch.ones_like(image, dtype=torch.bool) if value is None else image != value
+    box = bounds(inside)
+    if box is None:
+        inside = torch.ones_like(inside)
+        box = bounds(inside)
+        assert box is not None
+    sample = image[inside].double()
+    mean, deviation = float(sample.mean()), float(sample.std())
+    out = (image - mean) * (1 / max(deviation, 1e-12))
+    # Metal, air around a body: far outliers would set the scale of everything else.
+    return out.clamp_(-6, 12), box
+
+
+def common_domain(pair: Pair, fixed_box: tuple[F64, F64], moving_box: tuple[F64, F64], margin: float) -> Domain:
+    """The block of the fixed grid that holds the foreground of either image, `margin` mm around included."""
+    d = pair.fixed_geometry.dimension
+    index, _ = voxel_map(pair.fixed_geometry, pair.moving_geometry, pair.linear)
+    back = np.linalg.inv(np.vstack([index, [0, 0, 0, 1]]))
+    low, high = moving_box
+    corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3)
+    there = corners @ back[:3, :3].T + back[:3, 3]
+    size = np.asarray(sizes(pair.fixed_geometry))
+    pad = np.array([margin / s for s in spacings(pair.fixed_geometry)])
+    if pair.fixed_weight is None:
+        first = np.minimum(fixed_box[0], there.min(0)) - pad
+        last = np.maximum(fixed_box[1], there.max(0)) + pad
+    else:  # nothing outside the mask is looked at
+        first, last = fixed_box[0] - pad, fixed_box[1] + pad
+    first = np.clip(np.floor(first), 0, size - 1).astype(int)
+    last = np.clip(np.ceil(last), first, size - 1).astype(int)
+    if d == 2:
+        first[2] = last[2] = 0
+    return Domain(tuple(int(v) for v in first), tuple(int(v) for v in last - first + 1))  # type: ignore[arg-type]
+
+
+def pyramid(image: Tensor, geometry: Geometry, positions: list[F64], factors: tuple[int, ...], sigma: float,
+            threads: int) -> Tensor:  # fmt: skip
+    """``(Z, Y, X)`` smoothed by `sigma` (voxels of the level; none along axes that are not shrunk) and sampled."""
+    matrices = [
+        gaussian_matrix(n, p, sigma * f if f > 1 or sigma > 0.75 else 0.0)
+        for n, p, f in zip(sizes(geometry), positions, factors, strict=True)
+    ]
+    return ops.separable(image[None], matrices, threads)[0].contiguous()
+
+
+class _Grids(nn.Module):
+    """The trainable field: lattices, finest last, and a network under the coarsest."""
+
+    def __init__(self, lattices: list[list[Axis]], settings: LatticeSettings, geometry: Geometry, seed: int,
+                 device: torch.device, threads: int) -> None:  # fmt: skip
+        super().__init__()
+        self.lattices, self.settings, self.threads = lattices, settings, threads
+        self.refine: list[list[Banded]] = [[a.refine() for a in axes] for axes in lattices[:-1]]
+        self.grids = nn.ParameterDict()
+        self.finest = -1
+        self.network: nn.Module | None = None
+        self.half_extent = geometry.half_extent
+        if settings.network is not None:
+            generator = torch.Generator().manual_seed(seed)
+            d = geometry.dimension
+            self.network = build_field(settings.network, d, generator, device, torch.float32)
+            at = np.meshgrid(*[a.positions for a in lattices[0][d - 1 :: -1]], indexing="ij")[::-1]
+            index = np.stack([x.ravel() for x in at], -1)
+            points = geometry.physical_to_field(geometry.index_to_physical(index))
+            self.points = torch.from_numpy(points).float().to(device)
+
+    def reach(self, finest: int, device: torch.device) -> None:
+        """Add the lattices up to `finest`; a single free lattice is refined instead."""
+        first = 0 if self.settings.grids == "pyramid" else finest
+        start: dict[int, Tensor] = {}
+        if self.settings.grids == "single" and self.finest >= 0 and finest > self.finest:
+            with torch.no_grad():
+                value = self.grids[str(self.finest)].detach()
+                for k in range(self.finest, finest):
+                    value = ops.separable(value, self.refine[k], self.threads)
+            start[finest] = value
+            del self.grids[str(self.finest)]
+        for k in range(first, finest + 1):
+            if str(k) not in self.grids:
+                value = start.get(k, torch.zeros(3, *shape_of(self.lattices[k]), device=device))
+                self.grids[str(k)] = nn.Parameter(value.clone())
+        self.finest = finest
+
+    def forward(self) -> Tensor:
+        """The field on its finest lattice, ``(3, z, y, x)`` mm."""
+        v: Tensor | None = None
+        if self.network is not None:
+            out = self.network(self.points) * self.half_extent
+            shape = shape_of(self.lattices[0])
+            v = torch.zeros(3, *shape, device=out.device).index_copy(
+                0, torch.arange(out.shape[1], device=out.device), out.T.reshape(-1, *shape)
+            )
+        for k in range(self.finest + 1):
+            if v is not None and k > 0:
+                v = ops.separable(v, self.refine[k - 1], self.threads)
+            if str(k) in self.grids:
+                v = self.grids[str(k)] if v is None else v + self.grids[str(k)]
+        assert v is not None
+        return v
+
+    def groups(self, rate: float) -> list[dict[str, object]]:
+        out: list[dict[str, object]] = [{"params": list(self.grids.values()), "lr": rate}]
+        if self.network is not None:
+            out.append({"params": list(self.network.parameters()), "lr": self.settings.network_rate})
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class LatticeResult:
+    """A trained field, what every step measured, and why the last level ended."""
+
+    field: LatticeField
+    trace: list[TraceStep]
+    stop: str
+    counted: list[float] = field(default_factory=list)
+
+
+def optimise_lattice(
+    pair: Pair,
+    settings: LatticeSettings,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    callback: Callback | None = None,
+    clock: float | None = None,
+) -> LatticeResult:
+    """Register a pair. See the module's text for the model and the loss.
+
+    Raises
+    ------
+    ValueError : no window of the fixed image counts (flat, or wholly outside the moving image).
+    """
+    clock = time.perf_counter() if clock is None else clock
+    device = pair.fixed.device
+    fixed, fixed_box = normalised(pair.fixed, pair.fixed_weight)
+    moving, moving_box = normalised(pair.moving, pair.moving_weight)
+    unit = min(pair.fixed_geometry.spacing)
+    margin = 2 * settings.shrink_factors[-1] * unit if pair.fixed_weight is None else 8 * unit
+    domain = common_domain(pair, fixed_box, moving_box, margin)
+    coarsest = settings.coarsest_lattice * unit
+    knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
+    halvings = max(settings.grid_of(level) for level in range(settings.levels))
+    lattices = domain.lattice(knots, halvings)  # type: ignore[arg-type]
+    model = _Grids(lattices, settings, pair.fixed_geometry, seed, device, threads)
+    index, vector = voxel_map(pair.fixed_geometry, pair.moving_geometry, pair.linear)
+    trace: list[TraceStep] = []
+    work = [
+        s * math.prod(math.ceil(n / f) for n, f in zip(domain.size, shrink(pair.fixed_geometry, k), strict=True))
+        for s, k in zip(settings.steps, settings.shrink_factors, strict=True)
+    ]
+    stop, cancelled = "all steps done", False
+    counted = []
+    for level in range(settings.levels):
+        steps = settings.steps[level]
+        model.reach(settings.grid_of(level), device)
+        if steps == 0 or cancelled:
+            continue
+        axes = lattices[model.finest]
+        h = coarsest / 2**model.finest
+        factors = shrink(pair.fixed_geometry, settings.shrink_factors[level])
+        positions = domain.level_positions(factors)
+        sigma = settings.smoothing_sigmas[level]
+        moving_factors = shrink(pair.moving_geometry, settings.shrink_factors[level] * unit / min(pair.moving_geometry.spacing))
+        whole = Domain((0, 0, 0), sizes(pair.moving_geometry))
+        moving_positions = whole.level_positions(moving_factors)
+        fixed_level = pyramid(fixed, pair.fixed_geometry, positions, factors, sigma, threads)
+        moving_level = pyramid(moving, pair.moving_geometry, moving_positions, moving_factors, sigma, threads)
+        spline = [a.evaluate(p) for a, p in zip(axes, positions, strict=True)]
+        level_index, level_vector = level_map(index, vector, positions, factors, moving_positions, moving_factors)
+        # The displacement is carried in units of the lattice: what scaling and squaring works in.
+        level_vector = level_vector * h
+        with torch.no_grad():
+            start = ops.separable(_flow(model(), settings, h, threads), spline, threads)
+            weight = _weight(pair, start, positions, moving_level, level_index, level_vector, moving_positions, threads)
+        del start
+        lncc = ops.Lncc.make(fixed_level, weight, settings.radius[level], settings.epsilon, threads)
+        if lncc.count < 1:
+            raise ValueError(
+                "nothing to compare: the fixed image is flat, masked out or outside the moving image everywhere; check "
+                "the masks and that the images overlap (a linear stage or an initial transform may be needed)"
+            )
+        counted.append(lncc.count)
+        # Energies are sums of squares over cells of volume h^d; |Ω| = count * voxel volume of the level.
+        dims = sum(n > 1 for n in domain.size)
+        voxel = math.prod(f * s for f, s, n in zip(factors, spacings(pair.fixed_geometry), domain.size, strict=True) if n > 1)
+        cell = h**dims / (lncc.count * voxel)
+        optimiser = torch.optim.Adam(model.groups(settings.learning_rates[level] * unit), betas=settings.momentum, fused=True)
+        rates = [g["lr"] for g in optimiser.param_groups]
+        best: tuple[float, dict[str, Tensor]] | None = None
+        losses: list[float] = []
+        for step in range(steps):
+            decay = 1 - (1 - settings.learning_rate_end) * step / max(1, steps - 1)
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * decay
+            v = model()
+            u = _flow(v, settings, h, threads)
+            warped = ops.warp(moving_level, ops.separable(u, spline, threads), level_index, level_vector, threads)
+            similarity = lncc(warped, settings.centre_gradient)
+            loss = 1 - similarity
+            if settings.velocity_diffusion[level]:
+                loss = loss + settings.velocity_diffusion[level] * cell / h**2 * ops.diffusion(v, threads=threads)
+            if settings.displacement_diffusion[level]:
+                loss = loss + settings.displacement_diffusion[level] * cell * ops.diffusion(u, threads=threads)
+            if settings.jacobian_weight:
+                penalty = ops.jacobian_penalty(u, settings.jacobian_margin, threads)
+                loss = loss + settings.jacobian_weight * cell * penalty
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            now = TraceStep(level, step, float(similarity), float(loss))
+            trace.append(now)
+            losses.append(now.loss)
+            if callback is not None:
+                if best is None or now.loss < best[0]:
+                    best = now.loss, {k: p.detach().clone() for k, p in model.state_dict().items()}
+                done = sum(work[:level]) + work[level] * (step + 1) / steps
+                report = Progress(
+                    "deformable", level, settings.levels, step, steps, now.metric, now.loss,
+                    time.perf_counter() - clock, done / sum(work),
+                )  # fmt: skip
+                if callback(report):
+                    model.load_state_dict(best[1])
+                    stop, cancelled = "cancelled", True
+                    break
+            optimiser.step()
+            if _converged(losses, settings):
+                stop = "converged"
+                break
+    with torch.no_grad():
+        values = model().detach().clone()
+    trained = LatticeField(
+        pair.fixed_geometry, lattices[model.finest], coarsest / 2**model.finest, values, settings.flow,
+        settings.squarings, threads,
+    )  # fmt: skip
+    return LatticeResult(trained, trace, stop, counted)
+
+
+def _flow(v: Tensor, settings: LatticeSettings, h: float, threads: int) -> Tensor:
+    """Velocity in mm → displacement in units of the lattice."""
+    if settings.flow == "displacement":
+        return v / h
+    return ops.exponential(v, settings.squarings, 1 / h, threads)
+
+
+def _converged(losses: list[float], settings: LatticeSettings) -> bool:
+    w = settings.convergence_window
+    if settings.convergence_threshold <= 0 or len(losses) < 2 * w:
+        return False
+    return float(np.mean(losses[-2 * w : -w]) - np.mean(losses[-w:])) < settings.convergence_threshold
+
+
+def _weight(pair: Pair, displacement: Tensor, positions: list[F64], moving_level: Tensor, index: F64, vector: F64,
+            moving_positions: list[F64], threads: int) -> Tensor | None:  # fmt: skip
+    """Where a level looks: the fixed mask, times the moving mask and the moving image's extent under the map so far.
+
+    None where everything counts.
+    """
+    weight: Tensor | None = None
+    if pair.fixed_weight is not None:
+        near = [torch.from_numpy(np.rint(p).astype(np.int64)).to(displacement.device) for p in positions]
+        w = pair.fixed_weight
+        for axis, at in zip((2, 1, 0), near, strict=True):
+            w = w.index_select(axis, at)
+        weight = w
+    grids = [torch.arange(n, dtype=torch.float32, device=displacement.device) for n in displacement.shape[1:]]
+    inside: Tensor | None = None
+    for row, n in enumerate(moving_level.shape[::-1]):
+        if n == 1:
+            continue
+        q = float(index[row, 3]) + sum(
+            float(index[row, c]) * grids[2 - c].reshape([-1 if k == 2 - c else 1 for k in range(3)]) for c in range(3)
+        )
+        for c in range(3):
+            q = q + float(vector[row, c]) * displacement[c]
+        # Half a voxel around the outermost centres still belongs to the image.
+        good = (q >= -0.5) & (q <= n - 0.5)
+        if not bool(good.all()):
+            inside = good if inside is None else inside & good
+    if inside is not None:
+        weight = inside.float() if weight is None else weight * inside
+    if pair.moving_weight is not None:
+        start = pair.moving_weight
+        full_index = index.copy()
+        scale = np.array([(p[-1] - p[0]) / max(1, len(p) - 1) if len(p) > 1 else 1.0 for p in moving_positions])
+        first = np.array([p[0] for p in moving_positions])
+        full_index = scale[:, None] * full_index
+        full_index[:, 3] += first
+        there = ops.warp(start, displacement, full_index, scale[:, None] * vector, threads) > 0.5
+        weight = there.float() if weight is None else weight * there
+    return weight

@@ -1,0 +1,163 @@
+"""The grid of an image in physical space, and the three frames every coordinate of the package lives in.
+
+- *index*: continuous voxel index in ITK's order ``(x, y[, z])``; voxel centres are whole numbers.
+- *physical*: LPS millimetres, ``p = origin + direction @ (spacing * index)``.
+- *field*: what a coordinate network sees. Physical space rotated to the image axes, centred on the grid, and
+  divided by **one** length for all axes (half the largest extent in mm), so that one frequency means one
+  wavelength whatever the axis and the spacing: ``q = direction.T @ (p - centre) / half_extent``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Size, spacing, origin and direction of a 2D or 3D grid, as ITK defines them.
+
+    Parameters
+    ----------
+    size : ints, ``(x, y[, z])`` order (an array on this grid has the reversed shape, see `shape`).
+    spacing : floats, mm, all above zero.
+    origin : floats, LPS mm, position of the centre of voxel 0.
+    direction : d rows of d floats; column ``j`` is the unit vector of index axis ``j`` in LPS.
+
+    Raises
+    ------
+    ValueError : lengths that disagree, sizes or spacings that are not above zero, or a direction that is not
+        orthonormal to 1e-3 (left-handed is allowed).
+    """
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def make(
+        cls,
+        size: Sequence[int],
+        spacing: ArrayLike | None = None,
+        origin: ArrayLike | None = None,
+        direction: ArrayLike | None = None,
+    ) -> Geometry:
+        """A geometry from any sequences; spacing 1, origin 0 and identity direction where left out."""
+        d = len(size)
+        spacing_ = np.ones(d) if spacing is None else np.asarray(spacing, float).ravel()
+        origin_ = np.zeros(d) if origin is None else np.asarray(origin, float).ravel()
+        direction_ = np.eye(d) if direction is None else np.asarray(direction, float).reshape(d, d)
+        return cls(
+            tuple(int(n) for n in size),
+            tuple(float(s) for s in spacing_),
+            tuple(float(o) for o in origin_),
+            tuple(tuple(float(v) for v in row) for row in direction_),
+        )
+
+    def __post_init__(self) -> None:
+        d = len(self.size)
+        if d not in (2, 3):
+            raise ValueError(f"a geometry has 2 or 3 axes, got {d} (size {self.size})")
+        if len(self.spacing) != d or len(self.origin) != d or np.shape(self.direction) != (d, d):
+            raise ValueError(
+                f"size {self.size} needs {d} spacings, {d} origin values and a {d}x{d} direction, got spacing "
+                f"{self.spacing}, origin {self.origin}, direction of shape {np.shape(self.direction)}"
+            )
+        if min(self.size) < 1 or not all(np.isfinite(self.spacing)) or min(self.spacing) <= 0:
+            raise ValueError(f"size and spacing must be above zero, got {self.size} and {self.spacing}")
+        if not np.all(np.isfinite(self.origin)):
+            raise ValueError(f"origin must be finite, got {self.origin}")
+        r = np.asarray(self.direction)
+        if not np.all(np.isfinite(r)) or np.abs(r.T @ r - np.eye(d)).max() > 1e-3:
+            raise ValueError(f"direction must be orthonormal, got {self.direction}")
+
+    @property
+    def dimension(self) -> int:
+        return len(self.size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Array shape ``([D,] H, W)``: `size` reversed."""
+        return self.size[::-1]
+
+    @property
+    def voxel_volume(self) -> float:
+        return float(np.prod(self.spacing))
+
+    @cached_property
+    def rotation(self) -> FloatArray:
+        """The direction matrix ``(d, d)``."""
+        return np.asarray(self.direction, float)
+
+    @cached_property
+    def matrix(self) -> FloatArray:
+        """``(d + 1, d + 1)`` homogeneous matrix, index → physical."""
+        m = np.eye(self.dimension + 1)
+        m[:-1, :-1] = self.rotation * np.asarray(self.spacing)
+        m[:-1, -1] = self.origin
+        return m
+
+    @cached_property
+    def inverse_matrix(self) -> FloatArray:
+        """``(d + 1, d + 1)`` homogeneous matrix, physical → index."""
+        return np.linalg.inv(self.matrix)
+
+    @cached_property
+    def centre(self) -> FloatArray:
+        """Physical position of the middle of the grid, LPS mm."""
+        return self.index_to_physical((np.asarray(self.size) - 1) / 2)
+
+    @cached_property
+    def half_extent(self) -> float:
+        """Half the largest extent in mm (voxel edges counted): the one length of field coordinates."""
+        return float(max(n * s for n, s in zip(self.size, self.spacing, strict=True)) / 2)
+
+    def index_to_physical(self, index: ArrayLike) -> FloatArray:
+        """``(..., d)`` continuous indices → ``(..., d)`` LPS mm."""
+        return np.asarray(index, float) @ self.matrix[:-1, :-1].T + self.matrix[:-1, -1]
+
+    def physical_to_index(self, points: ArrayLike) -> FloatArray:
+        """``(..., d)`` LPS mm → ``(..., d)`` continuous indices."""
+        return np.asarray(points, float) @ self.inverse_matrix[:-1, :-1].T + self.inverse_matrix[:-1, -1]
+
+    def physical_to_field(self, points: ArrayLike) -> FloatArray:
+        """``(..., d)`` LPS mm → ``(..., d)`` field coordinates (along the image axes, one unit for all)."""
+        return (np.asarray(points, float) - self.centre) @ self.rotation / self.half_extent
+
+    def field_to_physical(self, coordinates: ArrayLike) -> FloatArray:
+        """``(..., d)`` field coordinates → ``(..., d)`` LPS mm."""
+        return np.asarray(coordinates, float) * self.half_extent @ self.rotation.T + self.centre
+
+    def contains(self, points: ArrayLike) -> NDArray[np.bool_]:
+        """Whether each physical point lies within the grid, half a voxel around the outer centres included."""
+        i = self.physical_to_index(points)
+        return np.all((i >= -0.5 - 1e-6) & (i <= np.asarray(self.size) - 0.5 + 1e-6), axis=-1)
+
+    def grid(self) -> FloatArray:
+        """Physical position of every voxel centre, ``shape + (d,)``."""
+        axes = np.meshgrid(*[np.arange(n) for n in self.shape], indexing="ij")
+        return self.index_to_physical(np.stack(axes[::-1], axis=-1))
+
+    def corners(self) -> FloatArray:
+        """Physical positions of the ``2**d`` outermost voxel centres, ``(2**d, d)``."""
+        ends = [(0, n - 1) for n in self.size]
+        return self.index_to_physical(np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, self.dimension))
+
+    def crop(self, start: Sequence[int], size: Sequence[int]) -> Geometry:
+        """The sub-grid of `size` voxels that begins at index `start` (which may lie outside: padding)."""
+        origin = self.index_to_physical(np.asarray(start, float))
+        return Geometry.make(size, self.spacing, origin, self.direction)
+
+    def same_grid(self, other: Geometry, tolerance: float = 1e-3) -> bool:
+        """Whether every voxel of the two grids coincides to `tolerance` of a voxel."""
+        if self.size != other.size:
+            return False
+        gap = np.abs(self.physical_to_index(other.corners()) - self.physical_to_index(self.corners()))
+        return bool(gap.max() <= tolerance)

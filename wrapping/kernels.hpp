@@ -1,0 +1,60 @@
+// The kernels, compiled once for every instruction set (see kernels.inl) and chosen when the module is loaded.
+// Arrays are float32, C order, 3D (z, y, x); a 2D image is a 3D one with a single plane. Displacements are in voxels of
+// their own grid, component planes x, y, z first; "packed" ones hold the components of a point side by side, padded
+// to four.
+#pragma once
+
+namespace itk_nir {
+
+struct Size {
+  int x, y, z;
+  long count() const { return static_cast<long>(x) * y * z; }
+};
+
+// Local statistics of the fixed image, made once a level by lncc_prepare. One value a voxel.
+struct LnccFixed {
+  const float *image;             // f
+  const float *weight;            // w, or null where every weight is 1
+  const float *inverse_count;     // 1 / sum of w over the window, 0 where the window is empty
+  const float *mean;              // weighted mean of f
+  const float *inverse_variance;  // 1 / (sum w (f - mean)^2 + epsilon n), 0 where the window does not count
+};
+
+struct Kernels {
+  const char *name;
+  // out[o, i, j] = sum_k weights[i, k] in[o, start[i] + k, j]: a banded matrix applied along one axis.
+  void (*banded)(const float *in, float *out, long outer, int n_in, int n_out, long inner, const int *start,
+                 const float *weights, int taps, int threads);
+  // warped(i) = moving(index (i, 1) + vector u(i)), gradient = d warped / d u; trilinear, clamped to the edge.
+  // `index` is 3x4 (voxels of the output → voxels of `moving`), `vector` 3x3 (unit of u → voxels of `moving`).
+  void (*warp)(const float *moving, Size moving_size, const float *displacement, Size size, const double *index,
+               const double *vector, float *warped, float *gradient, int threads);
+  // Returns the number of windows that count.
+  double (*lncc_prepare)(const float *fixed, const float *weight, Size size, int radius, float epsilon,
+                         float *inverse_count, float *mean, float *inverse_variance, int threads);
+  // Returns the sum of the squared local correlation; gradient of that sum with respect to `moving` where not null.
+  double (*lncc)(const LnccFixed &fixed, const float *moving, Size size, int radius, float epsilon, float *gradient,
+                 bool centre_only, float *scratch, int threads);
+  void (*pack)(const float *planar, float *packed, long count, float scale, int threads);
+  void (*unpack)(const float *packed, float *planar, long count, float scale, int threads);
+  // out = inner + outer(x + inner(x)), packed, trilinear, clamped.
+  void (*compose)(const float *outer, const float *inner, float *out, Size size, int threads);
+  // Adds nothing: grad_outer and grad_inner are overwritten (they may be the same array: then their sum is written).
+  void (*compose_adjoint)(const float *outer, const float *inner, const float *grad, float *grad_outer,
+                          float *grad_inner, Size size, int threads);
+  // Solves y + v(y) + u(y + v(y)) = y for v by Newton's method from `v` as given; returns the largest residual, voxels.
+  double (*invert)(const float *u, float *v, Size size, int iterations, float tolerance, int threads);
+  // Return the energy, overwrite the gradient. `weights` and components in x, y, z order.
+  double (*diffusion)(const float *u, float *gradient, int components, Size size, const double *weights, int threads);
+  double (*jacobian_penalty)(const float *u, float *gradient, Size size, float margin, long *folded, int threads);
+};
+
+extern const Kernels kernels_base;
+#if ITK_NIR_AVX2
+extern const Kernels kernels_avx2;
+#endif
+#if ITK_NIR_AVX512
+extern const Kernels kernels_avx512;
+#endif
+
+}  // namespace itk_nir

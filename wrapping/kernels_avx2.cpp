@@ -1,0 +1,3 @@
+#define ITK_NIR_TABLE kernels_avx2
+#define ITK_NIR_NAME "avx2"
+#include "kernels.inl"
