@@ -347,15 +347,15 @@ def _summary(result: RegistrationResult) -> str:
     """The numbers of a run that tell whether it went well, on one line."""
     metrics = result.metrics
     parts = []
-    for key, text in (
-        ("similarity", "similarity {:.4f}"),
-        ("folds_percent", "folds {:.4f} %"),
-        ("inverse_error_mean_voxel", "inverse error {:.3f} voxel"),
+    for text, *keys in (
+        ("similarity {:.4f} to {:.4f}", "similarity_start", "similarity"),
+        ("folds {:.4f} %", "folded_percent"),
+        ("inverse error {:.3f} voxels", "inverse_error_mean_voxels"),
     ):
-        value = metrics.get(key)
-        if isinstance(value, (int, float)):
-            parts.append(text.format(value))
-    return "registered: " + ", ".join(parts) if parts else "registered"
+        values = [metrics.get(key) for key in keys]
+        if all(isinstance(value, float) for value in values):  # a run cut short has no similarity
+            parts.append(text.format(*values))
+    return "registered: " + ", ".join(parts)
 
 
 def _p95(values: Any) -> float:
