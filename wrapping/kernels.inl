@@ -8,10 +8,16 @@
 #include "kernels.hpp"
 #include "parallel.hpp"
 
+#if defined(__GNUC__) && !defined(__clang__)
+// Vectors wider than the registers of an instruction set have no fixed calling convention: none leaves this file.
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
+
 namespace itk_nir {
 namespace {
 
 typedef float V4 __attribute__((vector_size(16), aligned(16)));
+typedef int I4 __attribute__((vector_size(16), aligned(16)));
 
 inline V4 load4(const float *p) {
   V4 v;
@@ -20,6 +26,15 @@ inline V4 load4(const float *p) {
 }
 inline void store4(float *p, V4 v) { std::memcpy(p, &v, sizeof(v)); }
 inline V4 splat(float s) { return V4{s, s, s, s}; }
+// Lanes of `a` (0 … 3) and `b` (4 … 7).
+template <int I, int J, int K, int L>
+inline V4 shuffle(V4 a, V4 b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, I, J, K, L);
+#else
+  return __builtin_shuffle(a, b, I4{I, J, K, L});
+#endif
+}
 inline float dot3(V4 a, V4 b) {
   V4 p = a * b;
   return p[0] + p[1] + p[2];
@@ -489,29 +504,147 @@ inline Cell locate(Size n, float x, float y, float z) {
   return c;
 }
 
-inline V4 interpolate(const float *p, const Cell &c) {
-  const V4 fx = splat(c.fx), fy = splat(c.fy), fz = splat(c.fz);
-  const float *a = p + c.at;
-  const V4 v000 = load4(a), v100 = load4(a + c.sx), v010 = load4(a + c.sy), v110 = load4(a + c.sx + c.sy);
-  const float *b = a + c.sz;
-  const V4 v001 = load4(b), v101 = load4(b + c.sx), v011 = load4(b + c.sy), v111 = load4(b + c.sx + c.sy);
-  const V4 w00 = v000 + fx * (v100 - v000), w10 = v010 + fx * (v110 - v010);
-  const V4 w01 = v001 + fx * (v101 - v001), w11 = v011 + fx * (v111 - v011);
-  const V4 r0 = w00 + fy * (w10 - w00), r1 = w01 + fy * (w11 - w01);
-  return r0 + fz * (r1 - r0);
+// The same for a run of points along x, a component at a time.
+struct Cells {
+  static constexpr int run = 64;
+  int at[run];  // lower corner, in points
+  float fx[run], fy[run], fz[run];
+
+  // Points (x, y, z) … (x + length - 1, y, z) displaced by `u`, packed. `low` is a lower bound of the plane of all of
+  // them; only a displacement that is not a number comes to lie below it.
+  void locate(Size n, const float *__restrict u, int length, int x, int y, int z, float low) {
+    const float hx = float(n.x - 1), hy = float(n.y - 1), hz = float(n.z - 1);
+    const float lx = float(std::max(0, n.x - 2)), ly = float(std::max(0, n.y - 2)), lz = float(std::max(0, n.z - 2));
+    const float x0 = float(x), y0 = float(y), z0 = float(z);
+    const int sy = n.x, sz = n.x * n.y;
+#pragma omp simd
+    for (int i = 0; i < length; ++i) {
+      const float px = u[4 * i] + (x0 + float(i)), py = u[4 * i + 1] + y0, pz = u[4 * i + 2] + z0;
+      const float cx = px > 0.f ? (px < hx ? px : hx) : 0.f;
+      const float cy = py > 0.f ? (py < hy ? py : hy) : 0.f;
+      const float cz = pz > low ? (pz < hz ? pz : hz) : low;
+      const int ix = int(cx < lx ? cx : lx), iy = int(cy < ly ? cy : ly), iz = int(cz < lz ? cz : lz);
+      at[i] = ix + sy * iy + sz * iz;
+      fx[i] = cx - float(ix);
+      fy[i] = cy - float(iy);
+      fz[i] = cz - float(iz);
+    }
+  }
+};
+
+// A point and its neighbour along x, side by side.
+typedef float V8 __attribute__((vector_size(32), aligned(32)));
+
+inline V8 load8(const float *p) {
+  V8 v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+// The neighbour of an axis of one point is the point itself.
+template <bool Line>
+inline V8 load_pair(const float *p) {
+  if (Line) return load8(p);
+  const V4 a = load4(p);
+  return V8{a[0], a[1], a[2], a[3], a[0], a[1], a[2], a[3]};
+}
+inline V8 splat8(float s) { return V8{s, s, s, s, s, s, s, s}; }
+inline V8 pair(V4 a, V4 b) { return V8{a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]}; }
+inline V4 lower(V8 a) { return V4{a[0], a[1], a[2], a[3]}; }
+inline V4 upper(V8 a) { return V4{a[4], a[5], a[6], a[7]}; }
+
+template <bool Line>
+void compose_plane(const float *__restrict outer, const float *__restrict inner, float *__restrict out, Size n, int z) {
+  const long sy = n.y > 1 ? 4L * n.x : 0, sz = n.z > 1 ? 4L * n.x * n.y : 0;
+  Cells c;
+  for (int y = 0; y < n.y; ++y) {
+    const long row = (static_cast<long>(z) * n.y + y) * n.x;
+    for (int x = 0; x < n.x; x += Cells::run) {
+      const int length = std::min(Cells::run, n.x - x);
+      const float *u = inner + 4 * (row + x);
+      float *o = out + 4 * (row + x);
+      c.locate(n, u, length, x, y, z, 0.f);
+      for (int i = 0; i < length; ++i) {
+        const float *a = outer + 4L * c.at[i];
+        const float *b = a + sz;
+        const V8 fz = splat8(c.fz[i]);
+        const V8 p00 = load_pair<Line>(a), p10 = load_pair<Line>(a + sy);
+        const V8 p01 = load_pair<Line>(b), p11 = load_pair<Line>(b + sy);
+        const V8 r0 = p00 + fz * (p01 - p00), r1 = p10 + fz * (p11 - p10);
+        const V8 r = r0 + splat8(c.fy[i]) * (r1 - r0);
+        const V4 low = lower(r);
+        store4(o + 4 * i, load4(u + 4 * i) + low + splat(c.fx[i]) * (upper(r) - low));
+      }
+    }
+  }
 }
 
 void compose(const float *outer, const float *inner, float *out, Size n, int threads) {
   parallel_for(n.z, threads, [&](int z) {
-    for (int y = 0; y < n.y; ++y) {
-      const long row = (static_cast<long>(z) * n.y + y) * n.x;
-      for (int x = 0; x < n.x; ++x) {
-        const V4 u = load4(inner + 4 * (row + x));
-        const Cell c = locate(n, x + u[0], y + u[1], z + u[2]);
-        store4(out + 4 * (row + x), u + interpolate(outer, c));
-      }
+    if (n.x > 1) {
+      compose_plane<true>(outer, inner, out, n, z);
+    } else {
+      compose_plane<false>(outer, inner, out, n, z);
     }
   });
+}
+
+// One plane of the adjoint: the gradient by the inner field goes to `grad_inner`, that by the outer one is added to
+// `base`, which stands for the first point of the grid.
+template <bool Line>
+void compose_adjoint_plane(const float *__restrict outer, const float *__restrict inner, const float *__restrict grad,
+                           float *__restrict base, float *__restrict grad_inner, Size n, int z, float lowest) {
+  const long sx = n.x > 1 ? 4 : 0, sy = n.y > 1 ? 4L * n.x : 0, sz = n.z > 1 ? 4L * n.x * n.y : 0;
+  // Nothing is inside in the lane that pads.
+  const V4 top = {float(n.x - 1), float(n.y - 1), float(n.z - 1), -1.f};
+  Cells c;
+  for (int y = 0; y < n.y; ++y) {
+    const long row = (static_cast<long>(z) * n.y + y) * n.x;
+    for (int x = 0; x < n.x; x += Cells::run) {
+      const int length = std::min(Cells::run, n.x - x);
+      const float *u = inner + 4 * (row + x);
+      c.locate(n, u, length, x, y, z, lowest);
+      V4 here = {float(x), float(y), float(z), 0.f};
+      for (int i = 0; i < length; ++i) {
+        const long at = 4L * c.at[i];
+        const float *a = outer + at;
+        const float *b = a + sz;
+        const V4 g = load4(grad + 4 * (row + x + i)) * V4{1.f, 1.f, 1.f, 0.f};
+        const V4 fx = splat(c.fx[i]);
+        const V8 fy = splat8(c.fy[i]), fz = splat8(c.fz[i]);
+        const V8 p00 = load_pair<Line>(a), p10 = load_pair<Line>(a + sy);
+        const V8 p01 = load_pair<Line>(b), p11 = load_pair<Line>(b + sy);
+        const V8 z0 = p01 - p00, z1 = p11 - p10;
+        const V8 r0 = p00 + fz * z0, r1 = p10 + fz * z1, dy = r1 - r0;
+        const V8 r = r0 + fy * dy, dz = z0 + fy * (z1 - z0);
+        // g, shared out to the lower and the upper neighbour along x.
+        const V4 g_high = g * fx, g_low = g - g_high;
+        const V8 shares = pair(g_low, g_high);
+        const V8 ty = dy * shares, tz = dz * shares;
+        const V4 bx = (upper(r) - lower(r)) * g, by = lower(ty) + upper(ty), bz = lower(tz) + upper(tz);
+        // The sums of the lanes of bx, by and bz, side by side.
+        const V4 sxy = shuffle<0, 4, 1, 5>(bx, by) + shuffle<2, 6, 3, 7>(bx, by);
+        const V4 szz = bz + shuffle<2, 3, 0, 1>(bz, bz);
+        const V4 back = shuffle<0, 1, 4, 4>(sxy, szz) + shuffle<2, 3, 5, 5>(sxy, szz);
+        const V4 q = here + load4(u + 4 * i);
+        // Beyond the edge the field is constant.
+        const I4 inside = (q >= splat(0.f)) & (q <= top);
+        store4(grad_inner + 4 * (row + x + i), g + reinterpret_cast<V4>(reinterpret_cast<I4>(back) & inside));
+        here += V4{1.f, 0.f, 0.f, 0.f};
+        const V8 s1 = shares * fz, s0 = shares - s1;
+        const V8 s10 = s0 * fy, s00 = s0 - s10, s11 = s1 * fy, s01 = s1 - s11;
+        float *o = base + at;
+        store4(o, load4(o) + lower(s00));
+        store4(o + sx, load4(o + sx) + upper(s00));
+        store4(o + sy, load4(o + sy) + lower(s10));
+        store4(o + sy + sx, load4(o + sy + sx) + upper(s10));
+        o += sz;
+        store4(o, load4(o) + lower(s01));
+        store4(o + sx, load4(o + sx) + upper(s01));
+        store4(o + sy, load4(o + sy) + lower(s11));
+        store4(o + sy + sx, load4(o + sy + sx) + upper(s11));
+      }
+    }
+  }
 }
 
 void compose_adjoint(const float *outer, const float *inner, const float *grad, float *grad_outer, float *grad_inner,
@@ -522,71 +655,54 @@ void compose_adjoint(const float *outer, const float *inner, const float *grad, 
   // then added in order. Their number depends on the grid alone.
   const int slabs = std::min(8, n.z);
   std::vector<int> low(slabs), high(slabs);
-  std::vector<std::vector<float>> reach(slabs);
+  std::vector<long> offset(slabs + 1, 0);
+  const auto first_plane = [&](int s) { return static_cast<int>(static_cast<long>(n.z) * s / slabs); };
   parallel_for(slabs, threads, [&](int s) {
-    const int z0 = static_cast<int>(static_cast<long>(n.z) * s / slabs);
-    const int z1 = static_cast<int>(static_cast<long>(n.z) * (s + 1) / slabs);
     float least = float(n.z - 1), most = 0.f;
-    for (int z = z0; z < z1; ++z) {
+    for (int z = first_plane(s); z < first_plane(s + 1); ++z) {
+      V4 smallest = splat(1e30f), largest = splat(-1e30f);
       for (long i = 0; i < static_cast<long>(n.x) * n.y; ++i) {
-        const float q = float(z) + inner[z * plane + 4 * i + 2];
-        least = q < least ? q : least;
-        most = q > most ? q : most;
+        const V4 u = load4(inner + z * plane + 4 * i);
+        smallest = u < smallest ? u : smallest;
+        largest = u > largest ? u : largest;
       }
+      least = std::min(least, float(z) + smallest[2]);
+      most = std::max(most, float(z) + largest[2]);
     }
     const int lo = std::max(0, std::min(int(std::max(least, 0.f)), n.z - 2));
-    const int hi = std::max(lo, std::min(int(std::min(most, float(n.z - 1))) + 1, n.z - 1));
     low[s] = lo;
-    high[s] = hi + 1;
-    std::vector<float> &mine = reach[s];
-    mine.assign((hi + 1 - lo) * plane, 0.f);
-    float *base = mine.data() - lo * plane;
-    for (int z = z0; z < z1; ++z) {
-      for (int y = 0; y < n.y; ++y) {
-        const long row = (static_cast<long>(z) * n.y + y) * n.x;
-        for (int x = 0; x < n.x; ++x) {
-          const V4 u = load4(inner + 4 * (row + x));
-          const V4 g = load4(grad + 4 * (row + x));
-          const Cell c = locate(n, x + u[0], y + u[1], z + u[2]);
-          const float *a = outer + c.at;
-          const float *b = a + c.sz;
-          const float v000 = dot3(load4(a), g), v100 = dot3(load4(a + c.sx), g);
-          const float v010 = dot3(load4(a + c.sy), g), v110 = dot3(load4(a + c.sx + c.sy), g);
-          const float v001 = dot3(load4(b), g), v101 = dot3(load4(b + c.sx), g);
-          const float v011 = dot3(load4(b + c.sy), g), v111 = dot3(load4(b + c.sx + c.sy), g);
-          const float gx = 1.f - c.fx, gy = 1.f - c.fy, gz = 1.f - c.fz;
-          const float d00 = v100 - v000, d10 = v110 - v010, d01 = v101 - v001, d11 = v111 - v011;
-          const float w00 = v000 + c.fx * d00, w10 = v010 + c.fx * d10, w01 = v001 + c.fx * d01,
-                      w11 = v011 + c.fx * d11;
-          const V4 back = {c.ox * (gz * (gy * d00 + c.fy * d10) + c.fz * (gy * d01 + c.fy * d11)),
-                           c.oy * (gz * (w10 - w00) + c.fz * (w11 - w01)),
-                           c.oz * ((gy * w01 + c.fy * w11) - (gy * w00 + c.fy * w10)), 0.f};
-          store4(grad_inner + 4 * (row + x), g + back);
-          float *o = base + c.at;
-          const V4 g0 = g * splat(gz), g1 = g * splat(c.fz);
-          const V4 g00 = g0 * splat(gy), g10 = g0 * splat(c.fy), g01 = g1 * splat(gy), g11 = g1 * splat(c.fy);
-          const V4 lx = splat(gx), hx = splat(c.fx);
-          store4(o, load4(o) + g00 * lx);
-          store4(o + c.sx, load4(o + c.sx) + g00 * hx);
-          store4(o + c.sy, load4(o + c.sy) + g10 * lx);
-          store4(o + c.sx + c.sy, load4(o + c.sx + c.sy) + g10 * hx);
-          o += c.sz;
-          store4(o, load4(o) + g01 * lx);
-          store4(o + c.sx, load4(o + c.sx) + g01 * hx);
-          store4(o + c.sy, load4(o + c.sy) + g11 * lx);
-          store4(o + c.sx + c.sy, load4(o + c.sx + c.sy) + g11 * hx);
-        }
+    high[s] = std::min(n.z, std::max(int(std::min(most, float(n.z - 1))), lo) + 2);
+  });
+  for (int s = 0; s < slabs; ++s) offset[s + 1] = offset[s] + (high[s] - low[s]) * plane;
+  // Kept by the calling thread: allocating it anew for every call costs page faults.
+  thread_local std::vector<float> kept;
+  if (static_cast<long>(kept.size()) < offset[slabs]) kept.resize(offset[slabs]);
+  float *const reach = kept.data();
+  parallel_for(slabs, threads, [&](int s) {
+    std::fill(reach + offset[s], reach + offset[s + 1], 0.f);
+    float *base = reach + offset[s] - low[s] * plane;
+    for (int z = first_plane(s); z < first_plane(s + 1); ++z) {
+      if (n.x > 1) {
+        compose_adjoint_plane<true>(outer, inner, grad, base, grad_inner, n, z, float(low[s]));
+      } else {
+        compose_adjoint_plane<false>(outer, inner, grad, base, grad_inner, n, z, float(low[s]));
       }
     }
   });
   parallel_for(n.z, threads, [&](int z) {
     float *__restrict out = grad_outer + z * plane;
-    if (!together) std::fill(out, out + plane, 0.f);
+    bool empty = !together;
     for (int s = 0; s < slabs; ++s) {
       if (z < low[s] || z >= high[s]) continue;
-      const float *__restrict add = reach[s].data() + (z - low[s]) * plane;
-      for (long i = 0; i < plane; ++i) out[i] += add[i];
+      const float *__restrict add = reach + offset[s] + (z - low[s]) * plane;
+      if (empty) {
+        std::memcpy(out, add, sizeof(float) * plane);
+      } else {
+        for (long i = 0; i < plane; ++i) out[i] += add[i];
+      }
+      empty = false;
     }
+    if (empty) std::fill(out, out + plane, 0.f);
   });
 }
 
@@ -682,60 +798,72 @@ double diffusion(const float *u, float *gradient, int components, Size n, const 
   return sum_rows(sums);
 }
 
-// sum over cells of relu(margin - det(I + du))^2 by forward differences, u planar in voxels; adds nothing to
-// `gradient` but overwrites it. Planes are done in two passes (even, odd): each writes to itself and the next one.
-double jacobian_penalty(const float *u, float *gradient, Size n, float margin, long *folded, int threads) {
+// sum over cells of relu(margin - det(I + du))^2, u planar in voxels; overwrites `gradient`. The differences are taken
+// from one corner of each cell: bit a of `corner` says whether it is the upper one along axis a. Planes are done in two
+// passes (even, odd): each writes to itself and to the next one.
+double jacobian_penalty(const float *u, float *gradient, Size n, float margin, int corner, int threads) {
   const long count = n.count(), sy = n.x, sz = static_cast<long>(n.x) * n.y;
-  std::fill(gradient, gradient + 3 * count, 0.f);
   const int cx = std::max(1, n.x - 1), cy = std::max(1, n.y - 1), cz = std::max(1, n.z - 1);
   const long dx = n.x > 1 ? 1 : 0, dy = n.y > 1 ? sy : 0, dz = n.z > 1 ? sz : 0;
-  std::vector<double> sums(cz);
-  std::vector<long> folds(cz);
+  const long ox = corner & 1 ? dx : 0, oy = corner & 2 ? dy : 0, oz = corner & 4 ? dz : 0;
+  // From the chosen corner: the lower and the upper end of each difference.
+  const long low[3] = {oy + oz, ox + oz, ox + oy}, high[3] = {oy + oz + dx, ox + oz + dy, ox + oy + dz};
+  parallel_for(3 * n.z, threads, [&](int t) {
+    float *g = gradient + (t / n.z) * count + (t % n.z) * sz;
+    std::fill(g, g + sz, 0.f);
+  });
+  std::vector<double> sums(cz, 0.0);
   for (int parity = 0; parity < 2; ++parity) {
     parallel_for((cz + 1 - parity) / 2, threads, [&](int t) {
       const int z = 2 * t + parity;
+      thread_local std::vector<float> lack;
+      if (static_cast<int>(lack.size()) < cx) lack.resize(cx);
+      float *__restrict row = lack.data();
       double total = 0;
-      long below = 0;
       for (int y = 0; y < cy; ++y) {
+        const long base = z * sz + y * sy;
+        const float *__restrict p = u + base;
+        float worst = 0.f;
+#pragma omp simd reduction(max : worst)
         for (int x = 0; x < cx; ++x) {
-          const long at = z * sz + y * sy + x;
           float m[3][3];
           for (int i = 0; i < 3; ++i) {
-            const float *c = u + i * count + at;
-            m[i][0] = c[dx] - c[0];
-            m[i][1] = c[dy] - c[0];
-            m[i][2] = c[dz] - c[0];
+            for (int a = 0; a < 3; ++a) m[i][a] = p[i * count + high[a] + x] - p[i * count + low[a] + x];
             m[i][i] += 1.f;
           }
-          const float k00 = m[1][1] * m[2][2] - m[1][2] * m[2][1], k01 = m[1][2] * m[2][0] - m[1][0] * m[2][2],
-                      k02 = m[1][0] * m[2][1] - m[1][1] * m[2][0];
-          const float det = m[0][0] * k00 + m[0][1] * k01 + m[0][2] * k02;
-          const float lack = margin - det;
-          below += det <= 0.f;
-          if (lack <= 0.f) continue;
-          total += double(lack) * lack;
-          const float s = -2.f * lack;
-          const float k[3][3] = {{k00, k01, k02},
-                                 {m[0][2] * m[2][1] - m[0][1] * m[2][2], m[0][0] * m[2][2] - m[0][2] * m[2][0],
-                                  m[0][1] * m[2][0] - m[0][0] * m[2][1]},
-                                 {m[0][1] * m[1][2] - m[0][2] * m[1][1], m[0][2] * m[1][0] - m[0][0] * m[1][2],
-                                  m[0][0] * m[1][1] - m[0][1] * m[1][0]}};
+          const float det = m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1]) +
+                            m[0][1] * (m[1][2] * m[2][0] - m[1][0] * m[2][2]) +
+                            m[0][2] * (m[1][0] * m[2][1] - m[1][1] * m[2][0]);
+          row[x] = margin - det;
+          worst = row[x] > worst ? row[x] : worst;
+        }
+        if (!(worst > 0.f)) continue;
+        for (int x = 0; x < cx; ++x) {
+          if (!(row[x] > 0.f)) continue;
+          const long at = base + x;
+          float m[3][3];
           for (int i = 0; i < 3; ++i) {
+            for (int a = 0; a < 3; ++a) m[i][a] = u[i * count + at + high[a]] - u[i * count + at + low[a]];
+            m[i][i] += 1.f;
+          }
+          total += double(row[x]) * row[x];
+          const float s = -2.f * row[x];
+          for (int i = 0; i < 3; ++i) {
+            const float *b = m[(i + 1) % 3], *c = m[(i + 2) % 3];
             float *g = gradient + i * count + at;
-            const float a = dx ? s * k[i][0] : 0.f, b = dy ? s * k[i][1] : 0.f, c = dz ? s * k[i][2] : 0.f;
-            g[0] -= a + b + c;
-            g[dx] += a;
-            g[dy] += b;
-            g[dz] += c;
+            for (int a = 0; a < 3; ++a) {
+              if (high[a] == low[a]) continue;
+              const int e = (a + 1) % 3, f = (a + 2) % 3;
+              const float cofactor = s * (b[e] * c[f] - b[f] * c[e]);
+              g[high[a]] += cofactor;
+              g[low[a]] -= cofactor;
+            }
           }
         }
       }
       sums[z] = total;
-      folds[z] = below;
     });
   }
-  *folded = 0;
-  for (long f : folds) *folded += f;
   return sum_rows(sums);
 }
 
