@@ -186,13 +186,22 @@ class _Waves:
 
     def __call__(self, points: Array) -> Array:
         """``(3, N)`` mm → ``(components, N)``, or ``(N,)`` where there is one."""
-        value = self.weights @ np.cos(self.k @ points + self.phase)
+        angle = self._angle(points)
+        value = np.einsum("ck,kn->cn", self.weights, np.cos(angle, out=angle))
         return value[0] if len(value) == 1 else value
 
     def with_gradient(self, points: Array) -> tuple[Array, Array]:
         """``(3, N)`` mm → values ``(N,)`` and gradients ``(3, N)`` per mm, for one component."""
-        angle = self.k @ points + self.phase
-        return self.weights[0] @ np.cos(angle), -(self.k.T * self.weights[0]) @ np.sin(angle)
+        angle = self._angle(points)
+        value = np.einsum("k,kn->n", self.weights[0], np.cos(angle))
+        gradient = np.einsum("kc,kn->cn", self.k * -self.weights[0][:, None], np.sin(angle, out=angle))
+        return value, gradient
+
+    def _angle(self, points: Array) -> Array:
+        # No BLAS here and above: its threads cost more than they bring on matrices this thin.
+        angle = np.einsum("kc,cn->kn", self.k, points)
+        angle += self.phase
+        return angle
 
 
 def _norm(vectors: Array) -> Array:
