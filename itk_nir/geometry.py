@@ -107,7 +107,7 @@ class Geometry:
     @cached_property
     def inverse_matrix(self) -> FloatArray:
         """``(d + 1, d + 1)`` homogeneous matrix, physical → index."""
-        return np.linalg.inv(self.matrix)
+        return np.asarray(np.linalg.inv(self.matrix), np.float64)
 
     @cached_property
     def centre(self) -> FloatArray:
@@ -133,7 +133,7 @@ class Geometry:
 
     def field_to_physical(self, coordinates: ArrayLike) -> FloatArray:
         """``(..., d)`` field coordinates → ``(..., d)`` LPS mm."""
-        return np.asarray(coordinates, float) * self.half_extent @ self.rotation.T + self.centre
+        return np.asarray(np.asarray(coordinates, float) * self.half_extent @ self.rotation.T + self.centre)
 
     def contains(self, points: ArrayLike) -> NDArray[np.bool_]:
         """Whether each physical point lies within the grid, half a voxel around the outer centres included."""

@@ -46,7 +46,7 @@ struct Kernels {
   double (*invert)(const float *u, float *v, Size size, int iterations, float tolerance, int threads);
   // Return the energy, overwrite the gradient. `weights` and components in x, y, z order.
   double (*diffusion)(const float *u, float *gradient, int components, Size size, const double *weights, int threads);
-  double (*jacobian_penalty)(const float *u, float *gradient, Size size, float margin, long *folded, int threads);
+  double (*jacobian_penalty)(const float *u, float *gradient, Size size, float margin, int corner, int threads);
 };
 
 extern const Kernels kernels_base;

@@ -4,7 +4,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -183,13 +182,12 @@ double diffusion(Constant u, Array gradient, std::vector<double> weights, int th
   return current->diffusion(u.data(), gradient.data(), int(u.shape(0)), n, weights.data(), threads);
 }
 
-std::pair<double, long> jacobian_penalty(Constant u, Array gradient, float margin, int threads) {
+double jacobian_penalty(Constant u, Array gradient, float margin, int corner, int threads) {
   const Size n = size_of(u, 1);
   need(u.shape(0) == 3 && gradient.shape(0) == 3 && same(size_of(gradient, 1), n), "jacobian_penalty: shapes disagree");
+  need(corner >= 0 && corner < 8, "jacobian_penalty: corner is 0 to 7");
   nb::gil_scoped_release release;
-  long folded = 0;
-  const double energy = current->jacobian_penalty(u.data(), gradient.data(), n, margin, &folded, threads);
-  return {energy, folded};
+  return current->jacobian_penalty(u.data(), gradient.data(), n, margin, corner, threads);
 }
 
 }  // namespace
@@ -216,7 +214,7 @@ NB_MODULE(_native, m) {
         nb::arg("grad_outer"), nb::arg("grad_inner"), nb::arg("threads"));
   m.def("diffusion", &diffusion, nb::arg("u"), nb::arg("gradient"), nb::arg("weights"), nb::arg("threads"));
   m.def("jacobian_penalty", &jacobian_penalty, nb::arg("u"), nb::arg("gradient"), nb::arg("margin"),
-        nb::arg("threads"));
+        nb::arg("corner"), nb::arg("threads"));
   m.def("invert", &invert, nb::arg("u"), nb::arg("v"), nb::arg("iterations"), nb::arg("tolerance"),
         nb::arg("threads"));
 }

@@ -41,7 +41,7 @@ class Banded:
 
 def banded_from_dense(matrix: F64) -> Banded:
     """The narrowest `Banded` that holds a dense matrix."""
-    n_out, n_in = matrix.shape
+    n_in = matrix.shape[1]
     used = matrix != 0
     first = np.where(used.any(1), used.argmax(1), 0)
     last = np.where(used.any(1), n_in - 1 - used[:, ::-1].argmax(1), 0)
@@ -54,7 +54,8 @@ def banded_from_dense(matrix: F64) -> Banded:
 def cubic(t: F64) -> F64:
     """The cubic B-spline kernel at distance ``t`` (in knots)."""
     t = np.abs(t)
-    return np.where(t < 1, 2 / 3 - t * t + t**3 / 2, np.where(t < 2, (2 - t) ** 3 / 6, 0.0))
+    out: F64 = np.where(t < 1, 2 / 3 - t * t + t**3 / 2, np.where(t < 2, (2 - t) ** 3 / 6, 0.0))
+    return out
 
 
 def gaussian_matrix(n: int, positions: F64, sigma: float) -> Banded:
@@ -83,7 +84,7 @@ class Axis:
 
     @property
     def positions(self) -> F64:
-        return self.start + self.spacing * np.arange(self.count)
+        return self.start + self.spacing * np.arange(self.count, dtype=float)
 
     def evaluate(self, positions: F64) -> Banded:
         """Coefficients → values of the spline at `positions` (voxels of the fixed image); zero beyond the lattice."""
@@ -121,11 +122,11 @@ class Domain:
     size: tuple[int, int, int]
 
     def level_positions(self, factors: tuple[int, int, int]) -> list[F64]:
-        """Sample positions of a level, in voxels of the fixed grid, an axis each: the centres of blocks of `factors`."""
-        out = []
+        """Sample positions of a level in voxels of the fixed grid, an axis each: the centres of blocks of `factors`."""
+        out: list[F64] = []
         for start, size, f in zip(self.start, self.size, factors, strict=True):
             n = max(1, math.ceil(size / f))
-            out.append(start + (size - 1) / 2 + (np.arange(n) - (n - 1) / 2) * f)
+            out.append(start + (size - 1) / 2 + (np.arange(n, dtype=np.float64) - (n - 1) / 2) * f)
         return out
 
     def lattice(self, spacing: tuple[float, float, float], halvings: int) -> list[list[Axis]]:

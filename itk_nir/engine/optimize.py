@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +36,10 @@ from itk_nir.engine.progress import Callback, Progress
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
+
+#: The corner of the cells from which a step's Jacobian determinants are taken. A cell has eight, and a cell is only
+#: free of folds where all are: taking turns costs no more than always the same, and leaves next to none.
+CORNERS = (0, 7, 3, 4, 5, 2, 6, 1)
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ class LatticeSettings:
                     f"{name} has {len(getattr(self, name))} values but shrink_factors has {n}; give one for each level"
                 )
         if n == 0 or min(self.shrink_factors) < 1 or list(self.shrink_factors) != sorted(self.shrink_factors)[::-1]:
-            raise ValueError(f"shrink_factors must fall from level to level and be at least 1, got {self.shrink_factors}")
+            raise ValueError(
+                f"shrink_factors must fall from level to level and be at least 1, got {self.shrink_factors}"
+            )
         if min(self.steps) < 0 or sum(self.steps) == 0:
             raise ValueError(f"steps must not be negative, nor all zero, got {self.steps}")
         if min(self.radius) < 1:
@@ -436,7 +442,6 @@ class LatticeResult:
     field: LatticeField
     trace: list[TraceStep]
     stop: str
-    counted: list[float] = field(default_factory=list)
 
 
 def optimise_lattice(
@@ -473,7 +478,6 @@ def optimise_lattice(
         for s, k in zip(settings.steps, settings.shrink_factors, strict=True)
     ]
     stop, cancelled = "all steps done", False
-    counted = []
     for level in range(settings.levels):
         steps = settings.steps[level]
         model.reach(settings.grid_of(level), device)
@@ -484,7 +488,9 @@ def optimise_lattice(
         factors = shrink(pair.fixed_geometry, settings.shrink_factors[level])
         positions = domain.level_positions(factors)
         sigma = settings.smoothing_sigmas[level]
-        moving_factors = shrink(pair.moving_geometry, settings.shrink_factors[level] * unit / min(pair.moving_geometry.spacing))
+        moving_factors = shrink(
+            pair.moving_geometry, settings.shrink_factors[level] * unit / min(pair.moving_geometry.spacing)
+        )
         whole = Domain((0, 0, 0), sizes(pair.moving_geometry))
         moving_positions = whole.level_positions(moving_factors)
         fixed_level = pyramid(fixed, pair.fixed_geometry, positions, factors, sigma, threads)
@@ -503,12 +509,15 @@ def optimise_lattice(
                 "nothing to compare: the fixed image is flat, masked out or outside the moving image everywhere; check "
                 "the masks and that the images overlap (a linear stage or an initial transform may be needed)"
             )
-        counted.append(lncc.count)
         # Energies are sums of squares over cells of volume h^d; |Ω| = count * voxel volume of the level.
         dims = sum(n > 1 for n in domain.size)
-        voxel = math.prod(f * s for f, s, n in zip(factors, spacings(pair.fixed_geometry), domain.size, strict=True) if n > 1)
+        voxel = math.prod(
+            f * s for f, s, n in zip(factors, spacings(pair.fixed_geometry), domain.size, strict=True) if n > 1
+        )
         cell = h**dims / (lncc.count * voxel)
-        optimiser = torch.optim.Adam(model.groups(settings.learning_rates[level] * unit), betas=settings.momentum, fused=True)
+        optimiser = torch.optim.Adam(
+            model.groups(settings.learning_rates[level] * unit), betas=settings.momentum, fused=True
+        )
         rates = [g["lr"] for g in optimiser.param_groups]
         best: tuple[float, dict[str, Tensor]] | None = None
         losses: list[float] = []
@@ -526,11 +535,12 @@ def optimise_lattice(
             if settings.displacement_diffusion[level]:
                 loss = loss + settings.displacement_diffusion[level] * cell * ops.diffusion(u, threads=threads)
             if settings.jacobian_weight:
-                penalty = ops.jacobian_penalty(u, settings.jacobian_margin, threads)
+                corner = CORNERS[step % 8]
+                penalty = ops.jacobian_penalty(u, settings.jacobian_margin, corner, threads)
                 loss = loss + settings.jacobian_weight * cell * penalty
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            now = TraceStep(level, step, float(similarity), float(loss))
+            now = TraceStep(level, step, float(similarity.detach()), float(loss.detach()))
             trace.append(now)
             losses.append(now.loss)
             if callback is not None:
@@ -555,7 +565,7 @@ def optimise_lattice(
         pair.fixed_geometry, lattices[model.finest], coarsest / 2**model.finest, values, settings.flow,
         settings.squarings, threads,
     )  # fmt: skip
-    return LatticeResult(trained, trace, stop, counted)
+    return LatticeResult(trained, trace, stop)
 
 
 def _flow(v: Tensor, settings: LatticeSettings, h: float, threads: int) -> Tensor:
@@ -590,11 +600,10 @@ def _weight(pair: Pair, displacement: Tensor, positions: list[F64], moving_level
     for row, n in enumerate(moving_level.shape[::-1]):
         if n == 1:
             continue
-        q = float(index[row, 3]) + sum(
-            float(index[row, c]) * grids[2 - c].reshape([-1 if k == 2 - c else 1 for k in range(3)]) for c in range(3)
-        )
+        q = torch.full_like(displacement[0], float(index[row, 3]))
         for c in range(3):
-            q = q + float(vector[row, c]) * displacement[c]
+            along = grids[2 - c].reshape([-1 if k == 2 - c else 1 for k in range(3)])
+            q += float(index[row, c]) * along + float(vector[row, c]) * displacement[c]
         # Half a voxel around the outermost centres still belongs to the image.
         good = (q >= -0.5) & (q <= n - 0.5)
         if not bool(good.all()):

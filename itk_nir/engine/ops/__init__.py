@@ -155,11 +155,13 @@ def diffusion(u: Tensor, weights: tuple[float, float, float] = (1.0, 1.0, 1.0), 
     return result
 
 
-def jacobian_penalty(u: Tensor, margin: float, threads: int = 1) -> Tensor:
-    """``sum relu(margin - det)²`` over the cells, see `reference.jacobian_penalty`."""
+def jacobian_penalty(u: Tensor, margin: float, corner: int = 0, threads: int = 1) -> Tensor:
+    """``sum relu(margin - det)²`` over the cells, from one of their corners; see `reference.jacobian`."""
     native = _native(u)
     result: Tensor = (
-        native.JacobianPenalty.apply(u, margin, threads) if native else reference.jacobian_penalty(u, margin)
+        native.JacobianPenalty.apply(u, margin, corner, threads)
+        if native
+        else reference.jacobian_penalty(u, margin, corner)
     )
     return result
 

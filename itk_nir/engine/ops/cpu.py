@@ -17,7 +17,9 @@ def _f32(x: Tensor) -> Tensor:
 
 class Banded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, start: Tensor, weights: Tensor, back: tuple[Tensor, Tensor], threads: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, start: Tensor, weights: Tensor, back: tuple[Tensor, Tensor], threads: int
+    ) -> Tensor:
         out = x.new_empty(x.shape[0], weights.shape[0], x.shape[2])
         native.banded(_f32(x), out, start, weights, threads)
         ctx.back, ctx.threads = back, threads
@@ -34,7 +36,9 @@ class Banded(torch.autograd.Function):
 
 class Warp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, moving: Tensor, displacement: Tensor, index: np.ndarray, vector: np.ndarray, threads: int) -> Tensor:
+    def forward(
+        ctx: Any, moving: Tensor, displacement: Tensor, index: np.ndarray, vector: np.ndarray, threads: int
+    ) -> Tensor:
         warped = displacement.new_empty(displacement.shape[1:])
         gradient = torch.empty_like(displacement) if displacement.requires_grad else None
         native.warp(_f32(moving), _f32(displacement), index, vector, warped, gradient, threads)
@@ -145,18 +149,20 @@ class Diffusion(torch.autograd.Function):
 
 class JacobianPenalty(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, u: Tensor, margin: float, threads: int) -> Tensor:
+    def forward(ctx: Any, u: Tensor, margin: float, corner: int, threads: int) -> Tensor:
         gradient = torch.empty_like(u)
-        energy, _ = native.jacobian_penalty(_f32(u), gradient, margin, threads)
+        energy = native.jacobian_penalty(_f32(u), gradient, margin, corner, threads)
         ctx.gradient = gradient
         return u.new_tensor(energy)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return ctx.gradient.mul_(float(grads[0])), None, None
+        return ctx.gradient.mul_(float(grads[0])), None, None, None
 
 
-def invert(displacement: Tensor, start: Tensor, iterations: int, tolerance: float, threads: int) -> tuple[Tensor, float]:
+def invert(
+    displacement: Tensor, start: Tensor, iterations: int, tolerance: float, threads: int
+) -> tuple[Tensor, float]:
     u, v = _pack(displacement, 1.0, threads), _pack(start, 1.0, threads)
     worst = native.invert(u, v, iterations, tolerance, threads)
     return _unpack(v, 1.0, threads), worst

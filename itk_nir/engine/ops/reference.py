@@ -65,14 +65,12 @@ def box_sum(x: Tensor, radius: int) -> Tensor:
     width = 2 * radius + 1
     for axis in range(3):
         kernel = [width if a == axis else 1 for a in range(3)]
-        padding = [radius if a == axis else 0 for a in range(3)]
-        x = functional.avg_pool3d(x[None], kernel, stride=1, padding=padding, divisor_override=1)[0]
+        padding = [radius if a == axis else 0 for a in (2, 2, 1, 1, 0, 0)]
+        x = functional.avg_pool3d(functional.pad(x[None], padding), kernel, stride=1, divisor_override=1)[0]
     return x
 
 
-def lncc(
-    fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsilon: float
-) -> tuple[Tensor, Tensor]:
+def lncc(fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsilon: float) -> tuple[Tensor, Tensor]:
     """Sum of the squared local correlation over all windows that count, and how many do.
 
     A window counts where the weight of its centre is above one half and the fixed variance above ``epsilon``;
@@ -125,20 +123,20 @@ def diffusion(u: Tensor, weights: tuple[float, float, float]) -> Tensor:
     return total
 
 
-def jacobian(u: Tensor) -> Tensor:
-    """``det(I + ∂u_i/∂x_j)`` by forward differences, ``(3, Z, Y, X)`` → one value a cell ``(Z-1, Y-1, X-1)``.
+def jacobian(u: Tensor, corner: int = 0) -> Tensor:
+    """``det(I + ∂u_i/∂x_j)``, ``(3, Z, Y, X)`` → one value a cell ``(Z-1, Y-1, X-1)``.
 
-    An axis of one voxel counts as uniform along that axis.
+    The differences start from one corner of the cell: bit ``a`` of `corner` (0 to 7) says whether it is the upper one
+    along axis ``a`` (x, y, z). An axis of one voxel counts as uniform.
     """
-    nz, ny, nx = u.shape[1:]
-    cut = (slice(None), slice(0, max(1, nz - 1)), slice(0, max(1, ny - 1)), slice(0, max(1, nx - 1)))
+    flips = [3 - a for a in range(3) if (corner >> a) & 1]
+    if flips:
+        sign = torch.tensor([-1.0 if (corner >> a) & 1 else 1.0 for a in range(3)], dtype=u.dtype, device=u.device)
+        return jacobian(u.flip(flips) * sign.reshape(3, 1, 1, 1)).flip([f - 1 for f in flips])
+    cut = (slice(None), *(slice(0, max(1, n - 1)) for n in u.shape[1:]))
     columns = []
     for axis in (3, 2, 1):
-        if u.shape[axis] == 1:
-            d = torch.zeros_like(u)
-        else:
-            d = u.roll(-1, axis) - u
-        columns.append(d[cut])
+        columns.append((torch.zeros_like(u) if u.shape[axis] == 1 else u.roll(-1, axis) - u)[cut])
     m = [[columns[j][i] + (1.0 if i == j else 0.0) for j in range(3)] for i in range(3)]
     return (
         m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1])
@@ -147,6 +145,6 @@ def jacobian(u: Tensor) -> Tensor:
     )
 
 
-def jacobian_penalty(u: Tensor, margin: float) -> Tensor:
+def jacobian_penalty(u: Tensor, margin: float, corner: int = 0) -> Tensor:
     """``sum relu(margin - det)²`` over the cells of the lattice (squared: its gradient is continuous)."""
-    return torch.relu(margin - jacobian(u)).square().sum()
+    return torch.relu(margin - jacobian(u, corner)).square().sum()
