@@ -223,16 +223,9 @@ def test_lncc(instructions: str, shape: tuple[int, int, int], radius: int, weigh
         assert_close(lncc(moving), wanted, 3e-6)
 
 
-short = pytest.mark.xfail(raises=RuntimeError, strict=True, reason="box_sum takes no axis shorter than the window")
-
-
 @weighted
-@pytest.mark.parametrize(
-    ("kind", "radius"),
-    [("3D", 1), ("3D", 3), pytest.param("3D", 6, marks=short), pytest.param("2D", 1, marks=short)],
-)
-def test_lncc_of_the_reference(kind: str, radius: int, weighted: bool) -> None:
-    shape = SHAPES[kind]
+@pytest.mark.parametrize("radius", [1, 3, 6])
+def test_lncc_of_the_reference(shape: tuple[int, int, int], radius: int, weighted: bool) -> None:
     fixed, moving = images(shape)
     weight = mask(shape) if weighted else None
     lncc = ops.Lncc.make(fixed.double(), None if weight is None else weight.double(), radius, 1e-3)
@@ -300,7 +293,9 @@ def test_jacobian_penalty(instructions: str, shape: tuple[int, int, int], size: 
     u = displacement(shape, size)
     det = reference.jacobian(u.double(), corner)
     assert 0 < int((det < 0.8).sum()) < det.numel()
-    check(lambda u: ops.jacobian_penalty(u, 0.8, corner), [u], 1e-5, 1e-5)
+    # Few cells, hardly below: the rounding of the determinant counts for more.
+    tolerance = 1e-5 if size == 1.0 else 1e-4
+    check(lambda u: ops.jacobian_penalty(u, 0.8, corner), [u], tolerance, tolerance)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.01])
