@@ -1,0 +1,247 @@
+"""The benchmarks' scorer against truth made by hand, and how pairs are found and processes measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+if not BENCHMARKS.is_dir():
+    pytest.skip("no benchmarks: they are not part of a source distribution", allow_module_level=True)
+sys.path.insert(0, str(BENCHMARKS))
+score, pairs, peers, compare = (importlib.import_module(name) for name in ("score", "pairs", "peers", "compare"))
+
+SPACING = np.array([1.0, 1.5, 2.0])
+
+
+def rotation(angle: float = 0.4) -> np.ndarray:
+    """About an oblique axis, with one axis mirrored: no direction is a special case."""
+    c, s = np.cos(angle), np.sin(angle)
+    about_z = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    return np.asarray(about_z @ about_x @ np.diag([1, -1, 1]))
+
+
+def image(array: np.ndarray, direction: np.ndarray | None = None) -> sitk.Image:
+    made = sitk.GetImageFromArray(array)
+    made.SetSpacing(SPACING[: array.ndim].tolist())
+    made.SetOrigin([5.0, -7.0, 3.0][: array.ndim])
+    if direction is not None:
+        made.SetDirection(direction.ravel().tolist())
+    return made
+
+
+def grid_points(of: sitk.Image) -> np.ndarray:
+    """([D,] H, W, d) physical points, by the formula of the ITK software guide."""
+    d = of.GetDimension()
+    axes = np.meshgrid(*(np.arange(n) for n in of.GetSize()), indexing="ij")
+    index = np.stack([axis.T for axis in axes], axis=-1)
+    voxel = np.array(of.GetDirection()).reshape(d, d) * np.array(of.GetSpacing())
+    return np.asarray(index @ voxel.T + np.array(of.GetOrigin()))
+
+
+def write_field(path: Path, vectors: np.ndarray, like: sitk.Image) -> None:
+    field = sitk.GetImageFromArray(vectors, isVector=True)
+    field.CopyInformation(like)
+    sitk.WriteImage(field, str(path))
+
+
+def write_manifest(folder: Path, forward: list[dict[str, Any]], inverse: list[dict[str, Any]]) -> Path:
+    path = folder / "transforms.json"
+    path.write_text(json.dumps({"forward": forward, "inverse": inverse}))
+    return path
+
+
+@pytest.fixture
+def blob() -> sitk.Image:
+    """A textured image on an oblique, mirrored, anisotropic grid."""
+    noise = np.random.default_rng(3).normal(size=(20, 24, 28)).astype(np.float32)
+    return image(np.asarray(sitk.GetArrayFromImage(sitk.SmoothingRecursiveGaussian(image(noise), 2.0))), rotation())
+
+
+def test_dice_by_hand() -> None:
+    truth = np.array([[1, 1, 2, 2], [0, 0, 3, 0]])
+    other = np.array([[1, 0, 2, 2], [1, 0, 0, 4]])
+    found = score.dice(truth, other, (1, 2, 3, 4, 9))
+    # 1: 2·1/(2+2); 2: 1; 3 and 4: only in one map; 9: in neither, so it does not count.
+    assert found["dice_by_label"] == {"1": 0.5, "2": 1.0, "3": 0.0, "4": 0.0}
+    assert found["dice"] == pytest.approx(1.5 / 4)
+    assert score.dice(truth, other)["dice"] == pytest.approx(0.75)  # those that both have
+    with pytest.raises(ValueError, match="none of the labels"):
+        score.dice(truth, other, (77,))
+
+
+def test_jacobian_of_an_affine_map_on_an_oblique_grid(blob: sitk.Image) -> None:
+    matrix = np.array([[1.2, 0.1, 0.0], [-0.2, 0.8, 0.3], [0.05, 0.0, 1.1]])
+    points = grid_points(blob)
+    inside = np.ones(points.shape[:-1], dtype=bool)
+    voxel = rotation() * SPACING
+    found = score.jacobian_determinant(points @ matrix.T - points, inside, voxel)
+    np.testing.assert_allclose(found, np.linalg.det(matrix), rtol=1e-10)  # at the rim too
+
+
+def test_jacobian_counts_a_fold_where_it_is() -> None:
+    # x → x + u(x) on a line of pixels: u falls by 1.5 a pixel between columns 3 and 5, by nothing elsewhere.
+    u = np.zeros((6, 9, 2))
+    u[:, 4, 0], u[:, 5:, 0] = -1.5, -3.0
+    inside = np.zeros((6, 9), dtype=bool)
+    inside[2, 1:8] = True
+    found = score.jacobian_determinant(u, inside, np.eye(2))
+    np.testing.assert_allclose(found, [1, 1, 0.25, -0.5, 0.25, 1, 1])
+
+
+def test_score_of_a_known_affine_and_its_inverse(tmp_path: Path, blob: sitk.Image) -> None:
+    matrix = np.array([[1.1, 0.05, 0.0], [-0.1, 0.95, 0.1], [0.0, 0.02, 1.05]])
+    shift = np.array([1.0, -2.0, 0.5])
+    transform = sitk.AffineTransform(matrix.ravel().tolist(), shift.tolist())
+    sitk.WriteTransform(transform, str(tmp_path / "affine.tfm"))
+    sitk.WriteImage(blob, str(tmp_path / "fixed.nii.gz"))
+    points = np.array([[6.0, -3.0, 9.0], [10.0, -20.0, 4.0]])
+    for name, table in (("fixed", points), ("moving", points @ matrix.T + shift + [[0, 3, 4], [0, 0, 1]])):
+        rows = [",".join(map(repr, row)) for row in table.tolist()]
+        (tmp_path / f"{name}.csv").write_text("x,y,z\n" + "\n".join(rows) + "\n")
+    manifest = write_manifest(tmp_path, [{"file": "affine.tfm"}], [{"file": "affine.tfm", "invert": True}])
+    fixed = tmp_path / "fixed.nii.gz"
+    found = score.score(
+        fixed, fixed, manifest, fixed_landmarks=tmp_path / "fixed.csv", moving_landmarks=tmp_path / "moving.csv"
+    )
+    assert found["tre"] == pytest.approx(3.0)
+    assert found["tre_max"] == pytest.approx(5.0)
+    assert found["det_min"] == pytest.approx(np.linalg.det(matrix))
+    assert found["sd_log_jacobian"] == pytest.approx(0.0, abs=1e-9)
+    assert found["folds"] == 0.0
+    assert found["inverse_p99"] == pytest.approx(0.0, abs=1e-9)
+    before = score.score(fixed, fixed, None)
+    assert before["lncc"] == pytest.approx(1.0)
+    assert found["lncc"] < 0.9
+
+
+def test_field_meets_the_point_before_the_affine(tmp_path: Path, blob: sitk.Image) -> None:
+    """A field and an affine that do not commute, undone in the other order, by hand."""
+    matrix, shift = np.diag([2.0, 1.0, 0.5]), np.array([0.0, 1.0, 0.0])
+    sitk.WriteTransform(sitk.AffineTransform(matrix.ravel().tolist(), shift.tolist()), str(tmp_path / "affine.mat"))
+    step = np.array([3.0, -1.0, 2.0])
+    write_field(tmp_path / "field.nii.gz", np.broadcast_to(step, (20, 24, 28, 3)).astype(np.float32), blob)
+    manifest = write_manifest(tmp_path, [{"file": "field.nii.gz"}, {"file": "affine.mat"}], [])
+    forward, inverse = score.load_manifest(manifest, 3)
+    centre = blob.TransformIndexToPhysicalPoint((14, 12, 10))
+    np.testing.assert_allclose(forward.TransformPoint(centre), matrix @ (np.array(centre) + step) + shift, atol=1e-5)
+    assert inverse is None
+
+
+def test_inverse_error_is_in_voxels(tmp_path: Path, blob: sitk.Image) -> None:
+    fixed = tmp_path / "fixed.nii.gz"
+    sitk.WriteImage(blob, str(fixed))
+    for name, offset in (("there", (2.0, 0.0, 0.0)), ("back", (-2.0, 0.0, 0.0))):
+        vector = np.array(offset)
+        if name == "back":  # misses by one voxel along the third axis
+            vector = vector + rotation()[:, 2] * SPACING[2]
+        sitk.WriteTransform(sitk.TranslationTransform(3, vector.tolist()), str(tmp_path / f"{name}.tfm"))
+    manifest = write_manifest(tmp_path, [{"file": "there.tfm"}], [{"file": "back.tfm"}])
+    found = score.score(fixed, fixed, manifest)
+    assert found["inverse_mean"] == pytest.approx(1.0)
+
+
+def test_labels_are_carried_from_moving_to_fixed(tmp_path: Path) -> None:
+    truth = np.zeros((8, 10, 12), dtype=np.uint8)
+    truth[2:6, 3:7, 2:6] = 4
+    moved = np.roll(truth, 3, axis=2)  # three voxels further along x
+    for name, array in (("fixed", truth), ("moving", moved)):
+        sitk.WriteImage(image(array), str(tmp_path / f"{name}_seg.nii.gz"))
+        sitk.WriteImage(image(array.astype(np.float32)), str(tmp_path / f"{name}.nii.gz"))
+    sitk.WriteTransform(sitk.TranslationTransform(3, [3.0, 0.0, 0.0]), str(tmp_path / "shift.tfm"))
+    manifest = write_manifest(tmp_path, [{"file": "shift.tfm"}], [])
+    [pair] = pairs.find_pairs(tmp_path)
+    files = {"fixed_seg": pair.fixed_seg, "moving_seg": pair.moving_seg}
+    assert score.score(pair.fixed, pair.moving, None, **files)["dice"] == pytest.approx(0.25)
+    found = score.score(pair.fixed, pair.moving, manifest, **files)
+    assert found["dice"] == 1.0
+    assert found["inside_voxels"] == 64
+    assert "inverse_mean" not in found
+
+
+def test_pairs_of_a_generic_folder_and_of_subjects(tmp_path: Path) -> None:
+    one, cohort = tmp_path / "one", tmp_path / "cohort"
+    for folder, names in (
+        (one, "fixed_ct.nii.gz fixed_ct_mask.nii.gz moving_ct.nii.gz fixed_landmarks.csv moving_landmarks.csv"),
+        (cohort, "a_t1.nii.gz a_seg.nii.gz b_t1.nii.gz b_seg.nii.gz c_t1.nii.gz"),
+    ):
+        folder.mkdir()
+        for name in names.split():
+            (folder / name).touch()
+    found = {pair.name: pair for pair in pairs.find_pairs(tmp_path)}
+    assert list(found) == ["cohort/a-b", "cohort/a-c", "cohort/b-a", "cohort/b-c", "cohort/c-a", "cohort/c-b", "one"]
+    assert found["one"].fixed == one / "fixed_ct.nii.gz"
+    assert found["one"].fixed_mask == one / "fixed_ct_mask.nii.gz"
+    assert found["one"].moving_landmarks == one / "moving_landmarks.csv"
+    assert found["one"].moving_mask is None
+    assert found["cohort/b-c"].fixed_seg == cohort / "b_seg.nii.gz"
+    assert found["cohort/b-c"].moving_seg is None
+    assert [pair.name for pair in compare.chosen_pairs(found.values(), ["cohort/a-*", "one"])] == [
+        "cohort/a-b",
+        "cohort/a-c",
+        "one",
+    ]
+
+
+def test_absent_data_is_said_clearly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare.main(["--data", str(tmp_path / "nowhere")])
+    assert "ITK_NIR_DATA" in capsys.readouterr().err
+    with pytest.raises(pairs.NoPairs, match="no pairs"):
+        pairs.find_pairs(tmp_path)
+
+
+def test_greedys_matrix_becomes_an_itk_one(tmp_path: Path) -> None:
+    ras = np.array([[0.9, 0.1, 0.2, 5.0], [-0.1, 1.1, 0.0, -3.0], [0.3, 0.0, 1.0, 2.0], [0, 0, 0, 1]])
+    (tmp_path / "ras.txt").write_text("\n".join(" ".join(map(str, row)) for row in ras) + "\n")
+    peers._ras_to_itk(tmp_path / "ras.txt", tmp_path / "itk.tfm")
+    point = np.array([10.0, -20.0, 30.0, 1.0])  # LPS
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
+    found = sitk.ReadTransform(str(tmp_path / "itk.tfm")).TransformPoint(point[:3].tolist())
+    np.testing.assert_allclose(found, (flip @ ras @ flip @ point)[:3])
+
+
+def test_a_process_is_measured_whole(tmp_path: Path) -> None:
+    code = "import time; block = b'x' * 200_000_000; time.sleep(0.3); print(len(block)); raise SystemExit(5)"
+    used = compare.measure([sys.executable, "-c", code], tmp_path / "log", threads=1, cwd=tmp_path)
+    assert used.status == 5
+    assert used.wall > 0.3
+    assert 0.2 < used.peak < 0.5
+    assert used.cpu < used.wall + 0.5
+    assert (tmp_path / "log").read_text().strip() == "200000000"
+    endless = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert compare.measure(endless, tmp_path / "log", threads=1, cwd=tmp_path, timeout=0.2).status == -9
+
+
+def test_medians_ratios_and_table() -> None:
+    def runs(name: str, times: list[float], dice: float) -> tuple[str, list[dict[str, float]]]:
+        return name, [{"wall": time, "cpu": time, "peak": 1.0, "dice": dice} for time in times]
+
+    result = {
+        "pair": "set/one",
+        "linear": "none",
+        "masked": False,
+        "before": {"dice": 0.5, "inside": "fixed mask", "inside_voxels": 9},
+        "runs": dict([runs("nir-fast", [5.0, 4.0, 90.0], 0.75), runs("greedy", [50.0, 40.0, 60.0], 0.7)]),
+        "failed": {"elastix": "failed with status 1"},
+    }
+    rows = compare.summary(result)
+    assert rows["nir-fast"]["wall"] == 5.0
+    assert rows["nir-fast"]["wall_ratio"] == pytest.approx(0.1)
+    mean = compare.over_pairs([rows, {"greedy": rows["greedy"]}])
+    assert list(mean) == ["greedy"]  # who did not do every pair has no mean
+    lines = compare.table(result["before"], rows)
+    assert lines[0].startswith("| method | Dice | time s |")
+    assert lines[2].startswith("| before | 0.5000 | – |")
+    facts = {"date": "d", "processor": "p", "cores": 2, "threads": 1, "repeats": 3, "command": "c"}
+    page = compare.report("set", facts | {"versions": {}, "skipped": {"greedy": "not installed"}}, [result], None)
+    assert "failed with status 1" in page
+    assert "Skipped: greedy" in page
