@@ -85,23 +85,48 @@ def bake_grid(geometry: Geometry, step: int) -> Geometry:
     return Geometry.make(size, [s * step for s in geometry.spacing], geometry.origin, geometry.direction)
 
 
-def _positions(geometry: Geometry, step: int, offset: float = 0.0) -> list[F64]:
+def _positions(geometry: Geometry, step: int, between: int | None = None) -> list[F64]:
+    """Points of the grid, in voxels of the fixed image; along axis `between` the points midway instead."""
     grid = bake_grid(geometry, step)
     out = []
-    for n in [*grid.size, 1][:3]:
+    for axis, n in enumerate([*grid.size, 1][:3]):
         at = np.arange(n, dtype=float) * step
-        out.append(at[:-1] + offset * step if offset and n > 1 else at)
+        out.append(at[:-1] + step / 2 if axis == between else at)
     return out
 
 
-def interpolation_error(field: Field, step: int) -> float:
-    """Largest distance between the field and its linear interpolation at the cell centres of a grid, voxels."""
-    nodes = field.on_grid(_positions(field.geometry, step))
-    centres = field.on_grid(_positions(field.geometry, step, 0.5))
-    for axis in (1, 2, 3):
-        if nodes.shape[axis] > 1:
-            nodes = (nodes.narrow(axis, 0, nodes.shape[axis] - 1) + nodes.narrow(axis, 1, nodes.shape[axis] - 1)) / 2
-    return float((nodes - centres).square().sum(0).max().sqrt()) / min(field.geometry.spacing)
+def interpolation_error(field: Field, step: int, limit: float = math.inf) -> float:
+    """Largest distance between the field and its linear interpolation on a grid, voxels.
+
+    Interpolation along one axis errs most midway between two points. The errors of the axes add up, in one place or
+    another of the cell, over any of the axes; so the largest sum over any of them is taken (exact where the field is
+    quadratic). Above `limit` a lower bound may be returned: the axes that are left no longer matter.
+    """
+    geometry = field.geometry
+    nodes = field.on_grid(_positions(geometry, step))
+    unit = min(geometry.spacing)
+    sums: list[Tensor] = []
+    largest = 0.0
+    for a in range(geometry.dimension):
+        axis = 3 - a
+        n = nodes.shape[axis]
+        if n < 2:
+            continue
+        gap = field.on_grid(_positions(geometry, step, a))
+        gap -= (nodes.narrow(axis, 0, n - 1) + nodes.narrow(axis, 1, n - 1)) / 2
+        for other in range(geometry.dimension):
+            if other != a and nodes.shape[3 - other] > 1:
+                gap = gap.narrow(3 - other, 0, nodes.shape[3 - other] - 1)
+        largest = max(largest, _longest(gap) / unit, *(_longest(s + gap) / unit for s in sums))
+        if a + 1 < geometry.dimension:
+            sums += [gap, *(s + gap for s in sums)]
+        if largest > limit:
+            break
+    return largest
+
+
+def _longest(vectors: Tensor) -> float:
+    return float(vectors.square().sum(0).max().sqrt())
 
 
 def bake(field: Field, settings: BakeSettings, inside: Tensor, threads: int = 1) -> Baked:
@@ -116,8 +141,9 @@ def bake(field: Field, settings: BakeSettings, inside: Tensor, threads: int = 1)
     geometry = field.geometry
     d = geometry.dimension
     error = math.inf
+    free = settings.bake_spacing is None
     for step in (4, 3, 2, 1) if settings.bake_spacing is None else (settings.bake_spacing,):
-        error = interpolation_error(field, step)
+        error = interpolation_error(field, step, settings.bake_error if free and step > 1 else math.inf)
         if error <= settings.bake_error:
             break
     grid = bake_grid(geometry, step)

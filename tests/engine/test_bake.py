@@ -1,0 +1,198 @@
+"""The bake, on fields that are known everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from itk_nir.engine.bake import Baked, BakeSettings, bake, bake_grid, interpolation_error
+from itk_nir.geometry import Geometry
+from itk_nir.transforms.model import DisplacementField
+
+BOTH = pytest.mark.parametrize("d", [2, 3])
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A field given by a formula: ``(N, d)`` mm along the image axes from voxel 0 → displacement, likewise."""
+
+    geometry: Geometry
+    forward: Callable[[np.ndarray], np.ndarray]
+
+    def on_grid(self, positions: list[np.ndarray], inverse: bool = False) -> Tensor:
+        d = self.geometry.dimension
+        mesh = np.meshgrid(*positions[d - 1 :: -1], indexing="ij")[::-1]
+        x = np.stack([m.ravel() for m in mesh], -1) * self.geometry.spacing
+        u = self.forward(x)
+        # A rough inverse, as a field that is not exactly inverse would give.
+        u = -u if inverse else u
+        out = torch.zeros(3, *[len(p) for p in positions[::-1]])
+        out[:d] = torch.from_numpy(u.T.astype(np.float32)).reshape(d, *out.shape[1:] if d == 3 else (1, *out.shape[2:]))
+        return out
+
+
+def grid(d: int, n: int = 24) -> Geometry:
+    angle = 0.4
+    direction = np.eye(d)
+    direction[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return Geometry.make([n, n + 5, n - 4][:d], (1.0, 1.5, 2.0)[:d], (10.0, -20.0, 30.0)[:d], direction)
+
+
+def waves(d: int, size: float, length: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda x: size * np.stack([np.sin(x[:, (a + 1) % d] / length + a) for a in range(d)], -1)
+
+
+def saddle(d: int, size: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Curved up along one axis and down along another: the errors cancel at the middle of every cell."""
+    signs = np.array([1.0, -1.0, 0.0])[:d]
+    return lambda x: size * np.stack([(signs * x * x).sum(-1)] + [0 * x[:, 0]] * (d - 1), -1)
+
+
+def everywhere(g: Geometry) -> Tensor:
+    return torch.ones(g.shape if g.dimension == 3 else (1, *g.shape), dtype=torch.bool)
+
+
+def true_error(field: Formula, baked: Baked) -> float:
+    """Largest distance in voxels at a hundred thousand points between the voxels of the fixed grid."""
+    g = field.geometry
+    index = np.random.default_rng(0).uniform(0, np.asarray(g.size) - 1, (100_000, g.dimension))
+    true = field.forward(index * g.spacing) @ g.rotation.T
+    got = DisplacementField(baked.geometry, baked.forward).displacement(g.index_to_physical(index))
+    return float(np.linalg.norm(got - true, axis=-1).max() / min(g.spacing))
+
+
+@BOTH
+@pytest.mark.parametrize("make", [lambda d: waves(d, 1.5, 9.0), lambda d: saddle(d, 0.01)], ids=["waves", "saddle"])
+def test_estimate_of_the_error_is_what_brute_force_finds(
+    d: int, make: Callable[[int], Callable[[np.ndarray], np.ndarray]]
+) -> None:
+    g = grid(d)
+    field = Formula(g, make(d))
+    for step in (1, 2, 3, 4):
+        baked = bake(field, BakeSettings(bake_spacing=step), everywhere(g))
+        assert baked.spacing == step
+        assert baked.interpolation_error == interpolation_error(field, step)
+        assert true_error(field, baked) == pytest.approx(baked.interpolation_error, rel=0.15)
+
+
+@BOTH
+@pytest.mark.parametrize("bound", [0.02, 0.1])
+@pytest.mark.parametrize("size", [0.3, 1.0, 3.0])
+def test_coarsest_grid_that_keeps_the_bound_is_taken(d: int, bound: float, size: float) -> None:
+    g = grid(d)
+    field = Formula(g, waves(d, size, 8.0))
+    baked = bake(field, BakeSettings(bake_error=bound), everywhere(g))
+    if baked.spacing > 1:
+        assert baked.interpolation_error <= bound
+        assert true_error(field, baked) <= 1.1 * bound
+    if baked.spacing < 4:
+        assert interpolation_error(field, baked.spacing + 1) > bound
+
+
+def test_spacings_of_the_cases_above_differ() -> None:
+    g = grid(3)
+    spacings = {bake(Formula(g, waves(3, s, 8.0)), BakeSettings(0.1), everywhere(g)).spacing for s in (0.3, 1.0, 3.0)}
+    assert len(spacings) == 3
+
+
+@BOTH
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_grid_covers_the_fixed_image(d: int, step: int) -> None:
+    g = grid(d)
+    baked = bake_grid(g, step)
+    np.testing.assert_allclose(baked.origin, g.origin)
+    np.testing.assert_array_equal(baked.direction, g.direction)
+    np.testing.assert_allclose(baked.spacing, np.multiply(g.spacing, step))
+    last = baked.physical_to_index(g.index_to_physical(np.asarray(g.size) - 1.0))
+    assert np.all(last <= np.asarray(baked.size) - 1 + 1e-9)
+    assert np.all(last > np.asarray(baked.size) - 2)
+
+
+@BOTH
+def test_vectors_point_along_lps_whatever_the_direction(d: int) -> None:
+    g = grid(d)
+    field = Formula(g, waves(d, 1.5, 9.0))
+    baked = bake(field, BakeSettings(bake_spacing=1), everywhere(g))
+    along = field.forward((g.physical_to_index(g.grid()) * g.spacing).reshape(-1, d))
+    np.testing.assert_allclose(baked.forward.reshape(-1, d), along @ g.rotation.T, atol=1e-5)
+    assert baked.forward.dtype == baked.inverse.dtype == np.float32
+
+
+@BOTH
+def test_jacobian_numbers_of_a_scaling(d: int) -> None:
+    g = grid(d)
+    factors = np.array([1.2, 0.9, 1.1])[:d]
+    baked = bake(Formula(g, lambda x: x * (factors - 1)), BakeSettings(bake_spacing=1), everywhere(g))
+    assert baked.jacobian_range == pytest.approx((np.prod(factors),) * 2, abs=1e-4)
+    assert baked.folded == 0
+    assert baked.folded_percent == 0
+    assert baked.log_jacobian_sd == pytest.approx(0, abs=1e-4)
+
+
+@BOTH
+def test_folds_are_counted_where_they_are_asked_for(d: int) -> None:
+    """``x + u(x)`` turns back within a band of known width."""
+    g = grid(d)
+    x0, width = 10.0, 3.0
+
+    def band(x: np.ndarray) -> np.ndarray:
+        u = np.zeros_like(x)
+        u[:, 0] = -2.0 * np.clip(x[:, 0] - x0, 0, width)  # derivative of the map is -1 within the band
+        return u
+
+    # Central differences: -1 at 11 and 12; at its ends, 10 and 13, half of the way: (1 - 1) / 2 = 0, folded too.
+    baked = bake(Formula(g, band), BakeSettings(bake_spacing=1), everywhere(g))
+    assert baked.folded == 4 * np.prod(g.size[1:])
+    assert baked.folded_percent == pytest.approx(100 * 4 / g.size[0])
+    assert baked.jacobian_range == pytest.approx((-1, 1), abs=1e-5)
+    inside = everywhere(g)
+    inside[..., 11:] = False
+    baked = bake(Formula(g, band), BakeSettings(bake_spacing=1), inside)
+    assert baked.folded == np.prod(g.size[1:])
+    assert baked.folded_percent == pytest.approx(100 / 11)
+
+
+@BOTH
+def test_spread_of_the_log_jacobian(d: int) -> None:
+    g = grid(d, 40)
+    field = Formula(g, lambda x: np.stack([2.0 * np.cos(x[:, 0] / 5)] + [0 * x[:, 0]] * (d - 1), -1))
+    baked = bake(field, BakeSettings(bake_spacing=1), everywhere(g))
+    x = np.arange(1, g.size[0] - 1, dtype=float)
+    difference = 1 + (np.cos((x + 1) / 5) - np.cos((x - 1) / 5))
+    assert baked.jacobian_range[0] <= difference.min() + 1e-4
+    assert baked.log_jacobian_sd == pytest.approx(np.log(difference).std(), rel=0.05)
+
+
+@BOTH
+@pytest.mark.parametrize("step", [1, 2])
+def test_inverse_error_is_that_of_the_baked_fields(d: int, step: int) -> None:
+    g = grid(d)
+    x_max = (np.asarray(g.size) - 1) * g.spacing
+
+    def inward(x: np.ndarray) -> np.ndarray:  # keeps the border, so that no point leaves the grid
+        return 0.05 * x_max * np.prod(np.sin(np.pi * x / x_max), -1, keepdims=True) * np.ones(d)
+
+    baked = bake(Formula(g, inward), BakeSettings(bake_spacing=step), everywhere(g))
+    forward = DisplacementField(baked.geometry, baked.forward)
+    inverse = DisplacementField(baked.geometry, baked.inverse)
+    p = baked.geometry.grid().reshape(-1, d)
+    p = p[g.contains(p)]
+    gap = np.linalg.norm(inverse.map(forward.map(p)) - p, axis=-1) / min(g.spacing)
+    moved = np.linalg.norm(forward.displacement(p), axis=-1) / min(g.spacing)
+    assert moved.max() > 1
+    assert gap.mean() < (0.02 if step == 1 else 0.05)
+    assert baked.inverse_error_mean == pytest.approx(gap.mean(), rel=0.25, abs=2e-4)
+    assert baked.inverse_error_p99 == pytest.approx(np.percentile(gap, 99), rel=0.25, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"bake_error": 0.0}, "bake_error"), ({"bake_spacing": 0}, "bake_spacing")]
+)
+def test_settings_that_make_no_sense(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BakeSettings(**options)  # type: ignore[arg-type]
