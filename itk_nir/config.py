@@ -120,6 +120,9 @@ def make_settings(preset: str = "default", **options: Any) -> Settings:
     parts = {"engine": settings.engine, "linear": settings.linear, "bake": settings.bake}
     changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
     known = options_of(preset)
+    for name in ("linear_size", "linear_steps"):
+        if isinstance(options.get(name), int) and not isinstance(options[name], bool):
+            options[name] = (options[name],) * len(known[name])
     for name, value in options.items():
         if name not in known:
             raise OptionError(

@@ -49,6 +49,18 @@ class LinearSettings:
                 f"linear_size has {len(self.linear_size)} values and linear_steps {len(self.linear_steps)}; give both "
                 "one value a level"
             )
+        if min(self.linear_size) < 1:
+            raise ValueError(f"linear_size must be at least 1, got {self.linear_size}")
+        if min(*self.linear_steps, self.linear_start_steps) < 0 or sum(self.linear_steps) == 0:
+            raise ValueError(
+                f"linear_steps and linear_start_steps must not be negative, nor linear_steps all zero, got "
+                f"{self.linear_steps} and {self.linear_start_steps}; linear='none' leaves the stage out"
+            )
+        if self.linear_radius < 1 or self.linear_rate <= 0:
+            raise ValueError(
+                f"linear_radius must be at least 1 and linear_rate above zero, got {self.linear_radius} and "
+                f"{self.linear_rate}"
+            )
 
 
 class _Level:

@@ -116,6 +116,19 @@ class LatticeSettings:
             raise ValueError(f"steps must not be negative, nor all zero, got {self.steps}")
         if min(self.radius) < 1:
             raise ValueError(f"radius must be at least 1, got {self.radius}")
+        for name in ("smoothing_sigmas", "velocity_diffusion", "displacement_diffusion"):
+            if min(getattr(self, name)) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("jacobian_weight", "squarings", "convergence_threshold"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if min(self.learning_rates) <= 0:
+            raise ValueError(f"learning_rates must be above zero, got {self.learning_rates}")
+        for name in ("learning_rate_end", "network_rate", "epsilon", "convergence_window"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above zero, got {getattr(self, name)}")
+        if not all(0 <= m < 1 for m in self.momentum):
+            raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}")
         if self.grids not in ("pyramid", "single"):
             raise ValueError(f"grids is 'pyramid' or 'single', got {self.grids!r}")
         if self.flow not in ("velocity", "displacement"):
@@ -477,12 +490,13 @@ def optimise_lattice(
         s * math.prod(math.ceil(n / f) for n, f in zip(domain.size, shrink(pair.fixed_geometry, k), strict=True))
         for s, k in zip(settings.steps, settings.shrink_factors, strict=True)
     ]
-    stop, cancelled = "all steps done", False
+    stop, cancelled = "", False
     for level in range(settings.levels):
         steps = settings.steps[level]
         model.reach(settings.grid_of(level), device)
         if steps == 0 or cancelled:
             continue
+        stop = "all steps done"
         axes = lattices[model.finest]
         h = coarsest / 2**model.finest
         factors = shrink(pair.fixed_geometry, settings.shrink_factors[level])
