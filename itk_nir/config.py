@@ -55,24 +55,24 @@ def _paper() -> PointSettings:
 PRESETS: dict[str, tuple[str, Settings]] = {
     "fast": (
         "a good alignment in seconds",
-        Settings(LatticeSettings(steps=(60, 30), learning_rates=(0.4, 0.2))),
+        Settings(LatticeSettings(steps=(50, 20, 8), learning_rates=(0.6, 0.4, 0.3))),
     ),
     "default": (
         "the one to start with: more accurate than SyN, in a fraction of its time",
         Settings(LatticeSettings()),
     ),
     "accurate": (
-        "the last bit of accuracy, at full resolution",
+        "the last bit of accuracy: more steps, and full resolution",
         Settings(
             LatticeSettings(
-                shrink_factors=(4, 2, 1),
-                smoothing_sigmas=(0.5, 0.5, 0.5),
-                steps=(120, 100, 30),
-                learning_rates=(0.3, 0.15, 0.08),
-                lattice_spacing=(1.0, 1.0, 2.0),
-                radius=(4, 4, 4),
-                velocity_diffusion=(0.05, 0.05, 0.05),
-                displacement_diffusion=(0.0, 0.0, 0.0),
+                shrink_factors=(4, 2, 2, 1),
+                smoothing_sigmas=(0.4, 0.3, 0.3, 0.3),
+                steps=(120, 60, 60, 25),
+                learning_rates=(0.5, 0.3, 0.2, 0.1),
+                lattice_spacing=(1.0, 2.0, 1.0, 2.0),
+                radius=(5, 6, 6, 5),
+                velocity_diffusion=(0.02, 0.01, 0.005, 0.005),
+                displacement_diffusion=(0.0, 0.0, 0.0, 0.0),
             )
         ),
     ),

@@ -48,8 +48,8 @@ class LatticeSettings:
 
     Attributes
     ----------
-    shrink_factors : voxel size of each level, in voxels of the fixed image along its finest axis; powers of two times
-        one another. Coarser axes are shrunk less, so that levels are as isotropic as they can be.
+    shrink_factors : voxel size of each level, in voxels of the fixed image along its finest axis. Coarser axes are
+        shrunk less, so that levels are as isotropic as they can be. Two levels of one size may differ in their lattice.
     smoothing_sigmas : Gaussian sigma of each level in voxels of the level.
     steps : most steps of each level.
     learning_rates : first step size of Adam, in voxels of the fixed image along its finest axis.
@@ -71,25 +71,25 @@ class LatticeSettings:
         `threshold` below that of the window before; threshold 0 means never.
     """
 
-    shrink_factors: tuple[int, ...] = (4, 2)
-    smoothing_sigmas: tuple[float, ...] = (0.5, 0.5)
-    steps: tuple[int, ...] = (100, 60)
-    learning_rates: tuple[float, ...] = (0.3, 0.15)
+    shrink_factors: tuple[int, ...] = (4, 2, 2)
+    smoothing_sigmas: tuple[float, ...] = (0.4, 0.3, 0.3)
+    steps: tuple[int, ...] = (80, 40, 25)
+    learning_rates: tuple[float, ...] = (0.5, 0.3, 0.2)
     learning_rate_end: float = 0.3
-    lattice_spacing: tuple[float, ...] = (1.0, 1.0)
+    lattice_spacing: tuple[float, ...] = (1.0, 2.0, 1.0)
     coarsest_lattice: float = 16.0
     grids: str = "pyramid"
     network: FieldConfig | None = None
     network_rate: float = 1e-3
-    radius: tuple[int, ...] = (4, 4)
-    epsilon: float = 1e-3
+    radius: tuple[int, ...] = (5, 6, 6)
+    epsilon: float = 1e-4
     centre_gradient: bool = False
     flow: str = "velocity"
-    squarings: int = 5
-    velocity_diffusion: tuple[float, ...] = (0.1, 0.1)
-    displacement_diffusion: tuple[float, ...] = (0.0, 0.0)
-    jacobian_weight: float = 0.0
-    jacobian_margin: float = 0.3
+    squarings: int = 2
+    velocity_diffusion: tuple[float, ...] = (0.02, 0.01, 0.005)
+    displacement_diffusion: tuple[float, ...] = (0.0, 0.0, 0.0)
+    jacobian_weight: float = 1.0
+    jacobian_margin: float = 0.4
     momentum: tuple[float, float] = (0.9, 0.99)
     convergence_window: int = 10
     convergence_threshold: float = 0.0

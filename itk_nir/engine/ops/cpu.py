@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itk_nir import _native as native
+import itk_nir._native as native
 
 
 def _f32(x: Tensor) -> Tensor:
