@@ -848,9 +848,15 @@ double diffusion(const float *u, float *gradient, int components, Size n, const 
       const float *__restrict za = z > 0 ? c - stride_z : c;
       const float *__restrict zb = z + 1 < n.z ? c + stride_z : c;
       float *__restrict g = out + y * stride_y;
-      for (int x = 0; x < n.x; ++x) g[x] = 2.f * (wy * (2.f * c[x] - ya[x] - yb[x]) + wz * (2.f * c[x] - za[x] - zb[x]));
-      for (int x = 1; x < n.x; ++x) g[x] += 2.f * wx * (c[x] - c[x - 1]);
-      for (int x = 0; x + 1 < n.x; ++x) g[x] += 2.f * wx * (c[x] - c[x + 1]);
+      const auto slope = [&](int x, float before, float after) {
+        const float twice = 2.f * c[x];
+        return 2.f * (wx * (twice - before - after) + wy * (twice - ya[x] - yb[x]) + wz * (twice - za[x] - zb[x]));
+      };
+      const int last = n.x - 1;
+      g[0] = slope(0, c[0], c[std::min(1, last)]);
+#pragma omp simd
+      for (int x = 1; x < last; ++x) g[x] = slope(x, c[x - 1], c[x + 1]);
+      if (last > 0) g[last] = slope(last, c[last - 1], c[last]);
       // sum of squared differences = half of u . gradient
       total += 0.5 * row_sum(n.x, [&](int x) { return c[x] * g[x]; });
     }
