@@ -61,7 +61,8 @@ class LatticeSettings:
     network_rate : its learning rate.
     radius : radius of the LNCC window in voxels of the level.
     epsilon : variance below which a window of the normalised images counts as flat.
-    centre_gradient : use the gradient of the centre term alone (see `ops.Lncc`).
+    centre_gradient : use the gradient of the centre term alone (see `ops.Lncc`), times the voxels of a window, so that
+        it weighs against the penalties about as much as the whole gradient does.
     flow : ``"velocity"`` (integrated, diffeomorphic) or ``"displacement"``.
     squarings : of scaling and squaring.
     velocity_diffusion, displacement_diffusion : weights w_v and w_u, one a level.
@@ -441,8 +442,9 @@ class _Grids(nn.Module):
         assert v is not None
         return v
 
-    def groups(self, rate: float) -> list[dict[str, object]]:
-        out: list[dict[str, object]] = [{"params": list(self.grids.values()), "lr": rate}]
+    def groups(self, rate: float, unit: float) -> list[dict[str, object]]:
+        # A gradient is per mm: Adam's own smallest number must be too, or the unit of length would show.
+        out: list[dict[str, object]] = [{"params": list(self.grids.values()), "lr": rate, "eps": 1e-8 / unit}]
         if self.network is not None:
             out.append({"params": list(self.network.parameters()), "lr": self.settings.network_rate})
         return out
@@ -530,7 +532,7 @@ def optimise_lattice(
         )
         cell = h**dims / (lncc.count * voxel)
         optimiser = torch.optim.Adam(
-            model.groups(settings.learning_rates[level] * unit), betas=settings.momentum, fused=True
+            model.groups(settings.learning_rates[level] * unit, unit), betas=settings.momentum, fused=True
         )
         rates = [g["lr"] for g in optimiser.param_groups]
         best: tuple[float, dict[str, Tensor]] | None = None
@@ -543,6 +545,9 @@ def optimise_lattice(
             u = _flow(v, settings, h, threads)
             warped = ops.warp(moving_level, ops.separable(u, spline, threads), level_index, level_vector, threads)
             similarity = lncc(warped, settings.centre_gradient)
+            if settings.centre_gradient:  # the value stays, the gradient grows
+                window = (2 * settings.radius[level] + 1) ** dims
+                similarity = similarity.detach() + window * (similarity - similarity.detach())
             loss = 1 - similarity
             if settings.velocity_diffusion[level]:
                 loss = loss + settings.velocity_diffusion[level] * cell / h**2 * ops.diffusion(v, threads=threads)
