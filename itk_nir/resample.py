@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, like, load_image
-from itk_nir.transforms.model import Chain, LinearTransform
+from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
 
 INTERPOLATIONS = ("auto", "linear", "nearest", "bspline")
 
@@ -79,6 +80,12 @@ def resample_array(
 
     from itk_nir.engine.intensity import bspline_coefficients, sample
 
+    # Physical → index is one more linear step, which melts into the chain's last one.
+    to_index = Chain((*chain.steps, LinearTransform(source.inverse_matrix))).simplified()
+    if mode == "linear":
+        done = _in_one_pass(array, to_index, target, default)
+        if done is not None:
+            return done
     if mode == "nearest":
         # Nearest only copies, so unsigned types travel as signed ones of their width: torch has no full uint16.
         carried = array.view(f"i{array.dtype.itemsize}") if array.dtype.kind == "u" and array.itemsize > 1 else array
@@ -88,8 +95,6 @@ def resample_array(
     if mode == "bspline":
         image = bspline_coefficients(image)
     out = np.empty(target.shape, array.dtype if mode == "nearest" else np.float32)
-    # Physical → index is one more linear step, which melts into the chain's last one.
-    to_index = Chain((*chain.steps, LinearTransform(source.inverse_matrix))).simplified()
     with torch.inference_mode():
         for part, _, index in to_index.rows(target):
             inside = np.ones(index.shape[:-1], bool)
@@ -102,6 +107,35 @@ def resample_array(
             out[part] = values.view(out.dtype) if mode == "nearest" else values
             out[part][~inside] = default
     return out
+
+
+def _in_one_pass(array: NDArray[Any], to_index: Chain, target: Geometry, default: float) -> NDArray[np.float32] | None:
+    """Linear resampling through at most one displacement field, then a linear map, by the native op.
+
+    None where the chain is of another form or the native ops are missing.
+    """
+    from itk_nir.engine.ops import native_module
+
+    native, d = native_module(), target.dimension
+    first, last = to_index.steps[0], to_index.steps[-1]
+    if native is None or len(to_index.steps) > 2 or not isinstance(last, LinearTransform):
+        return None
+    shift = None
+    if len(to_index.steps) == 2:
+        if not isinstance(first, DisplacementField):
+            return None
+        shift = first.rows_on(target, 0, target.shape[0])
+        if shift is None:
+            return None
+        shift = np.ascontiguousarray(shift, np.float32).reshape(*(1,) * (3 - d), *target.shape, d)
+    index, vector = np.eye(4)[:3], np.zeros((3, 3))
+    whole = last.matrix @ target.matrix
+    index[:d, :d], index[:d, 3] = whole[:d, :d], whole[:d, d]
+    vector[:d, :d] = last.matrix[:d, :d]
+    moving = np.ascontiguousarray(array, np.float32).reshape(*(1,) * (3 - d), *array.shape)
+    shape = (*(1,) * (3 - d), *target.shape)
+    out: NDArray[np.float32] = native.resample(moving, shift, index, vector, default, shape, os.cpu_count() or 1)
+    return out.reshape(target.shape)
 
 
 def nearest_on(array: NDArray[Any], source: Geometry, target: Geometry, default: float = 0.0) -> NDArray[Any]:

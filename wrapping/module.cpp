@@ -12,6 +12,7 @@
 #include <string>
 
 #include "kernels.hpp"
+#include "resample.hpp"
 
 namespace nb = nanobind;
 using namespace itk_nir;
@@ -190,6 +191,21 @@ double jacobian_penalty(Constant u, Array gradient, float margin, int corner, in
   return current->jacobian_penalty(u.data(), gradient.data(), n, margin, corner, threads);
 }
 
+void resample_image(Constant moving, std::optional<Constant> displacement, Matrix index, Square vector, float outside,
+                    Array out, int threads) {
+  const Size m = size_of(moving, 0), n = size_of(out, 0);
+  int components = 0;
+  if (displacement) {
+    const Constant &u = *displacement;
+    need(u.ndim() == 4 && (u.shape(3) == 2 || u.shape(3) == 3), "resample: displacement must be (z, y, x, 2 or 3)");
+    need(int(u.shape(0)) == n.z && int(u.shape(1)) == n.y && int(u.shape(2)) == n.x, "resample: shapes disagree");
+    components = int(u.shape(3));
+  }
+  const float *u = displacement ? displacement->data() : nullptr;
+  nb::gil_scoped_release release;
+  resample(moving.data(), m, u, components, n, index.data(), vector.data(), outside, out.data(), threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -212,6 +228,8 @@ NB_MODULE(_native, m) {
   m.def("compose", &compose, nb::arg("outer"), nb::arg("inner"), nb::arg("out"), nb::arg("threads"));
   m.def("compose_adjoint", &compose_adjoint, nb::arg("outer"), nb::arg("inner"), nb::arg("grad"),
         nb::arg("grad_outer"), nb::arg("grad_inner"), nb::arg("threads"));
+  m.def("resample", &resample_image, nb::arg("moving"), nb::arg("displacement").none(), nb::arg("index"),
+        nb::arg("vector"), nb::arg("outside"), nb::arg("out"), nb::arg("threads"));
   m.def("diffusion", &diffusion, nb::arg("u"), nb::arg("gradient"), nb::arg("weights"), nb::arg("threads"));
   m.def("jacobian_penalty", &jacobian_penalty, nb::arg("u"), nb::arg("gradient"), nb::arg("margin"),
         nb::arg("corner"), nb::arg("threads"));

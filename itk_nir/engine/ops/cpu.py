@@ -166,3 +166,10 @@ def invert(
     u, v = _pack(displacement, 1.0, threads), _pack(start, 1.0, threads)
     worst = native.invert(u, v, iterations, tolerance, threads)
     return _unpack(v, 1.0, threads), worst
+
+
+def resample(moving: np.ndarray, displacement: np.ndarray | None, index: np.ndarray, vector: np.ndarray,
+             outside: float, shape: tuple[int, int, int], threads: int) -> np.ndarray:  # fmt: skip
+    out = np.empty(shape, np.float32)
+    native.resample(moving, displacement, index, vector, outside, out, threads)
+    return out
