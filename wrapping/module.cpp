@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bake.hpp"
 #include "kernels.hpp"
 #include "resample.hpp"
 
@@ -206,6 +207,27 @@ void resample_image(Constant moving, std::optional<Constant> displacement, Matri
   resample(moving.data(), m, u, components, n, index.data(), vector.data(), outside, out.data(), threads);
 }
 
+void balance_inverse(Constant u, Array v, float relaxation, int threads) {
+  const Size n = packed_size(u);
+  need(same(packed_size(v), n), "balance: shapes disagree");
+  nb::gil_scoped_release release;
+  balance(u.data(), v.data(), n, relaxation, threads);
+}
+
+void error_of_inverse(Constant u, Constant v, std::vector<double> scale, Array error, int threads) {
+  const Size n = packed_size(u);
+  need(same(packed_size(v), n) && same(size_of(error, 0), n) && scale.size() == 3, "inverse_error: shapes disagree");
+  nb::gil_scoped_release release;
+  inverse_error(u.data(), v.data(), n, scale.data(), error.data(), threads);
+}
+
+void jacobian_map(Constant u, Array determinant, int threads) {
+  const Size n = size_of(u, 1);
+  need(u.shape(0) == 3 && same(size_of(determinant, 0), n), "jacobian: shapes disagree");
+  nb::gil_scoped_release release;
+  jacobian(u.data(), n, determinant.data(), threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -230,6 +252,10 @@ NB_MODULE(_native, m) {
         nb::arg("grad_outer"), nb::arg("grad_inner"), nb::arg("threads"));
   m.def("resample", &resample_image, nb::arg("moving"), nb::arg("displacement").none(), nb::arg("index"),
         nb::arg("vector"), nb::arg("outside"), nb::arg("out"), nb::arg("threads"));
+  m.def("balance", &balance_inverse, nb::arg("u"), nb::arg("v"), nb::arg("relaxation"), nb::arg("threads"));
+  m.def("inverse_error", &error_of_inverse, nb::arg("u"), nb::arg("v"), nb::arg("scale"), nb::arg("error"),
+        nb::arg("threads"));
+  m.def("jacobian", &jacobian_map, nb::arg("u"), nb::arg("determinant"), nb::arg("threads"));
   m.def("diffusion", &diffusion, nb::arg("u"), nb::arg("gradient"), nb::arg("weights"), nb::arg("threads"));
   m.def("jacobian_penalty", &jacobian_penalty, nb::arg("u"), nb::arg("gradient"), nb::arg("margin"),
         nb::arg("corner"), nb::arg("threads"));

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
-from itk_nir.engine.flow import jacobian_determinant
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -27,6 +26,9 @@ class Field(Protocol):
 
     def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
         """``(3, z, y, x)`` mm along the image axes at `positions` (voxels of the fixed image, ``[x, y, z]``)."""
+
+    def curvature(self) -> Tensor:
+        """``(3, ...)``, at points all over the grid: length of the second derivative along each axis, 1/mm."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Baked:
     geometry : the grid; same origin and direction as the fixed image, spacing a whole multiple of its.
     forward, inverse : ``shape + (d,)`` float32, mm LPS. ``p -> p + forward(p)`` and back again.
     spacing : of the grid, in voxels of the fixed image.
-    interpolation_error : estimate of the largest error of linear interpolation between the grid's points, voxels (0
-        at the points themselves).
+    interpolation_error : bound, from the curvature of the field, of the error that linear interpolation makes between
+        the grid's points, voxels (it makes none at the points themselves).
     inverse_error_mean, inverse_error_p99 : distance, in voxels of the fixed image, between a fixed point and where
         forward followed by inverse takes it, over the voxels where the field was trained to look.
     folded, folded_percent, jacobian_range, log_jacobian_sd : of ``p -> p + u(p)`` on the grid, same voxels.
@@ -85,48 +87,8 @@ def bake_grid(geometry: Geometry, step: int) -> Geometry:
     return Geometry.make(size, [s * step for s in geometry.spacing], geometry.origin, geometry.direction)
 
 
-def _positions(geometry: Geometry, step: int, between: int | None = None) -> list[F64]:
-    """Points of the grid, in voxels of the fixed image; along axis `between` the points midway instead."""
-    grid = bake_grid(geometry, step)
-    out = []
-    for axis, n in enumerate([*grid.size, 1][:3]):
-        at = np.arange(n, dtype=float) * step
-        out.append(at[:-1] + step / 2 if axis == between else at)
-    return out
-
-
-def interpolation_error(field: Field, step: int, limit: float = math.inf) -> float:
-    """Largest distance between the field and its linear interpolation on a grid, voxels.
-
-    Interpolation along one axis errs most midway between two points. The errors of the axes add up, in one place or
-    another of the cell, over any of the axes; so the largest sum over any of them is taken (exact where the field is
-    quadratic). Above `limit` a lower bound may be returned: the axes that are left no longer matter.
-    """
-    geometry = field.geometry
-    nodes = field.on_grid(_positions(geometry, step))
-    unit = min(geometry.spacing)
-    sums: list[Tensor] = []
-    largest = 0.0
-    for a in range(geometry.dimension):
-        axis = 3 - a
-        n = nodes.shape[axis]
-        if n < 2:
-            continue
-        gap = field.on_grid(_positions(geometry, step, a))
-        gap -= (nodes.narrow(axis, 0, n - 1) + nodes.narrow(axis, 1, n - 1)) / 2
-        for other in range(geometry.dimension):
-            if other != a and nodes.shape[3 - other] > 1:
-                gap = gap.narrow(3 - other, 0, nodes.shape[3 - other] - 1)
-        largest = max(largest, _longest(gap) / unit, *(_longest(s + gap) / unit for s in sums))
-        if a + 1 < geometry.dimension:
-            sums += [gap, *(s + gap for s in sums)]
-        if largest > limit:
-            break
-    return largest
-
-
-def _longest(vectors: Tensor) -> float:
-    return float(vectors.square().sum(0).max().sqrt())
+def _positions(geometry: Geometry, step: int) -> list[F64]:
+    return [np.arange(n, dtype=float) * step for n in [*bake_grid(geometry, step).size, 1][:3]]
 
 
 def bake(field: Field, settings: BakeSettings, inside: Tensor, threads: int = 1) -> Baked:
@@ -139,36 +101,37 @@ def bake(field: Field, settings: BakeSettings, inside: Tensor, threads: int = 1)
     inside : ``(Z, Y, X)`` bool on the fixed grid: the voxels that the reported numbers are taken over.
     """
     geometry = field.geometry
-    d = geometry.dimension
-    error = math.inf
-    free = settings.bake_spacing is None
+    curvature = field.curvature()
     for step in (4, 3, 2, 1) if settings.bake_spacing is None else (settings.bake_spacing,):
-        error = interpolation_error(field, step, settings.bake_error if free and step > 1 else math.inf)
+        error = float((curvature * (step * spacing_of(geometry)) ** 2 / 8).sum(0).max()) / min(geometry.spacing)
         if error <= settings.bake_error:
             break
+    del curvature
     grid = bake_grid(geometry, step)
     positions = _positions(geometry, step)
-    u = field.on_grid(positions)
-    spacing = torch.tensor([*grid.spacing, 1.0][:3], dtype=u.dtype, device=u.device).reshape(3, 1, 1, 1)
-    voxels = u / spacing
-    start = field.on_grid(positions, inverse=True) / spacing
-    inverse, _ = ops.invert(voxels, start, threads)
+    spacing = spacing_of(grid).to(inside.device)
+    voxels = field.on_grid(positions).div_(spacing)
+    start = field.on_grid(positions, inverse=True).div_(spacing)
+    scale = tuple(float(s) / min(geometry.spacing) for s in spacing.reshape(-1))
+    inverse, gap = ops.inverse_pair(voxels, start, scale, threads)  # type: ignore[arg-type]
     del start
-    near = [torch.from_numpy(np.minimum(np.rint(p), n - 1).astype(np.int64)).to(inside.device)
-            for p, n in zip(positions, [*geometry.size, 1][:3], strict=True)]  # fmt: skip
+    near = [
+        torch.from_numpy(np.minimum(np.rint(p), n - 1).astype(np.int64)).to(inside.device)
+        for p, n in zip(positions, [*geometry.size, 1][:3], strict=True)
+    ]
     chosen = inside
     for axis, at in zip((2, 1, 0), near, strict=True):
         chosen = chosen.index_select(axis, at)
-    back = ops.compose(inverse, voxels, threads)
-    gap = (back * (spacing / min(geometry.spacing))).square().sum(0).sqrt()[chosen]
-    det = jacobian_determinant(u[:d] if d == 3 else u[:d, 0], grid.spacing)
-    det = det[chosen if d == 3 else chosen[0]]
+    gap = gap[chosen]
+    det = ops.jacobian_map(voxels, threads)[chosen]
     folded = int((det <= 0).sum())
     count = max(1, det.numel())
+    baked_inverse = _lps(inverse.mul_(spacing), grid)
+    del inverse
     return Baked(
         geometry=grid,
-        forward=_lps(voxels * spacing, grid),
-        inverse=_lps(inverse * spacing, grid),
+        forward=_lps(voxels.mul_(spacing), grid),
+        inverse=baked_inverse,
         spacing=step,
         interpolation_error=error,
         inverse_error_mean=float(gap.double().mean()) if gap.numel() else 0.0,
@@ -178,6 +141,11 @@ def bake(field: Field, settings: BakeSettings, inside: Tensor, threads: int = 1)
         jacobian_range=(float(det.min()), float(det.max())) if det.numel() else (1.0, 1.0),
         log_jacobian_sd=float(det.clamp(min=1e-3).log().double().std()) if det.numel() > 1 else 0.0,
     )
+
+
+def spacing_of(geometry: Geometry) -> Tensor:
+    """``(3, 1, 1, 1)`` mm, 1 along z for 2D."""
+    return torch.tensor([*geometry.spacing, 1.0][:3], dtype=torch.float32).reshape(3, 1, 1, 1)
 
 
 def _lps(vectors: Tensor, grid: Geometry) -> NDArray[np.float32]:

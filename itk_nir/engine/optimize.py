@@ -89,8 +89,8 @@ class LatticeSettings:
     squarings: int = 2
     velocity_diffusion: tuple[float, ...] = (0.02, 0.01, 0.005)
     displacement_diffusion: tuple[float, ...] = (0.0, 0.0, 0.0)
-    jacobian_weight: float = 1.0
-    jacobian_margin: float = 0.4
+    jacobian_weight: float = 1.5
+    jacobian_margin: float = 0.5
     momentum: tuple[float, float] = (0.9, 0.99)
     convergence_window: int = 10
     convergence_threshold: float = 0.0
@@ -207,6 +207,10 @@ class LatticeField:
         matrices = [a.evaluate(p) for a, p in zip(self.axes, positions, strict=True)]
         return ops.separable(lattice, matrices, self.threads)
 
+    def curvature(self) -> Tensor:
+        """``(3, z, y, x)``: length of the second derivative along each axis at the control points, 1/mm."""
+        return second_differences(self.forward) / self.spacing**2
+
     def displacement(self, points: F64, inverse: bool = False) -> F64:
         """The displacement at any physical points of fixed space, ``(N, d)`` LPS mm → ``(N, d)`` LPS mm."""
         d = self.geometry.dimension
@@ -222,6 +226,18 @@ class LatticeField:
                         value += lattice[:, z, y, x] * (wx * wy * wz)
             out[begin : begin + len(part)] = value[:d].T
         return out @ self.geometry.rotation.T
+
+
+def second_differences(u: Tensor) -> Tensor:
+    """``|u(i - 1) - 2 u(i) + u(i + 1)|`` along x, y and z at every point, ``(3, z, y, x)``; zero at the rim."""
+    out = torch.zeros_like(u)
+    for a in range(3):
+        axis = 3 - a
+        n = u.shape[axis]
+        if n > 2:
+            d = u.narrow(axis, 0, n - 2) - 2 * u.narrow(axis, 1, n - 2) + u.narrow(axis, 2, n - 2)
+            out[a].narrow(axis - 1, 1, n - 2).copy_(d.square().sum(0).sqrt())
+    return out
 
 
 def _support(axis: Axis, position: F64) -> Iterator[tuple[NDArray[np.int64], F64]]:

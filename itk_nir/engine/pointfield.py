@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from itk_nir.engine.optimize import second_differences
 from itk_nir.engine.points import PointRegistration
 from itk_nir.geometry import Geometry
 
@@ -52,6 +53,17 @@ class PointField:
         out = value.new_zeros(3, *shape)
         out[:d] = value.T.reshape(d, *shape)
         return out
+
+    def curvature(self) -> Tensor:
+        """``(3, z, y, x)``: length of the second derivative along each axis on every other voxel, 1/mm.
+
+        By differences over two voxels: what is finer than that, a network is not trained to hold.
+        """
+        step = 2.0
+        sizes = [*self.geometry.size, 1][:3]
+        u = self.on_grid([np.arange(0, n, step, dtype=np.float64) for n in sizes])
+        mm = u.new_tensor([step * s for s in [*self.geometry.spacing, 1.0][:3]]).reshape(3, 1, 1, 1)
+        return second_differences(u) / mm**2
 
     def displacement(self, points: F64, inverse: bool = False) -> F64:
         """The displacement at physical points of fixed space, ``(N, d)`` LPS mm → ``(N, d)`` LPS mm."""

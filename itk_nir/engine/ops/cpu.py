@@ -168,6 +168,24 @@ def invert(
     return _unpack(v, 1.0, threads), worst
 
 
+def inverse_pair(
+    displacement: Tensor, start: Tensor, relaxation: float, scale: list[float], threads: int
+) -> tuple[Tensor, Tensor]:
+    u, v = _pack(displacement, 1.0, threads), _pack(start, 1.0, threads)
+    native.invert(u, v, 20, 1e-3, threads)
+    native.balance(u, v, relaxation, threads)
+    error = displacement.new_empty(displacement.shape[1:])
+    native.inverse_error(u, v, scale, error, threads)
+    del u
+    return _unpack(v, 1.0, threads), error
+
+
+def jacobian_map(displacement: Tensor, threads: int) -> Tensor:
+    out = displacement.new_empty(displacement.shape[1:])
+    native.jacobian(_f32(displacement), out, threads)
+    return out
+
+
 def resample(moving: np.ndarray, displacement: np.ndarray | None, index: np.ndarray, vector: np.ndarray,
              outside: float, shape: tuple[int, int, int], threads: int) -> np.ndarray:  # fmt: skip
     out = np.empty(shape, np.float32)

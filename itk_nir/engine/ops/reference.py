@@ -113,6 +113,44 @@ def invert(displacement: Tensor, start: Tensor, iterations: int = 50) -> tuple[T
     return v, float(residual.square().sum(0).max().sqrt())
 
 
+def inverse_pair(displacement: Tensor, start: Tensor, relaxation: float, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """An inverse that is as good in both directions, and its error (see `ops.inverse_pair`)."""
+    v, _ = invert(displacement, start)
+    x = identity(v.shape[1:], v) + displacement
+    with torch.enable_grad():
+        nodes = v.detach().requires_grad_()
+        there = _corner_sum(nodes, x)
+        (weight,) = torch.autograd.grad(there.sum(), nodes, retain_graph=True)
+        (move,) = torch.autograd.grad(there, nodes, -(displacement + there).detach())
+    v = v + move / (weight + relaxation)
+    error = ((displacement + _corner_sum(v, x)) * scale.reshape(3, 1, 1, 1)).square().sum(0).sqrt()
+    return v, error
+
+
+def jacobian_map(displacement: Tensor) -> Tensor:
+    """``det(I + ∂u_i/∂x_j)`` at every voxel by central differences, one-sided at the rim."""
+    columns = []
+    for axis in (3, 2, 1):
+        n = displacement.shape[axis]
+        if n == 1:
+            columns.append(torch.zeros_like(displacement))
+            continue
+        at = torch.arange(n, device=displacement.device)
+        high, low = (at + 1).clamp(max=n - 1), (at - 1).clamp(min=0)
+        step = (high - low).to(displacement.dtype).reshape([-1 if a == axis else 1 for a in range(4)])
+        columns.append((displacement.index_select(axis, high) - displacement.index_select(axis, low)) / step)
+    m = [[columns[j][i] + (1.0 if i == j else 0.0) for j in range(3)] for i in range(3)]
+    return _determinant(m)
+
+
+def _determinant(m: list[list[Tensor]]) -> Tensor:
+    return (
+        m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1])
+        - m[0][1] * (m[1][0] * m[2][2] - m[1][2] * m[2][0])
+        + m[0][2] * (m[1][0] * m[2][1] - m[1][1] * m[2][0])
+    )
+
+
 def diffusion(u: Tensor, weights: tuple[float, float, float]) -> Tensor:
     """``sum_a weights[a] sum (u(i + e_a) - u(i))²`` over all components; ``weights`` in ``x, y, z`` order."""
     total = u.new_zeros(())
@@ -138,11 +176,7 @@ def jacobian(u: Tensor, corner: int = 0) -> Tensor:
     for axis in (3, 2, 1):
         columns.append((torch.zeros_like(u) if u.shape[axis] == 1 else u.roll(-1, axis) - u)[cut])
     m = [[columns[j][i] + (1.0 if i == j else 0.0) for j in range(3)] for i in range(3)]
-    return (
-        m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1])
-        - m[0][1] * (m[1][0] * m[2][2] - m[1][2] * m[2][0])
-        + m[0][2] * (m[1][0] * m[2][1] - m[1][1] * m[2][0])
-    )
+    return _determinant(m)
 
 
 def jacobian_penalty(u: Tensor, margin: float, corner: int = 0) -> Tensor:
