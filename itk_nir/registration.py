@@ -21,7 +21,7 @@ import itk_nir
 from itk_nir.config import Settings, make_settings
 from itk_nir.engine.bake import bake
 from itk_nir.engine.linear import optimise_linear
-from itk_nir.engine.optimize import LatticeField, LatticeSettings, Pair, as_volume, optimise_lattice
+from itk_nir.engine.optimize import LatticeField, LatticeSettings, Pair, TraceStep, as_volume, optimise_lattice
 from itk_nir.engine.pointfield import PointField
 from itk_nir.engine.points import optimise_points
 from itk_nir.engine.progress import Callback, Progress
@@ -218,7 +218,7 @@ def _run(
 
 def _deform(
     pair: Pair, settings: Settings, seed: int, threads: int, callback: Callback | None, clock: float, cancelled: bool
-) -> tuple[LatticeField | PointField, list[Any], str]:
+) -> tuple[LatticeField | PointField, list[TraceStep], str]:
     engine = settings.engine
     if isinstance(engine, LatticeSettings):
         if cancelled:
@@ -248,7 +248,7 @@ def _deform(
     )
     return (
         PointField(pair.fixed_geometry, registration),
-        list(registration.trace),
+        [TraceStep(t.phase, t.step, t.metric, t.loss) for t in registration.trace],
         "cancelled" if registration.cancelled else "all steps done",
     )
 
