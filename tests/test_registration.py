@@ -1,0 +1,697 @@
+"""`register`, from images to transforms, on phantoms whose deformation is known."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+import itk_nir
+from itk_nir.config import options_of
+from itk_nir.engine.progress import Progress
+from itk_nir.errors import InputError, ItkNirError, OptionError
+from itk_nir.geometry import Geometry
+from itk_nir.images import save_image, to_itk, to_sitk
+from itk_nir.phantom import Phantom, brain_phantom
+from itk_nir.result import RegistrationResult
+from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
+
+BOTH = pytest.mark.parametrize("d", [2, 3])
+#: Few steps on two coarse levels: enough to be well on the way.
+QUICK: dict[str, Any] = {
+    "shrink_factors": (2, 1), "smoothing_sigmas": (0.5, 0.5), "steps": (25, 8), "learning_rates": (0.4, 0.2),
+    "lattice_spacing": (2.0, 2.0), "coarsest_lattice": 8.0, "radius": (3, 3), "velocity_diffusion": (0.1, 0.1),
+    "displacement_diffusion": (0.0, 0.0), "linear_size": (24,), "linear_steps": (25,), "linear_start_steps": 8,
+}  # fmt: skip
+ENV = {**os.environ, "PYTHONPATH": str(Path(itk_nir.__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+def run(fixed: Any, moving: Any, **options: Any) -> RegistrationResult:
+    return itk_nir.register(fixed, moving, **{"threads": 1, "device": "cpu", **QUICK, **options})
+
+
+def turned(d: int, angle: float = 0.3) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    m = np.eye(d)
+    m[:2, :2] = [[c, -s], [s, c]]
+    if d == 3:
+        tilt = np.eye(3)
+        tilt[1:, 1:] = [[c, -s], [s, c]]
+        m = m @ tilt
+    return m
+
+
+def centred(size: tuple[int, ...], spacing: tuple[float, ...], direction: np.ndarray) -> Geometry:
+    g = Geometry.make(size, spacing, None, direction)
+    return Geometry.make(size, spacing, 7.0 - g.centre, direction)
+
+
+@pytest.fixture(scope="module")
+def phantoms(phantom_2d: Phantom) -> dict[int, Phantom]:
+    return {2: phantom_2d, 3: brain_phantom(3, (36, 44, 36))}
+
+
+@pytest.fixture(scope="module")
+def oblique() -> dict[int, Phantom]:
+    """Anisotropic, oblique and unlike grids."""
+    out = {}
+    for d, size, spacing, moving_size, moving_spacing in (
+        (2, (70, 60), (2.2, 3.1), (64, 90), (2.6, 2.2)),
+        (3, (38, 48, 26), (4.4, 4.0, 6.5), (44, 40, 40), (4.0, 5.2, 4.6)),
+    ):
+        out[d] = brain_phantom(
+            d,
+            geometry=centred(size, spacing, turned(d)),
+            moving_geometry=centred(moving_size, moving_spacing, turned(d, -0.2)),
+        )
+    return out
+
+
+@pytest.fixture(scope="module")
+def oblique_results(oblique: dict[int, Phantom]) -> dict[int, RegistrationResult]:
+    return {d: run(*images(oblique[d]), linear="affine") for d in (2, 3)}
+
+
+def images(p: Phantom, kind: str = "sitk") -> tuple[Any, Any]:
+    make = to_sitk if kind == "sitk" else to_itk
+    return make(p.fixed, p.geometry), make(p.moving, p.moving_geometry)
+
+
+def brain(p: Phantom) -> np.ndarray:
+    return np.asarray(p.fixed_labels > 0)
+
+
+def error(result: RegistrationResult, p: Phantom) -> float:
+    """Mean distance to the true place over the brain, mm."""
+    points = p.geometry.grid()[brain(p)]
+    return float(np.linalg.norm(result.transform_points(points) - points - p.displacement[brain(p)], axis=-1).mean())
+
+
+def start(p: Phantom) -> float:
+    return float(np.linalg.norm(p.displacement[brain(p)], axis=-1).mean())
+
+
+# --- images in, transform out ----------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["itk", "sitk", "path"])
+def test_every_kind_of_image(phantoms: dict[int, Phantom], tmp_path: Path, d: int, kind: str) -> None:
+    p = phantoms[d]
+    if kind == "path":
+        files = tmp_path / "f.nii.gz", tmp_path / "m.nii.gz"
+        save_image(p.fixed, p.geometry, files[0])
+        save_image(p.moving, p.geometry, files[1])
+        result = run(files[0], str(files[1]))
+    else:
+        result = run(*images(p, kind))
+    assert error(result, p) < (0.5 if d == 2 else 0.9) * start(p)
+    assert type(result.warped).__module__.split(".")[0] == ("SimpleITK" if kind == "sitk" else "itk")
+    assert result.warped_array.shape == p.fixed.shape
+    before, after = (np.abs(x - p.fixed)[brain(p)].mean() for x in (p.moving, result.warped_array))
+    assert after < 0.75 * before
+    own = itk_nir.apply(images(p)[1], result.chain, images(p)[0], interpolation="linear")
+    # A path's header rounds the grid.
+    np.testing.assert_allclose(sitk.GetArrayFromImage(own), result.warped_array, atol=1e-3)
+
+
+def test_kind_of_image_changes_no_bit(phantoms: dict[int, Phantom]) -> None:
+    p = phantoms[2]
+    by_itk, by_sitk = (run(*images(p, kind)) for kind in ("itk", "sitk"))
+    np.testing.assert_array_equal(by_itk.warped_array, by_sitk.warped_array)
+    mixed = run(images(p, "itk")[0], images(p, "sitk")[1])
+    np.testing.assert_array_equal(mixed.warped_array, by_sitk.warped_array)
+
+
+@BOTH
+def test_oblique_anisotropic_pair_is_registered(
+    oblique: dict[int, Phantom], oblique_results: dict[int, RegistrationResult], d: int
+) -> None:
+    assert error(oblique_results[d], oblique[d]) < (0.5 if d == 2 else 0.9) * start(oblique[d])
+
+
+@BOTH
+def test_every_tool_resamples_alike(
+    oblique: dict[int, Phantom], oblique_results: dict[int, RegistrationResult], tmp_path: Path, d: int
+) -> None:
+    """ITK through `.transform`, SimpleITK through the .h5 and the engine's own warp: 1e-3 of the range."""
+    import itk
+
+    p, result = oblique[d], oblique_results[d]
+    own = result.warped_array
+    tolerance = 1e-3 * float(np.ptp(p.moving))
+    paths = result.save(tmp_path / "case_")
+    fixed, moving = images(p)
+    by_sitk = sitk.GetArrayFromImage(
+        sitk.Resample(moving, fixed, sitk.ReadTransform(str(paths["composite"])), sitk.sitkLinear)
+    )
+    fixed, moving = images(p, "itk")
+    for transform in (result.transform, result.composite):
+        by_itk = itk.resample_image_filter(moving, transform=transform, reference_image=fixed, use_reference_image=True)
+        assert np.abs(np.asarray(by_itk) - own)[brain(p)].max() <= tolerance
+    assert np.abs(by_sitk - own).max() <= tolerance
+    assert own.std() > 10
+
+
+@BOTH
+def test_inverse_after_forward_is_the_identity(
+    oblique: dict[int, Phantom], oblique_results: dict[int, RegistrationResult], d: int
+) -> None:
+    p, result = oblique[d], oblique_results[d]
+    points = p.geometry.grid()[brain(p)]
+    unit = min(p.geometry.spacing)
+    back = result.transform_points(result.transform_points(points), inverse=True)
+    gap = np.linalg.norm(back - points, axis=-1) / unit
+    assert gap.mean() <= 0.1
+    assert np.percentile(gap, 99) <= 0.5
+    baked = np.linalg.norm(result.chain.inverse().map(result.chain.map(points)) - points, axis=-1) / unit
+    assert baked.mean() <= 0.1
+    assert np.percentile(baked, 99) <= 0.5
+    m = result.metrics
+    assert m["inverse_error_mean_voxels"] <= 0.1
+    assert m["inverse_error_p99_voxels"] <= 0.5
+    assert m["bake_error_voxels"] <= 0.05 or m["bake_spacing_voxels"] == 1
+
+
+@BOTH
+def test_itk_inverse_is_set(
+    oblique: dict[int, Phantom], oblique_results: dict[int, RegistrationResult], d: int
+) -> None:
+    p, result = oblique[d], oblique_results[d]
+    points = p.geometry.grid()[brain(p)][::37]
+    inverse = result.transform.GetInverseTransform()
+    assert inverse is not None
+    back = np.array([list(inverse.TransformPoint(result.transform.TransformPoint(q.tolist()))) for q in points])
+    assert np.linalg.norm(back - points, axis=-1).mean() <= 0.1 * min(p.geometry.spacing)
+
+
+@BOTH
+def test_points_follow_the_continuous_map(
+    oblique: dict[int, Phantom], oblique_results: dict[int, RegistrationResult], d: int
+) -> None:
+    p, result = oblique[d], oblique_results[d]
+    rng = np.random.default_rng(0)
+    points = p.geometry.grid()[brain(p)]
+    points = points[rng.integers(0, len(points), 3000)] + rng.normal(size=(3000, d))
+    gap = np.linalg.norm(result.transform_points(points) - result.chain.map(points), axis=-1) / min(p.geometry.spacing)
+    assert gap.max() < max(0.06, 1.15 * result.metrics["bake_error_voxels"])
+
+
+@BOTH
+def test_metrics(oblique: dict[int, Phantom], oblique_results: dict[int, RegistrationResult], d: int) -> None:
+    p, result = oblique[d], oblique_results[d]
+    m = result.metrics
+    assert [t["level"] for t in m["trace"]] == [0] * 25 + [1] * 8
+    assert m["similarity"] == m["trace"][-1]["metric"]
+    assert m["similarity_start"] == m["trace"][0]["metric"]
+    assert m["similarity"] > 0.8
+    assert (m["preset"], m["seed"], m["threads"], m["device"], m["stop"]) == ("default", 0, 1, "cpu", "all steps done")
+    seconds = m["seconds"]
+    assert set(seconds) == {"read", "linear", "deformable", "bake", "total"}
+    assert sum(v for k, v in seconds.items() if k != "total") == pytest.approx(seconds["total"], abs=0.05)
+    assert min(seconds.values()) >= 0
+    assert m["peak_memory_mb"] > 50
+    assert {"itk-nir", "torch", "numpy", "python"} <= set(m["versions"])
+    linear = LinearTransform(np.array(m["linear_matrix"]))
+    np.testing.assert_allclose(linear.matrix, result.chain.steps[1].matrix)  # type: ignore[union-attr]
+    # The Jacobian's numbers are of the deformation, without the linear part.
+    det = result.jacobian_array[brain(p)] / np.linalg.det(linear.matrix)
+    assert m["folded_voxels"] == 0
+    assert det.min() > 0
+    assert det.min() >= m["jacobian_range"][0] - 0.15
+    assert det.max() <= m["jacobian_range"][1] + 0.15
+    assert np.log(det).std() == pytest.approx(m["log_jacobian_sd"], rel=0.5)
+
+
+# --- presets and stages ----------------------------------------------------------------------------------------------
+
+
+def test_paper_preset_with_fewer_steps(phantoms: dict[int, Phantom]) -> None:
+    p = phantoms[2]
+    phases = tuple(replace(phase, steps=60) for phase in options_of("paper")["phases"])
+    result = itk_nir.register(*images(p), preset="paper", phases=phases, linear="none", threads=1, device="cpu")
+    assert error(result, p) < 0.8 * start(p)
+    assert [t["level"] for t in result.metrics["trace"]] == [0] * 60 + [1] * 60
+    points = p.geometry.grid()[brain(p)]
+    back = result.transform_points(result.transform_points(points), inverse=True)
+    gap = np.linalg.norm(back - points, axis=-1) / min(p.geometry.spacing)
+    assert gap.mean() <= 0.1
+
+
+@BOTH
+@pytest.mark.parametrize("linear", ["none", "rigid", "affine"])
+def test_linear_stage(phantoms: dict[int, Phantom], d: int, linear: str) -> None:
+    p = phantoms[d]
+    move = np.eye(d + 1)
+    if linear != "none":
+        move[:d, :d] = turned(d, 0.15)
+        move[:d, d] = (6.0, -4.0, 5.0)[:d]
+    if linear == "affine":
+        move[:d, :d] = move[:d, :d] @ np.diag([1.1, 0.95, 1.05][:d])
+    truth = LinearTransform(move)
+    moved = itk_nir.apply(images(p)[0], Chain((truth.inverse(),)), images(p)[0], interpolation="linear")
+    result = run(images(p)[0], moved, linear=linear, linear_size=(24, 40), linear_steps=(60, 30))
+    found = np.array(result.metrics["linear_matrix"])
+    points = p.geometry.grid()[brain(p)]
+    gap = np.linalg.norm(LinearTransform(found).map(points) - truth.map(points), axis=-1).mean()
+    unit = max(p.geometry.spacing)
+    if linear == "none":
+        np.testing.assert_array_equal(found, np.eye(d + 1))
+        assert result.metrics["similarity_linear"] is None
+    else:
+        assert gap < 0.4 * unit
+        assert result.metrics["similarity_linear"] > 0.7
+    if linear == "rigid":
+        np.testing.assert_allclose(found[:d, :d] @ found[:d, :d].T, np.eye(d), atol=1e-5)
+    total = np.linalg.norm(result.transform_points(points) - truth.map(points), axis=-1)
+    assert total.mean() < 0.2 * unit
+
+
+def test_images_that_share_no_space(phantoms: dict[int, Phantom]) -> None:
+    p = phantoms[2]
+    away = to_sitk(p.moving, replace(p.geometry, origin=tuple(np.asarray(p.geometry.origin) + 1000.0)))
+    with pytest.raises(InputError, match=r"does not overlap .*linear='affine'"):
+        run(images(p)[0], away, linear="none")
+    with pytest.warns(UserWarning, match="covers only 0%"):
+        result = run(images(p)[0], away, linear="rigid", linear_steps=(60,))
+    points = p.geometry.grid()[brain(p)]
+    gap = result.transform_points(points) - points - p.displacement[brain(p)] - 1000.0
+    assert np.linalg.norm(gap, axis=-1).mean() < 0.6 * start(p)
+    # With a start that says so, no linear stage is needed.
+    shift = np.eye(3)
+    shift[:2, 2] = 1000.0
+    again = run(images(p)[0], away, linear="none", initial_transform=shift)
+    gap = again.transform_points(points) - points - p.displacement[brain(p)] - 1000.0
+    assert np.linalg.norm(gap, axis=-1).mean() < 0.6 * start(p)
+
+
+# --- starts given by the caller --------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["matrix", "itk translation", "sitk", "file"])
+def test_linear_start_is_not_lost(phantoms: dict[int, Phantom], tmp_path: Path, d: int, kind: str) -> None:
+    """Without any step taken, the result is the start."""
+    import itk
+
+    p = phantoms[d]
+    shift = np.array([9.0, -6.0, 4.0])[:d]
+    matrix = np.eye(d + 1)
+    matrix[:d, d] = shift
+    given: Any = matrix
+    if kind == "itk translation":
+        given = itk.TranslationTransform[itk.D, d].New()
+        given.SetOffset(shift.tolist())
+    elif kind in ("sitk", "file"):
+        given = sitk.TranslationTransform(d, shift.tolist())
+        if kind == "file":
+            sitk.WriteTransform(given, str(tmp_path / "start.tfm"))
+            given = tmp_path / "start.tfm"
+    still = {"steps": (1, 1), "learning_rates": (1e-7, 1e-7)}
+    result = run(*images(p), linear="none", initial_transform=given, **still)
+    points = p.geometry.grid()[brain(p)]
+    np.testing.assert_allclose(result.transform_points(points), points + shift, atol=1e-4)
+    np.testing.assert_allclose(result.chain.inverse().map(points + shift), points, atol=1e-3)
+
+
+@BOTH
+def test_deformation_and_linear_part_come_before_the_start(phantoms: dict[int, Phantom], d: int) -> None:
+    """``phi(p) = T(A(p + u(p)))``: a start that turns space by a right angle tells the order."""
+    p = phantoms[d]
+    quarter = np.eye(d + 1)
+    quarter[:2, :2] = [[0, -1], [1, 0]]
+    quarter[:d, d] = (30.0, 5.0, -8.0)[:d]
+    start_at = LinearTransform(quarter)
+    size = tuple(max(p.geometry.size) for _ in range(d))
+    there = Geometry.make(size, p.geometry.spacing)
+    middle = start_at.map(p.geometry.centre[None])[0]
+    there = replace(there, origin=tuple(middle - there.centre))
+    moving = itk_nir.apply(images(p)[1], Chain((start_at.inverse(),)), there, interpolation="linear")
+    for linear in ("none", "affine"):
+        result = run(images(p)[0], moving, linear=linear, initial_transform=quarter)
+        points = p.geometry.grid()[brain(p)]
+        wanted = start_at.map(points + p.displacement[brain(p)])
+        gap = np.linalg.norm(result.transform_points(points) - wanted, axis=-1).mean()
+        assert gap < (0.6 if d == 2 else 0.95) * start(p)
+
+
+@BOTH
+def test_displacement_field_as_a_start(phantoms: dict[int, Phantom], d: int) -> None:
+    p = phantoms[d]
+    points = p.geometry.grid()[brain(p)]
+    truth = DisplacementField(p.geometry, p.displacement)
+    for given in (truth, Chain((truth,))):
+        result = run(*images(p), linear="none", initial_transform=given)
+        # Already right: the registration adds next to nothing, and what was given is still all there.
+        assert error(result, p) < (0.25 if d == 2 else 0.5) * start(p)
+        back = result.transform_points(result.transform_points(points), inverse=True)
+        assert np.linalg.norm(back - points, axis=-1).mean() < 0.2 * min(p.geometry.spacing)
+    # Half of the way given: what is found adds to it.
+    half = DisplacementField(p.geometry, p.displacement * 0.5)
+    assert error(run(*images(p), linear="none", initial_transform=half), p) < (0.4 if d == 2 else 0.9) * start(p)
+
+
+def test_list_of_starts_in_the_order_of_ants(phantoms: dict[int, Phantom]) -> None:
+    p = phantoms[2]
+    shift, turn = np.eye(3), np.eye(3)
+    shift[:2, 2] = (12.0, 0.0)
+    turn[:2, :2] = turned(2, 0.2)
+    still = {"steps": (1, 1), "learning_rates": (1e-7, 1e-7), "linear": "none"}
+    points = p.geometry.grid()[brain(p)]
+    result = run(*images(p), initial_transform=[shift, turn], **still)
+    np.testing.assert_allclose(result.transform_points(points), (points + shift[:2, 2]) @ turn[:2, :2].T, atol=1e-4)
+
+
+def test_start_that_leads_out_of_the_moving_image(phantoms: dict[int, Phantom]) -> None:
+    p = phantoms[2]
+    away = DisplacementField(p.geometry, np.full_like(p.displacement, 5000.0))
+    with pytest.raises(InputError, match="initial transform"):
+        run(*images(p), linear="none", initial_transform=away)
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("linear", ["none", "affine"])
+def test_masks(phantoms: dict[int, Phantom], linear: str) -> None:
+    p = phantoms[2]
+    x = np.arange(p.fixed.shape[1])
+    half = np.broadcast_to(x < p.fixed.shape[1] // 2, p.fixed.shape)
+    noise = np.random.default_rng(0).uniform(0, 200, p.fixed.shape).astype(np.float32)
+    spoilt = np.where(half, p.fixed, noise).astype(np.float32)
+    mask = to_sitk((half & brain(p)).astype(np.uint8), p.geometry)
+    moving = images(p)[1]
+    result = run(to_sitk(spoilt, p.geometry), moving, fixed_mask=mask, linear=linear)
+    kept = half & brain(p)
+    points = p.geometry.grid()[kept]
+    truth = p.displacement[kept]
+    gap = np.linalg.norm(result.transform_points(points) - points - truth, axis=-1).mean()
+    assert gap < 0.6 * np.linalg.norm(truth, axis=-1).mean()
+    clean = run(images(p)[0], moving, fixed_mask=mask, linear=linear)
+    assert np.linalg.norm(clean.transform_points(points) - result.transform_points(points), axis=-1).mean() < 0.5
+
+
+def test_mask_on_another_grid_is_taken_with_a_warning(phantoms: dict[int, Phantom]) -> None:
+    p = phantoms[2]
+    coarse = Geometry.make((30, 30), (6.0, 7.0), p.geometry.origin, p.geometry.direction)
+    mask = to_sitk(np.ones(coarse.shape, np.uint8), coarse)
+    with pytest.warns(UserWarning, match="fixed mask.*another grid"):
+        result = run(*images(p), fixed_mask=mask, moving_mask=to_sitk(np.ones(p.fixed.shape, np.uint8), p.geometry))
+    assert any("another grid" in text for text in result.metrics["warnings"])
+    assert error(result, p) < 0.6 * start(p)
+
+
+# --- the same bits ---------------------------------------------------------------------------------------------------
+
+
+def bits(result: RegistrationResult) -> bytes:
+    fields = [s for s in (*result.chain.steps, *result.chain.inverse().steps) if isinstance(s, DisplacementField)]
+    linear = [s for s in result.chain.steps if isinstance(s, LinearTransform)]
+    return b"".join([*(f.vectors.tobytes() for f in fields), *(a.matrix.tobytes() for a in linear)])
+
+
+_PROGRAM = """
+import sys, hashlib, pathlib
+import numpy as np
+import SimpleITK as sitk
+import itk_nir
+folder, options = pathlib.Path(sys.argv[1]), eval(sys.argv[2])
+result = itk_nir.register(folder / "f.nii.gz", folder / "m.nii.gz", **options)
+result.save(folder / "fresh_")
+sys.stdout.write(hashlib.sha256(result.warped_array.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_same_seed_same_bits(phantoms: dict[int, Phantom], tmp_path: Path, preset: str) -> None:
+    """Twice in one process, with other work and random numbers between; and in a fresh process."""
+    import hashlib
+
+    p = phantoms[3 if preset == "default" else 2]
+    save_image(p.fixed, p.geometry, tmp_path / "f.nii.gz")
+    save_image(p.moving, p.geometry, tmp_path / "m.nii.gz")
+    options: dict[str, Any] = {**QUICK, "seed": 3, "threads": 1, "device": "cpu", "steps": (12, 4)}
+    if preset == "paper":
+        few = "tuple(__import__('dataclasses').replace(x, steps=4) for x in PHASES)"
+        phases = tuple(replace(phase, steps=4) for phase in options_of("paper")["phases"])
+        options = {"preset": "paper", "phases": phases, "seed": 3, "threads": 1, "device": "cpu", "linear": "none",
+                   "bake_spacing": 3}  # fmt: skip
+        text = repr({k: v for k, v in options.items() if k != "phases"})[:-1] + f", 'phases': {few}}}"
+        text = text.replace("PHASES", "__import__('itk_nir.config').config.options_of('paper')['phases']")
+    else:
+        text = repr(options)
+    files = tmp_path / "f.nii.gz", tmp_path / "m.nii.gz"
+    first = itk_nir.register(*files, **options)
+    run(*images(phantoms[2]), seed=9)
+    torch.manual_seed(77)
+    torch.rand(1000)
+    np.random.seed(5)  # noqa: NPY002  what other code may do
+    second = itk_nir.register(*files, **options)
+    assert bits(first) == bits(second)
+    np.testing.assert_array_equal(first.warped_array, second.warped_array)
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, str(tmp_path), text], capture_output=True, text=True, env=ENV, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == hashlib.sha256(first.warped_array.tobytes()).hexdigest()
+    paths = first.save(tmp_path / "here_")
+    assert paths["composite"].read_bytes() == (tmp_path / "fresh_Composite.h5").read_bytes()
+
+
+@BOTH
+def test_threads_change_no_bit(phantoms: dict[int, Phantom], d: int) -> None:
+    few = {"steps": (8, 3), "linear_steps": (10,), "linear_start_steps": 3}
+    one, two = (run(*images(phantoms[d]), threads=t, **few) for t in (1, 2))
+    assert bits(one) == bits(two)
+    assert one.metrics["threads"] == 1
+    assert two.metrics["threads"] == 2
+
+
+def test_seed_matters_where_something_is_drawn(phantoms: dict[int, Phantom]) -> None:
+    phases = tuple(replace(phase, steps=2) for phase in options_of("paper")["phases"])
+    fields = [
+        itk_nir.register(
+            *images(phantoms[2]), preset="paper", phases=phases, linear="none", seed=s, threads=1, device="cpu",
+            bake_spacing=4,
+        )
+        for s in (0, 1)
+    ]  # fmt: skip
+    assert bits(fields[0]) != bits(fields[1])
+
+
+def test_state_of_the_process_is_left_alone(phantoms: dict[int, Phantom]) -> None:
+    before_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(4)
+        np.random.seed(4)  # noqa: NPY002
+        torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+        fixed, moving = images(phantoms[2])
+        pixels = sitk.GetArrayFromImage(fixed).copy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run(fixed, moving)
+            with pytest.raises(ZeroDivisionError):
+                run(fixed, moving, callback=lambda _: 1 / 0)  # type: ignore[arg-type, return-value]
+        assert torch.get_num_threads() == 2
+        assert torch.equal(torch.get_rng_state(), torch_state)
+        np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+        assert torch.get_default_dtype() == torch.float32
+        assert torch.is_grad_enabled()
+        assert not torch.are_deterministic_algorithms_enabled()
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(fixed), pixels)
+    finally:
+        torch.set_num_threads(before_threads)
+
+
+# --- progress --------------------------------------------------------------------------------------------------------
+
+
+def test_callback_sees_all_stages_and_changes_nothing(phantoms: dict[int, Phantom]) -> None:
+    seen: list[Progress] = []
+    result = run(*images(phantoms[2]), callback=seen.append)
+    fractions = [p.fraction for p in seen]
+    assert fractions == sorted(fractions)
+    assert 0 < fractions[0] < 0.1
+    assert fractions[-1] == 1.0
+    stages = [p.stage for p in seen]
+    assert list(dict.fromkeys(stages)) == ["linear", "deformable", "bake"]
+    assert stages.count("deformable") == 33
+    seconds = [p.seconds for p in seen]
+    assert seconds == sorted(seconds)
+    assert bits(result) == bits(run(*images(phantoms[2])))
+
+
+def test_callback_of_the_paper_preset(phantoms: dict[int, Phantom]) -> None:
+    seen: list[Progress] = []
+    phases = tuple(replace(phase, steps=3) for phase in options_of("paper")["phases"])
+    itk_nir.register(
+        *images(phantoms[2]), preset="paper", phases=phases, linear="none", threads=1, device="cpu", bake_spacing=4,
+        callback=seen.append,
+    )  # fmt: skip
+    fractions = [p.fraction for p in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+    assert [p.stage for p in seen] == ["deformable"] * 6 + ["bake"]
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("stage", ["linear", "deformable"])
+def test_cancel_in_each_stage_keeps_the_best_so_far(phantoms: dict[int, Phantom], preset: str, stage: str) -> None:
+    p = phantoms[2]
+    count = 0
+
+    def stop(progress: Progress) -> bool:
+        nonlocal count
+        count += progress.stage == stage
+        return count == 20
+
+    options = dict(QUICK)
+    if preset == "paper":
+        options = {"bake_spacing": 2, **{k: v for k, v in QUICK.items() if k.startswith("linear")}}
+    result = itk_nir.register(*images(p), preset=preset, threads=1, device="cpu", callback=stop, **options)
+    assert result.metrics["stop"] == "cancelled"
+    assert count == 20
+    assert np.isfinite(result.warped_array).all()
+    if stage == "linear":
+        field = result.chain.steps[0]
+        assert isinstance(field, DisplacementField)
+        assert not field.vectors.any()
+    else:
+        assert len(result.metrics["trace"]) == 20
+        assert error(result, p) < start(p)
+    assert result.metrics["folded_voxels"] == 0
+
+
+# --- what cannot be registered ---------------------------------------------------------------------------------------
+
+
+def good(p: Phantom, folder: Path) -> Path:
+    path = folder / "good.nii.gz"
+    save_image(p.fixed, p.geometry, path)
+    return path
+
+
+def bad(kind: str, folder: Path) -> tuple[Path, str]:
+    """A file that cannot be used, and what the message says of it."""
+    path = folder / f"{kind}.nii.gz"
+    ramp = np.arange(24 * 20, dtype=np.float32).reshape(24, 20)
+    if kind == "missing":
+        return path, "no such file"
+    if kind == "unreadable":
+        path.write_bytes(b"this is no image" * 40)
+        return path, "unreadable.nii.gz"
+    if kind == "truncated":
+        save_image(np.random.default_rng(0).normal(size=(40, 40)).astype(np.float32), Geometry.make((40, 40)), path)
+        path.write_bytes(path.read_bytes()[:2000])
+        return path, "truncated.nii.gz"
+    if kind == "folder":
+        path.mkdir()
+        return path, "folder"
+    if kind == "four":
+        sitk.WriteImage(sitk.GetImageFromArray(np.stack([[ramp] * 6] * 3), isVector=False), str(path))
+        return path, "4D"
+    if kind == "other dimension":
+        sitk.WriteImage(sitk.GetImageFromArray(np.stack([ramp] * 20)), str(path))
+        return path, "3D but .*2D|2D but .*3D"
+    if kind == "constant":
+        save_image(np.full((24, 20), 7.0, np.float32), Geometry.make((20, 24)), path)
+        return path, "constant"
+    assert kind in ("nan", "inf")
+    path = folder / f"{kind}.mha"
+    ramp[3, 4] = np.nan if kind == "nan" else np.inf
+    sitk.WriteImage(sitk.GetImageFromArray(ramp), str(path))
+    return path, "NaN|Inf|finite"
+
+
+@pytest.mark.parametrize("role", ["fixed", "moving"])
+@pytest.mark.parametrize(
+    "kind",
+    ["missing", "unreadable", "truncated", "folder", "four", "other dimension", "constant", "nan", "inf"],
+)
+def test_image_that_cannot_be_used(phantoms: dict[int, Phantom], tmp_path: Path, kind: str, role: str) -> None:
+    path, message = bad(kind, tmp_path)
+    pair = {"fixed": good(phantoms[2], tmp_path), "moving": good(phantoms[2], tmp_path)}
+    calls: list[Progress] = []
+    with pytest.raises(InputError, match=message) as caught:
+        run(**{**pair, role: path}, callback=calls.append)
+    text = str(caught.value)
+    assert path.name in text
+    assert "\n" not in text
+    assert not calls, "said before any optimisation"
+
+
+@pytest.mark.parametrize(
+    ("options", "error_type", "message"),
+    [
+        ({"preset": "defualt"}, OptionError, "did you mean 'default'"),
+        ({"linear": "similarity"}, OptionError, "linear is 'none', 'rigid' or 'affine'"),
+        ({"seed": -1}, OptionError, "seed"),
+        ({"seed": 1.5}, OptionError, "seed"),
+        ({"seed": True}, OptionError, "seed"),
+        ({"threads": 0}, OptionError, "threads"),
+        ({"threads": "2"}, OptionError, "threads"),
+        ({"device": "gpu"}, OptionError, "device is 'auto', 'cpu' or 'cuda'"),
+        ({"shrink_factor": (2, 1)}, OptionError, "did you mean 'shrink_factors'"),
+        ({"steps": (1, 2, 3)}, OptionError, "steps has 3 values"),
+        ({"fixed_mask": "no_mask.nii.gz"}, InputError, "no_mask.nii.gz"),
+        ({"initial_transform": "no_transform.h5"}, InputError, "no_transform.h5"),
+        ({"initial_transform": 3}, InputError, "initial transform"),
+        ({"initial_transform": np.eye(4)}, InputError, "initial transform"),
+    ],
+)
+def test_option_that_cannot_be_used(
+    phantoms: dict[int, Phantom], options: dict[str, Any], error_type: type[ItkNirError], message: str
+) -> None:
+    with pytest.raises(error_type, match=message) as caught:
+        run(*images(phantoms[2]), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_cuda_where_there_is_none(phantoms: dict[int, Phantom], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(OptionError, match="finds no CUDA device; use device='cpu'"):
+        run(*images(phantoms[2]), device="cuda")
+
+
+def test_empty_mask(phantoms: dict[int, Phantom]) -> None:
+    p = phantoms[2]
+    for role in ("fixed_mask", "moving_mask"):
+        with pytest.raises(InputError, match="is empty"):
+            run(*images(p), **{role: to_sitk(np.zeros(p.fixed.shape, np.uint8), p.geometry)})
+
+
+def test_mask_where_the_fixed_image_shows_nothing(phantoms: dict[int, Phantom]) -> None:
+    p = phantoms[2]
+    corner = np.zeros(p.fixed.shape, np.uint8)
+    corner[:5, :5] = 1
+    assert not p.fixed[:5, :5].any()
+    with pytest.raises(InputError, match="nothing to compare"):
+        run(*images(p), fixed_mask=to_sitk(corner, p.geometry), linear="none")
+
+
+@pytest.mark.parametrize("kind", ["missing", "nan"])
+def test_command_line_exits_with_2_and_writes_nothing(phantoms: dict[int, Phantom], tmp_path: Path, kind: str) -> None:
+    path, _ = bad(kind, tmp_path)
+    moving = good(phantoms[2], tmp_path)
+    before = set(tmp_path.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-m", "itk_nir.cli", "register", "--fixed", str(path), "--moving", str(moving), "--output",
+         str(tmp_path / "new" / "case_")],
+        capture_output=True, text=True, env=ENV, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("itk-nir: error: ")
+    assert done.stderr.count("\n") == 1
+    assert path.name in done.stderr
+    assert set(tmp_path.rglob("*")) == before
