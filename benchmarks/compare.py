@@ -34,7 +34,7 @@ from peers import CANNOT_DO, THREAD_VARIABLES
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE / ".venv"  # of the peers that need one of their own
-DEFAULT_METHODS = "nir-fast,nir-default,nir-accurate,greedy"
+DEFAULT_METHODS = "nir-fast,nir-default,nir-accurate,greedy,greedy-oasis"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ METHODS = {
     "nir-accurate": Method("itk-nir accurate"),
     "nir-paper": Method("itk-nir paper"),
     "greedy": Method("greedy NCC 100x100x40", "picsl-greedy"),
+    "greedy-oasis": Method("greedy NCC 100x100x40, 1.5 mm 0.5 mm", "picsl-greedy"),
     "ants-quick": Method("ANTsPy antsRegistrationSyNQuick (MI)", "antspyx"),
     "ants-mattes": Method("ANTsPy SyNOnly / SyN (Mattes)", "antspyx"),
     "ants-syn": Method("ANTsPy antsRegistrationSyN (CC)", "antspyx"),

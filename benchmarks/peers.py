@@ -57,27 +57,34 @@ class Peer:
 
 
 # --- greedy ----------------------------------------------------------------------------------------------------------
-# NCC with windows of radius 2, 100x100x40 steps and the smoothing that published OASIS comparisons use with it (with
-# greedy's default, Dice on brain_oasis is 0.741 instead of 0.753). The warp is written in full precision (-wp 0; the
-# default rounds it to 0.1 voxel, which spoils its Jacobian) and uncompressed, which is quickest. The inverse is made by
-# a second, untimed call: greedy is timed at the least work that gives a result.
+# NCC with windows of radius 2, 100x100x40 steps. The smoothing comes in two variants, because neither is best
+# everywhere: greedy's default (in voxels of each level), and the 1.5 mm and 0.5 mm of published OASIS comparisons. On
+# brain_oasis the second has the higher Dice (0.753 to 0.741), on lung_ct the first has the lower landmark error (1.4 mm
+# to 1.9 mm, and no folds). A claim to be ahead of greedy has to hold against the better of the two.
+# The warp is written in full precision (-wp 0; the default rounds it to 0.1 voxel, which spoils its Jacobian) and
+# uncompressed, which is quickest. The inverse is made by a second, untimed call: greedy is timed at the least work that
+# gives a result.
 
 
-def greedy(job: Job) -> tuple[Steps, Steps]:
+def _greedy(smoothing: str) -> Callable[[Job], tuple[Steps, Steps]]:
     """Greedy diffeomorphic registration (picsl_greedy), with its own affine stage where one is asked for."""
-    program, radius = _greedy_program(job)
-    pair = f"-i {_link(job.fixed, 'fixed')} {_link(job.moving, 'moving')} -m NCC {radius} -threads {job.threads}"
-    if job.fixed_mask:
-        pair += f" -gm {_link(job.fixed_mask, 'fixed_mask')}"
-    forward: Steps = [{"file": "warp.nii"}]
-    start = ""
-    if job.linear == "affine":
-        program.execute(f"{pair} -a -dof 12 -ia-image-centers -n 100x50x10 -o affine_ras.txt")
-        _ras_to_itk(Path("affine_ras.txt"), Path("affine.tfm"))
-        forward.append({"file": "affine.tfm"})
-        start = "-it affine_ras.txt"
-    program.execute(f"{pair} {start} -n 100x100x40 -s 1.5mm 0.5mm -wp 0 -o warp.nii")
-    return forward, []
+
+    def run(job: Job) -> tuple[Steps, Steps]:
+        program, radius = _greedy_program(job)
+        pair = f"-i {_link(job.fixed, 'fixed')} {_link(job.moving, 'moving')} -m NCC {radius} -threads {job.threads}"
+        if job.fixed_mask:
+            pair += f" -gm {_link(job.fixed_mask, 'fixed_mask')}"
+        forward: Steps = [{"file": "warp.nii"}]
+        start = ""
+        if job.linear == "affine":
+            program.execute(f"{pair} -a -dof 12 -ia-image-centers -n 100x50x10 -o affine_ras.txt")
+            _ras_to_itk(Path("affine_ras.txt"), Path("affine.tfm"))
+            forward.append({"file": "affine.tfm"})
+            start = "-it affine_ras.txt"
+        program.execute(f"{pair} {start} -n 100x100x40 {smoothing} -wp 0 -o warp.nii")
+        return forward, []
+
+    return run
 
 
 def greedy_inverse(job: Job) -> Steps:
@@ -235,7 +242,8 @@ def convexadam(job: Job) -> tuple[Steps, Steps]:
 
 
 PEERS = {
-    "greedy": Peer("picsl_greedy", greedy, greedy_inverse),
+    "greedy": Peer("picsl_greedy", _greedy(""), greedy_inverse),
+    "greedy-oasis": Peer("picsl_greedy", _greedy("-s 1.5mm 0.5mm"), greedy_inverse),
     "ants-quick": Peer("antspyx", _ants("antsRegistrationSyNQuick[so]", "antsRegistrationSyNQuick[s]")),
     "ants-mattes": Peer("antspyx", _ants("SyNOnly", "SyN")),
     "ants-syn": Peer("antspyx", _ants("antsRegistrationSyN[so]", "antsRegistrationSyN[s]")),
