@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from itk_nir.engine.bake import Baked, BakeSettings, bake, bake_grid, interpolation_error
+from itk_nir.engine.bake import Baked, BakeSettings, Field, bake, bake_grid
+from itk_nir.engine.optimize import LatticeSettings, optimise_lattice
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.model import DisplacementField
 
@@ -35,6 +37,16 @@ class Formula:
         out[:d] = torch.from_numpy(u.T.astype(np.float32)).reshape(d, *out.shape[1:] if d == 3 else (1, *out.shape[2:]))
         return out
 
+    def curvature(self) -> Tensor:
+        """By differences at every voxel."""
+        g, d = self.geometry, self.geometry.dimension
+        x = (g.physical_to_index(g.grid()) * g.spacing).reshape(-1, d)
+        out = torch.zeros(3, len(x))
+        for axis, e in enumerate(1e-2 * np.eye(d)):
+            second = (self.forward(x - e) - 2 * self.forward(x) + self.forward(x + e)) / 1e-4
+            out[axis] = torch.from_numpy(np.linalg.norm(second, axis=-1))
+        return out.reshape(3, *(g.shape if d == 3 else (1, *g.shape)))
+
 
 def grid(d: int, n: int = 24) -> Geometry:
     angle = 0.4
@@ -57,18 +69,22 @@ def everywhere(g: Geometry) -> Tensor:
     return torch.ones(g.shape if g.dimension == 3 else (1, *g.shape), dtype=torch.bool)
 
 
-def true_error(field: Formula, baked: Baked) -> float:
+def true_error(field: Field, baked: Baked, true_at: Callable[[np.ndarray], np.ndarray] | None = None) -> float:
     """Largest distance in voxels at a hundred thousand points between the voxels of the fixed grid."""
     g = field.geometry
     index = np.random.default_rng(0).uniform(0, np.asarray(g.size) - 1, (100_000, g.dimension))
-    true = field.forward(index * g.spacing) @ g.rotation.T
+    if true_at is None:
+        assert isinstance(field, Formula)
+        true = field.forward(index * g.spacing) @ g.rotation.T
+    else:
+        true = true_at(g.index_to_physical(index))
     got = DisplacementField(baked.geometry, baked.forward).displacement(g.index_to_physical(index))
     return float(np.linalg.norm(got - true, axis=-1).max() / min(g.spacing))
 
 
 @BOTH
 @pytest.mark.parametrize("make", [lambda d: waves(d, 1.5, 9.0), lambda d: saddle(d, 0.01)], ids=["waves", "saddle"])
-def test_estimate_of_the_error_is_what_brute_force_finds(
+def test_stated_error_is_a_bound_that_brute_force_does_not_break(
     d: int, make: Callable[[int], Callable[[np.ndarray], np.ndarray]]
 ) -> None:
     g = grid(d)
@@ -76,8 +92,23 @@ def test_estimate_of_the_error_is_what_brute_force_finds(
     for step in (1, 2, 3, 4):
         baked = bake(field, BakeSettings(bake_spacing=step), everywhere(g))
         assert baked.spacing == step
-        assert baked.interpolation_error == interpolation_error(field, step)
-        assert true_error(field, baked) == pytest.approx(baked.interpolation_error, rel=0.15)
+        true = true_error(field, baked)
+        assert true <= 1.02 * baked.interpolation_error
+        assert true >= 0.4 * baked.interpolation_error, "a bound so loose would waste memory"
+
+
+@BOTH
+def test_stated_error_of_a_trained_field(make_case: Callable[..., Any], d: int) -> None:
+    case = make_case(d, 56 if d == 2 else 32, spacing=(1.0, 1.2, 1.1)[:d], angle=0.3)
+    few = LatticeSettings(
+        shrink_factors=(2,), smoothing_sigmas=(0.5,), steps=(25,), learning_rates=(0.4,), lattice_spacing=(2.0,),
+        coarsest_lattice=8.0, radius=(3,), velocity_diffusion=(0.2,), displacement_diffusion=(0.0,),
+    )  # fmt: skip
+    field = optimise_lattice(case.pair, few).field
+    for step in (1, 2, 3, 4):
+        baked = bake(field, BakeSettings(bake_spacing=step), everywhere(case.fixed))
+        true = true_error(field, baked, field.displacement)
+        assert 0.3 * baked.interpolation_error < true <= 1.1 * baked.interpolation_error
 
 
 @BOTH
@@ -89,9 +120,10 @@ def test_coarsest_grid_that_keeps_the_bound_is_taken(d: int, bound: float, size:
     baked = bake(field, BakeSettings(bake_error=bound), everywhere(g))
     if baked.spacing > 1:
         assert baked.interpolation_error <= bound
-        assert true_error(field, baked) <= 1.1 * bound
+        assert true_error(field, baked) <= bound
     if baked.spacing < 4:
-        assert interpolation_error(field, baked.spacing + 1) > bound
+        next_one = bake(field, BakeSettings(bake_spacing=baked.spacing + 1), everywhere(g))
+        assert next_one.interpolation_error > bound
 
 
 def test_spacings_of_the_cases_above_differ() -> None:
@@ -185,7 +217,7 @@ def test_inverse_error_is_that_of_the_baked_fields(d: int, step: int) -> None:
     gap = np.linalg.norm(inverse.map(forward.map(p)) - p, axis=-1) / min(g.spacing)
     moved = np.linalg.norm(forward.displacement(p), axis=-1) / min(g.spacing)
     assert moved.max() > 1
-    assert gap.mean() < (0.02 if step == 1 else 0.05)
+    assert gap.mean() < 0.05
     assert baked.inverse_error_mean == pytest.approx(gap.mean(), rel=0.25, abs=2e-4)
     assert baked.inverse_error_p99 == pytest.approx(np.percentile(gap, 99), rel=0.25, abs=1e-3)
 
