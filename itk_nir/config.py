@@ -70,8 +70,8 @@ PRESETS: dict[str, tuple[str, Settings]] = {
                 steps=(120, 60, 60, 25),
                 learning_rates=(0.5, 0.3, 0.2, 0.1),
                 lattice_spacing=(1.0, 2.0, 1.0, 2.0),
-                radius=(5, 6, 6, 5),
-                velocity_diffusion=(0.02, 0.01, 0.005, 0.005),
+                radius=(5, 5, 5, 5),
+                velocity_diffusion=(0.05, 0.03, 0.02, 0.02),
                 displacement_diffusion=(0.0, 0.0, 0.0, 0.0),
             )
         ),
