@@ -567,9 +567,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "skipped": skipped,
     }
     by_set: dict[str, list[dict[str, Any]]] = {}
+    unusable: list[str] = []
     try:
         for pair in pairs:
-            result = compare(_gray(pair, work), list(versions), options, work)
+            try:
+                result = compare(_gray(pair, work), list(versions), options, work)
+            except RunFailed as failure:  # the pair itself cannot be scored
+                say(f"{pair.name}  {failure}")
+                unusable.append(pair.name)
+                continue
             by_set.setdefault(pair.set, []).append(result)
             save(options.output, pair.set, facts, by_set[pair.set], with_plot=False)  # what is done is not lost
     finally:
@@ -580,7 +586,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         save(options.output, name, facts, results, with_plot=True)
         print(options.output / f"{name}.md")
     broken = [why for results in by_set.values() for result in results for why in result["failed"].values()]
-    return 1 if any(why.startswith(("failed", "not scored")) for why in broken) else 0
+    return 1 if unusable or any(why.startswith(("failed", "not scored")) for why in broken) else 0
 
 
 def _work_folder(keep: bool) -> Path:

@@ -69,9 +69,7 @@ def score(
         carried = sitk.Resample(sitk.ReadImage(str(moving_seg)), target, forward, sitk.sitkNearestNeighbor, 0.0)
         found |= dice(sitk.GetArrayViewFromImage(truth), sitk.GetArrayViewFromImage(carried), labels)
     if fixed_landmarks and moving_landmarks:
-        ours, theirs = read_points(fixed_landmarks, dimension), read_points(moving_landmarks, dimension)
-        if len(ours) != len(theirs):
-            raise ValueError(f"{fixed_landmarks}: {len(ours)} landmarks, {moving_landmarks}: {len(theirs)}")
+        ours, theirs = matched_points(fixed_landmarks, moving_landmarks, dimension)
         mapped = np.array([forward.TransformPoint(point.tolist()) for point in ours])
         distance = np.linalg.norm(mapped - theirs, axis=1)
         found |= {"tre": distance.mean(), "tre_median": np.median(distance), "tre_max": distance.max()}
@@ -186,17 +184,33 @@ def local_correlation(fixed: Any, warped: Any, inside: np.ndarray) -> float:
     return float(np.mean(cross[told] ** 2 / (f_variance[told] * w_variance[told]))) if told.any() else 0.0
 
 
-def read_points(path: Path, dimension: int) -> np.ndarray:
-    """(N, d) points from the columns x, y[, z] (in capitals or not) of a CSV file, LPS mm."""
+def matched_points(fixed: Path, moving: Path, dimension: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N, d) points of two landmark files, LPS mm, that belong together.
+
+    Those of the same number where a first column without a name numbers them in both files, else row by row.
+    """
+    (our_numbers, ours), (their_numbers, theirs) = (read_points(path, dimension) for path in (fixed, moving))
+    if our_numbers and their_numbers:
+        place = {number: k for k, number in enumerate(their_numbers)}
+        both = [(k, place[number]) for k, number in enumerate(our_numbers) if number in place]
+        ours, theirs = ours[[k for k, _ in both]], theirs[[k for _, k in both]]
+    if len(ours) != len(theirs):
+        raise ValueError(f"{fixed}: {len(ours)} landmarks, {moving}: {len(theirs)}; row k of both must belong together")
+    return ours, theirs
+
+
+def read_points(path: Path, dimension: int) -> tuple[list[str], np.ndarray]:
+    """Numbers (empty where the file has none) and (N, d) points from the columns x, y[, z], in capitals or not."""
     import csv
 
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = {name.strip().lower(): name for name in (rows[0] if rows else {})}
     try:
-        return np.array([[float(row[names[axis]]) for axis in "xyz"[:dimension]] for row in rows])
+        points = np.array([[float(row[names[axis]]) for axis in "xyz"[:dimension]] for row in rows])
     except KeyError as error:
         raise ValueError(f"{path}: no column {error}; wanted a header with {','.join('xyz'[:dimension])}") from error
+    return [row[names[""]] for row in rows] if "" in names else [], points
 
 
 def _field(transform: Any, grid: Any) -> np.ndarray:

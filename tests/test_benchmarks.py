@@ -199,6 +199,19 @@ def test_absent_data_is_said_clearly(tmp_path: Path, capsys: pytest.CaptureFixtu
         pairs.find_pairs(tmp_path)
 
 
+def test_landmarks_match_by_number_or_by_row(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one.write_text(",X,Y\n1,10,0\n2,20,0\n3,30,0\n")
+    other.write_text(",X,Y\n3,31,0\n1,11,0\n")
+    ours, theirs = score.matched_points(one, other, 2)
+    np.testing.assert_array_equal(theirs - ours, [[1, 0], [1, 0]])
+    other.write_text("x,y\n11,0\n21,0\n")
+    with pytest.raises(ValueError, match="3 landmarks"):
+        score.matched_points(one, other, 2)
+    with pytest.raises(ValueError, match="no column 'z'"):
+        score.matched_points(one, one, 3)
+
+
 def test_greedys_matrix_becomes_an_itk_one(tmp_path: Path) -> None:
     ras = np.array([[0.9, 0.1, 0.2, 5.0], [-0.1, 1.1, 0.0, -3.0], [0.3, 0.0, 1.0, 2.0], [0, 0, 0, 1]])
     (tmp_path / "ras.txt").write_text("\n".join(" ".join(map(str, row)) for row in ras) + "\n")
