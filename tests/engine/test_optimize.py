@@ -41,6 +41,7 @@ QUICK = LatticeSettings(
     shrink_factors=(2, 1), smoothing_sigmas=(0.5, 0.5), steps=(40, 20), learning_rates=(0.4, 0.2),
     lattice_spacing=(2.0, 2.0), coarsest_lattice=8.0, radius=(3, 3), velocity_diffusion=(0.1, 0.1),
     displacement_diffusion=(0.0, 0.0),
+    epsilon=1e-3, squarings=5, jacobian_weight=0.0, jacobian_margin=0.3,
 )  # fmt: skip
 N = {2: 56, 3: 34}
 
