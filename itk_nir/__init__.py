@@ -1,8 +1,8 @@
 """Deformable registration by neural fields, baked into ITK displacement-field transforms.
 
-    >>> import itk_nir
-    >>> result = itk_nir.register(fixed, moving)
-    >>> result.transform        # an itk.DisplacementFieldTransform, fixed -> moving, with its inverse
+>>> import itk_nir
+>>> result = itk_nir.register(fixed, moving)
+>>> result.transform        # an itk.DisplacementFieldTransform, fixed -> moving, with its inverse
 """
 
 from __future__ import annotations

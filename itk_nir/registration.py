@@ -21,7 +21,7 @@ import itk_nir
 from itk_nir.config import Settings, make_settings
 from itk_nir.engine.bake import bake
 from itk_nir.engine.linear import optimise_linear
-from itk_nir.engine.optimize import LatticeField, LatticeSettings, Pair, TraceStep, as_volume, optimise_lattice
+from itk_nir.engine.optimize import WEAK, LatticeField, LatticeSettings, Pair, TraceStep, as_volume, optimise_lattice
 from itk_nir.engine.pointfield import PointField
 from itk_nir.engine.points import optimise_points
 from itk_nir.engine.progress import Callback, Progress
@@ -158,6 +158,14 @@ def _run(
     field, trace, stop = _deform(pair, settings, seed, threads, stages["deformable"], clock, cancelled)
     seconds["deformable"] = time.perf_counter() - clock - sum(seconds.values())
 
+    if trace and trace[-1].metric < WEAK:
+        note = (
+            f"{moving.name}: has little in common with {fixed.name} (mean LNCC² {trace[-1].metric:.2f} at the end); "
+            "the deformation was kept stiff and may mean nothing: check the result, and whether both images show the "
+            "same object in one modality"
+        )
+        notes = [*notes, note]
+        warnings.warn(note, UserWarning, stacklevel=3)
     weight = pair.fixed_weight
     inside = weight > 0.5 if weight is not None else _foreground(pair.fixed)
     baked = bake(field, settings.bake, inside, threads)

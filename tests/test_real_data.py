@@ -99,15 +99,9 @@ def test_spine_across_unlike_grids_and_axes(
     # In the right place to some millimetres; a mistaken axis would be off by decimetres.
     points = result.fixed.geometry.grid()[here]
     assert np.linalg.norm(result.transform_points(points) - points, axis=-1).mean() < 8
-    assert dice(here, moved, (1,)) > 0.15
-
-
-@pytest.mark.xfail(reason="local correlation does not tell where T1 and T2 belong together", strict=True)
-def test_spine_is_better_than_as_it_lies(
-    cords: tuple[np.ndarray, np.ndarray, np.ndarray, RegistrationResult],
-) -> None:
-    here, lies, moved, _ = cords
-    assert dice(here, moved, (1,)) > dice(here, lies, (1,))
+    # Local correlation does not tell where T1 and T2 belong together: they must stay about as they lie, with a word.
+    assert dice(here, moved, (1,)) > dice(here, lies, (1,)) - 0.05
+    assert any("little in common" in note for note in result.metrics["warnings"])
 
 
 def test_lung_landmarks(data: Path) -> None:

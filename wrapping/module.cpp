@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "adam.hpp"
 #include "bake.hpp"
 #include "kernels.hpp"
 #include "resample.hpp"
@@ -228,6 +229,15 @@ void jacobian_map(Constant u, Array determinant, int threads) {
   jacobian(u.data(), n, determinant.data(), threads);
 }
 
+void adam_step(Array parameter, Constant gradient, Array first, Array second, float beta1, float beta2, float rate,
+               float correction, float epsilon, int threads) {
+  const size_t n = parameter.size();
+  need(gradient.size() == n && first.size() == n && second.size() == n, "adam: sizes disagree");
+  nb::gil_scoped_release release;
+  adam(parameter.data(), gradient.data(), first.data(), second.data(), long(n), beta1, beta2, rate, correction, epsilon,
+       threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -252,6 +262,9 @@ NB_MODULE(_native, m) {
         nb::arg("grad_outer"), nb::arg("grad_inner"), nb::arg("threads"));
   m.def("resample", &resample_image, nb::arg("moving"), nb::arg("displacement").none(), nb::arg("index"),
         nb::arg("vector"), nb::arg("outside"), nb::arg("out"), nb::arg("threads"));
+  m.def("adam", &adam_step, nb::arg("parameter"), nb::arg("gradient"), nb::arg("first"), nb::arg("second"),
+        nb::arg("beta1"), nb::arg("beta2"), nb::arg("rate"), nb::arg("correction"), nb::arg("epsilon"),
+        nb::arg("threads"));
   m.def("balance", &balance_inverse, nb::arg("u"), nb::arg("v"), nb::arg("relaxation"), nb::arg("threads"));
   m.def("inverse_error", &error_of_inverse, nb::arg("u"), nb::arg("v"), nb::arg("scale"), nb::arg("error"),
         nb::arg("threads"));

@@ -3,7 +3,8 @@
 A few starts (the images as they lie, their centres, their centres of mass) are each followed for a few steps on the
 coarsest level; the best goes on, rigid first, then affine, coarse to fine. Squared local correlation over windows that
 are wide at the coarsest level does not care for contrast, its sign included; windows that leave the moving image count
-as no match, so that pushing the images apart never pays.
+as no match, so that pushing the images apart never pays. Where even the best map leaves next to no correlation, the
+images stay as they lie.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from itk_nir.engine.optimize import Pair, background, level_map, normalised, pyr
 from itk_nir.engine.progress import Callback, Progress
 
 F64 = NDArray[np.float64]
+
+#: Mean LNCC² that the linear stage must reach for its map to be kept.
+WEAK_LINEAR = 0.1
 
 
 @dataclass(frozen=True)
@@ -192,18 +196,15 @@ def optimise_linear(
     def run(level: int, model: _Map, parameters: list[Tensor], steps: int) -> tuple[float, bool]:
         nonlocal done
         rate = settings.linear_rate * levels[level].step
-        optimiser = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.95))
+        optimiser = ops.Adam(parameters, (0.9, 0.95), threads=threads)
         cost, best, kept = 1.0, 2.0, [p.detach().clone() for p in parameters]
         for step in range(steps):
-            for group in optimiser.param_groups:
-                group["lr"] = rate * (1 - 0.95 * step / steps)
             loss = levels[level].cost(model.matrix(), model.translation(), pair.linear)
             cost = float(loss.detach())
             if cost < best:
                 best, kept = cost, [p.detach().clone() for p in parameters]
-            optimiser.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimiser.step(rate * (1 - 0.95 * step / steps))
             done += 1
             if callback is not None and callback(
                 Progress(
@@ -247,6 +248,11 @@ def optimise_linear(
                 cost, cancelled = run(level, model, [*rigid, model.stretch], steps)
         else:
             cost, cancelled = run(level, model, rigid, steps)
+    if 1 - cost < WEAK_LINEAR and not cancelled:
+        # Nothing was found that is better than chance: a map made of noise would only do harm.
+        with torch.no_grad():
+            cost = float(levels[-1].cost(torch.eye(3, device=device), torch.zeros(3, device=device), pair.linear))
+        return pair.linear, 1 - cost, cancelled
     geometry = pair.fixed_geometry
     m = model.matrix().detach().double().cpu().numpy()[:d, :d]
     t = model.translation().detach().double().cpu().numpy()[:d]

@@ -42,6 +42,23 @@ F64 = NDArray[np.float64]
 CORNERS = (0, 7, 3, 4, 5, 2, 6, 1)
 
 
+#: Adam's epsilon, as a share of the gradient of one window.
+SMALLEST = 2e-3
+
+#: Mean LNCC² below which two images give little evidence of where things belong: noise alone can be fitted to that.
+WEAK = 0.25
+
+
+def stiffening(similarity: float) -> float:
+    """Factor on the diffusion weights of a level that begins at `similarity` (mean LNCC²): 1 above `WEAK`.
+
+    With little evidence only smooth motion can be trusted. Where it brings the images together, the next level begins
+    above the threshold and is free again; where nothing does (another modality, another object), the images stay
+    about where they were instead of being torn to fit noise.
+    """
+    return min(1e4, max(1.0, (WEAK / max(similarity, 1e-6)) ** 4))
+
+
 @dataclass(frozen=True)
 class LatticeSettings:
     """What the lattice engine is told. Tuples have one value a level, coarsest first.
@@ -458,12 +475,10 @@ class _Grids(nn.Module):
         assert v is not None
         return v
 
-    def groups(self, rate: float, unit: float) -> list[dict[str, object]]:
-        # A gradient is per mm: Adam's own smallest number must be too, or the unit of length would show.
-        out: list[dict[str, object]] = [{"params": list(self.grids.values()), "lr": rate, "eps": 1e-8 / unit}]
-        if self.network is not None:
-            out.append({"params": list(self.network.parameters()), "lr": self.settings.network_rate})
-        return out
+    def rates(self, rate: float) -> list[float]:
+        """Learning rate of every parameter: `rate` (mm) for the grids, the network's own for the network."""
+        out = [rate] * len(self.grids)
+        return out + [self.settings.network_rate] * (sum(1 for _ in self.parameters()) - len(out))
 
 
 @dataclass(frozen=True, eq=False)
@@ -534,29 +549,31 @@ def optimise_lattice(
         with torch.no_grad():
             start = ops.separable(_flow(model(), settings, h, threads), spline, threads)
             weight = _weight(pair, start, positions, moving_level, level_index, level_vector, moving_positions, threads)
-        del start
         lncc = ops.Lncc.make(fixed_level, weight, settings.radius[level], settings.epsilon, threads)
         if lncc.count < 1:
             raise ValueError(
                 "nothing to compare: the fixed image is flat, masked out or outside the moving image everywhere; check "
                 "the masks and that the images overlap (a linear stage or an initial transform may be needed)"
             )
+        with torch.no_grad():
+            begin = float(lncc(ops.warp(moving_level, start, level_index, level_vector, threads)))
+        del start
+        stiff = stiffening(begin)
         # Energies are sums of squares over cells of volume h^d; |Ω| = count * voxel volume of the level.
         dims = sum(n > 1 for n in domain.size)
         voxel = math.prod(
             f * s for f, s, n in zip(factors, spacings(pair.fixed_geometry), domain.size, strict=True) if n > 1
         )
         cell = h**dims / (lncc.count * voxel)
-        optimiser = torch.optim.Adam(
-            model.groups(settings.learning_rates[level] * unit, unit), betas=settings.momentum, fused=True
-        )
-        rates = [g["lr"] for g in optimiser.param_groups]
+        parameters = [*model.grids.values(), *([] if model.network is None else model.network.parameters())]
+        # A node's gradient is one window's share of the mean, per mm: Adam's smallest number must scale with both, or
+        # the size of the image and the unit of length would show.
+        optimiser = ops.Adam(parameters, settings.momentum, SMALLEST / (lncc.count * unit), threads)
+        rates = model.rates(settings.learning_rates[level] * unit)
         best: tuple[float, dict[str, Tensor]] | None = None
         losses: list[float] = []
         for step in range(steps):
             decay = 1 - (1 - settings.learning_rate_end) * step / max(1, steps - 1)
-            for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * decay
             v = model()
             u = _flow(v, settings, h, threads)
             warped = ops.warp(moving_level, ops.separable(u, spline, threads), level_index, level_vector, threads)
@@ -566,14 +583,15 @@ def optimise_lattice(
                 similarity = similarity.detach() + window * (similarity - similarity.detach())
             loss = 1 - similarity
             if settings.velocity_diffusion[level]:
-                loss = loss + settings.velocity_diffusion[level] * cell / h**2 * ops.diffusion(v, threads=threads)
+                weight_v = stiff * settings.velocity_diffusion[level] * cell / h**2
+                loss = loss + weight_v * ops.diffusion(v, threads=threads)
             if settings.displacement_diffusion[level]:
-                loss = loss + settings.displacement_diffusion[level] * cell * ops.diffusion(u, threads=threads)
+                weight_u = stiff * settings.displacement_diffusion[level] * cell
+                loss = loss + weight_u * ops.diffusion(u, threads=threads)
             if settings.jacobian_weight:
                 corner = CORNERS[step % 8]
                 penalty = ops.jacobian_penalty(u, settings.jacobian_margin, corner, threads)
                 loss = loss + settings.jacobian_weight * cell * penalty
-            optimiser.zero_grad(set_to_none=True)
             loss.backward()
             now = TraceStep(level, step, float(similarity.detach()), float(loss.detach()))
             trace.append(now)
@@ -590,7 +608,7 @@ def optimise_lattice(
                     model.load_state_dict(best[1])
                     stop, cancelled = "cancelled", True
                     break
-            optimiser.step()
+            optimiser.step([rate * decay for rate in rates])
             if _converged(losses, settings):
                 stop = "converged"
                 break

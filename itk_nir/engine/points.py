@@ -30,6 +30,7 @@ from torch import Generator, Tensor, nn
 from itk_nir.engine.fields import FieldConfig, build_field
 from itk_nir.engine.flow import FLOWS, flow, inverse_flow
 from itk_nir.engine.intensity import MODES, bspline_coefficients, sample
+from itk_nir.engine.ops import Adam
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.regularity import bending, block_jacobian, diffusion, jacobian_penalty
 from itk_nir.engine.samplers import Sample, SamplerConfig, draw, mask_candidates
@@ -256,7 +257,7 @@ def optimise_points(
     for level, phase in enumerate(settings.phases):
         extent = [n * s / 2 / fixed_geometry.half_extent for n, s in zip(pair.size, pair.spacing, strict=True)]
         field = build_field(phase.field, d, generator, device, fixed.dtype, extent)
-        adam = _Adam(list(field.parameters()))
+        adam = Adam(list(field.parameters()))
         best = _Best(list(field.parameters()))
         # Uniform points cover the whole image unless the caller gave a mask; patches avoid the background.
         chosen = candidates if fixed_mask is not None or phase.sampler.name == "patches" else None
@@ -499,31 +500,6 @@ def _penalties(blocks: Tensor, spacing: list[float], settings: PointSettings) ->
     if settings.bending_weight:
         total = total + settings.bending_weight * bending(blocks, spacing, settings.bending_length)
     return total
-
-
-class _Adam:
-    """Adam (Kingma and Ba 2015, algorithm 1) with a rate that is given at every step."""
-
-    def __init__(self, parameters: list[nn.Parameter], betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        self.parameters = parameters
-        self.betas = betas
-        self.count = 0
-        self.first = [torch.zeros_like(p) for p in parameters]
-        self.second = [torch.zeros_like(p) for p in parameters]
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """One step along the gradients, which are then cleared."""
-        self.count += 1
-        b1, b2 = self.betas
-        for p, first, second in zip(self.parameters, self.first, self.second, strict=True):
-            if p.grad is None:
-                continue
-            first.lerp_(p.grad, 1 - b1)
-            second.mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
-            scale = (second / (1 - b2**self.count)).sqrt_().add_(1e-8)
-            p.addcdiv_(first, scale, value=-rate / (1 - b1**self.count))
-            p.grad = None
 
 
 class _Best:

@@ -484,3 +484,39 @@ def test_banded_holds_the_dense_matrix_and_its_transpose() -> None:
     np.testing.assert_array_equal(m.transpose.transpose.dense(), dense)
     assert (m.start >= 0).all()
     assert (m.start + m.weights.shape[1] <= 14).all()
+
+
+def test_inverse_pair(instructions: str, shape: tuple[int, int, int]) -> None:
+    """Newton and the fixed point agree, and so do the balanced inverse and its error."""
+    torch.manual_seed(3)
+    coarse = torch.randn(1, 3, *(3 if n > 1 else 1 for n in shape))
+    u = torch.nn.functional.interpolate(coarse * 0.8, size=shape, mode="trilinear", align_corners=True)[0].contiguous()
+    if shape[0] == 1:
+        u[2] = 0
+    inverse, error = ops.inverse_pair(u, -u, (1.0, 2.0, 0.5))
+    again, wanted = reference.inverse_pair(u.double(), -u.double(), 0.5, torch.tensor([1.0, 2.0, 0.5]).double())
+    # Points that leave the grid are clamped to its edge, where several inverses are as good: look inside.
+    inner = tuple(slice(3, -3) if n > 8 else slice(None) for n in shape)
+    assert float((inverse - again)[(slice(None), *inner)].abs().median()) < 1e-3
+    assert float((error - wanted)[inner].abs().median()) < 1e-3
+    assert torch.equal(inverse, ops.inverse_pair(u, -u, (1.0, 2.0, 0.5), threads=3)[0])
+
+
+def test_jacobian_map(instructions: str, shape: tuple[int, int, int]) -> None:
+    u = displacement(shape, 0.5)
+    assert float((ops.jacobian_map(u, 2) - reference.jacobian_map(u.double())).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("count", [1, 17, 40000])
+def test_adam(instructions: str, count: int) -> None:
+    torch.manual_seed(4)
+    starts = torch.randn(count)
+    fast, slow = starts.clone().requires_grad_(), starts.double().requires_grad_()
+    a, b = ops.Adam([fast], (0.9, 0.99), 1e-6, threads=2), ops.Adam([slow], (0.9, 0.99), 1e-6)
+    for k in range(5):
+        g = torch.randn(count) * 10.0**-k
+        fast.grad, slow.grad = g, g.double()
+        a.step(0.1)
+        b.step(0.1)
+    assert fast.grad is None
+    assert float((fast - slow).abs().max()) < 1e-5

@@ -186,6 +186,11 @@ def jacobian_map(displacement: Tensor, threads: int) -> Tensor:
     return out
 
 
+def adam(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, betas: tuple[float, float], rate: float,
+         correction: float, epsilon: float, threads: int) -> None:  # fmt: skip
+    native.adam(parameter.detach(), _f32(gradient), first, second, *betas, rate, correction, epsilon, threads)
+
+
 def resample(moving: np.ndarray, displacement: np.ndarray | None, index: np.ndarray, vector: np.ndarray,
              outside: float, shape: tuple[int, int, int], threads: int) -> np.ndarray:  # fmt: skip
     out = np.empty(shape, np.float32)

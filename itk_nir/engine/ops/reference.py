@@ -182,3 +182,11 @@ def jacobian(u: Tensor, corner: int = 0) -> Tensor:
 def jacobian_penalty(u: Tensor, margin: float, corner: int = 0) -> Tensor:
     """``sum relu(margin - det)²`` over the cells of the lattice (squared: its gradient is continuous)."""
     return torch.relu(margin - jacobian(u, corner)).square().sum()
+
+
+def adam(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, betas: tuple[float, float], rate: float,
+         correction: float, epsilon: float) -> None:  # fmt: skip
+    """One step of Adam in place; `correction` is ``1 / (1 - beta2^t)``, `rate` holds ``1 / (1 - beta1^t)``."""
+    first.lerp_(gradient, 1 - betas[0])
+    second.lerp_(gradient * gradient, 1 - betas[1])
+    parameter.addcdiv_(first, (second * correction).sqrt_().add_(epsilon), value=-rate)
