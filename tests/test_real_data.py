@@ -92,7 +92,7 @@ def cords(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, RegistrationR
 def test_spine_across_unlike_grids_and_axes(
     cords: tuple[np.ndarray, np.ndarray, np.ndarray, RegistrationResult],
 ) -> None:
-    here, _, moved, result = cords
+    here, lies, moved, result = cords
     assert result.warped_array.shape == here.shape
     assert result.metrics["similarity"] > result.metrics["trace"][0]["metric"]
     assert result.metrics["folded_percent"] < 1
