@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,9 @@ def test_a_process_is_measured_whole(tmp_path: Path) -> None:
     used = compare.measure([sys.executable, "-c", code], tmp_path / "log", threads=1, cwd=tmp_path)
     assert used.status == 5
     assert used.wall > 0.3
-    assert 0.2 < used.peak < 0.5
+    # A child starts with the memory of its parent, here that of the test runner.
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    assert 0.2 < used.peak < max(0.5, mine + 0.1)
     assert used.cpu < used.wall + 0.5
     assert (tmp_path / "log").read_text().strip() == "200000000"
     endless = [sys.executable, "-c", "import time; time.sleep(60)"]

@@ -273,7 +273,7 @@ def test_register_takes_masks_a_start_and_settings(pair: dict[str, str], phantom
     mask = tmp_path / "mask.nii.gz"
     save_image((phantom_2d.fixed_labels > 0).astype(np.uint8), phantom_2d.geometry, mask)
     more = ["--fixed-mask", str(mask), "--initial-transform", pair["transform"], "--linear", "none"]
-    still = ["--set", "steps=(1, 1)", "--set", "learning_rates=1e-6"]
+    still = ["--set", "steps=1", "--set", "learning_rates=1e-6"]
     assert main(register_arguments(pair, tmp_path / "r", *more, *still)) == 0
     transform = sitk.ReadTransform(str(tmp_path / "rComposite.h5"))
     inside = phantom_2d.fixed_labels > 0

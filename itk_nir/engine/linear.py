@@ -197,6 +197,8 @@ def optimise_linear(
         nonlocal done
         rate = settings.linear_rate * levels[level].step
         optimiser = ops.Adam(parameters, (0.9, 0.95), threads=threads)
+        for p in parameters:
+            p.grad = None  # of steps in which it was not moved
         cost, best, kept = 1.0, 2.0, [p.detach().clone() for p in parameters]
         for step in range(steps):
             loss = levels[level].cost(model.matrix(), model.translation(), pair.linear)
