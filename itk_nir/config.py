@@ -55,25 +55,16 @@ def _paper() -> PointSettings:
 PRESETS: dict[str, tuple[str, Settings]] = {
     "fast": (
         "a good alignment in seconds",
-        Settings(LatticeSettings(steps=(50, 20, 8), learning_rates=(0.6, 0.4, 0.3))),
+        Settings(LatticeSettings(steps=(40, 15, 8), learning_rates=(0.6, 0.4, 0.3), radius=(5, 5, 5))),
     ),
     "default": (
         "the one to start with: more accurate than SyN, in a fraction of its time",
         Settings(LatticeSettings()),
     ),
     "accurate": (
-        "the last bit of accuracy: more steps, and full resolution",
+        "the last bit of accuracy: more steps, wider windows, less smoothing",
         Settings(
-            LatticeSettings(
-                shrink_factors=(4, 2, 2, 1),
-                smoothing_sigmas=(0.4, 0.3, 0.3, 0.3),
-                steps=(120, 60, 60, 25),
-                learning_rates=(0.5, 0.3, 0.2, 0.1),
-                lattice_spacing=(1.0, 2.0, 1.0, 2.0),
-                radius=(5, 5, 5, 5),
-                velocity_diffusion=(0.05, 0.03, 0.02, 0.02),
-                displacement_diffusion=(0.0, 0.0, 0.0, 0.0),
-            )
+            LatticeSettings(steps=(120, 60, 50), radius=(5, 7, 7), velocity_diffusion=(0.03, 0.02, 0.01)),
         ),
     ),
     "paper": (

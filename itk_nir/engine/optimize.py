@@ -73,7 +73,7 @@ class LatticeSettings:
     learning_rate_end : share of it that the last step of a level has.
     lattice_spacing : spacing of the finest lattice of each level, in voxels of the level.
     coarsest_lattice : spacing of the coarsest lattice, in voxels of the fixed image; a power of two times the others.
-    grids : ``"pyramid"`` (the feature field) or ``"single"`` (a free lattice).
+    grids : ``"pyramid"`` (the feature field), ``"single"`` (a free lattice) or ``"none"`` (the network alone).
     network : a coordinate network added on the coarsest lattice, or None.
     network_rate : its learning rate.
     radius : radius of the LNCC window in voxels of the level.
@@ -91,7 +91,7 @@ class LatticeSettings:
 
     shrink_factors: tuple[int, ...] = (4, 2, 2)
     smoothing_sigmas: tuple[float, ...] = (0.4, 0.3, 0.3)
-    steps: tuple[int, ...] = (80, 40, 25)
+    steps: tuple[int, ...] = (60, 30, 22)
     learning_rates: tuple[float, ...] = (0.5, 0.3, 0.2)
     learning_rate_end: float = 0.3
     lattice_spacing: tuple[float, ...] = (1.0, 2.0, 1.0)
@@ -99,7 +99,7 @@ class LatticeSettings:
     grids: str = "pyramid"
     network: FieldConfig | None = None
     network_rate: float = 1e-3
-    radius: tuple[int, ...] = (5, 5, 5)
+    radius: tuple[int, ...] = (5, 6, 6)
     epsilon: float = 1e-4
     centre_gradient: bool = False
     flow: str = "velocity"
@@ -147,8 +147,10 @@ class LatticeSettings:
                 raise ValueError(f"{name} must be above zero, got {getattr(self, name)}")
         if not all(0 <= m < 1 for m in self.momentum):
             raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}")
-        if self.grids not in ("pyramid", "single"):
-            raise ValueError(f"grids is 'pyramid' or 'single', got {self.grids!r}")
+        if self.grids not in ("pyramid", "single", "none"):
+            raise ValueError(f"grids is 'pyramid', 'single' or 'none', got {self.grids!r}")
+        if self.grids == "none" and self.network is None:
+            raise ValueError("grids 'none' leaves only the network: give one as network=FieldConfig(...)")
         if self.flow not in ("velocity", "displacement"):
             raise ValueError(f"flow is 'velocity' or 'displacement', got {self.flow!r}")
         for s, f in zip(self.lattice_spacing, self.shrink_factors, strict=True):
@@ -443,7 +445,7 @@ class _Grids(nn.Module):
 
     def reach(self, finest: int, device: torch.device) -> None:
         """Add the lattices up to `finest`; a single free lattice is refined instead."""
-        first = 0 if self.settings.grids == "pyramid" else finest
+        first = {"pyramid": 0, "single": finest, "none": finest + 1}[self.settings.grids]
         start: dict[int, Tensor] = {}
         if self.settings.grids == "single" and self.finest >= 0 and finest > self.finest:
             with torch.no_grad():
