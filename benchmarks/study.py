@@ -1,4 +1,4 @@
-"""Which field? Every arm gets the wall time of the first one, on the same pairs, in turns; the evidence for the default.
+"""Which field? Every arm gets the wall time of the first one, on the same pairs: the evidence for the default.
 
     python benchmarks/study.py --pairs 'brain_oasis,brain_t1/*' --output docs/benchmarks
 
@@ -84,20 +84,14 @@ def main() -> int:
             start = first.chain.steps[-1].matrix
         budget = 0.0
         for arm in arms:
-
-            def run(scale: float, arm: str = arm, start: Any = start, common: dict[str, Any] = common) -> Any:
-                return itk_nir.register(
-                    pair.fixed, pair.moving, linear="none", initial_transform=start, **common,
-                    **options(arm, scale, steps),
-                )  # fmt: skip
-
-            result = run(1.0)
+            given = {**common, "linear": "none", "initial_transform": start}
+            result = itk_nir.register(pair.fixed, pair.moving, **given, **options(arm, 1.0, steps))
             seconds = result.metrics["seconds"]["deformable"]
             if arm == "default":
                 budget, scale = seconds, 1.0
             else:
                 scale = budget / seconds
-                result = run(scale)
+                result = itk_nir.register(pair.fixed, pair.moving, **given, **options(arm, scale, steps))
                 seconds = result.metrics["seconds"]["deformable"]
             with tempfile.TemporaryDirectory() as folder:
                 files = result.save(f"{folder}/")
