@@ -38,16 +38,19 @@ void Pool::work_on() {
 }
 
 void Pool::worker() {
-  std::unique_lock<std::mutex> lock(mutex_);
   unsigned long seen = 0;
   for (;;) {
-    wake_.wait(lock, [&] { return round_ != seen && wanted_ > 0; });
-    seen = round_;
-    --wanted_;
-    lock.unlock();
+    // The ops of a registration follow one another closely: look out for the next one a little while before sleeping.
+    for (int k = 0; k < 200 && round_.load(std::memory_order_acquire) == seen; ++k) std::this_thread::yield();
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return round_.load() != seen; });
+      seen = round_.load();
+      if (wanted_ == 0) continue;  // came too late: the others have done it all
+      --wanted_;
+    }
     work_on();
-    lock.lock();
-    if (--active_ == 0) done_.notify_one();
+    active_.fetch_sub(1, std::memory_order_acq_rel);
   }
 }
 
@@ -63,22 +66,27 @@ void Pool::run(int count, int threads, const std::function<void(int)> &task) {
     task_ = &task;
     count_ = count;
     next_ = 0;
-    wanted_ = active_ = helpers;
+    wanted_ = helpers;
+    active_ = helpers;
     error_ = nullptr;
     ++round_;
   }
   wake_.notify_all();
   work_on();
-  std::exception_ptr error;
   {
-    std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [&] { return active_ == 0; });
+    // Every task has been taken: whoever has not begun by now need not, and is not waited for.
+    std::lock_guard<std::mutex> lock(mutex_);
+    active_.fetch_sub(wanted_);
     wanted_ = 0;
-    task_ = nullptr;
-    error = error_;
-    error_ = nullptr;
   }
-  if (error) std::rethrow_exception(error);
+  while (active_.load(std::memory_order_acquire) != 0) std::this_thread::yield();
+  std::lock_guard<std::mutex> lock(mutex_);
+  task_ = nullptr;
+  if (error_) {
+    std::exception_ptr error = error_;
+    error_ = nullptr;
+    std::rethrow_exception(error);
+  }
 }
 
 }  // namespace itk_nir

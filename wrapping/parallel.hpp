@@ -22,14 +22,14 @@ private:
   void worker();
   void work_on();
   std::mutex entry_;  // one parallel section at a time
-  std::mutex mutex_;
-  std::condition_variable wake_, done_;
+  std::mutex mutex_;  // guards what follows, but for the atomics
+  std::condition_variable wake_;
   std::vector<std::thread> workers_;
   const std::function<void(int)> *task_ = nullptr;
-  std::atomic<int> next_{0};
-  int count_ = 0, wanted_ = 0, active_ = 0;
-  unsigned long round_ = 0;
+  int count_ = 0, wanted_ = 0;
   std::exception_ptr error_;
+  std::atomic<int> next_{0}, active_{0};
+  std::atomic<unsigned long> round_{0};
 };
 
 inline void parallel_for(int count, int threads, const std::function<void(int)> &task) {

@@ -383,9 +383,11 @@ def normalised(image: Tensor, weight: Tensor | None) -> tuple[Tensor, tuple[F64,
         inside = torch.ones_like(inside)
         box = bounds(inside)
         assert box is not None
-    sample = image[inside].double()
-    mean, deviation = float(sample.mean()), float(sample.std())
-    out = (image - mean) * (1 / max(deviation, 1e-12))
+    count = float(inside.sum())
+    mean = float((image * inside).sum(dtype=torch.float64)) / count
+    out = image - mean
+    deviation = math.sqrt(float((out * inside).square_().sum(dtype=torch.float64)) / count)
+    out *= 1 / max(deviation, 1e-12)
     # Metal, air around a body: far outliers would set the scale of everything else.
     return out.clamp_(-6, 12), box
 
