@@ -179,7 +179,7 @@ def test_values_that_are_not_one_a_level(name: str) -> None:
         ("default", {"shrink_factors": ()}, "shrink_factors"),
         ("default", {"steps": 0}, "steps must not be negative, nor all zero"),
         ("default", {"radius": 0}, "radius"),
-        ("default", {"grids": "pyramids"}, "grids is 'pyramid' or 'single'"),
+        ("default", {"grids": "pyramids"}, "grids is 'pyramid', 'single' or 'none'"),
         ("default", {"flow": "euler"}, "flow is 'velocity' or 'displacement'"),
         ("default", {"coarsest_lattice": 7.0}, "coarsest_lattice"),
         ("default", {"lattice_spacing": 0.0}, "lattice_spacing"),

@@ -386,7 +386,7 @@ def normalised(image: Tensor, weight: Tensor | None) -> tuple[Tensor, tuple[F64,
     count = float(inside.sum())
     mean = float((image * inside).sum(dtype=torch.float64)) / count
     out = image - mean
-    deviation = math.sqrt(float((out * inside).square_().sum(dtype=torch.float64)) / count)
+    deviation = math.sqrt(float((out * inside).square_().sum(dtype=torch.float64)) / max(1.0, count - 1))
     out *= 1 / max(deviation, 1e-12)
     # Metal, air around a body: far outliers would set the scale of everything else.
     return out.clamp_(-6, 12), box
