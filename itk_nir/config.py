@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+import re
+import textwrap
 import typing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -186,9 +189,31 @@ def _nearest(name: str, known: list[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def documentation(part: Any) -> dict[str, str]:
+    """Option name → what its dataclass says of it, one line each, from the "Attributes" of the docstring."""
+    out: dict[str, str] = {}
+    names: list[str] = []
+    _, _, text = inspect.cleandoc(type(part).__doc__ or "").partition("Attributes\n----------\n")
+    for line in text.splitlines():
+        head = re.match(r"(\w+(?:, \w+)*) : (.*)", line)
+        if head:
+            names = head[1].split(", ")
+            out.update(dict.fromkeys(names, head[2]))
+        elif line.strip():
+            out.update({name: f"{out[name]} {line.strip()}" for name in names})
+    return out
+
+
 def describe_presets(preset: str | None = None) -> str:
-    """Text: the presets with their purposes, or the options of one with their values."""
+    """Text: the presets with their purposes, or the options of one with their values and meanings."""
     if preset is None:
         return "\n".join(f"{name:<9} {text}" for name, (text, _) in PRESETS.items())
-    options = options_of(preset)
-    return "\n".join([f"{preset}: {PRESETS[preset][0]}", *(f"  {name} = {value!r}" for name, value in options.items())])
+    options, settings = options_of(preset), preset_settings(preset)
+    meaning: dict[str, str] = {}
+    for part in (settings.engine, settings.linear, settings.bake):
+        meaning.update(documentation(part))
+    lines = [f"{preset}: {PRESETS[preset][0]}"]
+    for name, value in options.items():
+        lines.append(f"  {name} = {value!r}")
+        lines += textwrap.wrap(meaning[name].replace("`", ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)
