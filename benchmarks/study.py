@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from pairs import data_folder, find_pairs
 from score import score
 
@@ -81,7 +82,7 @@ def main() -> int:
         start = None
         if pair.linear != "none":
             first = itk_nir.register(pair.fixed, pair.moving, linear=pair.linear, **common, steps=1)
-            start = first.chain.steps[-1].matrix
+            start = np.asarray(first.metrics["linear_matrix"])
         budget = 0.0
         for arm in arms:
             given = {**common, "linear": "none", "initial_transform": start}
@@ -109,7 +110,9 @@ def main() -> int:
                     fixed_mask=pair.fixed_mask, fixed_landmarks=pair.fixed_landmarks,
                     moving_landmarks=pair.moving_landmarks, labels=pair.labels,
                 )  # fmt: skip
-            row = {k: found[k] for k in ("dice", "tre", "lncc", "folds", "sd_log_jacobian") if k in found}
+            row: dict[str, float] = {
+                k: found[k] for k in ("dice", "tre", "lncc", "folds", "sd_log_jacobian") if k in found
+            }
             rows[arm].append({**row, "seconds": seconds, "scale": scale})
             print(pair.name, arm, {k: round(v, 4) for k, v in rows[arm][-1].items()}, flush=True)
     arguments.output.mkdir(parents=True, exist_ok=True)
