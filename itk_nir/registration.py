@@ -21,7 +21,16 @@ import itk_nir
 from itk_nir.config import Settings, make_settings
 from itk_nir.engine.bake import bake
 from itk_nir.engine.linear import optimise_linear
-from itk_nir.engine.optimize import WEAK, LatticeField, LatticeSettings, Pair, TraceStep, as_volume, optimise_lattice
+from itk_nir.engine.optimize import (
+    WEAK,
+    LatticeField,
+    LatticeSettings,
+    Pair,
+    TraceStep,
+    as_volume,
+    background,
+    optimise_lattice,
+)
 from itk_nir.engine.pointfield import PointField
 from itk_nir.engine.points import optimise_points
 from itk_nir.engine.progress import Callback, Progress
@@ -290,8 +299,6 @@ def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 
 
 def _foreground(image: torch.Tensor) -> torch.Tensor:
-    from itk_nir.engine.optimize import background
-
     value = background(image)
     return torch.ones_like(image, dtype=torch.bool) if value is None else image != value
 
