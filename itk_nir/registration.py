@@ -132,7 +132,7 @@ def _run(
         torch.cuda.reset_peak_memory_stats(device)
     grid = fixed.geometry
     d = grid.dimension
-    shares = _shares(settings, linear)
+    shares = _shares(linear)
     stages = {
         stage: None if callback is None else _stage(callback, *shares[stage]) for stage in ("linear", "deformable")
     }
@@ -303,7 +303,7 @@ def _foreground(image: torch.Tensor) -> torch.Tensor:
     return torch.ones_like(image, dtype=torch.bool) if value is None else image != value
 
 
-def _shares(settings: Settings, linear: str) -> dict[str, tuple[float, float]]:
+def _shares(linear: str) -> dict[str, tuple[float, float]]:
     """Begin and length of each stage on the progress scale 0 … 1."""
     a = 0.1 if linear != "none" else 0.0
     return {"linear": (0.0, a), "deformable": (a, 0.95 - a)}

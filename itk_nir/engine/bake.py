@@ -102,8 +102,9 @@ def bake(field: Field, settings: BakeSettings, inside: Tensor, threads: int = 1)
     """
     geometry = field.geometry
     curvature = field.curvature()
+    voxel = spacing_of(geometry).to(curvature.device)
     for step in (4, 3, 2, 1) if settings.bake_spacing is None else (settings.bake_spacing,):
-        error = float((curvature * (step * spacing_of(geometry)) ** 2 / 8).sum(0).max()) / min(geometry.spacing)
+        error = float((curvature * (step * voxel) ** 2 / 8).sum(0).max()) / min(geometry.spacing)
         if error <= settings.bake_error:
             break
     del curvature
