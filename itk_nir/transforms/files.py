@@ -78,7 +78,7 @@ def _read(path: Path, reference: Geometry | None, label: str) -> Chain:
         raise InputError(f"{label}: no such file; check the path")
     if path.name.lower().endswith(_TRANSFORM_SUFFIXES):
         return _read_transform(path, reference, label)
-    return Chain((_read_field(path, label),))
+    return Chain((read_field(path, label),))
 
 
 def _read_transform(path: Path, reference: Geometry | None, label: str) -> Chain:
@@ -101,7 +101,8 @@ def _read_transform(path: Path, reference: Geometry | None, label: str) -> Chain
         raise InputError(f"{label}: {str(error).removeprefix('transform: ')}") from error
 
 
-def _read_field(path: Path, label: str) -> DisplacementField:
+def read_field(path: Path, label: str) -> DisplacementField:
+    """A vector image as a displacement field; NIfTI intent 1006 is RAS, everything else LPS mm."""
     import SimpleITK as sitk
 
     if is_nifti(path):
