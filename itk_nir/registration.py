@@ -40,7 +40,7 @@ from itk_nir.preflight import check_pair, match_mask
 from itk_nir.resample import resample_array
 from itk_nir.result import RegistrationResult
 from itk_nir.transforms.files import load_transform
-from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
+from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform, compose
 
 F64 = NDArray[np.float64]
 
@@ -51,6 +51,7 @@ def register(
     *,
     preset: str = "default",
     linear: str = "affine",
+    deformable: bool = True,
     fixed_mask: Any = None,
     moving_mask: Any = None,
     initial_transform: Any = None,
@@ -70,6 +71,7 @@ def register(
     fixed, moving : ``itk.Image``, ``SimpleITK.Image`` or a path; scalar, 2D or 3D, any grids and orientations.
     preset : ``"fast"``, ``"default"``, ``"accurate"`` or ``"paper"``.
     linear : linear stage before the deformation: ``"affine"``, ``"rigid"`` or ``"none"``.
+    deformable : False stops after the linear stage: the result is a linear map (and `initial_transform`).
     fixed_mask, moving_mask : image or path, above 0 where the image counts, in every stage.
     initial_transform : where to start from, fixed → moving: an ITK or SimpleITK transform, a 4x4 (3x3) LPS matrix, a
         path, or a list of these in ANTs' order. It is composed into the result, never lost.
@@ -92,6 +94,8 @@ def register(
     settings = make_settings(preset, **options)
     if linear not in ("none", "rigid", "affine"):
         raise OptionError(f"linear is 'none', 'rigid' or 'affine', got {linear!r}")
+    if not deformable and linear == "none":
+        raise OptionError("linear='none' with deformable=False leaves nothing to do; ask for one of the two stages")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise OptionError(f"seed is a whole number that is not negative, got {seed!r}")
     where = _device(device)
@@ -107,8 +111,9 @@ def register(
         warnings.warn(note, UserWarning, stacklevel=2)
     with _torch_threads(1 if where.type == "cpu" else None):
         return _run(
-            a, b, fixed_on, moving_on, start, settings, linear, seed, where, threads, callback, clock, preset, notes
-        )
+            a, b, fixed_on, moving_on, start, settings, linear, deformable, seed, where, threads, callback, clock,
+            preset, notes,
+        )  # fmt: skip
 
 
 def _run(
@@ -119,6 +124,7 @@ def _run(
     start: Chain | None,
     settings: Settings,
     linear: str,
+    deformable: bool,
     seed: int,
     device: torch.device,
     threads: int,
@@ -132,7 +138,7 @@ def _run(
         torch.cuda.reset_peak_memory_stats(device)
     grid = fixed.geometry
     d = grid.dimension
-    shares = _shares(linear)
+    shares = _shares(linear, deformable)
     stages = {
         stage: None if callback is None else _stage(callback, *shares[stage]) for stage in ("linear", "deformable")
     }
@@ -163,6 +169,24 @@ def _run(
         )
         pair = replace(pair, linear=matrix)
     seconds["linear"] = time.perf_counter() - clock - sum(seconds.values())
+    if not deformable:
+        if linear_metric is not None and linear_metric < WEAK and not cancelled:
+            note = (
+                f"{moving.name}: has little in common with {fixed.name} (mean LNCC² {linear_metric:.2f} after the "
+                "linear stage); check the result, and whether both images show the same object in one modality"
+            )
+            notes = [*notes, note]
+            warnings.warn(note, UserWarning, stacklevel=3)
+        metrics: dict[str, Any] = {
+            "preset": preset,
+            "stop": "cancelled" if cancelled else "all steps done",
+            "similarity": linear_metric,
+            "linear_matrix": pair.linear.tolist(),
+            **_about_run(seed, device, threads, seconds, clock),
+            "warnings": notes,
+        }
+        parts = (LinearTransform(pair.linear), *((start,) if start is not None and tail else ()))
+        return RegistrationResult(fixed, moving, compose(*parts), metrics)
 
     field, trace, stop = _deform(pair, settings, seed, threads, stages["deformable"], clock, cancelled)
     seconds["deformable"] = time.perf_counter() - clock - sum(seconds.values())
@@ -188,7 +212,7 @@ def _run(
         backward = (*start.inverse().steps, *backward)
     chain = Chain(forward, backward)
     seconds["bake"] = time.perf_counter() - clock - sum(seconds.values())
-    metrics: dict[str, Any] = {
+    metrics = {
         "preset": preset,
         "stop": "cancelled" if cancelled else stop,
         "similarity": trace[-1].metric if trace else None,
@@ -204,18 +228,7 @@ def _run(
         "bake_spacing_voxels": baked.spacing,
         "bake_error_voxels": baked.interpolation_error,
         "linear_matrix": pair.linear.tolist(),
-        "seed": seed,
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "threads": threads,
-        "seconds": {**seconds, "total": time.perf_counter() - clock},
-        "peak_memory_mb": _peak_memory(),
-        "peak_device_memory_mb": torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None,
-        "versions": {
-            "itk-nir": itk_nir.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
+        **_about_run(seed, device, threads, seconds, clock),
         "warnings": notes,
     }
     if callback is not None:
@@ -270,6 +283,26 @@ def _deform(
     )
 
 
+def _about_run(
+    seed: int, device: torch.device, threads: int, seconds: dict[str, float], clock: float
+) -> dict[str, Any]:
+    """What a run used: metrics that every kind of result has."""
+    return {
+        "seed": seed,
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": threads,
+        "seconds": {**seconds, "total": time.perf_counter() - clock},
+        "peak_memory_mb": _peak_memory(),
+        "peak_device_memory_mb": torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None,
+        "versions": {
+            "itk-nir": itk_nir.__version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
 def _through(start: Chain, moving: Volume, mask: Volume | None, grid: Any) -> tuple[Volume, Volume | None]:
     """The moving image (and its mask) seen through the caller's transform, on the fixed grid."""
     array = resample_array(moving.array, moving.geometry, start, grid, "linear")
@@ -303,10 +336,10 @@ def _foreground(image: torch.Tensor) -> torch.Tensor:
     return torch.ones_like(image, dtype=torch.bool) if value is None else image != value
 
 
-def _shares(linear: str) -> dict[str, tuple[float, float]]:
+def _shares(linear: str, deformable: bool) -> dict[str, tuple[float, float]]:
     """Begin and length of each stage on the progress scale 0 … 1."""
-    a = 0.1 if linear != "none" else 0.0
-    return {"linear": (0.0, a), "deformable": (a, 0.95 - a)}
+    a = (0.1 if deformable else 1.0) if linear != "none" else 0.0
+    return {"linear": (0.0, a), "deformable": (a, max(0.0, 0.95 - a))}
 
 
 def _stage(callback: Callback, begin: float, length: float) -> Callback:
