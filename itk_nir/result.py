@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.errors import InputError
-from itk_nir.geometry import Geometry
-from itk_nir.images import Volume, like, save_image, temporary_name
+from itk_nir.images import Volume, like, save_image
 from itk_nir.resample import resample_array
-from itk_nir.transforms.h5 import write_h5
+from itk_nir.staging import all_or_none, split_prefix
+from itk_nir.transforms.formats import WARPED, Written, check_format, write_both
+from itk_nir.transforms.forms import cover, own_grid, surface
 from itk_nir.transforms.model import Chain, DisplacementField
-
-#: Endings of the files that `RegistrationResult.save` writes: the names that ANTs gives them.
-FILES = {
-    "warped": "Warped.nii.gz",
-    "composite": "Composite.h5",
-    "inverse_composite": "InverseComposite.h5",
-    "report": "report.json",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,51 +132,64 @@ class RegistrationResult:
             return self.chain.inverse().map(p)
         return self.chain.map(p) if self.evaluate is None else np.asarray(self.evaluate(p), np.float64)
 
-    def save(self, prefix: str | os.PathLike[str]) -> dict[str, Path]:
-        """Write ``PREFIXWarped.nii.gz``, ``PREFIXComposite.h5``, ``PREFIXInverseComposite.h5``, ``PREFIXreport.json``.
+    def save(
+        self,
+        prefix: str | os.PathLike[str],
+        format: str = "itk",  # noqa: A002 - the word users know
+    ) -> dict[str, Path]:
+        """Write the transform and its inverse for another program, the warped image and a report.
 
-        All four appear, complete, or none: they are written under temporary names and renamed at the end. Folders of
-        the prefix that do not exist are created.
+        All files appear, complete, or none. Folders of the prefix that do not exist are created. Every transform is
+        read back and applied in its format's own convention at random points; the largest difference (mm) goes into
+        the report.
+
+        Parameters
+        ----------
+        prefix : start of the names of all files; a folder if it ends in a slash.
+        format : whose files (`docs/formats.md` has the details):
+
+            ``"itk"``: ``Composite.h5``, ``InverseComposite.h5``, ``Warped.nii.gz``; ITK, SimpleITK, ANTs, 3D Slicer
+            ``"ants"``: ``1Warp.nii.gz``, ``0GenericAffine.mat``, ``1InverseWarp.nii.gz``, ``Warped.nii.gz``
+            ``"elastix"``: ``TransformParameters.N.txt`` and ``DeformationField.mha``, the same with ``Inverse`` in
+            front, ``result.nii.gz``; the highest N is the whole transform
+            ``"slicer"``: ``Displacement.nrrd``, ``InverseDisplacement.nrrd`` (the whole map, LPS), ``Warped.nrrd``
+            ``"nifti"``: ``DisplacementField.nii.gz``, ``InverseDisplacementField.nii.gz`` (the whole map, **RAS**,
+            intent 1006), ``Warped.nii.gz``
 
         Returns
         -------
-        Paths by the keys ``warped``, ``composite``, ``inverse_composite``, ``report``.
-        """
-        # A prefix may end in a slash; Path() would drop it.
-        paths = {key: Path(os.fspath(prefix) + ending) for key, ending in FILES.items()}
-        folder = paths["report"].parent
-        created = [p for p in (folder, *folder.parents) if not p.exists()]
-        temporary = {key: temporary_name(path) for key, path in paths.items()}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_image(self.warped_array, self.fixed.geometry, temporary["warped"])
-            write_h5(self.chain, temporary["composite"])
-            write_h5(self.chain.inverse(), temporary["inverse_composite"])
-            temporary["report"].write_text(json.dumps(self._report(paths), indent=2, allow_nan=False) + "\n")
-            _rename_all(temporary, paths)
-        except BaseException:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
-            for path in created:
-                if path.is_dir() and not any(path.iterdir()):
-                    path.rmdir()
-            raise
-        return paths
+        Paths by key; ``warped`` and ``report`` are always among them.
 
-    def _report(self, paths: Mapping[str, Path]) -> dict[str, Any]:
+        Raises
+        ------
+        OptionError : a format that does not exist.
+        ItkNirError : a file that, read back, is not the transform to 1e-3 mm.
+        """
+        folder, start = split_prefix(prefix)
+        check_format(format)
+        with all_or_none(folder) as stage:
+            written = write_both(format, self.chain, self.fixed.geometry, self.moving.geometry, stage, start, folder)
+            names = {"warped": start + WARPED[format], **written.files, "report": f"{start}report.json"}
+            save_image(self.warped_array, self.fixed.geometry, stage / names["warped"])
+            text = json.dumps(self._report(names, written), indent=2, allow_nan=False)
+            (stage / names["report"]).write_text(text + "\n")
+        return {key: folder / name for key, name in names.items()}
+
+    def _report(self, names: Mapping[str, str], written: Written) -> dict[str, Any]:
         return {
             "fixed": self.fixed.name,
             "moving": self.moving.name,
-            "files": {key: path.name for key, path in paths.items()},
+            "files": dict(names),
+            "self_check": written.report(),
             "metrics": _plain(self.metrics),
         }
 
     @cached_property
     def _baked(self) -> tuple[DisplacementField, DisplacementField]:
         """The whole map and its inverse as one displacement field each."""
-        base = self._own_grid
-        landed = self.chain.map(_surface(self.fixed.geometry))
-        shared = _cover(base, np.concatenate([self.fixed.geometry.corners(), landed]))
+        base = own_grid(self.chain, self.fixed.geometry)
+        landed = self.chain.map(surface(self.fixed.geometry))
+        shared = cover(base, np.concatenate([self.fixed.geometry.corners(), landed]))
         if np.prod(shared.size) <= 8 * np.prod(base.size):
             return self.chain.displacement_on(shared), self.chain.inverse().displacement_on(shared)
         warnings.warn(
@@ -192,52 +197,10 @@ class RegistrationResult:
             ".inverse_transform",
             stacklevel=4,
         )
-        forward = self.chain.displacement_on(_cover(base, self.fixed.geometry.corners()))
+        forward = self.chain.displacement_on(cover(base, self.fixed.geometry.corners()))
         start = base.physical_to_index(landed).min(axis=0)
         there = base.crop(np.floor(start).tolist(), [1] * base.dimension)
-        return forward, self.chain.inverse().displacement_on(_cover(there, landed))
-
-    @property
-    def _own_grid(self) -> Geometry:
-        """The grid of the displacement field if the rest is linear (which a linear interpolation follows exactly)."""
-        fields = self.chain.fields
-        own = len(fields) == 1 and fields[0] is self.chain.steps[0]
-        return fields[0].geometry if own else self.fixed.geometry
-
-
-def _surface(geometry: Geometry) -> NDArray[np.float64]:
-    """Points on the faces of a grid, at most 64 an axis, ``(N, d)`` LPS mm. A map takes the inside within its image."""
-    axes = [np.linspace(0, n - 1, min(n, 64)) for n in geometry.size]
-    parts = []
-    for axis, end in product(range(geometry.dimension), (0, -1)):
-        face = [a[[end]] if number == axis else a for number, a in enumerate(axes)]
-        parts.append(np.stack(np.meshgrid(*face, indexing="ij"), -1).reshape(-1, geometry.dimension))
-    return geometry.index_to_physical(np.concatenate(parts))
-
-
-def _cover(geometry: Geometry, points: NDArray[np.float64]) -> Geometry:
-    """The grid continued by whole voxels until it holds all points."""
-    index = geometry.physical_to_index(points)
-    low = np.minimum(np.floor(index.min(axis=0) + 1e-3), 0).astype(int)
-    high = np.maximum(np.ceil(index.max(axis=0) - 1e-3), np.asarray(geometry.size) - 1).astype(int)
-    if not low.any() and np.array_equal(high, np.asarray(geometry.size) - 1):
-        return geometry
-    return geometry.crop(low.tolist(), (high - low + 1).tolist())
-
-
-def _rename_all(temporary: Mapping[str, Path], paths: Mapping[str, Path]) -> None:
-    """Rename every file; if one cannot be, the files that took a free name are removed again."""
-    new = []
-    try:
-        for key, path in paths.items():
-            free = not path.exists()
-            os.replace(temporary[key], path)
-            if free:
-                new.append(path)
-    except BaseException:
-        for path in new:
-            path.unlink(missing_ok=True)
-        raise
+        return forward, self.chain.inverse().displacement_on(cover(there, landed))
 
 
 def _plain(value: Any) -> Any:

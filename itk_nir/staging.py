@@ -44,7 +44,7 @@ def all_or_none(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def split_prefix(prefix: str | os.PathLike[str]) -> tuple[Path, str]:
-    """``"out/case_"`` → (folder ``out``, ``"case_"``); ``"out/"`` and an existing folder → (folder, ``""``)."""
+    """``"out/case_"`` → (folder ``out``, ``"case_"``); ``"out/"`` → (folder ``out``, ``""``)."""
     text = os.fspath(prefix)
     if text.endswith(("/", os.sep)):
         return Path(text), ""

@@ -187,7 +187,7 @@ def is_elastix_file(path: str | os.PathLike[str]) -> bool:
         return re.search(r"^\s*\(\s*Transform\s", file.read(1 << 22), re.MULTILINE) is not None
 
 
-def read_elastix(source: Any, grid: Geometry | None = None) -> Chain:
+def read_elastix(source: Any, grid: Geometry | None = None, *, beside: bool = False) -> Chain:
     """What elastix wrote or returned, as a chain fixed → moving.
 
     Translation, Euler, similarity, affine and displacement-field transforms come over as they are. B-splines, and
@@ -199,26 +199,27 @@ def read_elastix(source: Any, grid: Geometry | None = None) -> Chain:
     source : a ``TransformParameters.N.txt`` (those before it are found by the names in it), an
         ``itk.ParameterObject``, or a list of parameter maps, first applied to last.
     grid : grid of fixed space to sample on; the one that the parameters name (the fixed image's) when left out.
+    beside : look for the files that a file names beside it first (a copied or moved folder), then where it says.
 
     Raises
     ------
     InputError : missing or damaged files, parameters that are wanting, or a class that needs itk-elastix.
     """
-    maps = _collect(source)
+    maps = _collect(source, beside)
     if not maps:
         raise InputError("elastix: no parameter map")
     try:
-        return _chain(maps, grid)
+        return _chain(maps, grid, beside)
     except (KeyError, IndexError) as error:
         raise InputError(f"elastix: the parameters lack {error}; give a complete TransformParameters file") from error
 
 
-def _chain(maps: list[tuple[ParameterMap, Path | None]], grid: Geometry | None) -> Chain:
+def _chain(maps: list[tuple[ParameterMap, Path | None]], grid: Geometry | None, beside: bool) -> Chain:
     last = maps[-1][0]
     d = int(last.get("FixedImageDimension", ["0"])[0]) or len(last["Size"])
     chain = Chain((LinearTransform.identity(d),))
     for number, (parameters, folder) in enumerate(maps):
-        step: Any = _step(parameters, folder, d)
+        step: Any = _step(parameters, folder, d, beside)
         if step is None:
             return _by_transformix([m for m, _ in maps], grid or _grid(last))
         adds = number > 0 and parameters.get("HowToCombineTransforms", ["Compose"])[0] == "Add"
@@ -229,18 +230,20 @@ def _chain(maps: list[tuple[ParameterMap, Path | None]], grid: Geometry | None) 
     return chain
 
 
-def _step(parameters: ParameterMap, folder: Path | None, d: int) -> Any:
+def _step(parameters: ParameterMap, folder: Path | None, d: int, beside: bool) -> Any:
     """A chain; a SimpleITK transform that has to be sampled; ``None`` for a class that only elastix knows."""
     import SimpleITK as sitk
 
     name = parameters["Transform"][0]
     kind = name.removeprefix("Advanced")
     if kind == "DeformationFieldTransform":
-        return Chain((_field(parameters, folder),))
+        return Chain((_field(parameters, folder, beside),))
     if kind == "File":
         from itk_nir.transforms.files import load_transform
 
-        return load_transform(_locate(parameters["TransformFileName"][0], folder), role="elastix' transform file")
+        return load_transform(
+            _locate(parameters["TransformFileName"][0], folder, beside), role="elastix' transform file"
+        )
     if kind == "ExternalTransform":
         raise InputError(
             "elastix: the result began from a transform in memory and holds no more than its address; start from "
@@ -289,10 +292,10 @@ def _linear(kind: str, parameters: ParameterMap, d: int) -> LinearTransform | No
     return LinearTransform.make(np.stack(columns, axis=1), origin)
 
 
-def _field(parameters: ParameterMap, folder: Path | None) -> DisplacementField:
+def _field(parameters: ParameterMap, folder: Path | None, beside: bool) -> DisplacementField:
     from itk_nir.transforms.files import read_field
 
-    path = _locate(parameters["DeformationFieldFileName"][0], folder)
+    path = _locate(parameters["DeformationFieldFileName"][0], folder, beside)
     if parameters.get("DeformationFieldInterpolationOrder", ["0"])[0] != "1":
         warnings.warn(
             f"{path}: elastix was told to take the nearest vector; it is read with linear interpolation", stacklevel=2
@@ -348,10 +351,10 @@ def _by_transformix(maps: list[ParameterMap], grid: Geometry) -> Chain:
     return Chain((DisplacementField(grid, itk.array_from_image(out)),))
 
 
-def _collect(source: Any) -> list[tuple[ParameterMap, Path | None]]:
+def _collect(source: Any, beside: bool) -> list[tuple[ParameterMap, Path | None]]:
     """Every parameter map, first applied to last, with the folder it was read from."""
     if isinstance(source, (str, os.PathLike)):
-        return _from_files(Path(source), set())
+        return _from_files(Path(source), set(), beside)
     if hasattr(source, "GetNumberOfParameterMaps"):
         source = [source.GetParameterMap(n) for n in range(source.GetNumberOfParameterMaps())]
     if isinstance(source, Mapping) or (hasattr(source, "keys") and not isinstance(source, (list, tuple))):
@@ -366,18 +369,18 @@ def _collect(source: Any) -> list[tuple[ParameterMap, Path | None]]:
         return []
     # Maps in memory are chained by their order, whatever files the later ones name.
     before = _initial(maps[0])
-    first = [] if before is None else _from_files(Path(before), set())
+    first = [] if before is None else _from_files(Path(before), set(), beside)
     return [*first, *((m, None) for m in maps)]
 
 
-def _from_files(path: Path, seen: set[Path]) -> list[tuple[ParameterMap, Path | None]]:
+def _from_files(path: Path, seen: set[Path], beside: bool) -> list[tuple[ParameterMap, Path | None]]:
     if not path.is_file():
         raise InputError(f"elastix: {path}: no such file; check the path")
     if path.resolve() in seen:
         raise InputError(f"elastix: {path}: its initial transforms name each other in a circle")
     parameters = _parse(path)
     before = _initial(parameters)
-    first = [] if before is None else _from_files(_locate(before, path.parent), {*seen, path.resolve()})
+    first = [] if before is None else _from_files(_locate(before, path.parent, beside), {*seen, path.resolve()}, beside)
     return [*first, (parameters, path.parent)]
 
 
@@ -408,13 +411,14 @@ def _initial(parameters: ParameterMap) -> str | None:
     return None
 
 
-def _locate(name: str, folder: Path | None) -> Path:
-    """A file that another one names: as elastix finds it, else beside that other (a folder that was moved)."""
+def _locate(name: str, folder: Path | None, beside: bool) -> Path:
+    """A file that one in `folder` names: where elastix looks, else beside it; the other way round if asked."""
     path = Path(name)
-    if path.exists() or folder is None:
+    if folder is None:
         return path
-    beside = folder / path if not path.is_absolute() else folder / path.name
-    return beside if beside.exists() else folder / path.name
+    places = [path, folder / path, folder / path.name]
+    found = [p for p in (reversed(places) if beside else places) if p.exists()]
+    return found[0] if found else path
 
 
 def _grid(parameters: ParameterMap) -> Geometry:

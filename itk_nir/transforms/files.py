@@ -26,8 +26,9 @@ def load_transform(transform: Any, reference: Geometry | None = None, *, role: s
     ----------
     transform : a `Chain` or one of its steps; an itk or SimpleITK transform; a ``(d + 1, d + 1)`` homogeneous matrix
         (LPS mm); a path to an ITK transform file (.h5, .tfm, .txt, .mat, .xfm) or to a displacement field image
-        (.nii.gz, .mha, .nrrd, ...; LPS mm); or a list of these in the order in which they meet a fixed point, which
-        is the order of ANTs' ``fwdtransforms``.
+        (.nii.gz, .mha, .nrrd, ...; LPS mm, but RAS for NIfTI intent 1006); elastix' ``TransformParameters.N.txt``,
+        ``itk.ParameterObject`` or list of parameter maps; or a list of these in the order in which they meet a fixed
+        point, which is the order of ANTs' ``fwdtransforms``.
     reference : grid of the fixed image, on which transforms of other classes (B-spline, ...) are sampled.
     role : what it is in messages.
 
@@ -43,6 +44,10 @@ def load_transform(transform: Any, reference: Geometry | None = None, *, role: s
         return _read(Path(transform), reference, f"{role} {os.fspath(transform)}")
     if isinstance(transform, np.ndarray) or _is_rows(transform):
         return Chain((LinearTransform(np.asarray(transform, float)),))
+    if hasattr(transform, "GetNumberOfParameterMaps") or _is_maps(transform):
+        from itk_nir.transforms.elastix import read_elastix
+
+        return read_elastix(transform, reference)
     if isinstance(transform, (list, tuple)):
         if not transform:
             raise InputError(f"{role}: an empty list; give at least one transform")
@@ -71,11 +76,20 @@ def _is_rows(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(row, (list, tuple)) for row in value)
 
 
+def _is_maps(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(hasattr(part, "keys") for part in value)
+
+
 def _read(path: Path, reference: Geometry | None, label: str) -> Chain:
     if path.is_dir():
         raise InputError(f"{label}: is a folder; give a transform file (.h5, .tfm, .mat, .txt) or a warp image")
     if not path.exists():
         raise InputError(f"{label}: no such file; check the path")
+    if path.name.lower().endswith(".txt"):
+        from itk_nir.transforms.elastix import is_elastix_file, read_elastix
+
+        if is_elastix_file(path):
+            return read_elastix(path, reference)
     if path.name.lower().endswith(_TRANSFORM_SUFFIXES):
         return _read_transform(path, reference, label)
     return Chain((read_field(path, label),))

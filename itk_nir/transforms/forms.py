@@ -1,8 +1,11 @@
-"""One form of a chain that every format can hold: a displacement field, then a linear transform."""
+"""The two forms of a chain that other programs take: a field then a linear map, or one field for the whole."""
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
+from numpy.typing import NDArray
 
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
@@ -52,3 +55,35 @@ def _is_nearly_identity(linear: LinearTransform, grid: Geometry) -> bool:
     """Whether a product of a matrix and its inverse differs from no change by rounding alone."""
     corners = grid.corners()
     return bool(np.abs(linear.map(corners) - corners).max() <= 1e-6 * min(grid.spacing))
+
+
+def whole_field(chain: Chain, fixed: Geometry) -> DisplacementField:
+    """The whole chain as one field that covers the grid `fixed`: on the grid of the chain's own field where the rest is
+    linear (linear interpolation follows a linear map exactly), on `fixed` otherwise."""
+    return chain.displacement_on(cover(own_grid(chain, fixed), fixed.corners()))
+
+
+def own_grid(chain: Chain, fixed: Geometry) -> Geometry:
+    """The grid of the chain's displacement field if the rest is linear, else `fixed`."""
+    fields = chain.fields
+    return fields[0].geometry if len(fields) == 1 and fields[0] is chain.steps[0] else fixed
+
+
+def surface(geometry: Geometry) -> NDArray[np.float64]:
+    """Points on the faces of a grid, at most 64 an axis, ``(N, d)`` LPS mm. A map takes the inside within its image."""
+    axes = [np.linspace(0, n - 1, min(n, 64)) for n in geometry.size]
+    parts = []
+    for axis, end in product(range(geometry.dimension), (0, -1)):
+        face = [a[[end]] if number == axis else a for number, a in enumerate(axes)]
+        parts.append(np.stack(np.meshgrid(*face, indexing="ij"), -1).reshape(-1, geometry.dimension))
+    return geometry.index_to_physical(np.concatenate(parts))
+
+
+def cover(geometry: Geometry, points: NDArray[np.float64]) -> Geometry:
+    """The grid continued by whole voxels until it holds all points."""
+    index = geometry.physical_to_index(points)
+    low = np.minimum(np.floor(index.min(axis=0) + 1e-3), 0).astype(int)
+    high = np.maximum(np.ceil(index.max(axis=0) - 1e-3), np.asarray(geometry.size) - 1).astype(int)
+    if not low.any() and np.array_equal(high, np.asarray(geometry.size) - 1):
+        return geometry
+    return geometry.crop(low.tolist(), (high - low + 1).tolist())
