@@ -1,0 +1,464 @@
+"""The ANTs face: a script written for ANTsPy with one line changed, the files that ANTs reads, the command line."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import ants
+import numpy as np
+import pandas as pd
+import pytest
+import SimpleITK as sitk
+
+from itk_nir.compat import ants as face
+from itk_nir.compat import ants_cli
+from itk_nir.compat.ants import OPTIONS, SCRIPT_TYPES, TYPES, parse_type, registration, to_ants
+from itk_nir.errors import InputError, ItkNirError, OptionError
+from itk_nir.geometry import Geometry
+from itk_nir.images import save_image
+from itk_nir.phantom import Phantom, brain_phantom
+
+BOTH = pytest.mark.parametrize("d", [2, 3])
+#: Few steps, and stiff: enough to be well on the way on images this small.
+QUICK: dict[str, Any] = {
+    "preset": "fast", "shrink_factors": (2, 1), "smoothing_sigmas": (0.5, 0.5), "steps": (25, 8),
+    "learning_rates": (0.4, 0.2), "lattice_spacing": (2.0, 2.0), "coarsest_lattice": 8.0, "radius": (3, 3),
+    "velocity_diffusion": (0.1, 0.1), "linear_size": (28,), "linear_steps": (40,), "linear_start_steps": 8,
+    "threads": 1, "device": "cpu",
+}  # fmt: skip
+
+
+def turned(d: int, angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    m = np.eye(d)
+    m[:2, :2] = [[c, -s], [s, c]]
+    if d == 3:
+        tilt = np.eye(3)
+        tilt[1:, 1:] = [[c, -s], [s, c]]
+        m = m @ tilt
+    return m
+
+
+def centred(size: tuple[int, ...], spacing: tuple[float, ...], direction: np.ndarray) -> Geometry:
+    g = Geometry.make(size, spacing, None, direction)
+    return Geometry.make(size, spacing, 7.0 - g.centre, direction)
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> dict[int, Phantom]:
+    """Anisotropic, oblique and unlike grids."""
+    out = {}
+    for d, size, spacing, moving_size, moving_spacing in (
+        (2, (70, 60), (2.4, 3.3), (64, 86), (2.7, 2.4)),
+        (3, (34, 42, 26), (5.0, 4.6, 6.5), (40, 36, 36), (4.4, 5.8, 5.0)),
+    ):
+        out[d] = brain_phantom(
+            d,
+            geometry=centred(size, spacing, turned(d, 0.3)),
+            moving_geometry=centred(moving_size, moving_spacing, turned(d, -0.2)),
+        )
+    return out
+
+
+def images(phantom: Phantom) -> dict[str, Any]:
+    return {
+        "fixed": to_ants(phantom.fixed, phantom.geometry),
+        "moving": to_ants(phantom.moving, phantom.moving_geometry),
+        "fixed_labels": to_ants(phantom.fixed_labels.astype(np.float32), phantom.geometry),
+        "moving_labels": to_ants(phantom.moving_labels.astype(np.float32), phantom.moving_geometry),
+    }
+
+
+def array(image: Any) -> np.ndarray:
+    return image.numpy().T
+
+
+def inner(geometry: Geometry, number: int = 40, seed: int = 0) -> np.ndarray:
+    """Points well inside a grid, ``(N, d)`` LPS mm."""
+    size = np.asarray(geometry.size)
+    index = np.random.default_rng(seed).uniform(0.3, 0.7, (number, len(size))) * (size - 1)
+    return geometry.index_to_physical(index)
+
+
+def table(points: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({axis: points[:, k] for k, axis in enumerate("xyz"[: points.shape[1]])})
+
+
+def coordinates(frame: pd.DataFrame) -> np.ndarray:
+    return frame[["x", "y", "z"][: len(frame.columns)]].to_numpy()
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean Dice over the labels of both."""
+    both = [v for v in np.unique(a) if v > 0 and (b == v).any()]
+    return float(np.mean([2 * ((a == v) & (b == v)).sum() / ((a == v).sum() + (b == v).sum()) for v in both]))
+
+
+# --- a script for ANTsPy ---------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import ants
+REGISTRATION
+
+tx = registration(fixed=fixed, moving=moving, type_of_transform="SyN", outprefix=prefix, **extra)
+warped = ants.apply_transforms(fixed=fixed, moving=moving, transformlist=tx["fwdtransforms"])
+labels = ants.apply_transforms(
+    fixed=fixed, moving=moving_labels, transformlist=tx["fwdtransforms"], interpolator="nearestNeighbor"
+)
+back = ants.apply_transforms(
+    fixed=moving, moving=fixed, transformlist=tx["invtransforms"], whichtoinvert=[True, False]
+)
+there = ants.apply_transforms_to_points(fixed.dimension, landmarks, tx["fwdtransforms"])
+home = ants.apply_transforms_to_points(fixed.dimension, there, tx["invtransforms"], whichtoinvert=[True, False])
+jacobian = ants.create_jacobian_determinant_image(fixed, tx["fwdtransforms"][0], do_log=False)
+"""
+
+
+@BOTH
+@pytest.mark.parametrize("line", ["registration = ants.registration", "from itk_nir.compat.ants import registration"])
+def test_a_script_for_antspy_runs_with_one_line_changed(
+    phantoms: dict[int, Phantom], d: int, line: str, tmp_path: Path
+) -> None:
+    phantom = phantoms[d]
+    ours = "itk_nir" in line
+    names = images(phantom)
+    points = inner(phantom.geometry)
+    extra = QUICK if ours else {"reg_iterations": (10, 0)}
+    names |= {"landmarks": table(points), "prefix": str(tmp_path / "out_"), "extra": extra}
+    exec(SCRIPT.replace("REGISTRATION", line), names)
+
+    tx = names["tx"]
+    assert set(tx) >= {"warpedmovout", "warpedfixout", "fwdtransforms", "invtransforms"}
+    assert [Path(p).name for p in tx["fwdtransforms"]] == ["out_1Warp.nii.gz", "out_0GenericAffine.mat"]
+    assert [Path(p).name for p in tx["invtransforms"]] == ["out_0GenericAffine.mat", "out_1InverseWarp.nii.gz"]
+    for image, grid in ((tx["warpedmovout"], names["fixed"]), (tx["warpedfixout"], names["moving"])):
+        assert image.shape == grid.shape
+        np.testing.assert_allclose(image.direction, grid.direction, atol=1e-6)
+        np.testing.assert_allclose(image.origin, grid.origin, atol=1e-4)
+    value = 200.0
+    for again, image in ((names["warped"], tx["warpedmovout"]), (names["back"], tx["warpedfixout"])):
+        assert np.abs(array(again) - array(image)).max() < 1e-4 * value
+    before = ants.resample_image_to_target(names["moving_labels"], names["fixed"], interp_type="nearestNeighbor")
+    start, end = (overlap(phantom.fixed_labels, array(labels)) for labels in (before, names["labels"]))
+    home = coordinates(names["home"])
+    assert np.linalg.norm(home - points, axis=1).mean() < 0.3
+    inside = phantom.fixed_labels > 0
+    assert 0.7 < array(names["jacobian"])[inside].mean() < 1.4
+    if not ours:  # a few steps of theirs, for the flow of the script only
+        assert end > start - 0.05
+    else:
+        assert end > start + 0.05
+        there = coordinates(names["there"])
+        index = np.rint(phantom.geometry.physical_to_index(points)).astype(int)
+        truth = phantom.displacement[tuple(index[:, ::-1].T)]
+        error = np.linalg.norm(there - points - truth, axis=1).mean()
+        assert error < 0.75 * np.linalg.norm(truth, axis=1).mean()
+
+
+@BOTH
+def test_files_lists_and_composites_say_the_same(phantoms: dict[int, Phantom], d: int, tmp_path: Path) -> None:
+    phantom = phantoms[d]
+    names = images(phantom)
+    single = registration(names["fixed"], names["moving"], outprefix=f"{tmp_path}/new/", random_seed=3, **QUICK)
+    both = registration(
+        names["fixed"],
+        names["moving"],
+        outprefix=f"{tmp_path}/c_",
+        random_seed=3,
+        write_composite_transform=True,
+        **QUICK,
+    )
+    assert single["fwdtransforms"][0] == str(tmp_path / "new" / "1Warp.nii.gz")
+    assert both["fwdtransforms"] == str(tmp_path / "c_Composite.h5")
+    assert both["invtransforms"] == str(tmp_path / "c_InverseComposite.h5")
+    assert sorted(os.listdir(tmp_path)) == ["c_Composite.h5", "c_InverseComposite.h5", "new"]
+    assert len(os.listdir(tmp_path / "new")) == 3
+    np.testing.assert_array_equal(array(single["warpedmovout"]), array(both["warpedmovout"]))
+    points = table(inner(phantom.geometry))
+    one = ants.apply_transforms_to_points(d, points, single["fwdtransforms"])
+    other = ants.apply_transforms_to_points(d, points, [both["fwdtransforms"]])
+    assert np.abs(coordinates(one) - coordinates(other)).max() < 1e-3
+    one = ants.apply_transforms_to_points(d, points, single["invtransforms"], whichtoinvert=[True, False])
+    other = ants.apply_transforms_to_points(d, points, [both["invtransforms"]])
+    assert np.abs(coordinates(one) - coordinates(other)).max() < 1e-3
+
+
+# --- signs and axes --------------------------------------------------------------------------------------------------
+
+
+def known(d: int) -> Any:
+    """A rotation and a shift by unlike amounts along the axes, fixed → moving, in SimpleITK's own convention."""
+    tx = sitk.Euler2DTransform() if d == 2 else sitk.Euler3DTransform()
+    tx.SetCenter((4.0, -9.0, 6.0)[:d])
+    if d == 2:
+        tx.SetAngle(0.12)
+    else:
+        tx.SetRotation(0.04, -0.07, 0.12)
+    tx.SetTranslation((7.0, -4.0, 2.5)[:d])
+    return tx
+
+
+def moved(phantom: Phantom, tx: Any) -> Any:
+    """The fixed image such that fixed point ``p`` shows what the moving one shows at ``tx(p)``, by SimpleITK alone."""
+    from itk_nir.images import to_sitk
+
+    fixed = to_sitk(phantom.fixed, phantom.geometry)
+    grid = to_sitk(phantom.moving, phantom.moving_geometry)
+    return sitk.Resample(fixed, grid, tx.GetInverse(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["Rigid", "Affine", "SyN"])
+def test_a_known_rotation_and_shift_come_out_with_the_right_sign(
+    phantoms: dict[int, Phantom], d: int, kind: str, tmp_path: Path
+) -> None:
+    phantom, truth = phantoms[d], known(d)
+    moving = moved(phantom, truth)
+    tx = registration(
+        to_ants(phantom.fixed, phantom.geometry),
+        to_ants(sitk.GetArrayFromImage(moving), phantom.moving_geometry),
+        kind,
+        outprefix=f"{tmp_path}/",
+        **{**QUICK, "linear_steps": (60,)},
+    )
+    assert len(tx["fwdtransforms"]) == (2 if kind == "SyN" else 1)
+    if kind != "SyN":
+        assert tx["fwdtransforms"] == tx["invtransforms"] == [f"{tmp_path}/0GenericAffine.mat"]
+    points = inner(phantom.geometry)
+    wanted = np.array([truth.TransformPoint(p.tolist()) for p in points])
+    got = coordinates(ants.apply_transforms_to_points(d, table(points), tx["fwdtransforms"]))
+    # A wrong sign or axis would be off by the size of the motion or more.
+    assert np.linalg.norm(got - wanted, axis=1).mean() < 0.15 * np.linalg.norm(wanted - points, axis=1).mean()
+
+
+def test_an_initial_transform_is_composed_in_ants_order(phantoms: dict[int, Phantom], tmp_path: Path) -> None:
+    """A start from files: the same affine is kept, and ``[file,1]`` is its inverse."""
+    phantom, truth = phantoms[2], known(2)
+    fixed = to_ants(phantom.fixed, phantom.geometry)
+    moving = to_ants(sitk.GetArrayFromImage(moved(phantom, truth)), phantom.moving_geometry)
+    sitk.WriteTransform(
+        sitk.AffineTransform(truth.GetMatrix(), truth.GetTranslation(), truth.GetCenter()), str(tmp_path / "a.mat")
+    )
+    sitk.WriteTransform(truth.GetInverse(), str(tmp_path / "b.tfm"))
+    points = inner(phantom.geometry)
+    wanted = np.array([truth.TransformPoint(p.tolist()) for p in points])
+    for start in (str(tmp_path / "a.mat"), [f"[{tmp_path}/b.tfm,1]"], ["Identity", str(tmp_path / "a.mat")]):
+        tx = registration(fixed, moving, "SyNOnly", initial_transform=start, outprefix=f"{tmp_path}/o", **QUICK)
+        got = coordinates(ants.apply_transforms_to_points(2, table(points), tx["fwdtransforms"]))
+        assert np.linalg.norm(got - wanted, axis=1).mean() < 1.0
+    tx = registration(
+        fixed, moving, "SyNOnly", initial_transform=tx["fwdtransforms"], outprefix=f"{tmp_path}/p", **QUICK
+    )
+    got = coordinates(ants.apply_transforms_to_points(2, table(points), tx["fwdtransforms"]))
+    assert np.linalg.norm(got - wanted, axis=1).mean() < 1.0
+    with pytest.raises(InputError, match="alignment of the centres"):
+        registration(fixed, moving, initial_transform="[f.nii,m.nii,1]")
+    with pytest.raises(InputError, match="no such file"):
+        registration(fixed, moving, initial_transform="nowhere.mat")
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_signature_is_that_of_antspy() -> None:
+    theirs, ours = (inspect.signature(f).parameters for f in (ants.registration, registration))
+    assert list(ours) == list(theirs)
+    assert {n: p.default for n, p in ours.items()} == {n: p.default for n, p in theirs.items()}
+    assert set(OPTIONS) == set(theirs) - {"fixed", "moving", "kwargs"} | {"random_seed"}
+    assert {what for what, _ in OPTIONS.values()} == {"honoured", "approximated", "refused"}
+
+
+REFUSED = {
+    "grad_step": 0.1, "flow_sigma": 2, "total_sigma": 0.5, "aff_sampling": 64, "aff_iterations": (10, 10),
+    "aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0), "multivariate_extras": [("CC", None, None, 1, 2)],
+    "restrict_transformation": (1, 1, 0), "smoothing_in_mm": True, "singleprecision": False,
+    "use_legacy_histogram_matching": True,
+}  # fmt: skip
+
+
+def test_every_refused_option_is_an_error_that_names_it(phantoms: dict[int, Phantom]) -> None:
+    assert set(REFUSED) == {name for name, (what, _) in OPTIONS.items() if what == "refused"}
+    names = images(phantoms[2])
+    for name, value in REFUSED.items():
+        with pytest.raises(OptionError, match=name):
+            registration(names["fixed"], names["moving"], **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"syn_metric": "demons"}, "syn_metric='demons'"),
+        ({"syn_metric": "meansquares"}, "syn_metric='meansquares'"),
+        ({"aff_metric": "meansquares"}, "aff_metric='meansquares'"),
+        ({"syn_sampling": 16}, "syn_sampling=16"),
+        ({"syn_metric": "CC", "syn_sampling": 0}, "radius of CC"),
+        ({"aff_random_sampling_rate": 0}, "aff_random_sampling_rate"),
+        ({"reg_iterations": (0, 0)}, "all zero"),
+        ({"reg_iterations": "40x20"}, "reg_iterations"),
+        ({"type_of_transform": "Rigid", "reg_iterations": (10, 5)}, "no meaning for 'Rigid'"),
+        ({"type_of_transform": "Translation"}, "'Translation' has no counterpart"),
+        ({"type_of_transform": "Similarity"}, "'Similarity' has no counterpart"),
+        ({"type_of_transform": "TV[4]"}, r"TV\[4\]"),
+        ({"type_of_transform": "SyNBold"}, "SyNBold"),
+        ({"type_of_transform": "Syn"}, "did you mean 'SyN'"),
+        ({"type_of_transform": "antsRegistrationSyN[t]"}, "translation"),
+        ({"type_of_transform": "antsRegistrationSyN[b,26]"}, "spline distances"),
+        ({"type_of_transform": "antsRegistrationSyN[q]"}, "there is no type 'q'"),
+        ({"regiterations": (10, 5)}, "did you mean 'reg_iterations'"),
+        ({"stepz": (1, 1, 1)}, "did you mean 'steps'"),
+        ({"linear": "rigid"}, "unknown option 'linear'"),
+        ({"random_seed": 1, "seed": 1}, "same option"),
+        ({"preset": "quick"}, "unknown preset"),
+    ],
+)
+def test_wrong_options_are_named(phantoms: dict[int, Phantom], options: dict[str, Any], message: str) -> None:
+    names = images(phantoms[2])
+    with pytest.raises(OptionError, match=message):
+        registration(names["fixed"], names["moving"], **options)
+
+
+def test_types_map_to_stages_and_presets() -> None:
+    assert parse_type("") == parse_type("SyN") == parse_type(["SyN"]) == TYPES["SyN"]
+    assert parse_type("antsRegistrationSyN[so]") == SCRIPT_TYPES["so"]
+    assert parse_type("antsRegistrationSyNRepro[r]") == SCRIPT_TYPES["r"]
+    assert parse_type("antsRegistrationSyN[s,4]").radius == 4
+    quick = parse_type("antsRegistrationSyNQuick[sr]")
+    assert (quick.linear, quick.deformable, quick.preset) == ("rigid", True, "fast")
+
+
+def test_what_the_options_become(
+    phantoms: dict[int, Phantom], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Levels, most steps, radius and seed reach the engine; masks count; verbose prints; our callback is called."""
+    phantom = phantoms[2]
+    names = images(phantom)
+    seen = []
+    mask = to_ants((phantom.fixed_labels > 0).astype(np.float32), phantom.geometry)
+    moving_mask = to_ants((phantom.moving_labels > 0).astype(np.float32), phantom.moving_geometry)
+    options = {k: QUICK[k] for k in ("preset", "threads", "device")}
+    registration(
+        names["fixed"], names["moving"], "SyNOnly", outprefix=f"{tmp_path}/", syn_metric="CC", syn_sampling=3,
+        reg_iterations=(7, 0, 5), mask=mask, moving_mask=moving_mask, verbose=True, callback=seen.append, **options,
+    )  # fmt: skip
+    steps = [(p.level, p.steps) for p in seen if p.stage == "deformable"]
+    assert set(steps) == {(0, 7), (1, 5)}
+    assert "deformable level 2/2 step 5/5" in capsys.readouterr().out
+    kind, settings = face._options(
+        {**{n: p.default for n, p in inspect.signature(registration).parameters.items()},
+         "reg_iterations": [100, 70, 50, 20], "syn_metric": "CC", "syn_sampling": 3},
+        {"random_seed": 5},
+    )  # fmt: skip
+    assert kind == TYPES["SyN"]
+    assert settings["shrink_factors"] == (8, 4, 2, 1)
+    assert settings["radius"] == 3
+    assert settings["seed"] == 5
+    empty = to_ants(np.zeros_like(phantom.fixed), phantom.geometry)
+    for name in ("mask", "moving_mask"):
+        with pytest.raises(InputError, match="mask: is empty"):
+            registration(names["fixed"], names["moving"], **{name: empty})
+
+
+def test_images_that_cannot_be_used(phantoms: dict[int, Phantom]) -> None:
+    names = images(phantoms[2])
+    bad = names["fixed"].clone()
+    bad[3, 4] = np.nan
+    with pytest.raises(InputError, match="fixed image: has 1 NaN"):
+        registration(bad, names["moving"])
+    with pytest.raises(InputError, match="moving image: is 2D with 2 values"):
+        registration(names["fixed"], ants.merge_channels([names["moving"]] * 2))
+    with pytest.raises(InputError, match="is 2D but"):
+        registration(images(phantoms[3])["fixed"], names["moving"])
+    with pytest.raises(InputError, match="raw antsRegistration"):
+        registration(["-d", "2"], None)
+    with pytest.raises(InputError, match="ndarray"):
+        registration(names["fixed"].numpy(), names["moving"])
+
+
+def test_without_a_prefix_files_go_to_a_folder_of_their_own(phantoms: dict[int, Phantom]) -> None:
+    names = images(phantoms[2])
+    folders = set()
+    for _ in range(2):
+        tx = registration(names["fixed"], names["moving"], "Rigid", **QUICK)
+        path = Path(tx["fwdtransforms"][0])
+        assert path.is_file()
+        folders.add(path.parent)
+        path.unlink()
+        path.parent.rmdir()
+    assert len(folders) == 2
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(phantoms: dict[int, Phantom], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    out = {}
+    for d, phantom in phantoms.items():
+        folder = out[d] = tmp_path_factory.mktemp(f"images{d}")
+        save_image(phantom.fixed, phantom.geometry, folder / "f.nii.gz")
+        save_image(phantom.moving, phantom.moving_geometry, folder / "m.nii.gz")
+        save_image((phantom.fixed_labels > 0).astype(np.uint8), phantom.geometry, folder / "mask.nii.gz")
+    return out
+
+
+def command(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    ants_cli.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["ants", *arguments])
+    return int(options.run(options))
+
+
+@pytest.mark.parametrize(("d", "kind"), [(2, "s"), (3, "so"), (2, "a")])
+def test_the_command_line_writes_the_files_of_the_script(
+    files: dict[int, Path], d: int, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = files[d]
+    code = command(
+        "-d", str(d), "-f", f"{folder}/f.nii.gz", "-m", f"{folder}/m.nii.gz", "-o", f"{tmp_path}/x", "-t", kind,
+        "-n", "1", "-e", "2", "-x", f"{folder}/mask.nii.gz,NULL", "--preset", "fast", "--device", "cpu",
+    )  # fmt: skip
+    assert code == 0
+    wanted = {"Warped.nii.gz", "InverseWarped.nii.gz", "0GenericAffine.mat"}
+    wanted |= set() if kind == "a" else {"1Warp.nii.gz", "1InverseWarp.nii.gz"}
+    assert {p.name for p in tmp_path.iterdir()} == {f"x{name}" for name in wanted}
+    out = capsys.readouterr().out
+    assert all(name in out for name in wanted)
+    fixed, moving = ants.image_read(f"{folder}/f.nii.gz"), ants.image_read(f"{folder}/m.nii.gz")
+    forward = [f"{tmp_path}/x{n}" for n in ("1Warp.nii.gz", "0GenericAffine.mat") if n in wanted]
+    backward = [f"{tmp_path}/x{n}" for n in ("0GenericAffine.mat", "1InverseWarp.nii.gz") if n in wanted]
+    again = ants.apply_transforms(fixed, moving, forward)
+    inverse = ants.apply_transforms(moving, fixed, backward, whichtoinvert=[True, False][: len(backward)])
+    for image, name in ((again, "xWarped.nii.gz"), (inverse, "xInverseWarped.nii.gz")):
+        assert np.abs(image.numpy() - ants.image_read(str(tmp_path / name)).numpy()).max() < 1e-4 * 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-t", "t"], "-t: a translation alone"),
+        (["-t", "q"], "there is no type 'q'"),
+        (["-g", "0.2"], "-g 0.2 is refused"),
+        (["-s", "20"], "-s 20.0 is refused"),
+        (["-j", "1"], "-j 1 is refused"),
+        (["-z", "0"], "-z 0 is refused"),
+        (["-t", "r", "-r", "4"], "-r has no meaning"),
+        (["-r", "0"], "radius must be at least 1"),
+        (["-f", "g.nii.gz"], "one image pair"),
+        (["-x", "a.nii.gz", "-x", "b.nii.gz"], "-x"),
+        (["-x", "a.nii.gz"], "no such file"),
+        (["-d", "3"], "give -d 2"),
+        (["-i", "no.mat"], "no such file"),
+        (["-e", "-1"], "seed"),
+    ],
+)
+def test_flags_that_cannot_be_had_are_named(
+    files: dict[int, Path], flags: list[str], message: str, tmp_path: Path
+) -> None:
+    base = ["-d", "2", "-f", f"{files[2]}/f.nii.gz", "-m", f"{files[2]}/m.nii.gz", "-o", f"{tmp_path}/new/x"]
+    with pytest.raises(ItkNirError, match=message):
+        command(*base, *flags)
+    assert not list(tmp_path.iterdir())
