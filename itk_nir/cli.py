@@ -1,4 +1,4 @@
-"""The command ``itk-nir``: register, apply, demo, presets.
+"""The command ``itk-nir``: register, apply, convert, demo, presets.
 
 Exit status: 0 when every file is complete, 2 for arguments and inputs that cannot be used, 1 for other failures, 130
 when interrupted. Nothing heavy is imported before the arguments are known to be right.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from itk_nir.result import RegistrationResult
 
 PRESETS = ("fast", "default", "accurate", "paper")
+FORMATS = ("itk", "ants", "elastix", "slicer", "nifti")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +58,11 @@ def _register(options: argparse.Namespace) -> None:
     check_output_prefix(options.output)
     if options.picture:
         _require_matplotlib()
+    if options.format == "nifti":  # the one that not every dimension has: before the work rather than after it
+        from itk_nir.images import load_image
+        from itk_nir.transforms.formats import check_format
+
+        check_format(options.format, load_image(options.fixed, "fixed image").dimension)
     with _progress() as callback:
         from itk_nir.registration import register
 
@@ -75,7 +81,7 @@ def _register(options: argparse.Namespace) -> None:
             callback=callback,
             **settings,
         )
-    paths = result.save(options.output)
+    paths = result.save(options.output, options.format)
     if options.picture:
         from itk_nir.report import picture
 
@@ -120,6 +126,19 @@ def _apply(options: argparse.Namespace) -> None:
         mode = "nearest" if is_label_map(volume.array) else "linear"
     save_image(resample(volume, chain, reference, mode, options.default), reference, options.output)
     print(f"{'x'.join(map(str, reference.size))} voxels, {mode}; wrote {options.output}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from itk_nir.images import load_image
+    from itk_nir.transforms.files import load_transform
+    from itk_nir.transforms.formats import save_transform
+
+    reference = load_image(options.reference, "reference image").geometry if options.reference else None
+    chain = load_transform(_one_or_list(options.transform), reference)
+    paths, written = save_transform(chain, options.output, format=options.format, reference=reference)
+    print(f"wrote {_names(paths)}; read back: {max(written.differences.values()):.1e} mm off at most")
+    for name, gap in written.sampling.items():
+        print(f"{name}: sampled on a grid, which between its voxels is off by up to {gap:.2g} mm")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -211,7 +230,8 @@ def _parser() -> argparse.ArgumentParser:
         "register",
         help="register two images",
         description="Find the transform between two images. Writes PREFIXWarped.nii.gz (moving on the fixed grid), "
-        "PREFIXComposite.h5 (fixed → moving, what resampling needs), PREFIXInverseComposite.h5, PREFIXreport.json.",
+        "PREFIXComposite.h5 (fixed → moving, what resampling needs), PREFIXInverseComposite.h5, PREFIXreport.json; "
+        "with --format, the transforms as another program's files.",
     )
     register.set_defaults(run=_register)
     register.add_argument("--fixed", required=True, metavar="IMAGE", help="image that stays")
@@ -226,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
         "--initial-transform",
         action="append",
         metavar="FILE",
-        help="start from this ITK transform file or displacement field, fixed → moving; may be given several times, in "
+        help="start from this transform file or displacement field, fixed → moving; may be given several times, in "
         "the order in which they meet a fixed point. It becomes part of the result",
     )
     register.add_argument(
@@ -235,6 +255,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="OPTION=VALUE",
         help="override one setting of the preset (`itk-nir presets` lists them); may be given several times",
+    )
+    register.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="itk",
+        help="whose transform files: itk (Composite.h5), ants (1Warp.nii.gz, 0GenericAffine.mat, 1InverseWarp.nii.gz), "
+        "elastix (TransformParameters.N.txt), slicer (Displacement.nrrd), nifti (DisplacementField.nii.gz, RAS); "
+        "default: itk",
     )
     register.add_argument("--picture", action="store_true", help="write PREFIXregistration.png too")
     _add_common(register)
@@ -254,8 +282,8 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         action="append",
         metavar="FILE",
-        help="ITK transform file or displacement field, fixed → moving; several in the order in which they meet a "
-        "fixed point",
+        help="transform file (ITK, elastix) or displacement field, fixed → moving; several in the order in which they "
+        "meet a fixed point",
     )
     apply.add_argument("--inverse", action="store_true", help="through the inverse of the transform")
     apply.add_argument("--reference", metavar="IMAGE", help="image that gives the output grid (default: --image)")
@@ -269,6 +297,34 @@ def _parser() -> argparse.ArgumentParser:
     apply.add_argument("--labels", action="store_true", help="the image is a label map: nearest, always")
     apply.add_argument(
         "--default", type=float, default=0.0, metavar="VALUE", help="value where the image does not reach (default: 0)"
+    )
+
+    convert = commands.add_parser(
+        "convert",
+        help="turn a transform into another program's files",
+        description="Read a transform fixed → moving in any format and write it in the one that the name OUT tells: "
+        ".h5, .tfm, .mat (ITK; .mat for linear ones), .nii.gz, .nrrd, .mha (displacement field), "
+        "TransformParameters.N.txt (elastix).",
+    )
+    convert.set_defaults(run=_convert)
+    convert.add_argument(
+        "transform",
+        nargs="+",
+        metavar="IN",
+        help="transform file or displacement field; several in the order in which they meet a fixed point, as ANTs "
+        "lists them: 1Warp.nii.gz 0GenericAffine.mat",
+    )
+    convert.add_argument("output", metavar="OUT", help="file to write; with --format ants the start of the names")
+    convert.add_argument(
+        "--reference",
+        metavar="IMAGE",
+        help="fixed image: where a conversion cannot be exact, the transform is sampled on its grid",
+    )
+    convert.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="ants writes 1Warp.nii.gz, 0GenericAffine.mat, 1InverseWarp.nii.gz; nifti a field in RAS (intent 1006); "
+        "default: what the name tells",
     )
 
     demo = commands.add_parser(

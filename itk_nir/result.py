@@ -163,10 +163,11 @@ class RegistrationResult:
         Raises
         ------
         OptionError : a format that does not exist.
+        InputError : ``"nifti"`` in 2D, which ITK's reader gets wrong.
         ItkNirError : a file that, read back, is not the transform to 1e-3 mm.
         """
         folder, start = split_prefix(prefix)
-        check_format(format)
+        check_format(format, self.chain.dimension)
         with all_or_none(folder) as stage:
             written = write_both(format, self.chain, self.fixed.geometry, self.moving.geometry, stage, start, folder)
             names = {"warped": start + WARPED[format], **written.files, "report": f"{start}report.json"}

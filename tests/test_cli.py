@@ -68,7 +68,7 @@ def test_arguments_are_read_before_anything_heavy_is_imported() -> None:
     assert "--moving" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["register", "apply", "demo", "presets"])
+@pytest.mark.parametrize("command", ["register", "apply", "convert", "demo", "presets"])
 def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -85,6 +85,9 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
         ["register", "--fixed", "f", "--moving", "m", "--output", "o", "--threads", "0"],
         ["apply", "--transform", "t", "--output", "o"],
         ["apply", "--image", "i", "--points", "p", "--transform", "t", "--output", "o"],
+        ["register", "--fixed", "f", "--moving", "m", "--output", "o", "--format", "minc"],
+        ["convert", "t.h5"],
+        ["convert", "t.h5", "t.nii.gz", "--format", "minc"],
         ["demo", "--size", "10,x"],
     ],
 )
@@ -331,7 +334,7 @@ def test_output_that_cannot_be_written(pair: dict[str, str], tmp_path: Path, cap
 
 def test_interruption_leaves_nothing_behind(pair: dict[str, str], tmp_path: Path, capsys, monkeypatch) -> None:
     """Ctrl-C while the last of the files is being written: status 130, and the others are gone as well."""
-    from itk_nir import result
+    from itk_nir.transforms import formats
 
     calls = []
 
@@ -341,7 +344,7 @@ def test_interruption_leaves_nothing_behind(pair: dict[str, str], tmp_path: Path
             raise KeyboardInterrupt
         write_h5(chain, path)
 
-    monkeypatch.setattr(result, "write_h5", interrupted)
+    monkeypatch.setattr(formats, "write_h5", interrupted)
     before = set(tmp_path.rglob("*"))
     assert main(register_arguments(pair, tmp_path / "new" / "case_")) == 130
     assert len(calls) == 2

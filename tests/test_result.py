@@ -213,7 +213,7 @@ def test_saved_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "where",
-    ["itk_nir.result.save_image", "itk_nir.result.write_h5", "itk_nir.result.json.dumps", "itk_nir.result.os.replace"],
+    ["itk_nir.result.save_image", "itk_nir.transforms.formats.write_h5", "itk_nir.result.json.dumps", "os.replace"],
 )
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_save_that_fails_leaves_nothing(

@@ -198,7 +198,8 @@ def read_elastix(source: Any, grid: Geometry | None = None, *, beside: bool = Fa
     ----------
     source : a ``TransformParameters.N.txt`` (those before it are found by the names in it), an
         ``itk.ParameterObject``, or a list of parameter maps, first applied to last.
-    grid : grid of fixed space to sample on; the one that the parameters name (the fixed image's) when left out.
+    grid : grid of fixed space to sample on; when left out, the one that the parameters name (the fixed image's), with
+        a warning where it is needed.
     beside : look for the files that a file names beside it first (a copied or moved folder), then where it says.
 
     Raises
@@ -221,13 +222,24 @@ def _chain(maps: list[tuple[ParameterMap, Path | None]], grid: Geometry | None, 
     for number, (parameters, folder) in enumerate(maps):
         step: Any = _step(parameters, folder, d, beside)
         if step is None:
-            return _by_transformix([m for m, _ in maps], grid or _grid(last))
+            return _by_transformix([m for m, _ in maps], _sampling_grid(grid, last))
         adds = number > 0 and parameters.get("HowToCombineTransforms", ["Compose"])[0] == "Add"
         if isinstance(step, Chain) and not adds:
             chain = Chain((*chain.steps, *step.steps)).simplified()
         else:
-            chain = _sampled(chain, step, grid or _grid(parameters), adds)
+            chain = _sampled(chain, step, _sampling_grid(grid, parameters), adds)
     return chain
+
+
+def _sampling_grid(grid: Geometry | None, parameters: ParameterMap) -> Geometry:
+    if grid is not None:
+        return grid
+    warnings.warn(
+        f"elastix: a {parameters['Transform'][0]} is sampled on the grid that its parameters name (the fixed image's): "
+        "exact at its voxels, linear in between",
+        stacklevel=4,
+    )
+    return _grid(parameters)
 
 
 def _step(parameters: ParameterMap, folder: Path | None, d: int, beside: bool) -> Any:

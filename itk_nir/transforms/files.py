@@ -131,5 +131,10 @@ def read_field(path: Path, label: str) -> DisplacementField:
             f"{label}: is a {d}D image with {image.GetNumberOfComponentsPerPixel()} values a voxel, no displacement "
             "field; a field has as many values as axes (NIfTI: 5D with intent code 1007)"
         )
+    if d == 2 and image.HasMetaDataKey("intent_code") and image.GetMetaData("intent_code") == "1006":
+        raise InputError(
+            f"{label}: is a 2D field with RAS vectors (NIfTI intent 1006), which ITK misreads; write it with LPS "
+            "vectors and intent 1007"
+        )
     geometry = Geometry.make(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
     return DisplacementField(geometry, sitk.GetArrayViewFromImage(image).astype(np.float32))

@@ -70,10 +70,12 @@ class Written:
         }
 
 
-def check_format(name: str) -> None:
-    """Raise OptionError for a format that does not exist."""
+def check_format(name: str, dimension: int | None = None) -> None:
+    """Raise OptionError for a format that does not exist, InputError for one that cannot hold the dimension."""
     if name not in FORMATS:
         raise OptionError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
+    if name == "nifti" and dimension == 2:
+        raise InputError("format nifti is for 3D: ITK 5.4 misreads 2D fields with RAS vectors; use itk, ants or slicer")
 
 
 # --- a result: both directions ---------------------------------------------------------------------------------------
@@ -92,7 +94,7 @@ def write_both(
     start : what every name begins with.
     location : folder that the files will be moved to (elastix' files name each other by absolute path).
     """
-    check_format(kind)
+    check_format(kind, chain.dimension)
     out = Written()
     inverse = chain.inverse()
     points = random_points(_grid_of(chain, fixed))
@@ -172,7 +174,7 @@ def save_transform(
             f"{', '.join(FORMATS)}"
         )
     kind = format or ("elastix" if match else "itk")
-    check_format(kind)
+    check_format(kind, chain.dimension)
     if kind in _ENDINGS and (match or ending not in _ENDINGS[kind]):
         raise InputError(f"{name}: format {kind} needs a name that ends in {', '.join(_ENDINGS[kind])}")
     if kind == "ants" and ending is not None:
@@ -263,14 +265,15 @@ def _inverted(linear: Callable[[Points], Points], d: int) -> Callable[[Points], 
 
 def _write_field(whole: DisplacementField, path: Path, *, ras: bool) -> None:
     if not ras:
-        save_image(whole.vectors, whole.geometry, path)
+        # Displacements hardly compress; where the name does not ask for it, time is worth more.
+        save_image(whole.vectors, whole.geometry, path, compression=int(path.name.lower().endswith(".gz")))
         return
-    # ITK has no writer for RAS vectors in 2D, and SimpleITK has none at all: the header is set by hand.
+    # SimpleITK has no writer for RAS vectors: the header is set by hand.
     vectors = whole.vectors.copy()
     vectors[..., :2] *= -1
     plain = temporary_name(path.with_name(path.name.removesuffix(".gz")))
     try:
-        save_image(vectors, whole.geometry, plain)
+        save_image(vectors, whole.geometry, plain, compression=0)
         with open(plain, "r+b") as file:
             file.seek(68)
             file.write(struct.pack("<h", 1006))

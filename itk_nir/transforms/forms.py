@@ -47,7 +47,9 @@ def field_then_linear(chain: Chain, grid: Geometry | None = None, *, inverse: bo
     if len(rest) == 1 and isinstance(rest[0], DisplacementField):
         undo = rest[0]
     else:
-        undo = Chain(back).displacement_on(field.geometry)
+        # Where the field takes the rim of its grid the inverse is wanted too.
+        around = cover(field.geometry, field.map(surface(field.geometry)))
+        undo = Chain(back).displacement_on(around)
     return Chain((field, linear), (linear.inverse(), undo))
 
 
