@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from itk_nir.engine.progress import Progress
     from itk_nir.errors import InputError, ItkNirError, OptionError
     from itk_nir.geometry import Geometry
+    from itk_nir.network import load_network
     from itk_nir.registration import register
     from itk_nir.resample import apply
     from itk_nir.result import RegistrationResult
@@ -29,13 +30,14 @@ _PUBLIC = {
     "Progress": "itk_nir.engine.progress",
     "RegistrationResult": "itk_nir.result",
     "apply": "itk_nir.resample",
+    "load_network": "itk_nir.network",
     "load_transform": "itk_nir.transforms.files",
     "register": "itk_nir.registration",
 }
 
 __all__ = [
     "Geometry", "InputError", "ItkNirError", "OptionError", "Progress", "RegistrationResult", "apply",
-    "load_transform", "register",
+    "load_network", "load_transform", "register",
 ]  # fmt: skip
 
 

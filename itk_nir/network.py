@@ -130,7 +130,7 @@ class Network:
             "bake_error_voxels": baked.interpolation_error,
             "linear_matrix": self.linear.matrix.tolist(),
         }
-        return RegistrationResult(a, b, self.chain(baked), metrics, self.map)
+        return RegistrationResult(a, b, self.chain(baked), metrics, self.map, self)
 
     def chain(self, baked: Baked) -> Chain:
         """Baked grids and the other parts of the map as one chain with its inverse."""

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from itk_nir.engine.points import optimise_points
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.errors import InputError, OptionError
 from itk_nir.images import Volume, load_image
+from itk_nir.network import Network
 from itk_nir.preflight import check_pair, match_mask
 from itk_nir.resample import resample_array
 from itk_nir.result import RegistrationResult
@@ -237,13 +238,9 @@ def _run(
                      time.perf_counter() - clock, 1.0)
         )  # fmt: skip
 
-    def evaluate(points: F64) -> F64:
-        moved: F64 = points + field.displacement(points)
-        for step in forward[1:]:
-            moved = step.map(moved)
-        return moved
-
-    return RegistrationResult(fixed, moving, chain, metrics, evaluate)
+    about = {k: metrics[k] for k in ("preset", "seed", "device", "versions")} | {"settings": asdict(settings)}
+    network = Network(field, LinearTransform(pair.linear), start if tail else None, about)
+    return RegistrationResult(fixed, moving, chain, metrics, network.map, network)
 
 
 def _deform(

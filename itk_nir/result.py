@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,9 @@ from itk_nir.staging import all_or_none, split_prefix
 from itk_nir.transforms.formats import WARPED, Written, check_format, write_both
 from itk_nir.transforms.forms import cover, own_grid, surface
 from itk_nir.transforms.model import Chain, DisplacementField
+
+if TYPE_CHECKING:
+    from itk_nir.network import Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,7 @@ class RegistrationResult:
         initial transform.
     metrics : numbers about the run, plain Python values (similarity trace, folds, inverse error, seconds, ...).
     evaluate : the continuous map before it was baked, ``(N, d)`` fixed points → ``(N, d)`` moving points, LPS mm.
+    network : the trained field behind `evaluate`, which can be saved and baked again; None for a linear map.
     """
 
     fixed: Volume
@@ -45,6 +49,7 @@ class RegistrationResult:
     chain: Chain
     metrics: dict[str, Any] = field(default_factory=dict)
     evaluate: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
+    network: Network | None = None
 
     @cached_property
     def transform(self) -> Any:
@@ -131,6 +136,17 @@ class RegistrationResult:
         if inverse:
             return self.chain.inverse().map(p)
         return self.chain.map(p) if self.evaluate is None else np.asarray(self.evaluate(p), np.float64)
+
+    def save_network(self, path: str | os.PathLike[str]) -> Path:
+        """Write the trained field as ``.safetensors``, for `itk_nir.load_network` and another bake later.
+
+        Raises
+        ------
+        InputError : a result without one (a linear map), another ending, or no such folder.
+        """
+        if self.network is None:
+            raise InputError("this result is a linear map: it has no trained field to save; save the transform")
+        return self.network.save(path)
 
     def save(
         self,

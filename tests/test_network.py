@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+import itk_nir
 from itk_nir.engine.fields import FieldConfig, build_field
 from itk_nir.engine.lattice import Domain, shape_of
 from itk_nir.engine.optimize import LatticeField, sizes
@@ -81,6 +82,13 @@ def start(d: int) -> Chain:
     grid = oblique(d)
     vectors = np.random.default_rng(2).normal(scale=0.2, size=(*grid.shape, d)).astype(np.float32)
     return Chain((DisplacementField(grid, vectors), linear(d)))
+
+
+def smooth_start(d: int) -> Chain:
+    """A small non-linear initial transform with its inverse."""
+    grid = oblique(d)
+    forward = DisplacementField(grid, 0.4 * np.sin(grid.grid() / 9.0).astype(np.float32))
+    return Chain((forward,), (forward.inverse(),))
 
 
 FIELDS: dict[str, Callable[[int], Any]] = {
@@ -167,6 +175,46 @@ def test_result_with_the_images_again(tmp_path: Path) -> None:
     other = Geometry.make(grid.size, grid.spacing, np.asarray(grid.origin) + 1, grid.direction)
     with pytest.raises(InputError, match="trained on"):
         network.result(to_itk(np.zeros(other.shape, np.float32), other), image)
+
+
+@BOTH
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_a_registration_is_saved_and_baked_again(preset: str, d: int, tmp_path: Path) -> None:
+    fixed = oblique(d)
+    p = fixed.grid()
+    image = np.sin(p / 5.0).sum(-1).astype(np.float32)
+    moved = np.sin((p - 0.7) / 5.0).sum(-1).astype(np.float32)
+    if preset == "fast":
+        options: dict[str, Any] = {
+            "shrink_factors": (2, 1), "smoothing_sigmas": 0.4, "steps": (5, 3), "learning_rates": 0.3, "radius": 2,
+            "lattice_spacing": (2.0, 4.0), "coarsest_lattice": 8.0, "velocity_diffusion": 0.05,
+            "displacement_diffusion": 0.0,
+        }  # fmt: skip
+    else:
+        config = FieldConfig(width=8, depth=1, frequencies=4, omega=5.0)
+        options = {"phases": (PointPhase(config, SamplerConfig("downsize", stride=3), steps=4, radius=1),)}
+    result = itk_nir.register(
+        to_itk(image, fixed), to_itk(moved, fixed), preset=preset, linear="none", device="cpu", threads=1,
+        initial_transform=smooth_start(d), bake_spacing=2, seed=3, **options,
+    )  # fmt: skip
+    network = itk_nir.load_network(result.save_network(tmp_path / "n.safetensors"), threads=1)
+    at = points_in(fixed)
+    np.testing.assert_array_equal(network.map(at), result.transform_points(at))
+    assert np.abs(network.field.displacement(at)).max() > 1e-3
+    again, finer = network.bake(bake_spacing=2), network.bake(bake_spacing=1)
+    np.testing.assert_array_equal(again.fields[0].vectors, result.chain.fields[0].vectors)
+    np.testing.assert_array_equal(again.inverse().map(at), result.chain.inverse().map(at))
+    assert finer.fields[0].geometry == fixed
+    assert network.about["settings"]["bake"]["bake_spacing"] == 2
+    assert (network.about["preset"], network.about["seed"]) == (preset, 3)
+
+
+def test_a_linear_map_has_no_network(tmp_path: Path) -> None:
+    grid = oblique(2)
+    image = to_itk(np.sin(grid.grid() / 5.0).sum(-1).astype(np.float32), grid)
+    result = itk_nir.register(image, image, linear="rigid", deformable=False, device="cpu", threads=1)
+    with pytest.raises(InputError, match="linear map"):
+        result.save_network(tmp_path / "n.safetensors")
 
 
 def test_a_cut_file_is_an_error(tmp_path: Path) -> None:
