@@ -1,0 +1,673 @@
+"""The SimpleITK face: flows written for SimpleITK's class with one line changed, its protocol, what it returns."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from itk_nir.compat.sitk import OPTIONS, ImageRegistrationMethod
+from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
+from itk_nir.geometry import Geometry
+from itk_nir.images import to_sitk
+from itk_nir.phantom import Phantom, brain_phantom
+
+BOTH = pytest.mark.parametrize("d", [2, 3])
+#: Few steps, and stiff: enough to be well on the way on images this small.
+QUICK: dict[str, Any] = {
+    "preset": "fast", "learning_rates": 0.4, "velocity_diffusion": 0.1, "radius": 3, "linear_start_steps": 8,
+    "threads": 1, "device": "cpu",
+}  # fmt: skip
+SHORT: dict[str, Any] = {
+    **QUICK, "shrink_factors": (2, 1), "smoothing_sigmas": (0.5, 0.5), "steps": (25, 8), "learning_rates": (0.4, 0.2),
+    "lattice_spacing": (2.0, 2.0), "coarsest_lattice": 8.0, "linear_size": (28,), "linear_steps": (40,),
+}  # fmt: skip
+
+
+def turned(d: int, angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    m = np.eye(d)
+    m[:2, :2] = [[c, -s], [s, c]]
+    if d == 3:
+        tilt = np.eye(3)
+        tilt[1:, 1:] = [[c, -s], [s, c]]
+        m = m @ tilt
+    return m
+
+
+def centred(size: tuple[int, ...], spacing: tuple[float, ...], direction: np.ndarray) -> Geometry:
+    g = Geometry.make(size, spacing, None, direction)
+    return Geometry.make(size, spacing, 7.0 - g.centre, direction)
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> dict[int, Phantom]:
+    """Anisotropic, oblique and unlike grids."""
+    out = {}
+    for d, size, spacing, moving_size, moving_spacing in (
+        (2, (70, 60), (2.4, 3.3), (64, 86), (2.7, 2.4)),
+        (3, (34, 42, 26), (5.0, 4.6, 6.5), (40, 36, 36), (4.4, 5.8, 5.0)),
+    ):
+        out[d] = brain_phantom(
+            d,
+            geometry=centred(size, spacing, turned(d, 0.3)),
+            moving_geometry=centred(moving_size, moving_spacing, turned(d, -0.2)),
+        )
+    return out
+
+
+def known(d: int) -> Any:
+    """A rotation and a shift by unlike amounts along the axes, fixed → moving."""
+    tx = sitk.Euler2DTransform() if d == 2 else sitk.Euler3DTransform()
+    tx.SetCenter((4.0, -9.0, 6.0)[:d])
+    if d == 2:
+        tx.SetAngle(0.12)
+    else:
+        tx.SetRotation(0.04, -0.07, 0.12)
+    tx.SetTranslation((7.0, -4.0, 2.5)[:d])
+    return tx
+
+
+def pair(phantom: Phantom) -> tuple[Any, Any]:
+    return to_sitk(phantom.fixed, phantom.geometry), to_sitk(phantom.moving, phantom.moving_geometry)
+
+
+def moved_pair(phantom: Phantom, tx: Any) -> tuple[Any, Any]:
+    """The fixed image, and what it looks like after ``tx`` (fixed → moving), on the moving grid."""
+    fixed, grid = pair(phantom)
+    return fixed, sitk.Resample(fixed, grid, tx.GetInverse(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+
+
+def inner(geometry: Geometry, number: int = 40) -> np.ndarray:
+    """Points well inside a grid, ``(N, d)`` LPS mm."""
+    size = np.asarray(geometry.size)
+    index = np.random.default_rng(0).uniform(0.3, 0.7, (number, len(size))) * (size - 1)
+    return geometry.index_to_physical(index)
+
+
+def through(tx: Any, points: np.ndarray) -> np.ndarray:
+    return np.array([tx.TransformPoint(p.tolist()) for p in points])
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b, axis=1).mean())
+
+
+def rigid(d: int) -> Any:
+    return sitk.Euler2DTransform() if d == 2 else sitk.Euler3DTransform()
+
+
+def zero_field(fixed: Any) -> Any:
+    image = sitk.Image(fixed.GetSize(), sitk.sitkVectorFloat64, fixed.GetDimension())
+    image.CopyInformation(fixed)
+    return sitk.DisplacementFieldTransform(image)
+
+
+def quick(**options: Any) -> ImageRegistrationMethod:
+    return ImageRegistrationMethod(**{**SHORT, **options})
+
+
+# --- flows written for SimpleITK -------------------------------------------------------------------------------------
+
+RIGID_NOTEBOOK = """
+import SimpleITK as sitk
+METHOD
+
+initial_transform = sitk.CenteredTransformInitializer(
+    fixed_image, moving_image, euler(), sitk.CenteredTransformInitializerFilter.GEOMETRY
+)
+registration_method = ImageRegistrationMethod()
+registration_method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=50)
+registration_method.SetMetricSamplingStrategy(registration_method.RANDOM)
+registration_method.SetMetricSamplingPercentage(0.5, 121)
+registration_method.SetInterpolator(sitk.sitkLinear)
+registration_method.SetOptimizerAsGradientDescent(
+    learningRate=1.0, numberOfIterations=iterations, convergenceMinimumValue=1e-6, convergenceWindowSize=10
+)
+registration_method.SetOptimizerScalesFromPhysicalShift()
+registration_method.SetShrinkFactorsPerLevel(shrinkFactors=[2, 1])
+registration_method.SetSmoothingSigmasPerLevel(smoothingSigmas=[2, 0])
+registration_method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+registration_method.SetInitialTransform(initial_transform, inPlace=False)
+
+values, levels = [], []
+
+def start_plot():
+    values.append("start")
+
+def plot_values(method):
+    values.append(method.GetMetricValue())
+    assert method.GetOptimizerIteration() >= 0 and method.GetOptimizerLearningRate() > 0
+
+registration_method.AddCommand(sitk.sitkStartEvent, start_plot)
+registration_method.AddCommand(sitk.sitkMultiResolutionIterationEvent, lambda: levels.append(len(values)))
+registration_method.AddCommand(sitk.sitkIterationEvent, lambda: plot_values(registration_method))
+
+final_transform = registration_method.Execute(
+    sitk.Cast(fixed_image, sitk.sitkFloat32), sitk.Cast(moving_image, sitk.sitkFloat32)
+)
+description = registration_method.GetOptimizerStopConditionDescription()
+final_value = registration_method.GetMetricValue()
+moving_resampled = sitk.Resample(
+    moving_image, fixed_image, final_transform, sitk.sitkLinear, 0.0, moving_image.GetPixelID()
+)
+"""
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:.*approximated by")
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_rigid_notebook_runs_with_one_line_changed(phantoms: dict[int, Phantom], d: int, ours: bool) -> None:
+    truth = known(d)
+    fixed, moving = moved_pair(phantoms[d], truth)
+    line = "from " + ("itk_nir.compat.sitk" if ours else "SimpleITK") + " import ImageRegistrationMethod"
+    names: dict[str, Any] = {
+        "fixed_image": fixed,
+        "moving_image": moving,
+        "euler": type(rigid(d)),
+        "iterations": 60 if ours else 5,
+    }
+    exec(RIGID_NOTEBOOK.replace("METHOD", line), names)
+    final = names["final_transform"]
+    assert isinstance(final, sitk.CompositeTransform)
+    assert final.GetNthTransform(0).GetName() == rigid(d).GetName()
+    values = names["values"]
+    assert values[0] == "start"
+    assert values[-1] < values[1] < 0 or not ours
+    assert len(names["levels"]) == 2
+    assert names["levels"][0] == 1  # before the first iteration
+    assert names["description"]
+    assert names["final_value"] < 0
+    points = inner(phantoms[d].geometry)
+    if not ours:  # theirs shows that the flow is right; how far it gets in so few samples is not the point
+        return
+    assert distance(through(final, points), through(truth, points)) < 0.1 * distance(points, through(truth, points))
+    before = np.abs(sitk.GetArrayFromImage(fixed) - sitk.GetArrayFromImage(sitk.Resample(moving, fixed))).mean()
+    after = np.abs(sitk.GetArrayFromImage(fixed) - sitk.GetArrayFromImage(names["moving_resampled"])).mean()
+    assert after < 0.8 * before
+
+
+DISPLACEMENT_SCRIPT = """
+import sys
+import SimpleITK as sitk
+METHOD
+
+R = ImageRegistrationMethod()
+
+def command_iteration(method):
+    if method.GetOptimizerIteration() == 0:
+        log.append(f"Level: {method.GetCurrentLevel()} Scales: {len(method.GetOptimizerScales())}")
+    log.append(f"#{method.GetOptimizerIteration()} {method.GetMetricValue():10.5f}")
+    log.append(f"{method.GetOptimizerLearningRate():.4f}")
+    if method.GetOptimizerConvergenceValue() != sys.float_info.max:
+        converging.append(method.GetOptimizerConvergenceValue())
+
+R.SetMetricAsCorrelation()
+R.SetOptimizerAsGradientDescent(
+    learningRate=1.0, numberOfIterations=iterations, convergenceMinimumValue=1e-5, convergenceWindowSize=5
+)
+R.SetOptimizerScalesFromPhysicalShift()
+initial = sitk.CenteredTransformInitializer(fixed, moving, sitk.AffineTransform(fixed.GetDimension()))
+R.SetShrinkFactorsPerLevel([2])
+R.SetSmoothingSigmasPerLevel([1])
+R.SetInitialTransform(initial)
+R.SetInterpolator(sitk.sitkLinear)
+affine = R.Execute(fixed, moving)
+
+field = sitk.Image(fixed.GetSize(), sitk.sitkVectorFloat64)
+field.CopyInformation(fixed)
+displacement = sitk.DisplacementFieldTransform(field)
+del field
+displacement.SetSmoothingGaussianOnUpdate(varianceForUpdateField=0.0, varianceForTotalField=1.5)
+R.SetMovingInitialTransform(affine)
+R.SetInitialTransform(displacement, inPlace=True)
+R.SetMetricAsANTSNeighborhoodCorrelation(3)
+R.MetricUseFixedImageGradientFilterOff()
+R.SetShrinkFactorsPerLevel([2, 1])
+R.SetSmoothingSigmasPerLevel([2, 1])
+R.SetOptimizerScalesFromPhysicalShift()
+R.SetOptimizerAsGradientDescent(learningRate=1, numberOfIterations=iterations, estimateLearningRate=R.EachIteration)
+log, converging = [], []
+R.AddCommand(sitk.sitkIterationEvent, lambda: command_iteration(R))
+returned = R.Execute(fixed, moving)
+both = sitk.CompositeTransform([affine, displacement])
+resampled = sitk.Resample(moving, fixed, both, sitk.sitkLinear, 0.0)
+"""
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:.*approximated by")
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_displacement_field_script_runs_with_one_line_changed(
+    phantoms: dict[int, Phantom], d: int, ours: bool
+) -> None:
+    phantom = phantoms[d]
+    fixed, moving = pair(phantom)
+    line = "from SimpleITK import ImageRegistrationMethod"
+    names: dict[str, Any] = {"fixed": fixed, "moving": moving, "iterations": 15 if ours else 3}
+    if ours:
+        line = "from functools import partial\nImageRegistrationMethod = partial(method, **options)"
+        names |= {"method": ImageRegistrationMethod, "options": QUICK}
+    exec(DISPLACEMENT_SCRIPT.replace("METHOD", line), names)
+    assert names["affine"].GetName() == "AffineTransform"
+    assert isinstance(names["returned"], sitk.DisplacementFieldTransform)
+    assert names["log"][0].startswith("Level: 0")
+    assert sum(entry.startswith("Level") for entry in names["log"]) == 2
+    assert names["converging"] or not ours
+    image = sitk.GetArrayFromImage(fixed)
+    start = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, names["affine"], sitk.sitkLinear, 0.0))
+    end = sitk.GetArrayFromImage(names["resampled"])
+    assert np.abs(image - end).mean() < (0.95 if ours else 1.01) * np.abs(image - start).mean()
+    if ours:
+        R = names["R"]
+        # What is returned is the deformation alone; the whole map is that, then the affine start.
+        points = inner(phantom.geometry)
+        np.testing.assert_allclose(through(names["both"], points), R.result.chain.map(points), atol=1e-3)
+        np.testing.assert_array_equal(through(names["returned"], points), through(names["displacement"], points))
+        whole = sitk.GetArrayFromImage(R.result.warped)
+        assert np.abs(end - whole)[phantom.fixed_labels > 0].max() < 1e-4 * 200
+
+
+# --- signs and axes, and what is returned ----------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["rigid", "affine", "versor", "none", "composite"])
+def test_a_known_rotation_and_shift_come_out_with_the_right_sign(
+    phantoms: dict[int, Phantom], d: int, kind: str
+) -> None:
+    if kind == "versor" and d == 2:
+        pytest.skip("a versor has three axes")
+    truth = known(d)
+    fixed, moving = moved_pair(phantoms[d], truth)
+    points = inner(phantoms[d].geometry)
+    wanted = through(truth, points)
+    centre = (-20.0, 11.0, 8.0)[:d]
+    R = quick(linear_steps=(60,))
+    tx: Any = None
+    if kind == "rigid":
+        tx = rigid(d)
+    elif kind == "versor":
+        tx = sitk.VersorRigid3DTransform()
+    elif kind == "affine":
+        tx = sitk.AffineTransform(d)
+    elif kind == "composite":
+        tx = sitk.CompositeTransform([sitk.TranslationTransform(d, (2.0, -1.0, 1.0)[:d]), rigid(d)])
+    if kind in ("rigid", "versor", "affine"):
+        tx.SetCenter(centre)
+    if tx is not None:
+        R.SetInitialTransform(tx)
+    out = R.Execute(fixed, moving)
+    assert distance(through(out, points), wanted) < 0.15 * distance(points, wanted)
+    if kind == "none":
+        assert isinstance(out, sitk.CompositeTransform)
+        assert out.GetNumberOfTransforms() == 2
+    else:
+        assert out is tx
+    if kind in ("rigid", "versor", "affine"):
+        np.testing.assert_allclose(tx.GetCenter(), centre)
+    if kind == "composite":
+        assert tx.GetNumberOfTransforms() == 2
+        np.testing.assert_allclose(tx.GetNthTransform(0).GetParameters(), (2.0, -1.0, 1.0)[:d])
+
+
+@BOTH
+def test_the_moving_initial_transform_comes_after_and_is_not_returned(phantoms: dict[int, Phantom], d: int) -> None:
+    """A fixed point meets the optimised transform first, as in ITK; both parts together make the whole."""
+    truth = known(d)
+    fixed, moving = moved_pair(phantoms[d], truth)
+    points = inner(phantoms[d].geometry)
+    wanted = through(truth, points)
+    turn = sitk.AffineTransform(d)
+    turn.SetMatrix(turned(d, 0.1).ravel().tolist())
+    turn.SetTranslation((5.0, 3.0, -2.0)[:d])
+    for model in (rigid(d), zero_field(fixed), None):
+        R = quick(linear_steps=(60,))
+        R.SetMovingInitialTransform(turn)
+        if model is not None:
+            R.SetInitialTransform(model)
+        out = R.Execute(fixed, moving)
+        whole = sitk.CompositeTransform([turn, out])
+        np.testing.assert_allclose(through(whole, points), R.result.chain.map(points), atol=2e-3)
+        if not isinstance(model, sitk.DisplacementFieldTransform):
+            assert distance(through(whole, points), wanted) < 0.15 * distance(points, wanted)
+
+
+def test_a_displacement_field_to_start_from_is_part_of_the_result(phantoms: dict[int, Phantom]) -> None:
+    """On a grid of its own, with a moving initial field too: in place, the grid stays, and its inverse is not faked."""
+    truth = known(2)
+    fixed, moving = moved_pair(phantoms[2], truth)
+    points = inner(phantoms[2].geometry)
+    wanted = through(truth, points)
+    reference = sitk.Resample(fixed, [36, 31], sitk.Transform(), sitk.sitkLinear, fixed.GetOrigin(),
+                              [4.8, 6.6], fixed.GetDirection())  # fmt: skip
+    field = sitk.TransformToDisplacementField(
+        truth, sitk.sitkVectorFloat64, reference.GetSize(), reference.GetOrigin(), reference.GetSpacing(),
+        reference.GetDirection(),
+    )  # fmt: skip
+    small = zero_field(fixed)
+    values = np.zeros((*sitk.GetArrayFromImage(fixed).shape, 2))
+    values[..., 0] = 1.5
+    bend = sitk.GetImageFromArray(values, isVector=True)
+    bend.CopyInformation(fixed)
+    for after in (None, small, sitk.DisplacementFieldTransform(bend)):
+        tx = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+        R = quick()
+        R.SetInitialTransform(tx)
+        if after is not None:
+            R.SetMovingInitialTransform(after)
+        out = R.Execute(fixed, moving)
+        assert out is tx
+        assert tx.GetDisplacementField().GetSize() == (36, 31)
+        whole = tx if after is None else sitk.CompositeTransform([after, tx])
+        np.testing.assert_allclose(
+            through(whole, points), R.result.chain.map(points), atol=0.6
+        )  # 4.8 mm between the nodes
+        assert distance(through(whole, points), wanted) < 1.5
+
+
+def test_the_inverse_comes_with_a_field_in_place(phantoms: dict[int, Phantom]) -> None:
+    fixed, moving = pair(phantoms[2])
+    tx = zero_field(fixed)
+    R = quick()
+    R.SetInitialTransform(tx)
+    R.Execute(fixed, moving)
+    points = inner(phantoms[2].geometry)
+    back = tx.GetInverse()
+    assert distance(points, through(tx, points)) > 0.5
+    assert distance(through(back, through(tx, points)), points) < 0.1
+    # The memory is the transform's own, whatever is freed and allocated meanwhile.
+    kept = tx.GetParameters()
+    del R
+    gc.collect()
+    churn = [sitk.Image(fixed.GetSize(), sitk.sitkVectorFloat64) + 9.0 for _ in range(20)]
+    assert tx.GetParameters() == kept
+    assert max(map(abs, kept)) < 60
+    del churn
+
+
+def test_a_spline_comes_back_as_a_field(phantoms: dict[int, Phantom]) -> None:
+    fixed, moving = pair(phantoms[2])
+    points = inner(phantoms[2].geometry)
+    spline = sitk.BSplineTransformInitializer(fixed, [4, 4])
+    R = quick()
+    R.SetInitialTransformAsBSpline(spline, inPlace=True, scaleFactors=[1, 1, 1])
+    R.SetOptimizerAsLBFGSB(gradientConvergenceTolerance=1e-5, numberOfIterations=100)
+    out = R.Execute(fixed, moving)
+    assert isinstance(out, sitk.DisplacementFieldTransform)
+    assert not np.any(spline.GetParameters())
+    np.testing.assert_allclose(through(out, points), R.result.chain.map(points), atol=1e-3)
+    spline.SetParameters([3.0] * len(spline.GetParameters()))
+    R.SetInitialTransform(spline, inPlace=False)
+    shifted = R.Execute(fixed, moving)
+    assert isinstance(shifted, sitk.CompositeTransform)
+    assert distance(through(shifted, points) - 3.0, points) < distance(through(shifted, points) + 3.0, points)
+    with pytest.raises(OptionError, match=r"scaleFactors=\[1, 2, 4\] is refused"):
+        R.SetInitialTransformAsBSpline(spline, True, [1, 2, 4])
+
+
+# --- the protocol ----------------------------------------------------------------------------------------------------
+
+
+def test_events_come_in_order_with_live_values(phantoms: dict[int, Phantom]) -> None:
+    fixed, moving = pair(phantoms[2])
+    R = quick(steps=(12, 3))
+    seen: list[Any] = []
+    for name in ("Start", "MultiResolutionIteration", "Iteration", "Progress", "End", "Abort"):
+        R.AddCommand(getattr(sitk, f"sitk{name}Event"), lambda name=name: seen.append((name, R.GetCurrentLevel(),
+                     R.GetOptimizerIteration(), R.GetMetricValue(), R.GetProgress())))  # fmt: skip
+    count = []
+    R.AddCommand(sitk.sitkAnyEvent, lambda: count.append(1))
+    assert R.HasCommand(sitk.sitkIterationEvent)
+    assert not R.HasCommand(sitk.sitkUserEvent)
+    R.SetInitialTransform(zero_field(fixed))
+    R.Execute(fixed, moving)
+    assert len(count) == len(seen)
+    names = [s[0] for s in seen]
+    assert names[0] == "Start"
+    assert names[-1] == "End"
+    assert "Abort" not in names
+    steps = [s for s in seen if s[0] == "Iteration"]
+    assert [s[1:3] for s in steps] == [(level, i) for level, n in enumerate((12, 3)) for i in range(n)]
+    assert names.count("MultiResolutionIteration") == 2
+    for level in range(2):
+        first = next(i for i, s in enumerate(seen) if s[0] == "Iteration" and s[1] == level)
+        assert names[first - 1] == "MultiResolutionIteration"
+    assert steps[11][3] < steps[0][3] < 0
+    progress = [s[4] for s in seen if s[0] == "Progress"]
+    assert progress == sorted(progress)
+    assert R.GetProgress() == 1.0
+    assert R.GetOptimizerPosition()[:4] == R.GetInitialTransform().GetParameters()[:4]
+    R.RemoveAllCommands()
+    before = len(seen)
+    R.Execute(fixed, moving)
+    assert len(seen) == before
+
+
+def test_stop_keeps_the_best_and_abort_raises(phantoms: dict[int, Phantom]) -> None:
+    fixed, moving = pair(phantoms[2])
+    for ending, steps in (("StopRegistration", 5), ("Abort", 1)):
+        R = quick(steps=(50, 50))
+        R.SetInitialTransform(zero_field(fixed))
+        count: list[int] = []
+        aborted: list[int] = []
+
+        def step(R: Any = R, count: Any = count, ending: str = ending, steps: int = steps) -> None:
+            count.append(1)
+            with pytest.raises(OptionError, match="GetOptimizerPosition"):
+                R.GetOptimizerPosition()
+            if len(count) == steps:
+                getattr(R, ending)()
+
+        R.AddCommand(sitk.sitkIterationEvent, step)
+        R.AddCommand(sitk.sitkAbortEvent, lambda aborted=aborted: aborted.append(1))
+        assert R.StopRegistration() is False  # nothing runs
+        if ending == "Abort":
+            with pytest.raises(RegistrationCancelled):
+                R.Execute(fixed, moving)
+            assert aborted == [1]
+        else:
+            out = R.Execute(fixed, moving)
+            assert "StopRegistration" in R.GetOptimizerStopConditionDescription()
+            assert np.abs(sitk.GetArrayFromImage(out.GetDisplacementField())).max() > 0
+            assert not aborted
+        assert len(count) == steps
+
+
+def test_what_a_command_raises_comes_out_as_itself(phantoms: dict[int, Phantom]) -> None:
+    R = quick()
+
+    def broken() -> None:
+        raise KeyError("mine")
+
+    R.AddCommand(sitk.sitkIterationEvent, broken)
+    with pytest.raises(KeyError, match="mine"):
+        R.Execute(*pair(phantoms[2]))
+    assert R.StopRegistration() is False
+
+
+def test_setters_reach_the_engine(phantoms: dict[int, Phantom]) -> None:
+    phantom = phantoms[2]
+    fixed, _ = pair(phantom)
+    R = ImageRegistrationMethod(preset="fast")
+    R.SetMetricAsANTSNeighborhoodCorrelation(3)
+    R.SetShrinkFactorsPerLevel([6, 3, 1])
+    R.SetSmoothingSigmasPerLevel([7.2, 2.4, 0])
+    R.SetOptimizerAsGradientDescent(1.0, 10, maximumStepSizeInPhysicalUnits=1.2)
+    R.SetMetricSamplingPercentage(0.1, 17)
+    R.SetNumberOfThreads(1)
+    R.SetInitialTransform(zero_field(fixed))
+    from itk_nir.compat.sitk import _Model
+    from itk_nir.config import make_settings
+    from itk_nir.images import load_image
+
+    volume = load_image(fixed, "fixed image")
+    options = R._settings(_Model.of(R.GetInitialTransform(), volume.geometry), volume)
+    assert options["shrink_factors"] == (6, 3, 1)
+    np.testing.assert_allclose(options["smoothing_sigmas"], (0.5, 1 / 3, 0))  # 2.4 mm voxels
+    assert options["steps"] == (10, 10, 8)
+    assert (options["radius"], options["seed"], options["threads"]) == (3, 17, 1)
+    assert options["learning_rates"] == pytest.approx(0.5)
+    engine = make_settings("fast", **{k: v for k, v in options.items() if k not in ("seed", "threads")}).engine
+    assert engine.learning_rates == (0.5, 0.5, 0.5)  # type: ignore[union-attr]
+    R.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
+    options = R._settings(_Model.of(R.GetInitialTransform(), volume.geometry), volume)
+    np.testing.assert_allclose(options["smoothing_sigmas"], (1.2, 0.8, 0))
+    options = R._settings(_Model.of(rigid(2), volume.geometry), volume)
+    assert options["linear_size"] == (14, 28, 82)  # the longest axis is 82.5 times the finest spacing
+    assert options["linear_steps"] == (10, 10, 10)
+    assert options["linear_radius"] == 3
+
+
+def test_masks_count(phantoms: dict[int, Phantom]) -> None:
+    """Half of the moving image goes another way; with that half masked out, it does not disturb."""
+    truth = known(2)
+    fixed, moving = moved_pair(phantoms[2], truth)
+    points = inner(phantoms[2].geometry)
+    other = sitk.GetArrayFromImage(moved_pair(phantoms[2], sitk.TranslationTransform(2, (-9.0, 8.0)))[1])
+    array = sitk.GetArrayFromImage(moving)
+    half = np.zeros(array.shape, np.uint8)
+    half[:, : array.shape[1] // 2] = 1
+    torn, mask = (sitk.GetImageFromArray(a) for a in (np.where(half, array, other), half))
+    torn.CopyInformation(moving)
+    mask.CopyInformation(moving)
+    errors = []
+    for given in (mask, None):
+        R = quick(linear_steps=(60,))
+        R.SetInitialTransform(rigid(2))
+        if given is not None:
+            R.SetMetricMovingMask(given)
+        errors.append(distance(through(R.Execute(fixed, torn), points), through(truth, points)))
+    assert errors[0] < 1.5
+    assert errors[0] < 0.5 * errors[1]
+    R.SetMetricFixedMask(sitk.Image(fixed.GetSize(), sitk.sitkUInt8))
+    with pytest.raises(InputError, match="fixed mask: is empty"):
+        R.Execute(fixed, moving)
+
+
+def test_metric_evaluate_is_smallest_at_the_truth(phantoms: dict[int, Phantom]) -> None:
+    truth = known(2)
+    fixed, moving = moved_pair(phantoms[2], truth)
+    R = ImageRegistrationMethod()
+    R.SetMetricAsANTSNeighborhoodCorrelation(3)
+    at_identity = R.MetricEvaluate(fixed, moving)
+    R.SetInitialTransform(truth)
+    at_truth = R.MetricEvaluate(fixed, moving)
+    R.SetInitialTransform(rigid(2))
+    R.SetMovingInitialTransform(truth)
+    assert R.MetricEvaluate(fixed, moving) == pytest.approx(at_truth, abs=1e-6)
+    assert -1 <= at_truth < -0.8
+    assert at_truth < at_identity - 0.2
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_every_method_of_simpleitk_is_there_or_refused_by_name() -> None:
+    R = ImageRegistrationMethod()
+    own = set(vars(ImageRegistrationMethod))
+    theirs = {n for n in dir(sitk.ImageRegistrationMethod) if not n.startswith("_") and n != "thisown"}
+    for name in sorted(theirs - own):
+        with pytest.raises(OptionError, match=f"{name} is refused: ."):
+            getattr(R, name)()
+    assert {n for n in own if not n.startswith("_")} - theirs == {"result"}
+    refused = {name for name, (what, _) in OPTIONS.items() if what == "refused"}
+    conditional = {"SetFixedInitialTransform", "SetOptimizerWeights", "SetDebug"}
+    assert refused - conditional - {"SetGlobalDefault…"} <= theirs - own
+    assert {n for n in theirs if n.startswith("Set")} <= {*OPTIONS, *SETTERS_UNDER_ANOTHER_NAME}
+    assert {what for what, _ in OPTIONS.values()} == {"honoured", "approximated", "refused"}
+
+
+SETTERS_UNDER_ANOTHER_NAME = {
+    "SetMetricUseFixedImageGradientFilter", "SetMetricUseMovingImageGradientFilter", "SetGlobalWarningDisplay",
+    "SetGlobalDefaultDebug", "SetGlobalDefaultThreader", "SetGlobalDefaultNumberOfThreads",
+    "SetGlobalDefaultCoordinateTolerance", "SetGlobalDefaultDirectionTolerance",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("use", "error", "message"),
+    [
+        (
+            lambda R: R.SetMetricAsMattesMutualInfo(),
+            AttributeError,
+            "did you mean 'SetMetricAsMattesMutualInformation'",
+        ),
+        (lambda R: R.Nonsense(), AttributeError, "no method 'Nonsense'"),
+        (lambda R: R.SetMetricAsDemons(10), OptionError, "SetMetricAsDemons is refused: use SetMetricAsANTS"),
+        (lambda R: R.SetMetricAsMeanSquares(), OptionError, "SetMetricAsMeanSquares is refused"),
+        (lambda R: R.SetMetricAsANTSNeighborhoodCorrelation(0), OptionError, "radius is at least 1"),
+        (lambda R: R.SetOptimizerAsPowell(), OptionError, "SetOptimizerAsPowell is refused"),
+        (lambda R: R.SetOptimizerAsExhaustive([1, 1]), OptionError, "SetOptimizerAsExhaustive is refused"),
+        (lambda R: R.SetOptimizerAsGradientDescent(1.0, 0), OptionError, "numberOfIterations"),
+        (lambda R: R.SetOptimizerAsGradientDescent(1.0), TypeError, "numberOfIterations"),
+        (lambda R: R.SetOptimizerAsLBFGSB(lowerBound=-1.0), OptionError, "bounds are refused"),
+        (lambda R: R.SetOptimizerWeights([1, 0]), OptionError, "SetOptimizerWeights is refused"),
+        (lambda R: R.SetInterpolator(sitk.sitkBSpline), OptionError, "SetInterpolator"),
+        (lambda R: R.SetMetricSamplingStrategy(7), OptionError, "NONE, REGULAR or RANDOM"),
+        (lambda R: R.SetMetricSamplingPercentage(1.5), OptionError, "at most 1"),
+        (lambda R: R.SetShrinkFactorsPerLevel([1, 2]), OptionError, "fall from level to level"),
+        (lambda R: R.SetSmoothingSigmasPerLevel([-1]), OptionError, "not negative"),
+        (lambda R: R.SetNumberOfThreads(-1), OptionError, "SetNumberOfThreads"),
+        (
+            lambda R: R.SetVirtualDomain([1, 1], [0, 0], [1, 1], [1, 0, 0, 1]),
+            OptionError,
+            "SetVirtualDomain is refused",
+        ),
+        (lambda R: R.SetFixedInitialTransform(known(2)), OptionError, "SetFixedInitialTransform is refused"),
+        (lambda R: R.SetInitialTransform("a.tfm"), InputError, "takes a SimpleITK transform, got str"),
+        (lambda R: R.AddCommand(sitk.sitkUserEvent, print), OptionError, "there is no event"),
+        (lambda R: R.AddCommand(sitk.sitkStartEvent, 3), OptionError, "takes a function"),
+        (lambda R: R.DebugOn(), OptionError, r"SetDebug\(True\) is refused"),
+        (lambda R: R.result, ItkNirError, "call Execute first"),
+        (lambda R: ImageRegistrationMethod(stepz=3), OptionError, "did you mean 'steps'"),
+    ],
+)
+def test_what_cannot_be_had_is_named(use: Callable[[Any], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        use(ImageRegistrationMethod())
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (sitk.TranslationTransform(2), "a TranslationTransform has no counterpart"),
+        (sitk.Similarity2DTransform(), "a Similarity2DTransform has no counterpart"),
+        (sitk.Euler3DTransform(), "is 3D but the fixed image is 2D"),
+        (sitk.DisplacementFieldTransform(2), "without a field"),
+    ],
+)
+def test_transforms_that_cannot_be_optimised(phantoms: dict[int, Phantom], transform: Any, message: str) -> None:
+    R = ImageRegistrationMethod()
+    R.SetInitialTransform(transform)
+    with pytest.raises(ItkNirError, match=message):
+        R.Execute(*pair(phantoms[2]))
+
+
+def test_sigmas_need_levels_and_stand_ins_warn(phantoms: dict[int, Phantom]) -> None:
+    fixed, moving = pair(phantoms[2])
+    R = quick()
+    R.SetSmoothingSigmasPerLevel([2, 1])
+    with pytest.raises(OptionError, match="needs SetShrinkFactorsPerLevel"):
+        R.Execute(fixed, moving)
+    R.SetShrinkFactorsPerLevel([2])
+    with pytest.raises(OptionError, match="1 shrink factors but 2 smoothing sigmas"):
+        R.Execute(fixed, moving)
+    for use, name in (
+        (lambda R: R.SetMetricAsCorrelation(), "SetMetricAsCorrelation"),
+        (lambda R: R.SetMetricAsMattesMutualInformation(32), "SetMetricAsMattesMutualInformation(32)"),
+        (
+            lambda R: R.SetMetricAsJointHistogramMutualInformation(),
+            "SetMetricAsJointHistogramMutualInformation(20, 1.5)",
+        ),
+    ):
+        R = quick()
+        R.SetInitialTransform(rigid(2))
+        use(R)
+        with pytest.warns(UserWarning, match=re.escape(name) + ": approximated by"):
+            R.Execute(fixed, moving)
