@@ -32,6 +32,7 @@ from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, save_image, to_itk
 from itk_nir.resample import resample_array
 from itk_nir.transforms.elastix import read_elastix
+from itk_nir.transforms.itk import field_to_itk
 from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
 
 itk = pytest.importorskip("itk")
@@ -283,6 +284,60 @@ def test_elastix_starts_from_our_result(d: int) -> None:
     seen = inside(whole, fixed_grid, moving_grid)
     assert seen.mean() > 0.4
     assert np.abs(itk.array_from_image(image) - mine)[seen].max() <= 1e-4 * RANGE
+
+
+@BOTH
+def test_the_elastix_program_starts_from_our_files(d: int, tmp_path: Path) -> None:
+    program = shutil.which("elastix")
+    if program is None:
+        pytest.skip("needs Debian's elastix program: apt install elastix")
+    fixed, moving, fixed_grid, moving_grid = pair(d)
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    registration_method(fixed, moving, [RIGID, SPLINE], output_directory=ours, **QUICK)
+    for name, image, grid in (("fixed", fixed, fixed_grid), ("moving", moving, moving_grid)):
+        save_image(itk.array_from_image(image), grid, tmp_path / f"{name}.mha")
+    parameters = elastix_map("affine", d, ResultImageFormat=["mha"], ResultImagePixelType=["float"])
+    lines = [
+        f"({k} {' '.join(v if is_number(v) else chr(34) + v + chr(34) for v in p)})" for k, p in parameters.items()
+    ]
+    (tmp_path / "affine.txt").write_text("\n".join(lines) + "\n")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    start = str(ours / "TransformParameters.1.txt")
+    subprocess.run(
+        [program, "-f", "fixed.mha", "-m", "moving.mha", "-p", "affine.txt", "-t0", start, "-out", str(theirs)],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    whole = read_elastix(theirs / "TransformParameters.0.txt")
+    assert sum(isinstance(s, DisplacementField) for s in whole.steps) == 1
+    mine = resample_array(itk.array_from_image(moving), moving_grid, whole, fixed_grid, "linear")
+    seen = inside(whole, fixed_grid, moving_grid)
+    assert seen.mean() > 0.4
+    image = load_image(theirs / "result.0.mha", "elastix").array
+    assert np.abs(image - mine)[seen].max() <= 1e-4 * RANGE
+
+
+def is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+.\deE]+", text) is not None
+
+
+@BOTH
+def test_a_displacement_field_transform_as_start_is_not_lost(d: int) -> None:
+    fixed, moving, fixed_grid, moving_grid = pair(d, deform=False)
+    shift = truth(d).map(fixed_grid.grid()) - fixed_grid.grid()
+    transform = field_to_itk(DisplacementField(fixed_grid, shift.astype(np.float32)))
+    image, po = registration_method(fixed, moving, SPLINE, initial_transform=transform, **QUICK)
+    del transform
+    gc.collect()
+    assert keys(po, "Transform")[-1] == "DeformationFieldTransform"
+    for n in (0, po.GetNumberOfParameterMaps() - 1):
+        assert po.GetParameterMap(n)["DeformationFieldInterpolationOrder"][0] == "1"
+    seen = inside(read_elastix(po), fixed_grid, moving_grid)
+    p = fixed_grid.grid()[seen]
+    assert np.linalg.norm(read_elastix(po).map(p) - truth(d).map(p), axis=-1).mean() < 0.6
+    again = itk.array_from_image(itk.transformix_filter(moving, po))
+    assert np.abs(again - itk.array_from_image(image))[seen].max() <= 1e-4 * RANGE
 
 
 @BOTH
