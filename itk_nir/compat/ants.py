@@ -49,9 +49,9 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "aff_sampling": ("refused", "the metric has no histogram"),
     "aff_random_sampling_rate": ("approximated", "all voxels are used, whatever the rate"),
     "syn_metric": (
-        "honoured",
-        f"'CC' is {STAND_IN} here too; 'mattes' and 'MI' are approximated by it; 'meansquares' and 'demons' are "
-        "refused",
+        "approximated",
+        f"'CC' is {STAND_IN} here too; 'mattes' (ANTs' default) and 'MI' become it: good within one modality, whatever "
+        "the contrast; 'meansquares' and 'demons' are refused",
     ),
     "syn_sampling": ("honoured", "with 'CC' the radius in voxels of the level (32 is the preset's own); else refused"),
     "reg_iterations": (
@@ -66,7 +66,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "verbose": ("honoured", "prints one line a level"),
     "multivariate_extras": ("refused", "one image pair only"),
     "restrict_transformation": ("refused", "deformations are free along every axis"),
-    "smoothing_in_mm": ("refused", "sigmas are in voxels"),
+    "smoothing_in_mm": ("refused", "the linear stage has no sigmas to give"),
     "singleprecision": ("refused", "fields are float32, points and matrices float64; False cannot be had"),
     "use_legacy_histogram_matching": ("refused", f"{STAND_IN} does not see the contrast; match beforehand"),
     "random_seed": ("honoured", "the seed of every random draw; the same seed gives the same bits on a CPU"),

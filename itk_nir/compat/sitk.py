@@ -57,8 +57,14 @@ OPTIONS: dict[str, tuple[str, str]] = {
         f"{STAND_IN} with the preset's radius, with a warning; good within one modality, whatever the contrast",
     ),
     "SetMetricAsJointHistogramMutualInformation": ("approximated", "as SetMetricAsMattesMutualInformation"),
-    "SetMetricAsMeanSquares": ("refused", "use SetMetricAsANTSNeighborhoodCorrelation(4)"),
-    "SetMetricAsDemons": ("refused", "use SetMetricAsANTSNeighborhoodCorrelation(4)"),
+    "SetMetricAsMeanSquares": (
+        "refused",
+        "it compares intensities as such; use SetMetricAsANTSNeighborhoodCorrelation(4)",
+    ),
+    "SetMetricAsDemons": (
+        "refused",
+        "it compares intensities as such; use SetMetricAsANTSNeighborhoodCorrelation(4)",
+    ),
     "SetMetricFixedMask": ("honoured", "above 0 where the fixed image counts; any grid"),
     "SetMetricMovingMask": ("honoured", "above 0 where the moving image counts; any grid"),
     "SetMetricSamplingStrategy": ("approximated", "all voxels are used, as with NONE"),
@@ -69,7 +75,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "SetOptimizerAsGradientDescent": (
         "approximated",
         "the engine's own optimiser; numberOfIterations is honoured as the most steps of a level, "
-        "maximumStepSizeInPhysicalUnits as the first step of a deformation; learning rate and convergence are its own",
+        "maximumStepSizeInPhysicalUnits as the first step of a deformation; learning rate, convergence and everything "
+        "else are its own",
     ),
     "SetOptimizerAsGradientDescentLineSearch": ("approximated", "as SetOptimizerAsGradientDescent"),
     "SetOptimizerAsConjugateGradientLineSearch": ("approximated", "as SetOptimizerAsGradientDescent"),

@@ -21,6 +21,7 @@ from itk_nir.errors import InputError, ItkNirError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.phantom import Phantom, brain_phantom
+from tests.docs_blocks import DOCS, run_blocks
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 #: Few steps, and stiff: enough to be well on the way on images this small.
@@ -462,3 +463,29 @@ def test_flags_that_cannot_be_had_are_named(
     with pytest.raises(ItkNirError, match=message):
         command(*base, *flags)
     assert not list(tmp_path.iterdir())
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_runs_and_lists_every_option(
+    phantoms: dict[int, Phantom], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phantom = phantoms[2]
+    save_image(phantom.fixed, phantom.geometry, tmp_path / "fixed.nii.gz")
+    save_image(phantom.moving, phantom.moving_geometry, tmp_path / "moving.nii.gz")
+    save_image(phantom.moving_labels, phantom.moving_geometry, tmp_path / "moving_labels.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks("coming_from_ants.md")
+    landmarks, home = coordinates(names["landmarks"]), coordinates(names["in_fixed"])
+    assert np.abs(landmarks - home).max() < 0.5
+    assert np.abs(array(names["again"]) - array(names["warped"])).max() < 1e-4 * 200
+    text = (DOCS / "coming_from_ants.md").read_text(encoding="utf-8")
+    for option, (what, meaning) in OPTIONS.items():
+        assert f"| `{option}` | {what} | {meaning} |" in text
+    for name, kind in TYPES.items():
+        assert f"| `{name}` | {kind.linear} | {'yes' if kind.deformable else 'no'} | {kind.preset} |" in text
+    for name, kind in SCRIPT_TYPES.items():
+        assert f"| `antsRegistrationSyN[{name}]` | {kind.linear} |" in text
+    for name in face._NO_COUNTERPART:
+        assert f"`{name}` (" in text or name == "t"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCan
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
+from tests.docs_blocks import DOCS, run_blocks
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 #: Few steps, and stiff: enough to be well on the way on images this small.
@@ -599,7 +601,7 @@ SETTERS_UNDER_ANOTHER_NAME = {
             "did you mean 'SetMetricAsMattesMutualInformation'",
         ),
         (lambda R: R.Nonsense(), AttributeError, "no method 'Nonsense'"),
-        (lambda R: R.SetMetricAsDemons(10), OptionError, "SetMetricAsDemons is refused: use SetMetricAsANTS"),
+        (lambda R: R.SetMetricAsDemons(10), OptionError, "SetMetricAsDemons is refused: .* use SetMetricAsANTS"),
         (lambda R: R.SetMetricAsMeanSquares(), OptionError, "SetMetricAsMeanSquares is refused"),
         (lambda R: R.SetMetricAsANTSNeighborhoodCorrelation(0), OptionError, "radius is at least 1"),
         (lambda R: R.SetOptimizerAsPowell(), OptionError, "SetOptimizerAsPowell is refused"),
@@ -671,3 +673,22 @@ def test_sigmas_need_levels_and_stand_ins_warn(phantoms: dict[int, Phantom]) -> 
         use(R)
         with pytest.warns(UserWarning, match=re.escape(name) + ": approximated by"):
             R.Execute(fixed, moving)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_runs_and_lists_every_method(
+    phantoms: dict[int, Phantom], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phantom = phantoms[2]
+    for name, image in zip(("fixed", "moving"), pair(phantom), strict=True):
+        sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks("coming_from_simpleitk.md")
+    whole = names["whole"]
+    points = inner(phantom.geometry)
+    np.testing.assert_allclose(through(whole, points), names["R"].result.chain.map(points), atol=1e-3)
+    text = (DOCS / "coming_from_simpleitk.md").read_text(encoding="utf-8")
+    for method, (what, meaning) in OPTIONS.items():
+        assert f"| `{method}` | {what} | {meaning} |" in text
