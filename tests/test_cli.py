@@ -11,12 +11,13 @@ import pytest
 import SimpleITK as sitk
 
 from itk_nir import __version__, config
-from itk_nir.cli import PRESETS, ProgressBar, _settings, main
+from itk_nir.cli import FORMATS, PRESETS, ProgressBar, _settings, main
 from itk_nir.engine.progress import Progress
 from itk_nir.errors import OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.phantom import Phantom
+from itk_nir.transforms import formats
 from itk_nir.transforms.h5 import write_h5
 from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
 
@@ -272,6 +273,29 @@ def test_register_writes_complete_files_that_other_tools_read(
     assert np.linalg.norm(error, axis=1).mean() < 0.5 * before
 
 
+def test_register_writes_the_files_of_another_program(
+    pair: dict[str, str], phantom_2d: Phantom, tmp_path: Path, capsys
+) -> None:
+    still = ["--set", "steps=1", "--set", "bake_spacing=2"]
+    assert main(register_arguments(pair, f"{tmp_path}/a/", "--format", "ants", *still)) == 0
+    assert {p.name for p in (tmp_path / "a").iterdir()} == {
+        "0GenericAffine.mat", "1InverseWarp.nii.gz", "1Warp.nii.gz", "Warped.nii.gz", "report.json",
+    }  # fmt: skip
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert max(report["self_check"]["largest_difference_mm"].values()) < 1e-3
+    assert sitk.ReadImage(str(tmp_path / "a" / "1Warp.nii.gz")).GetSpacing()[0] == pytest.approx(
+        2 * phantom_2d.geometry.spacing[0]
+    )
+    capsys.readouterr()
+
+
+def test_register_refuses_a_format_that_its_images_cannot_have(pair: dict[str, str], tmp_path: Path, capsys) -> None:
+    before = set(tmp_path.rglob("*"))
+    assert main(register_arguments(pair, tmp_path / "case_", "--format", "nifti")) == 2
+    assert "format nifti is for 3D" in error_line(capsys)
+    assert written(tmp_path, before) == set()
+
+
 def test_register_takes_masks_a_start_and_settings(pair: dict[str, str], phantom_2d: Phantom, tmp_path: Path) -> None:
     mask = tmp_path / "mask.nii.gz"
     save_image((phantom_2d.fixed_labels > 0).astype(np.uint8), phantom_2d.geometry, mask)
@@ -334,8 +358,6 @@ def test_output_that_cannot_be_written(pair: dict[str, str], tmp_path: Path, cap
 
 def test_interruption_leaves_nothing_behind(pair: dict[str, str], tmp_path: Path, capsys, monkeypatch) -> None:
     """Ctrl-C while the last of the files is being written: status 130, and the others are gone as well."""
-    from itk_nir.transforms import formats
-
     calls = []
 
     def interrupted(chain: Chain, path: Path, **options: object) -> None:
@@ -398,6 +420,7 @@ def test_demo_reports_the_true_error(tmp_path: Path, capsys) -> None:
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert tuple(config.PRESETS) == PRESETS
+    assert FORMATS == formats.FORMATS
     assert main(["presets"]) == 0
     everything = capsys.readouterr().out
     assert all(name in everything for name in PRESETS)

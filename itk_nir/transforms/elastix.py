@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -356,10 +357,12 @@ def _by_transformix(maps: list[ParameterMap], grid: Geometry) -> Chain:
             own.update({key: _grid_entries(grid)[key] for key in ("Size", "Index", "Spacing", "Origin", "Direction")})
         parameters.AddParameterMap(own)
     image = itk.image_from_array(np.zeros((2,) * grid.dimension, np.float32))
-    try:
-        out = itk.transformix_deformation_field(image, parameters)
-    except RuntimeError as error:
-        raise InputError(f"elastix: cannot read {names} ({one_line(error)})") from error
+    # elastix writes the field to a file too, into the working directory unless it is given another.
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            out = itk.transformix_deformation_field(image, parameters, output_directory=folder)
+        except RuntimeError as error:
+            raise InputError(f"elastix: cannot read {names} ({one_line(error)})") from error
     return Chain((DisplacementField(grid, itk.array_from_image(out)),))
 
 

@@ -307,7 +307,7 @@ def _check(
 
 def _note_sampling(out: Written, name: str, chain: Chain, written: Chain, points: Points) -> None:
     """Keep how far a chain that was sampled for a file is from the chain itself, where it is at all."""
-    if not len(points) or written.is_linear or written.steps == chain.steps:
+    if not len(points) or all(any(f is own for own in chain.fields) for f in written.fields):
         return
     out.sampling[name] = float(np.linalg.norm(written.map(points) - chain.map(points), axis=-1).max())
 
