@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from dataclasses import replace
 
+    from itk_nir.cli import _progress, _summary
     from itk_nir.compat.ants import parse_script_type, run_kind, write_files
     from itk_nir.images import load_image
     from itk_nir.preflight import check_output_prefix
@@ -94,12 +95,15 @@ def run(args: argparse.Namespace) -> int:
     if fixed.dimension != args.dimension:
         raise InputError(f"-d {args.dimension}: {fixed.name} is {fixed.dimension}D; give -d {fixed.dimension}")
     options: dict[str, Any] = {"seed": args.seed, "device": args.device, "threads": args.threads}
-    result = run_kind(
-        fixed, moving, kind, mask=mask, moving_mask=moving_mask, initial_transform=args.initial, options=options
-    )
+    with _progress() as callback:
+        options["callback"] = callback
+        result = run_kind(
+            fixed, moving, kind, mask=mask, moving_mask=moving_mask, initial_transform=args.initial, options=options
+        )
     files = write_files(result, args.output, images=True)
     names = dict.fromkeys([*files["images"], *files["fwdtransforms"], *files["invtransforms"]])
-    print(f"registered; wrote {', '.join(names)}")
+    summary = _summary(result) if kind.deformable else f"registered: similarity {result.metrics['similarity']:.4f}"
+    print(f"{summary}; wrote {', '.join(names)}")
     return 0
 
 

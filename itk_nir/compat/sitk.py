@@ -593,8 +593,8 @@ class ImageRegistrationMethod:
                 stacklevel=2,
             )
         run = self._run = _Run(self, model.deformable, a.dimension, options, self._preset)
-        self._fire("Start")
         try:
+            self._fire("Start")
             result = register(
                 a,
                 b,
@@ -665,8 +665,16 @@ class ImageRegistrationMethod:
             out["seed"] = self._seed
         if self._sigmas is not None and self._shrink is None:
             raise OptionError("SetSmoothingSigmasPerLevel needs SetShrinkFactorsPerLevel with as many levels")
+        if self._sigmas is not None and self._shrink is not None and len(self._sigmas) != len(self._shrink):
+            raise OptionError(
+                f"there are {len(self._shrink)} shrink factors but {len(self._sigmas)} smoothing sigmas; give as many"
+            )
         finest = min(fixed.geometry.spacing)
         if not model.deformable:
+            if self._largest_step > 0:
+                raise OptionError(
+                    "maximumStepSizeInPhysicalUnits has no meaning for a rigid or affine registration; leave it at 0"
+                )
             sizes = [round(2 * fixed.geometry.half_extent / finest / f) for f in self._shrink or ()]
             if sizes:
                 out["linear_size"] = tuple(max(4, s) for s in sizes)

@@ -279,7 +279,7 @@ def test_a_displacement_field_script_runs_with_one_line_changed(
 
 
 @BOTH
-@pytest.mark.parametrize("kind", ["rigid", "affine", "versor", "none", "composite"])
+@pytest.mark.parametrize("kind", ["rigid", "affine", "versor", "base", "none", "composite"])
 def test_a_known_rotation_and_shift_come_out_with_the_right_sign(
     phantoms: dict[int, Phantom], d: int, kind: str
 ) -> None:
@@ -298,6 +298,9 @@ def test_a_known_rotation_and_shift_come_out_with_the_right_sign(
         tx = sitk.VersorRigid3DTransform()
     elif kind == "affine":
         tx = sitk.AffineTransform(d)
+    elif kind == "base":
+        tx = sitk.Transform(rigid(d))
+        assert type(tx) is sitk.Transform
     elif kind == "composite":
         tx = sitk.CompositeTransform([sitk.TranslationTransform(d, (2.0, -1.0, 1.0)[:d]), rigid(d)])
     if kind in ("rigid", "versor", "affine"):
@@ -653,6 +656,11 @@ def test_transforms_that_cannot_be_optimised(phantoms: dict[int, Phantom], trans
 
 def test_sigmas_need_levels_and_stand_ins_warn(phantoms: dict[int, Phantom]) -> None:
     fixed, moving = pair(phantoms[2])
+    R = quick()
+    R.SetInitialTransform(rigid(2))
+    R.SetOptimizerAsGradientDescent(1.0, 10, maximumStepSizeInPhysicalUnits=2.0)
+    with pytest.raises(OptionError, match="maximumStepSizeInPhysicalUnits has no meaning"):
+        R.Execute(fixed, moving)
     R = quick()
     R.SetSmoothingSigmasPerLevel([2, 1])
     with pytest.raises(OptionError, match="needs SetShrinkFactorsPerLevel"):
