@@ -251,7 +251,7 @@ def test_a_displacement_field_script_runs_with_one_line_changed(
     phantom = phantoms[d]
     fixed, moving = pair(phantom)
     line = "from SimpleITK import ImageRegistrationMethod"
-    names: dict[str, Any] = {"fixed": fixed, "moving": moving, "iterations": 15 if ours else 3}
+    names: dict[str, Any] = {"fixed": fixed, "moving": moving, "iterations": 15 if ours else 2}
     if ours:
         line = "from functools import partial\nImageRegistrationMethod = partial(method, **options)"
         names |= {"method": ImageRegistrationMethod, "options": QUICK}
@@ -278,13 +278,14 @@ def test_a_displacement_field_script_runs_with_one_line_changed(
 # --- signs and axes, and what is returned ----------------------------------------------------------------------------
 
 
-@BOTH
-@pytest.mark.parametrize("kind", ["rigid", "affine", "versor", "base", "none", "composite"])
+@pytest.mark.parametrize(
+    ("d", "kind"),
+    [(2, "rigid"), (2, "affine"), (2, "none"), (2, "base"), (3, "rigid"), (3, "versor"), (3, "affine"), (3, "none"),
+     (3, "composite")],
+)  # fmt: skip
 def test_a_known_rotation_and_shift_come_out_with_the_right_sign(
     phantoms: dict[int, Phantom], d: int, kind: str
 ) -> None:
-    if kind == "versor" and d == 2:
-        pytest.skip("a versor has three axes")
     truth = known(d)
     fixed, moving = moved_pair(phantoms[d], truth)
     points = inner(phantoms[d].geometry)
@@ -332,7 +333,7 @@ def test_the_moving_initial_transform_comes_after_and_is_not_returned(phantoms: 
     turn.SetMatrix(turned(d, 0.1).ravel().tolist())
     turn.SetTranslation((5.0, 3.0, -2.0)[:d])
     for model in (rigid(d), zero_field(fixed), None):
-        R = quick(linear_steps=(60,))
+        R = quick()
         R.SetMovingInitialTransform(turn)
         if model is not None:
             R.SetInitialTransform(model)
@@ -523,6 +524,7 @@ def test_setters_reach_the_engine(phantoms: dict[int, Phantom]) -> None:
     R.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     options = R._settings(_Model.of(R.GetInitialTransform(), volume.geometry), volume)
     np.testing.assert_allclose(options["smoothing_sigmas"], (1.2, 0.8, 0))
+    R.SetOptimizerAsGradientDescent(1.0, 10)
     options = R._settings(_Model.of(rigid(2), volume.geometry), volume)
     assert options["linear_size"] == (14, 28, 82)  # the longest axis is 82.5 times the finest spacing
     assert options["linear_steps"] == (10, 10, 10)
