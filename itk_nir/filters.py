@@ -451,6 +451,7 @@ class NIRRegistrationMethod:
             # PyImageFilter's own Update() would put itself in the place of the link, see `_make_filter`.
             getattr(super(type(self._filter), self._filter), method)()
         except RuntimeError:
+            self._filter.ResetPipeline()  # else ITK takes what failed, here or upstream, for still running
             error, self._error = self._error, None
             if error is not None:
                 raise error from None
@@ -515,11 +516,12 @@ class NIRRegistrationMethod:
         try:
             self._generate()
         except BaseException as error:
-            self._error = error
             if isinstance(error, RegistrationCancelled):
-                # Observers hear of it once, and cannot stop what has stopped.
                 self._fire_abort()
-            if not self._direct:
+            if self._direct:
+                self._error = error
+            else:  # nobody will raise it; and its frames hold what is downstream
+                self._error = None
                 print(f"itk-nir: registration failed: {type(error).__name__}: {error}", file=sys.stderr)
             return False
         return True
@@ -649,15 +651,29 @@ def _whole_output(_: Any, output: Any) -> None:
 
 
 def _print_once_without_traceback() -> None:
-    """ITK prints the next exception through ``sys.excepthook``; ours has been, or will be, told in its own words."""
+    """ITK prints the next exception through ``sys.excepthook``; ours has been, or will be, told in its own words.
+
+    The interpreter notes what it prints in ``sys.last_*``, and with it the frames of all callers and what they hold;
+    so that is undone.
+    """
     before = sys.excepthook
+    noted = {name: getattr(sys, name) for name in _NOTED if hasattr(sys, name)}
 
     def hook(kind: Any, value: Any, traceback: Any) -> None:
         sys.excepthook = before
         if not issubclass(kind, _Failed):
             before(kind, value, traceback)
+            return
+        for name in _NOTED:
+            if name in noted:
+                setattr(sys, name, noted[name])
+            elif hasattr(sys, name):
+                delattr(sys, name)
 
     sys.excepthook = hook
+
+
+_NOTED = ("last_exc", "last_type", "last_value", "last_traceback")
 
 
 # --- filters that outlive their name ---------------------------------------------------------------------------------
@@ -736,7 +752,7 @@ def _as_float(thing: Any, role: str) -> tuple[Any, int]:
     kind = itk.Image[itk.F, dimension]
     if isinstance(image, kind):
         return thing, dimension
-    if (type(image), kind) in itk.CastImageFilter:
+    if (type(image), kind) in itk.CastImageFilter.keys():  # noqa: SIM118 - itkTemplate's own `in` recurses for ever
         cast = itk.CastImageFilter[type(image), kind].New()
         cast.SetInput(image)
         cast.ReleaseDataFlagOn()
