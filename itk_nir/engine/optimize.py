@@ -10,10 +10,13 @@ fine ones follow the detail. (A free lattice, `grids="single"`, has the finest g
 Everything is evaluated on the finest lattice of the level and carried to voxels by separable splines. Displacements
 are mm along the image axes. The loss of a level is
 
-    1 - mean LNCC²  +  w_v / |Ω| ∫ |∇v|²  +  w_u / |Ω| ∫ |∇u|²  +  w_j / |Ω| ∫ max(margin - det ∇phi, 0)²
+    1 - mean LNCC²  +  w_v E0 log(1 + E(v) / E0)  +  w_u E(u)  +  w_j / |Ω| ∫ max(margin - det ∇phi, 0)²,
+    E(v) = 1 / |Ω| ∫ |∇v|²
 
 with |Ω| the volume of the windows that count: all terms are dimensionless, so that weights hold for any image size,
-spacing and lattice.
+spacing and lattice. The logarithm makes the weight of the diffusion the pair's own, w_v / (1 + E / E0): two scans of
+one body, which need little deformation, are held stiff; two brains, which need much, are let go. (It is what is left of
+a Gaussian prior on the gradients whose width is not known but has a prior of its own and is integrated out.)
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +51,10 @@ SMALLEST = 2e-3
 
 #: Mean LNCC² below which two images give little evidence of where things belong: noise alone can be fitted to that.
 WEAK = 0.25
+
+
+#: Most rounds of `mend`.
+MEND_ROUNDS = 20
 
 
 def stiffening(similarity: float) -> float:
@@ -83,8 +91,15 @@ class LatticeSettings:
     flow : ``"velocity"`` (integrated, diffeomorphic) or ``"displacement"``.
     squarings : of scaling and squaring.
     velocity_diffusion, displacement_diffusion : weights w_v and w_u, one a level.
+    diffusion_energy : E0, the energy at which the weight of the velocity's diffusion has halved; large for a fixed one.
+    fine_voxels : where the domain has at most this many voxels, the last level is taken at half its shrink factor (see
+        `fine_level`).
+    symmetric : also warp the fixed image by the inverse onto the moving one (seen through the linear map), and take the
+        mean of both similarities.
     jacobian_weight, jacobian_margin : weight w_j and margin of the Jacobian-determinant penalty.
     momentum : the two decay rates of Adam.
+    network_step : how the weight matrices of the network are stepped: ``"adam"`` or ``"kronecker"`` (`ops.Kronecker`).
+    gradient_smoothing : sigma, in lattice spacings, of a Gaussian on the gradient of every lattice before its step.
     convergence_window, convergence_threshold : a level ends when the mean loss of a window of steps is less than
         `threshold` below that of the window before; threshold 0 means never.
     """
@@ -104,11 +119,16 @@ class LatticeSettings:
     centre_gradient: bool = False
     flow: str = "velocity"
     squarings: int = 2
-    velocity_diffusion: tuple[float, ...] = (0.05, 0.03, 0.02)
+    velocity_diffusion: tuple[float, ...] = (0.6, 0.9, 0.6)
     displacement_diffusion: tuple[float, ...] = (0.0, 0.0, 0.0)
+    diffusion_energy: float = 0.05
+    fine_voxels: int = 3_000_000
+    symmetric: bool = False
     jacobian_weight: float = 1.0
     jacobian_margin: float = 0.4
     momentum: tuple[float, float] = (0.9, 0.99)
+    network_step: str = "adam"
+    gradient_smoothing: float = 0.0
     convergence_window: int = 10
     convergence_threshold: float = 0.0
 
@@ -137,12 +157,12 @@ class LatticeSettings:
         for name in ("smoothing_sigmas", "velocity_diffusion", "displacement_diffusion"):
             if min(getattr(self, name)) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("jacobian_weight", "squarings", "convergence_threshold"):
+        for name in ("jacobian_weight", "squarings", "convergence_threshold", "fine_voxels", "gradient_smoothing"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if min(self.learning_rates) <= 0:
             raise ValueError(f"learning_rates must be above zero, got {self.learning_rates}")
-        for name in ("learning_rate_end", "network_rate", "epsilon", "convergence_window"):
+        for name in ("learning_rate_end", "network_rate", "epsilon", "convergence_window", "diffusion_energy"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above zero, got {getattr(self, name)}")
         if not all(0 <= m < 1 for m in self.momentum):
@@ -153,6 +173,10 @@ class LatticeSettings:
             raise ValueError("grids 'none' leaves only the network: give one as network=FieldConfig(...)")
         if self.flow not in ("velocity", "displacement"):
             raise ValueError(f"flow is 'velocity' or 'displacement', got {self.flow!r}")
+        if self.symmetric and self.flow != "velocity":
+            raise ValueError("symmetric needs the inverse at every step, which only flow 'velocity' has")
+        if self.network_step not in ("adam", "kronecker"):
+            raise ValueError(f"network_step is 'adam' or 'kronecker', got {self.network_step!r}")
         for s, f in zip(self.lattice_spacing, self.shrink_factors, strict=True):
             k = math.log2(self.coarsest_lattice / (s * f)) if s > 0 else math.nan
             if not (k > -1e-6 and abs(k - round(k)) < 1e-6):
@@ -164,6 +188,31 @@ class LatticeSettings:
     def grid_of(self, level: int) -> int:
         """How many times the coarsest lattice is halved for a level."""
         return round(math.log2(self.coarsest_lattice / (self.lattice_spacing[level] * self.shrink_factors[level])))
+
+
+def fine_level(settings: LatticeSettings) -> LatticeSettings:
+    """The settings with the last level at half its shrink factor, on the same lattice.
+
+    Small images can afford it and have little to lose: half the steps keep the time near that of a shrunken level of a
+    large image. The diffusion is four times as strong and the images are smoothed to the same sharpness, because what
+    shrinking averaged away, noise above all, is back. A level that is at full resolution stays as it is.
+    """
+    factor = settings.shrink_factors[-1]
+    if factor % 2:
+        return settings
+
+    def last(values: tuple[Any, ...], value: float) -> tuple[Any, ...]:
+        return (*values[:-1], value)
+
+    return replace(
+        settings,
+        shrink_factors=last(settings.shrink_factors, factor // 2),
+        lattice_spacing=last(settings.lattice_spacing, 2 * settings.lattice_spacing[-1]),
+        steps=last(settings.steps, (settings.steps[-1] + 1) // 2),
+        smoothing_sigmas=last(settings.smoothing_sigmas, 2 * settings.smoothing_sigmas[-1]),
+        velocity_diffusion=last(settings.velocity_diffusion, 4 * settings.velocity_diffusion[-1]),
+        fine_voxels=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -479,11 +528,6 @@ class _Grids(nn.Module):
         assert v is not None
         return v
 
-    def rates(self, rate: float) -> list[float]:
-        """Learning rate of every parameter: `rate` (mm) for the grids, the network's own for the network."""
-        out = [rate] * len(self.grids)
-        return out + [self.settings.network_rate] * (sum(1 for _ in self.parameters()) - len(out))
-
 
 @dataclass(frozen=True, eq=False)
 class LatticeResult:
@@ -516,6 +560,8 @@ def optimise_lattice(
     unit = min(pair.fixed_geometry.spacing)
     margin = 2 * settings.shrink_factors[-1] * unit if pair.fixed_weight is None else 8 * unit
     domain = common_domain(pair, fixed_box, moving_box, margin)
+    if math.prod(domain.size) <= settings.fine_voxels:
+        settings = fine_level(settings)
     coarsest = settings.coarsest_lattice * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     halvings = max(settings.grid_of(level) for level in range(settings.levels))
@@ -569,11 +615,27 @@ def optimise_lattice(
             f * s for f, s, n in zip(factors, spacings(pair.fixed_geometry), domain.size, strict=True) if n > 1
         )
         cell = h**dims / (lncc.count * voxel)
-        parameters = [*model.grids.values(), *([] if model.network is None else model.network.parameters())]
         # A node's gradient is one window's share of the mean, per mm: Adam's smallest number must scale with both, or
         # the size of the image and the unit of length would show.
-        optimiser = ops.Adam(parameters, settings.momentum, SMALLEST / (lncc.count * unit), threads)
-        rates = model.rates(settings.learning_rates[level] * unit)
+        smallest = SMALLEST / (lncc.count * unit)
+        optimiser = ops.Adam(list(model.grids.values()), settings.momentum, smallest, threads)
+        weights: ops.Adam | ops.Kronecker | None = None
+        if model.network is not None:
+            rule = ops.Kronecker if settings.network_step == "kronecker" else ops.Adam
+            weights = rule(list(model.network.parameters()), settings.momentum, smallest, threads)
+        rate = settings.learning_rates[level] * unit
+        sigma = settings.gradient_smoothing
+        smooth = [
+            [gaussian_matrix(a.count, np.arange(a.count, dtype=float), sigma) for a in lattices[int(k)]]
+            for k in model.grids
+        ]
+        mirror = None
+        if settings.symmetric:
+            size = [f * s for f, s in zip(factors, spacings(pair.fixed_geometry), strict=True)]
+            mirror = _Mirror.make(
+                settings, settings.radius[level], size, h, fixed_level, moving_level, level_index, level_vector, weight,
+                threads,
+            )  # fmt: skip
         best: tuple[float, dict[str, Tensor]] | None = None
         losses: list[float] = []
         for step in range(steps):
@@ -582,13 +644,16 @@ def optimise_lattice(
             u = _flow(v, settings, h, threads)
             warped = ops.warp(moving_level, ops.separable(u, spline, threads), level_index, level_vector, threads)
             similarity = lncc(warped, settings.centre_gradient)
+            if mirror is not None:
+                similarity = (similarity + mirror(v, spline)) / 2
             if settings.centre_gradient:  # the value stays, the gradient grows
                 window = (2 * settings.radius[level] + 1) ** dims
                 similarity = similarity.detach() + window * (similarity - similarity.detach())
             loss = 1 - similarity
             if settings.velocity_diffusion[level]:
-                weight_v = stiff * settings.velocity_diffusion[level] * cell / h**2
-                loss = loss + weight_v * ops.diffusion(v, threads=threads)
+                energy = cell / h**2 * ops.diffusion(v, threads=threads)
+                scale = settings.diffusion_energy
+                loss = loss + stiff * settings.velocity_diffusion[level] * scale * torch.log1p(energy / scale)
             if settings.displacement_diffusion[level]:
                 weight_u = stiff * settings.displacement_diffusion[level] * cell
                 loss = loss + weight_u * ops.diffusion(u, threads=threads)
@@ -612,17 +677,86 @@ def optimise_lattice(
                     model.load_state_dict(best[1])
                     stop, cancelled = "cancelled", True
                     break
-            optimiser.step([rate * decay for rate in rates])
+            if settings.gradient_smoothing:
+                for p, matrices in zip(model.grids.values(), smooth, strict=True):
+                    if p.grad is not None:
+                        p.grad = ops.separable(p.grad, matrices, threads)
+            optimiser.step(rate * decay)
+            if weights is not None:
+                weights.step(settings.network_rate * decay)
             if _converged(losses, settings):
                 stop = "converged"
                 break
     with torch.no_grad():
         values = model().detach().clone()
+    h = coarsest / 2**model.finest
     trained = LatticeField(
-        pair.fixed_geometry, lattices[model.finest], coarsest / 2**model.finest, values, settings.flow,
-        settings.squarings, threads,
+        pair.fixed_geometry, lattices[model.finest], h, values, settings.flow, settings.squarings, threads
     )  # fmt: skip
+    if settings.jacobian_weight:
+        trained = mend(trained, domain)
     return LatticeResult(trained, trace, stop)
+
+
+@dataclass(frozen=True, eq=False)
+class _Mirror:
+    """The similarity of the other direction: the fixed image through ``exp(-v)``, the moving one by the linear map.
+
+    Both lie on the fixed grid of the level, so that all there is of a backward registration is the sign of ``v``.
+    """
+
+    settings: LatticeSettings
+    image: Tensor
+    lncc: ops.Lncc
+    index: F64
+    vector: F64
+    spacing: float
+    threads: int
+
+    @classmethod
+    def make(
+        cls, settings: LatticeSettings, radius: int, size: list[float], h: float, fixed: Tensor, moving: Tensor,
+        index: F64, vector: F64, weight: Tensor | None, threads: int,
+    ) -> _Mirror:  # fmt: skip
+        """`size`: of the level's voxels; `h`: of its lattice (mm); the rest as in `ops.warp` and `ops.Lncc`."""
+        still = torch.zeros(3, *fixed.shape, device=fixed.device)
+        target = ops.warp(moving, still, index, vector, threads)
+        lncc = ops.Lncc.make(target, weight, radius, settings.epsilon, threads)
+        return cls(settings, fixed, lncc, np.eye(4)[:3], np.diag(h / np.array(size)), h, threads)
+
+    def __call__(self, v: Tensor, spline: list[Banded]) -> Tensor:
+        u = ops.exponential(v, self.settings.squarings, -1 / self.spacing, self.threads)
+        warped = ops.warp(self.image, ops.separable(u, spline, self.threads), self.index, self.vector, self.threads)
+        return self.lncc(warped, self.settings.centre_gradient)
+
+
+def mend(field: LatticeField, domain: Domain) -> LatticeField:
+    """Undo the few folds that the penalty has left: smooth the field where they come from until no voxel is folded.
+
+    A voxel is folded where the Jacobian determinant by central differences between voxels is not above zero. Which
+    control points it comes from is traced back through the integration; no others change.
+    """
+    positions = [start + np.arange(n, dtype=float) for start, n in zip(domain.start, domain.size, strict=True)]
+    size = torch.tensor(spacings(field.geometry), dtype=torch.float32).reshape(3, 1, 1, 1).to(field.values.device)
+    smooth = [gaussian_matrix(n, np.arange(n, dtype=float), 1.0) for n in field.values.shape[:0:-1]]
+    for _ in range(MEND_ROUNDS):
+        folded = torch.nonzero(ops.jacobian_map(field.on_grid(positions) / size, field.threads) <= 0).cpu().numpy()
+        if len(folded) == 0:
+            break
+        nodes = []
+        for axis, p, at in zip(field.axes[::-1], positions[::-1], folded.T, strict=True):
+            near = np.floor((p[at] - axis.start) / axis.spacing).astype(np.int64)[:, None] + np.arange(-1, 3)
+            nodes.append(torch.from_numpy(near.clip(0, axis.count - 1)))
+        z, y, x = nodes
+        v = field.values.detach().requires_grad_()
+        u = ops.exponential(v, field.squarings, 1 / field.spacing, field.threads) if field.flow == "velocity" else v
+        touched = torch.zeros_like(u)
+        touched[:, z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]] = 1.0
+        (source,) = torch.autograd.grad((u * touched).sum(), v)
+        with torch.no_grad():
+            better = ops.separable(field.values, smooth, field.threads)
+            field = replace(field, values=torch.where(source != 0, better, field.values))
+    return field
 
 
 def _flow(v: Tensor, settings: LatticeSettings, h: float, threads: int) -> Tensor:
