@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 import itk_nir
 from itk_nir.config import Settings, make_settings
+from itk_nir.engine import ops
 from itk_nir.engine.bake import bake
 from itk_nir.engine.linear import optimise_linear
 from itk_nir.engine.optimize import (
@@ -202,6 +203,7 @@ def _run(
         warnings.warn(note, UserWarning, stacklevel=3)
     weight = pair.fixed_weight
     inside = weight > 0.5 if weight is not None else _foreground(pair.fixed)
+    ops.release_memory()  # many small arrays are done with, a few large ones follow
     baked = bake(field, settings.bake, inside, threads)
     forward = (DisplacementField(baked.geometry, baked.forward), LinearTransform(pair.linear), *tail)
     backward: tuple[Any, ...] = (

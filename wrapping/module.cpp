@@ -7,6 +7,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -238,6 +242,14 @@ void adam_step(Array parameter, Constant gradient, Array first, Array second, fl
        threads);
 }
 
+// Gives freed memory back to the system. glibc keeps blocks of some megabytes for reuse, in pieces that larger arrays do
+// not fit in; other allocators do not.
+void release_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -265,6 +277,7 @@ NB_MODULE(_native, m) {
   m.def("adam", &adam_step, nb::arg("parameter"), nb::arg("gradient"), nb::arg("first"), nb::arg("second"),
         nb::arg("beta1"), nb::arg("beta2"), nb::arg("rate"), nb::arg("correction"), nb::arg("epsilon"),
         nb::arg("threads"));
+  m.def("release_memory", &release_memory);
   m.def("balance", &balance_inverse, nb::arg("u"), nb::arg("v"), nb::arg("relaxation"), nb::arg("threads"));
   m.def("inverse_error", &error_of_inverse, nb::arg("u"), nb::arg("v"), nb::arg("scale"), nb::arg("error"),
         nb::arg("threads"));

@@ -30,6 +30,9 @@ class Field(Protocol):
     def curvature(self) -> Tensor:
         """``(3, ...)``, at points all over the grid: length of the second derivative along each axis, 1/mm."""
 
+    def support(self) -> list[tuple[float, float]]:
+        """First and last place of each axis (voxels of the fixed image, ``[x, y, z]``) where it may be other than 0."""
+
 
 @dataclass(frozen=True)
 class BakeSettings:
@@ -87,10 +90,6 @@ def bake_grid(geometry: Geometry, step: int) -> Geometry:
     return Geometry.make(size, [s * step for s in geometry.spacing], geometry.origin, geometry.direction)
 
 
-def _positions(geometry: Geometry, step: int) -> list[F64]:
-    return [np.arange(n, dtype=float) * step for n in [*bake_grid(geometry, step).size, 1][:3]]
-
-
 def bake(field: Field, settings: BakeSettings, inside: Tensor, threads: int = 1) -> Baked:
     """Evaluate a field and its inverse on a grid.
 
@@ -109,29 +108,29 @@ def bake(field: Field, settings: BakeSettings, inside: Tensor, threads: int = 1)
             break
     del curvature
     grid = bake_grid(geometry, step)
-    positions = _positions(geometry, step)
-    spacing = spacing_of(grid).to(inside.device)
-    voxels = field.on_grid(positions).div_(spacing)
-    start = field.on_grid(positions, inverse=True).div_(spacing)
-    scale = tuple(float(s) / min(geometry.spacing) for s in spacing.reshape(-1))
-    inverse, gap = ops.inverse_pair(voxels, start, scale, threads)  # type: ignore[arg-type]
-    del start
-    near = [
-        torch.from_numpy(np.minimum(np.rint(p), n - 1).astype(np.int64)).to(inside.device)
-        for p, n in zip(positions, [*geometry.size, 1][:3], strict=True)
+    # Beyond its support the field is zero, and so is the inverse: all work is done within it.
+    part = [
+        slice(max(0, math.floor(low / step) - 1), min(n, math.ceil(high / step) + 2))
+        for (low, high), n in zip(field.support(), [*grid.size, 1][:3], strict=True)
     ]
+    positions = [np.arange(s.start, s.stop, dtype=float) * step for s in part]
+    spacing = spacing_of(grid).to(inside.device)
+    scale = tuple(float(s) / min(geometry.spacing) for s in spacing.reshape(-1))
+    voxels = field.on_grid(positions).div_(spacing)
+    inverse, gap = ops.inverse_pair(voxels, field.on_grid(positions, inverse=True).div_(spacing), scale, threads)  # type: ignore[arg-type]
     chosen = inside
-    for axis, at in zip((2, 1, 0), near, strict=True):
+    for axis, (p, n) in zip((2, 1, 0), zip(positions, [*geometry.size, 1][:3], strict=True), strict=True):
+        at = torch.from_numpy(np.minimum(np.rint(p), n - 1).astype(np.int64)).to(inside.device)
         chosen = chosen.index_select(axis, at)
     gap = gap[chosen]
     det = ops.jacobian_map(voxels, threads)[chosen]
     folded = int((det <= 0).sum())
     count = max(1, det.numel())
-    baked_inverse = _lps(inverse.mul_(spacing), grid)
+    baked_inverse = _lps(inverse.mul_(spacing), grid, part)
     del inverse
     return Baked(
         geometry=grid,
-        forward=_lps(voxels.mul_(spacing), grid),
+        forward=_lps(voxels.mul_(spacing), grid, part),
         inverse=baked_inverse,
         spacing=step,
         interpolation_error=error,
@@ -149,20 +148,19 @@ def spacing_of(geometry: Geometry) -> Tensor:
     return torch.tensor([*geometry.spacing, 1.0][:3], dtype=torch.float32).reshape(3, 1, 1, 1)
 
 
-def _lps(vectors: Tensor, grid: Geometry) -> NDArray[np.float32]:
-    """``(3, Z, Y, X)`` mm along the axes → ``shape + (d,)`` mm LPS."""
+def _lps(vectors: Tensor, grid: Geometry, part: list[slice]) -> NDArray[np.float32]:
+    """``(3, Z, Y, X)`` mm along the axes, on a part of the grid → ``shape + (d,)`` mm LPS, zero elsewhere."""
     d = grid.dimension
     v = vectors[:d] if d == 3 else vectors[:d, 0]
-    rotation = torch.tensor(grid.direction, dtype=v.dtype, device=v.device)
-    out = torch.empty(*v.shape[1:], d, dtype=v.dtype, device=v.device)
-    for i in range(d):
-        row = [float(r) for r in rotation[i]]
-        terms = [(r, c) for c, r in enumerate(row) if r != 0.0]
-        total = v[terms[0][1]] * terms[0][0]
-        for r, c in terms[1:]:
+    out = np.zeros((*grid.shape, d), np.float32)
+    there = out[tuple(part[d - 1 :: -1])]
+    for i, row in enumerate(np.asarray(grid.direction).reshape(d, d).astype(np.float32)):
+        terms = [(c, float(r)) for c, r in enumerate(row) if r != 0.0]
+        total = v[terms[0][0]] * terms[0][1]
+        for c, r in terms[1:]:
             total = total + r * v[c]
-        out[..., i] = total
-    return np.ascontiguousarray(out.cpu().numpy())
+        there[..., i] = total.cpu().numpy()
+    return out
 
 
 def _percentile(values: Tensor, share: float) -> float:

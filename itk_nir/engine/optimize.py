@@ -275,6 +275,11 @@ class LatticeField:
         matrices = [a.evaluate(p) for a, p in zip(self.axes, positions, strict=True)]
         return ops.separable(lattice, matrices, self.threads)
 
+    def support(self) -> list[tuple[float, float]]:
+        """First and last place of each axis (voxels of the fixed image, ``[x, y, z]``) where it may be other than 0."""
+        reach = [(a.start - 2 * a.spacing, a.start + a.spacing * (a.count + 1)) for a in self.axes]  # a spline is 4 wide
+        return [(max(0.0, a), min(n - 1.0, b)) for (a, b), n in zip(reach, sizes(self.geometry), strict=True)]
+
     def curvature(self) -> Tensor:
         """``(3, z, y, x)``: length of the second derivative along each axis at the control points, 1/mm."""
         return second_differences(self.forward) / self.spacing**2
@@ -558,7 +563,8 @@ def optimise_lattice(
     fixed, fixed_box = normalised(pair.fixed, pair.fixed_weight)
     moving, moving_box = normalised(pair.moving, pair.moving_weight)
     unit = min(pair.fixed_geometry.spacing)
-    margin = 2 * settings.shrink_factors[-1] * unit if pair.fixed_weight is None else 8 * unit
+    finest = settings.shrink_factors[-1] * settings.lattice_spacing[-1]
+    margin = 2 * finest * unit if pair.fixed_weight is None else 8 * unit
     domain = common_domain(pair, fixed_box, moving_box, margin)
     if math.prod(domain.size) <= settings.fine_voxels:
         settings = fine_level(settings)

@@ -54,6 +54,10 @@ class PointField:
         out[:d] = value.T.reshape(d, *shape)
         return out
 
+    def support(self) -> list[tuple[float, float]]:
+        """The whole grid, see `itk_nir.engine.bake.Field`."""
+        return [(0.0, n - 1.0) for n in [*self.geometry.size, 1][:3]]
+
     def curvature(self) -> Tensor:
         """``(3, z, y, x)``: length of the second derivative along each axis on every other voxel, 1/mm.
 

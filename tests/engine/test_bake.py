@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.bake import Baked, BakeSettings, Field, bake, bake_grid
-from itk_nir.engine.optimize import LatticeSettings, optimise_lattice
+from itk_nir.engine.lattice import Domain
+from itk_nir.engine.optimize import LatticeField, LatticeSettings, optimise_lattice
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.model import DisplacementField
 
@@ -36,6 +37,9 @@ class Formula:
         out = torch.zeros(3, *[len(p) for p in positions[::-1]])
         out[:d] = torch.from_numpy(u.T.astype(np.float32)).reshape(d, *out.shape[1:] if d == 3 else (1, *out.shape[2:]))
         return out
+
+    def support(self) -> list[tuple[float, float]]:
+        return [(0.0, n - 1.0) for n in [*self.geometry.size, 1][:3]]
 
     def curvature(self) -> Tensor:
         """By differences at every voxel."""
@@ -228,3 +232,22 @@ def test_inverse_error_is_that_of_the_baked_fields(d: int, step: int) -> None:
 def test_settings_that_make_no_sense(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BakeSettings(**options)  # type: ignore[arg-type]
+
+
+@BOTH
+@pytest.mark.parametrize("step", [1, 3])
+def test_baking_within_the_support_leaves_nothing_out(d: int, step: int) -> None:
+    geometry = grid(d, 40)
+    domain = Domain((10, 12, 9 if d == 3 else 0), (12, 14, 10 if d == 3 else 1))
+    axes = domain.lattice((2.0, 2.0 / 1.5, 1.0), 0)[0]
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(3, *[a.count for a in axes[::-1]], generator=generator) - 0.5
+    field = LatticeField(geometry, axes, 2.0, values, "velocity", 2)
+    baked = bake(field, BakeSettings(bake_spacing=step), everywhere(geometry))
+    whole = [np.arange(n, dtype=float) * step for n in [*baked.geometry.size, 1][:3]]
+    true = field.on_grid(whole)
+    assert int((true != 0).any(0).sum()) < 0.6 * true[0].numel()  # there is something to leave out
+    along = baked.forward @ geometry.rotation
+    got = torch.from_numpy(along).movedim(-1, 0).reshape(d, *true.shape[1:])
+    assert torch.allclose(got.float(), true[:d], atol=1e-5)
+    assert baked.inverse_error_p99 < 0.3

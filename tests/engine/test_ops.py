@@ -520,3 +520,37 @@ def test_adam(instructions: str, count: int) -> None:
         b.step(0.1)
     assert fast.grad is None
     assert float((fast - slow).abs().max()) < 1e-5
+
+
+def test_kronecker_step_whitens_the_gradient_on_both_sides() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    gradient = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    vector = torch.zeros(5, dtype=torch.float64)
+    parameters = [start.clone().requires_grad_(), vector.clone().requires_grad_()]
+    parameters[0].grad, parameters[1].grad = gradient.clone(), torch.ones_like(vector)
+    ops.Kronecker(parameters, (0.9, 0.99), 1e-12).step(0.1)
+    # At the first step the factors are the gradient's own: what is left of its singular values is one.
+    u, _, v = torch.linalg.svd(gradient)
+    direction = (start - parameters[0].detach()) / 0.1
+    expected = u @ v
+    assert torch.allclose(direction / direction.norm(), expected / expected.norm(), atol=1e-4)
+    assert float(direction.norm()) == pytest.approx(5.0, rel=1e-6)  # Adam's first step is 0.1 in all 25 entries
+    assert torch.allclose(parameters[1].detach(), torch.full((5,), -0.1, dtype=torch.float64))
+    assert parameters[0].grad is None
+
+
+def test_kronecker_steps_solve_a_badly_scaled_problem() -> None:
+    generator = torch.Generator().manual_seed(1)
+    left, right = (torch.diag(torch.logspace(-1.5, 0, 8, dtype=torch.float64)) for _ in range(2))
+    truth = torch.randn(8, 8, generator=generator, dtype=torch.float64)
+
+    def left_over(rule: type[ops.Adam] | type[ops.Kronecker]) -> float:
+        w = torch.zeros(8, 8, dtype=torch.float64, requires_grad=True)
+        steps = rule([w], (0.9, 0.99), 1e-12)
+        for k in range(200):
+            (left @ (w - truth) @ right).square().sum().backward()
+            steps.step(0.05 * (1 - k / 200))
+        return float((w - truth).detach().norm() / truth.norm())
+
+    assert left_over(ops.Kronecker) < 0.05

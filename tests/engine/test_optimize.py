@@ -25,7 +25,9 @@ from itk_nir.engine.optimize import (
     background,
     bounds,
     common_domain,
+    fine_level,
     level_map,
+    mend,
     normalised,
     optimise_lattice,
     shrink,
@@ -78,10 +80,11 @@ def gap(a: LatticeField, b: LatticeField, points: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     "changes",
     [{}, {"flow": "displacement"}, {"grids": "single"}, {"grids": "single", "flow": "displacement"},
-     {"centre_gradient": True}, {"shrink_factors": (2,), "smoothing_sigmas": (0.5,), "steps": (60,),
-      "learning_rates": (0.4,), "lattice_spacing": (2.0,), "radius": (3,), "velocity_diffusion": (0.1,),
-      "displacement_diffusion": (0.1,)}],
-    ids=["pyramid", "displacement", "single", "single displacement", "centre gradient", "one level"],
+     {"symmetric": True}, {"gradient_smoothing": 0.7}, {"centre_gradient": True},
+     {"shrink_factors": (2,), "smoothing_sigmas": (0.5,), "steps": (60,), "learning_rates": (0.4,),
+      "lattice_spacing": (2.0,), "radius": (3,), "velocity_diffusion": (0.1,), "displacement_diffusion": (0.1,)}],
+    ids=["pyramid", "displacement", "single", "single displacement", "symmetric", "smoothed gradient",
+         "centre gradient", "one level"],
 )  # fmt: skip
 def test_known_deformation_is_found(make_case: Callable[..., Any], d: int, changes: dict[str, Any]) -> None:
     case = make_case(d, N[d])
@@ -228,6 +231,64 @@ def test_unit_of_length_does_not_matter(make_case: Callable[..., Any], d: int, s
     for a, b in zip(*(r.trace[:5] for r in results), strict=True):
         assert b.loss == pytest.approx(a.loss, abs=2e-5)
     assert shift_in_voxels(*results, tuple(case.points() for case in cases)) < 0.02
+
+
+def test_weight_of_the_diffusion_eases_with_the_energy(make_case: Callable[..., Any]) -> None:
+    case, weight, scale = make_case(2, N[2]), 0.7, 0.01
+    few = settings(steps=(2, 0), velocity_diffusion=(weight, weight))
+
+    def penalty(energy: float) -> float:
+        last = optimise_lattice(case.pair, replace(few, diffusion_energy=energy)).trace[-1]
+        return last.loss - (1 - last.metric)
+
+    # Both took the same first step: there was no energy yet.
+    energy = penalty(1e6) / weight
+    assert energy > scale
+    assert penalty(scale) == pytest.approx(weight * scale * np.log1p(energy / scale), rel=1e-4)
+
+
+def test_small_images_end_at_full_resolution_on_the_same_lattice(make_case: Callable[..., Any]) -> None:
+    case = make_case(3, N[3])
+    coarse = settings(
+        shrink_factors=(4, 2), lattice_spacing=(1.0, 1.0), coarsest_lattice=8.0, steps=(4, 5), fine_voxels=0
+    )
+    fine = fine_level(coarse)
+    assert fine.shrink_factors == (4, 1)
+    assert fine.steps == (4, 3)
+    assert fine.grid_of(1) == coarse.grid_of(1)
+    assert fine_level(fine) == fine
+    by_size = optimise_lattice(case.pair, replace(coarse, fine_voxels=N[3] ** 3)).field.values
+    assert torch.equal(by_size, optimise_lattice(case.pair, fine).field.values)
+    too_large = optimise_lattice(case.pair, replace(coarse, fine_voxels=1000)).field.values
+    assert torch.equal(too_large, optimise_lattice(case.pair, coarse).field.values)
+    assert not torch.equal(by_size, too_large)
+
+
+def folds(field: LatticeField) -> int:
+    voxels = on_voxels(field) / torch.tensor(field.geometry.spacing).reshape(-1, *[1] * field.geometry.dimension)
+    d = field.geometry.dimension
+    return int((ops.jacobian_map(voxels if d == 3 else torch.cat([voxels, 0 * voxels[:1]])[:, None]) <= 0).sum())
+
+
+@BOTH
+@pytest.mark.parametrize("flow", ["velocity", "displacement"])
+def test_folds_are_mended_and_nothing_else(d: int, flow: str) -> None:
+    geometry = Geometry.make([40, 44, 36][:d], [1.0, 1.5, 2.0][:d])
+    domain = Domain((0, 0, 0), tuple([*geometry.size, 1][:3]))  # type: ignore[arg-type]
+    axes = domain.lattice((4.0, 4.0, 4.0), 0)[0]
+    values = torch.zeros(3, *[a.count for a in axes[::-1]])
+    values[0] += 0.3
+    at = (0, values.shape[1] // 2, 5, 5)
+    values[at] = 25.0
+    values[at[0], at[1], at[2], at[3] + 1] = -25.0
+    field = LatticeField(geometry, axes, 4.0, values, flow, 1)
+    assert folds(field) > 0
+    whole = mend(field, domain)
+    assert folds(whole) == 0
+    changed = (whole.values != values).any(0)
+    assert changed[at[1:]]
+    assert float(changed.float().mean()) < 0.5
+    assert mend(whole, domain) is whole
 
 
 @pytest.mark.parametrize("term", ["velocity_diffusion", "displacement_diffusion", "jacobian_weight"])

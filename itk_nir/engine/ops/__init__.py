@@ -204,6 +204,13 @@ def inverse_pair(
     return reference.inverse_pair(displacement, start, 0.5, displacement.new_tensor(scale))
 
 
+def release_memory() -> None:
+    """Give freed memory back to the system, where the native module knows how."""
+    native = native_module()
+    if native:
+        native.native.release_memory()
+
+
 def jacobian_map(displacement: Tensor, threads: int = 1) -> Tensor:
     """``det(I + ∂u_i/∂x_j)`` at every voxel, ``(3, Z, Y, X)`` voxels → ``(Z, Y, X)``; see `reference.jacobian_map`."""
     native = _native(displacement)
