@@ -277,7 +277,8 @@ class LatticeField:
 
     def support(self) -> list[tuple[float, float]]:
         """First and last place of each axis (voxels of the fixed image, ``[x, y, z]``) where it may be other than 0."""
-        reach = [(a.start - 2 * a.spacing, a.start + a.spacing * (a.count + 1)) for a in self.axes]  # a spline is 4 wide
+        # A spline reaches two spacings to either side.
+        reach = [(a.start - 2 * a.spacing, a.start + a.spacing * (a.count + 1)) for a in self.axes]
         return [(max(0.0, a), min(n - 1.0, b)) for (a, b), n in zip(reach, sizes(self.geometry), strict=True)]
 
     def curvature(self) -> Tensor:
@@ -461,8 +462,8 @@ def common_domain(pair: Pair, fixed_box: tuple[F64, F64], moving_box: tuple[F64,
         last = np.maximum(fixed_box[1], there.max(0)) + pad
     else:  # nothing outside the mask is looked at
         first, last = fixed_box[0] - pad, fixed_box[1] + pad
-    first = np.clip(np.floor(first), 0, size - 1).astype(int)
-    last = np.clip(np.ceil(last), first, size - 1).astype(int)
+    first = np.clip(np.floor(first + 1e-6), 0, size - 1).astype(int)
+    last = np.clip(np.ceil(last - 1e-6), first, size - 1).astype(int)
     if d == 2:
         first[2] = last[2] = 0
     return Domain(tuple(int(v) for v in first), tuple(int(v) for v in last - first + 1))  # type: ignore[arg-type]
@@ -563,8 +564,7 @@ def optimise_lattice(
     fixed, fixed_box = normalised(pair.fixed, pair.fixed_weight)
     moving, moving_box = normalised(pair.moving, pair.moving_weight)
     unit = min(pair.fixed_geometry.spacing)
-    finest = settings.shrink_factors[-1] * settings.lattice_spacing[-1]
-    margin = 2 * finest * unit if pair.fixed_weight is None else 8 * unit
+    margin = 2 * settings.shrink_factors[-1] * unit if pair.fixed_weight is None else 8 * unit
     domain = common_domain(pair, fixed_box, moving_box, margin)
     if math.prod(domain.size) <= settings.fine_voxels:
         settings = fine_level(settings)
