@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import statistics
@@ -261,7 +262,7 @@ def compare(pair: Pair, methods: Sequence[str], options: argparse.Namespace, wor
     scored: dict[str, dict[str, Any]] = {}
     for turn in range(options.repeats):
         for name in methods:
-            if name in result["failed"]:
+            if name in result["failed"] or (turn > 0 and name in options.once):
                 continue
             folder = work / pair.name.replace("/", "_") / f"{name}_{turn + 1}"
             folder.mkdir(parents=True)
@@ -353,11 +354,14 @@ def report(name: str, facts: dict[str, Any], results: Sequence[dict[str, Any]], 
     lines = [f"# {name}", ""]
     lines += [
         f"{facts['date']}, {facts['processor']} ({facts['cores']} cores), {threads} thread{'s' * (threads > 1)}, "
-        f"medians over {repeats} turn{'s' * (repeats > 1)} in alternation. Made with",
+        f"medians over {repeats} turn{'s' * (repeats > 1)} in alternation"
+        + (f" ({', '.join(METHODS[key].title for key in facts['once'])}: the first only)" if facts.get("once") else "")
+        + ". Made with",
         "",
         f"    {facts['command']}",
         "",
     ]
+    lines += [facts["note"], ""] if facts.get("note") else []
     summaries = [summary(result) for result in results]
     if len(results) > 1 and any(over_pairs(summaries)):
         lines += [f"## Mean over {len(results)} pairs", ""]
@@ -502,6 +506,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"comma-separated, or all (default: {DEFAULT_METHODS}; there are {', '.join(METHODS)})",
     )
     parser.add_argument("--repeats", type=int, default=3, help="turns of each method (default: 3)")
+    parser.add_argument(
+        "--once", type=chosen_methods, default=[], help="methods that take part in the first turn only, comma-separated"
+    )
+    parser.add_argument("--note", default="", help="a sentence for the page: what a reader must know of these runs")
     parser.add_argument("--threads", type=int, default=2, help="for every method (default: 2)")
     parser.add_argument("--linear", choices=("none", "affine"), help="in place of what the layout of the pairs says")
     parser.add_argument("--labels", help="labels whose Dice counts, comma-separated, in place of the layout's")
@@ -562,6 +570,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "python": platform.python_version(),
         "threads": options.threads,
         "repeats": options.repeats,
+        "once": options.once,
+        "note": options.note,
         "command": _command(words),
         "versions": versions,
         "skipped": skipped,
@@ -603,7 +613,7 @@ def _command(words: Sequence[str]) -> str:
     for word in words:
         key = shown[-1] if shown else ""
         shown.append({"--data": "DATA", "--output": "OUTPUT"}.get(key, word))
-    return " ".join(["python benchmarks/compare.py", *shown])
+    return "python benchmarks/compare.py " + shlex.join(shown)
 
 
 def _gray(pair: Pair, work: Path) -> Pair:

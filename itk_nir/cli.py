@@ -1,4 +1,4 @@
-"""The command ``itk-nir``: register, apply, convert, demo, presets.
+"""The command ``itk-nir``: register, apply, convert, ants, demo, presets.
 
 Exit status: 0 when every file is complete, 2 for arguments and inputs that cannot be used, 1 for other failures, 130
 when interrupted. Nothing heavy is imported before the arguments are known to be right.
@@ -326,6 +326,10 @@ def _parser() -> argparse.ArgumentParser:
         help="ants writes 1Warp.nii.gz, 0GenericAffine.mat, 1InverseWarp.nii.gz; nifti a field in RAS (intent 1006); "
         "default: what the name tells",
     )
+
+    from itk_nir.compat.ants_cli import add_parser as add_ants
+
+    add_ants(commands)
 
     demo = commands.add_parser(
         "demo",

@@ -67,7 +67,7 @@ PRESETS: dict[str, tuple[str, Settings]] = {
     "accurate": (
         "the last bit of accuracy: more steps, wider windows, less smoothing",
         Settings(
-            LatticeSettings(steps=(120, 60, 50), radius=(5, 7, 7), velocity_diffusion=(0.36, 0.55, 0.35)),
+            LatticeSettings(steps=(120, 60, 50), radius=(5, 7, 7), velocity_diffusion=(0.48, 0.72, 0.48)),
         ),
     ),
     "paper": (

@@ -29,7 +29,7 @@ from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, load_image, save_image, to_itk
 from itk_nir.resample import resample_array
 from itk_nir.staging import all_or_none
-from itk_nir.transforms.elastix import _as_text, parameter_maps, read_elastix
+from itk_nir.transforms.elastix import as_text, parameter_maps, read_elastix
 from itk_nir.transforms.files import load_transform
 from itk_nir.transforms.model import Chain
 
@@ -484,7 +484,7 @@ def _write(chain: Chain, folder: Path, request: Request, warped: NDArray[Any], g
         for number, one in enumerate(maps):
             before = str(where / f"TransformParameters.{number - 1}.txt") if number else "NoInitialTransform"
             names = {key: [before] for key in one if key.startswith("InitialTransformParameter")}
-            text = _as_text({**one, **names})
+            text = as_text({**one, **names})
             (stage / f"TransformParameters.{number}.txt").write_text(text, encoding="utf-8")
         if request.write_image:
             last = maps[-1]

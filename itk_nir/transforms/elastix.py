@@ -125,7 +125,7 @@ def write_elastix(
         names = [f"{start}{name}.{number}.txt" for number in range(len(maps))]
         for number, parameters in enumerate(maps):
             before = str(where / names[number - 1]) if number else _NONE
-            text = _as_text({**parameters, **{key: [before] for key in _INITIAL}})
+            text = as_text({**parameters, **{key: [before] for key in _INITIAL}})
             (stage / names[number]).write_text(text, encoding="utf-8")
     return [folder / n for n in names]
 
@@ -160,7 +160,7 @@ def _numbers(values: Any) -> list[str]:
     return [repr(float(v)) for v in np.asarray(values).ravel()]
 
 
-def _as_text(parameters: Mapping[str, Sequence[str]]) -> str:
+def as_text(parameters: Mapping[str, Sequence[str]]) -> str:
     quoted = '"{}"'.format
     lines = []
     for key, values in parameters.items():

@@ -90,6 +90,10 @@ def _read(path: Path, reference: Geometry | None, label: str) -> Chain:
 
         if is_elastix_file(path):
             return read_elastix(path, reference)
+    if path.name.lower().endswith(".safetensors"):
+        from itk_nir.network import load_network
+
+        return load_network(path).bake()
     if path.name.lower().endswith(_TRANSFORM_SUFFIXES):
         return _read_transform(path, reference, label)
     return Chain((read_field(path, label),))
