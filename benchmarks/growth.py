@@ -111,8 +111,8 @@ def main() -> int:
     lines = [
         "# Growth with the size of the images",
         "",
-        f"{_processor()} ({os.cpu_count()} cores), {options.threads} threads, Python {platform.python_version()}, preset "
-        f"`{options.preset}`, deformable only, one run of each size. Made by `benchmarks/growth.py`.",
+        f"{_processor()} ({os.cpu_count()} cores), {options.threads} threads, Python {platform.python_version()}, "
+        f"preset `{options.preset}`, deformable only, one run of each size. Made by `benchmarks/growth.py`.",
         "",
         "| edge | million voxels | seconds | of these: field | bake | CPU seconds | peak GB | bytes a voxel |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",

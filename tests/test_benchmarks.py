@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from itk_nir.config import make_settings
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("no benchmarks: they are not part of a source distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
-score, pairs, peers, compare = (importlib.import_module(name) for name in ("score", "pairs", "peers", "compare"))
+score, pairs, peers, compare, study, growth = (
+    importlib.import_module(name) for name in ("score", "pairs", "peers", "compare", "study", "growth")
+)
 
 SPACING = np.array([1.0, 1.5, 2.0])
 
@@ -261,3 +265,31 @@ def test_medians_ratios_and_table() -> None:
     page = compare.report("set", facts | {"versions": {}, "skipped": {"greedy": "not installed"}}, [result], None)
     assert "failed with status 1" in page
     assert "Skipped: greedy" in page
+
+
+def test_every_arm_of_the_study_is_a_registration() -> None:
+    for arm in study.ARMS:
+        given = study.options(arm, 0.5, (60, 30, 1))
+        assert given["steps"] == (30, 15, 1)  # a level has one step at least
+        make_settings("default", **given)
+    assert study.options("free lattice", 1.0, (1, 1, 1))["grids"] == "single"
+
+
+def test_growth_is_the_exponent_of_a_power_law() -> None:
+    rows = [{"edge": n, "wall": 3e-6 * (n**3) ** 0.8} for n in (96, 128, 200)]
+    assert growth.slope(rows, "wall") == pytest.approx(0.8)
+
+
+def test_growth_keeps_the_field_of_view(tmp_path: Path) -> None:
+    image = sitk.Image(32, 32, 32, sitk.sitkFloat32) + 5.0
+    image.SetSpacing((1.5, 1.5, 1.5))
+    image.SetOrigin((-3.0, 4.0, 5.0))
+    sitk.WriteImage(image, str(tmp_path / "a.nii"))
+    growth.resample(tmp_path / "a.nii", tmp_path / "b.nii", 48)
+    got = sitk.ReadImage(str(tmp_path / "b.nii"))
+    assert got.GetSize() == (48, 48, 48)
+    for corner in (-0.5, 47.5):
+        there = got.TransformContinuousIndexToPhysicalPoint([corner] * 3)
+        here = image.TransformContinuousIndexToPhysicalPoint([-0.5 if corner < 0 else 31.5] * 3)
+        assert there == pytest.approx(here)
+    assert float(sitk.GetArrayFromImage(got)[1:-1, 1:-1, 1:-1].min()) == 5.0
