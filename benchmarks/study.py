@@ -63,7 +63,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "symmetric": ("the default, forward and backward similarity", {"symmetric": True}),
     "fixed diffusion": (
         "the default with diffusion weights that do not ease with the energy",
-        {"diffusion_energy": 1e6, "velocity_diffusion": (0.05, 0.03, 0.02)},
+        {"diffusion_energy": 1e6, "velocity_diffusion": (0.05, 0.03, 0.03)},
     ),
     "displacement": ("the default without integration", {"flow": "displacement"}),
     "five squarings": ("the default with 32 integration steps instead of 4", {"squarings": 5}),

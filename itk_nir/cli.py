@@ -64,8 +64,10 @@ def _register(options: argparse.Namespace) -> None:
 
         check_format(options.format, load_image(options.fixed, "fixed image").dimension)
     with _progress() as callback:
+        from itk_nir.engine import ops
         from itk_nir.registration import register
 
+        ops.return_blocks_from(16 << 20)
         began = time.perf_counter()
         result = register(
             options.fixed,

@@ -58,7 +58,7 @@ def _paper() -> PointSettings:
 PRESETS: dict[str, tuple[str, Settings]] = {
     "fast": (
         "a good alignment in seconds",
-        Settings(LatticeSettings(steps=(40, 15, 8), learning_rates=(0.6, 0.4, 0.3), radius=(5, 5, 5))),
+        Settings(LatticeSettings(steps=(40, 16, 6), learning_rates=(0.6, 0.4, 0.3), radius=(5, 5, 8))),
     ),
     "default": (
         "the one to start with: more accurate than SyN, in a fraction of its time",
@@ -67,7 +67,7 @@ PRESETS: dict[str, tuple[str, Settings]] = {
     "accurate": (
         "the last bit of accuracy: more steps, wider windows, less smoothing",
         Settings(
-            LatticeSettings(steps=(120, 60, 50), radius=(5, 7, 7), velocity_diffusion=(0.48, 0.72, 0.48)),
+            LatticeSettings(steps=(120, 60, 36), radius=(5, 7, 8), velocity_diffusion=(0.48, 0.72, 0.9)),
         ),
     ),
     "paper": (
@@ -134,8 +134,8 @@ def make_settings(preset: str = "default", **options: Any) -> Settings:
 def _match_levels(engine: LatticeSettings, options: dict[str, Any]) -> dict[str, Any]:
     """Spread single numbers over the levels; where the number of levels changes, cut or repeat what is not given."""
     out = dict(options)
-    if "shrink_factors" in out:  # what is asked for is done: no other last level for small images
-        out.setdefault("fine_voxels", 0)
+    if "steps" in out:  # what is asked for is done, whatever the size of the images
+        out.setdefault("small_voxels", 0)
     levels = out.get("shrink_factors", engine.shrink_factors)
     n = len(levels) if isinstance(levels, (tuple, list)) else 1
     if isinstance(levels, int) and not isinstance(levels, bool):

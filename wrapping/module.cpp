@@ -250,6 +250,16 @@ void release_memory() {
 #endif
 }
 
+// Has the allocator take blocks from this size on straight from the system and give them back when they are freed, for
+// the rest of the process. By default glibc learns to keep blocks of up to 32 MB, which then lie about in pieces.
+void return_blocks_from(int bytes) {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_THRESHOLD, bytes);
+#else
+  (void)bytes;
+#endif
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -278,6 +288,7 @@ NB_MODULE(_native, m) {
         nb::arg("beta1"), nb::arg("beta2"), nb::arg("rate"), nb::arg("correction"), nb::arg("epsilon"),
         nb::arg("threads"));
   m.def("release_memory", &release_memory);
+  m.def("return_blocks_from", &return_blocks_from, nb::arg("bytes"));
   m.def("balance", &balance_inverse, nb::arg("u"), nb::arg("v"), nb::arg("relaxation"), nb::arg("threads"));
   m.def("inverse_error", &error_of_inverse, nb::arg("u"), nb::arg("v"), nb::arg("scale"), nb::arg("error"),
         nb::arg("threads"));

@@ -55,8 +55,6 @@ def level_options(
         "coarsest_lattice": max(16.0, *lattices),
         "steps": limited(known["steps"], n, most_steps),
     }
-    if "fine_voxels" in known:
-        out["fine_voxels"] = 0  # the levels are the caller's, whatever the size of the image
     if smoothing_sigmas is not None:
         if len(smoothing_sigmas) != n:
             raise OptionError(

@@ -26,7 +26,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -92,8 +91,7 @@ class LatticeSettings:
     squarings : of scaling and squaring.
     velocity_diffusion, displacement_diffusion : weights w_v and w_u, one a level.
     diffusion_energy : E0, the energy at which the weight of the velocity's diffusion has halved; large for a fixed one.
-    fine_voxels : where the domain has at most this many voxels, the last level is taken at half its shrink factor (see
-        `fine_level`).
+    small_voxels : a domain of fewer voxels gets more steps, up to twice as many (see `for_size`); 0 for never.
     symmetric : also warp the fixed image by the inverse onto the moving one (seen through the linear map), and take the
         mean of both similarities.
     jacobian_weight, jacobian_margin : weight w_j and margin of the Jacobian-determinant penalty.
@@ -104,25 +102,25 @@ class LatticeSettings:
         `threshold` below that of the window before; threshold 0 means never.
     """
 
-    shrink_factors: tuple[int, ...] = (4, 2, 2)
-    smoothing_sigmas: tuple[float, ...] = (0.4, 0.3, 0.3)
-    steps: tuple[int, ...] = (60, 30, 22)
+    shrink_factors: tuple[int, ...] = (4, 2, 1)
+    smoothing_sigmas: tuple[float, ...] = (0.4, 0.3, 0.6)
+    steps: tuple[int, ...] = (60, 30, 16)
     learning_rates: tuple[float, ...] = (0.5, 0.3, 0.2)
     learning_rate_end: float = 0.3
-    lattice_spacing: tuple[float, ...] = (1.0, 2.0, 1.0)
+    lattice_spacing: tuple[float, ...] = (1.0, 2.0, 2.0)
     coarsest_lattice: float = 16.0
     grids: str = "pyramid"
     network: FieldConfig | None = None
     network_rate: float = 1e-3
-    radius: tuple[int, ...] = (5, 6, 6)
+    radius: tuple[int, ...] = (5, 6, 8)
     epsilon: float = 1e-4
     centre_gradient: bool = False
     flow: str = "velocity"
     squarings: int = 2
-    velocity_diffusion: tuple[float, ...] = (0.6, 0.9, 0.6)
+    velocity_diffusion: tuple[float, ...] = (0.6, 0.9, 1.1)
     displacement_diffusion: tuple[float, ...] = (0.0, 0.0, 0.0)
     diffusion_energy: float = 0.05
-    fine_voxels: int = 3_000_000
+    small_voxels: int = 4_000_000
     symmetric: bool = False
     jacobian_weight: float = 1.0
     jacobian_margin: float = 0.4
@@ -157,7 +155,7 @@ class LatticeSettings:
         for name in ("smoothing_sigmas", "velocity_diffusion", "displacement_diffusion"):
             if min(getattr(self, name)) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("jacobian_weight", "squarings", "convergence_threshold", "fine_voxels", "gradient_smoothing"):
+        for name in ("jacobian_weight", "squarings", "convergence_threshold", "small_voxels", "gradient_smoothing"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if min(self.learning_rates) <= 0:
@@ -190,29 +188,15 @@ class LatticeSettings:
         return round(math.log2(self.coarsest_lattice / (self.lattice_spacing[level] * self.shrink_factors[level])))
 
 
-def fine_level(settings: LatticeSettings) -> LatticeSettings:
-    """The settings with the last level at half its shrink factor, on the same lattice.
+def for_size(settings: LatticeSettings, voxels: int) -> LatticeSettings:
+    """The settings with up to twice the steps where the domain is small: `small_voxels` over its voxels, 1 to 2.
 
-    Small images can afford it and have little to lose: half the steps keep the time near that of a shrunken level of a
-    large image. The diffusion is four times as strong and the images are smoothed to the same sharpness, because what
-    shrinking averaged away, noise above all, is back. A level that is at full resolution stays as it is.
+    A step of a small image costs little, and its time goes to start-up and files anyway.
     """
-    factor = settings.shrink_factors[-1]
-    if factor % 2:
+    factor = min(2.0, settings.small_voxels / max(1, voxels))
+    if factor <= 1:
         return settings
-
-    def last(values: tuple[Any, ...], value: float) -> tuple[Any, ...]:
-        return (*values[:-1], value)
-
-    return replace(
-        settings,
-        shrink_factors=last(settings.shrink_factors, factor // 2),
-        lattice_spacing=last(settings.lattice_spacing, 2 * settings.lattice_spacing[-1]),
-        steps=last(settings.steps, (settings.steps[-1] + 1) // 2),
-        smoothing_sigmas=last(settings.smoothing_sigmas, 2 * settings.smoothing_sigmas[-1]),
-        velocity_diffusion=last(settings.velocity_diffusion, 4 * settings.velocity_diffusion[-1]),
-        fine_voxels=0,
-    )
+    return replace(settings, steps=tuple(round(factor * s) for s in settings.steps))
 
 
 @dataclass(frozen=True)
@@ -566,8 +550,7 @@ def optimise_lattice(
     unit = min(pair.fixed_geometry.spacing)
     margin = 2 * settings.shrink_factors[-1] * unit if pair.fixed_weight is None else 8 * unit
     domain = common_domain(pair, fixed_box, moving_box, margin)
-    if math.prod(domain.size) <= settings.fine_voxels:
-        settings = fine_level(settings)
+    settings = for_size(settings, math.prod(domain.size))
     coarsest = settings.coarsest_lattice * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     halvings = max(settings.grid_of(level) for level in range(settings.levels))
@@ -586,6 +569,7 @@ def optimise_lattice(
         if steps == 0 or cancelled:
             continue
         stop = "all steps done"
+        ops.release_memory()
         axes = lattices[model.finest]
         h = coarsest / 2**model.finest
         factors = shrink(pair.fixed_geometry, settings.shrink_factors[level])
@@ -598,6 +582,8 @@ def optimise_lattice(
         moving_positions = whole.level_positions(moving_factors)
         fixed_level = pyramid(fixed, pair.fixed_geometry, positions, factors, sigma, threads)
         moving_level = pyramid(moving, pair.moving_geometry, moving_positions, moving_factors, sigma, threads)
+        if level == settings.levels - 1:
+            del fixed, moving
         spline = [a.evaluate(p) for a, p in zip(axes, positions, strict=True)]
         level_index, level_vector = level_map(index, vector, positions, factors, moving_positions, moving_factors)
         # The displacement is carried in units of the lattice: what scaling and squaring works in.
@@ -700,6 +686,7 @@ def optimise_lattice(
         pair.fixed_geometry, lattices[model.finest], h, values, settings.flow, settings.squarings, threads
     )  # fmt: skip
     if settings.jacobian_weight:
+        ops.release_memory()
         trained = mend(trained, domain)
     return LatticeResult(trained, trace, stop)
 

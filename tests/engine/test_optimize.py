@@ -25,7 +25,6 @@ from itk_nir.engine.optimize import (
     background,
     bounds,
     common_domain,
-    fine_level,
     level_map,
     mend,
     normalised,
@@ -43,7 +42,7 @@ QUICK = LatticeSettings(
     shrink_factors=(2, 1), smoothing_sigmas=(0.5, 0.5), steps=(40, 20), learning_rates=(0.4, 0.2),
     lattice_spacing=(2.0, 2.0), coarsest_lattice=8.0, radius=(3, 3), velocity_diffusion=(0.1, 0.1),
     displacement_diffusion=(0.0, 0.0),
-    epsilon=1e-3, squarings=5, jacobian_weight=0.0, jacobian_margin=0.3,
+    epsilon=1e-3, squarings=5, jacobian_weight=0.0, jacobian_margin=0.3, small_voxels=0,
 )  # fmt: skip
 N = {2: 56, 3: 34}
 
@@ -247,22 +246,13 @@ def test_weight_of_the_diffusion_eases_with_the_energy(make_case: Callable[..., 
     assert penalty(scale) == pytest.approx(weight * scale * np.log1p(energy / scale), rel=1e-4)
 
 
-def test_small_images_end_at_full_resolution_on_the_same_lattice(make_case: Callable[..., Any]) -> None:
-    pair = make_case(3, N[3]).pair
-    pair = replace(pair, fixed_weight=torch.ones_like(pair.fixed))  # the same domain, whatever the shrink factors
-    coarse = settings(
-        shrink_factors=(4, 2), lattice_spacing=(1.0, 1.0), coarsest_lattice=8.0, steps=(4, 5), fine_voxels=0
-    )
-    fine = fine_level(coarse)
-    assert fine.shrink_factors == (4, 1)
-    assert fine.steps == (4, 3)
-    assert fine.grid_of(1) == coarse.grid_of(1)
-    assert fine_level(fine) == fine
-    by_size = optimise_lattice(pair, replace(coarse, fine_voxels=N[3] ** 3)).field.values
-    assert torch.equal(by_size, optimise_lattice(pair, fine).field.values)
-    too_large = optimise_lattice(pair, replace(coarse, fine_voxels=1000)).field.values
-    assert torch.equal(too_large, optimise_lattice(pair, coarse).field.values)
-    assert not torch.equal(by_size, too_large)
+def test_small_images_get_more_steps(make_case: Callable[..., Any]) -> None:
+    pair = make_case(2, N[2]).pair
+    pair = replace(pair, fixed_weight=torch.ones_like(pair.fixed))  # the domain is the whole image
+    for times, expected in ((1.5, (6, 3)), (5.0, (8, 4)), (0.9, (4, 2)), (0, (4, 2))):
+        few = settings(steps=(4, 2), small_voxels=round(times * N[2] ** 2))
+        trace = optimise_lattice(pair, few).trace
+        assert tuple(sum(t.level == k for t in trace) for k in (0, 1)) == expected
 
 
 def folds(field: LatticeField) -> int:

@@ -211,6 +211,16 @@ def release_memory() -> None:
         native.native.release_memory()
 
 
+def return_blocks_from(size: int) -> None:
+    """Have the allocator give blocks of `size` bytes and more back when they are freed: for a process of our own.
+
+    It holds for the rest of the process, so it is the command line that asks for it, never `register`.
+    """
+    native = native_module()
+    if native:
+        native.native.return_blocks_from(size)
+
+
 def jacobian_map(displacement: Tensor, threads: int = 1) -> Tensor:
     """``det(I + ∂u_i/∂x_j)`` at every voxel, ``(3, Z, Y, X)`` voxels → ``(Z, Y, X)``; see `reference.jacobian_map`."""
     native = _native(displacement)
