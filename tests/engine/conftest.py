@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,6 +140,15 @@ def about(matrix: Array, centre: Array) -> Array:
     out = np.array(matrix, float)
     out[:d, d] += centre - matrix[:d, :d] @ centre
     return out
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """As inside `register`: torch's own threads wait for one another by spinning, which a busy machine punishes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
