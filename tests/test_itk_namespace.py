@@ -116,8 +116,8 @@ def pip(python: Path, *arguments: str | Path) -> None:
 def build_options(folder: Path) -> list[str]:
     # The native ops take a minute to compile and have no part in this.
     return [
-        "--no-build-isolation", "--no-deps", "-C", f"build-dir={folder / 'build'}", "-C",
-        "cmake.define.ITK_NIR_NATIVE=OFF",
+        "--no-build-isolation", "--no-deps", "--config-settings", f"build-dir={folder / 'build'}",
+        "--config-settings", "cmake.define.ITK_NIR_NATIVE=OFF",
     ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ BOTH = pytest.mark.parametrize("d", [2, 3])
 #: Few steps on two coarse levels: enough to be well on the way.
 QUICK: dict[str, Any] = {
     "shrink_factors": (2, 1), "smoothing_sigmas": (0.5, 0.5), "steps": (25, 8), "learning_rates": (0.4, 0.2),
-    "lattice_spacing": (2.0, 2.0), "coarsest_lattice": 8.0, "radius": (3, 3), "velocity_diffusion": (0.1, 0.1),
+    "lattice_spacing": (2.0, 2.0), "coarsest_lattice": 8.0, "radius": (3, 3), "velocity_diffusion": (0.5, 0.5),
     "displacement_diffusion": (0.0, 0.0), "epsilon": 1e-3, "squarings": 5, "jacobian_weight": 0.0,
     "linear_size": (24,), "linear_steps": (25,), "linear_start_steps": 8,
 }  # fmt: skip
