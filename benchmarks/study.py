@@ -175,7 +175,7 @@ def write(
         f"{arguments.threads} threads, preset `{arguments.preset}`; steps of every arm scaled to the time of the first "
         f"(ratios: quickest of {arguments.turns} short runs in alternation on {pairs[0]}). Made by",
         "",
-        f"    python benchmarks/study.py --pairs {arguments.pairs!r}",
+        f"    python benchmarks/study.py --pairs {arguments.pairs!r} --arms {','.join(rows)!r}",
         "",
         "Dice: mean over the brain pairs, and in how many of them the arm is ahead of the default. TRE in mm. The "
         "rest: means over all pairs.",
