@@ -31,13 +31,18 @@ FORMATS = ("itk", "ants", "elastix", "slicer", "nifti")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (argparse itself exits for ``--help`` and wrong arguments)."""
     options = _parser().parse_args(arguments)
+    return exit_status(lambda: options.run(options), "interrupted; nothing was left behind")
+
+
+def exit_status(run: Callable[[], None], interrupted: str) -> int:
+    """Run a command; what goes wrong becomes one line on stderr and the exit status of the module's text."""
     from itk_nir.errors import InputError, ItkNirError, OptionError, one_line
 
     try:
         with _terminable(), _one_line_warnings():
-            options.run(options)
+            run()
     except KeyboardInterrupt:
-        _say("error: interrupted; nothing was left behind")
+        _say(f"error: {interrupted}")
         return 130
     except (InputError, OptionError) as error:
         _say(f"error: {one_line(error)}")

@@ -120,14 +120,7 @@ class Network:
         baked = self._bake(bake_error, bake_spacing)
         metrics = {
             **self.about,
-            "folded_voxels": baked.folded,
-            "folded_percent": baked.folded_percent,
-            "jacobian_range": list(baked.jacobian_range),
-            "log_jacobian_sd": baked.log_jacobian_sd,
-            "inverse_error_mean_voxels": baked.inverse_error_mean,
-            "inverse_error_p99_voxels": baked.inverse_error_p99,
-            "bake_spacing_voxels": baked.spacing,
-            "bake_error_voxels": baked.interpolation_error,
+            **baked.metrics(),
             "linear_matrix": self.linear.matrix.tolist(),
         }
         return RegistrationResult(a, b, self.chain(baked), metrics, self.map, self)

@@ -42,7 +42,7 @@ from itk_nir.preflight import check_pair, match_mask
 from itk_nir.resample import resample_array
 from itk_nir.result import RegistrationResult
 from itk_nir.transforms.files import load_transform
-from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform, compose
+from itk_nir.transforms.model import Chain, LinearTransform, compose
 
 F64 = NDArray[np.float64]
 
@@ -205,15 +205,6 @@ def _run(
     inside = weight > 0.5 if weight is not None else _foreground(pair.fixed)
     ops.release_memory()  # many small arrays are done with, a few large ones follow
     baked = bake(field, settings.bake, inside, threads)
-    forward = (DisplacementField(baked.geometry, baked.forward), LinearTransform(pair.linear), *tail)
-    backward: tuple[Any, ...] = (
-        LinearTransform(pair.linear).inverse(),
-        DisplacementField(baked.geometry, baked.inverse),
-    )
-    if tail:
-        assert start is not None
-        backward = (*start.inverse().steps, *backward)
-    chain = Chain(forward, backward)
     seconds["bake"] = time.perf_counter() - clock - sum(seconds.values())
     metrics = {
         "preset": preset,
@@ -222,14 +213,7 @@ def _run(
         "similarity_start": trace[0].metric if trace else None,
         "similarity_linear": linear_metric,
         "trace": [{"level": t.level, "step": t.step, "metric": t.metric, "loss": t.loss} for t in trace],
-        "folded_voxels": baked.folded,
-        "folded_percent": baked.folded_percent,
-        "jacobian_range": list(baked.jacobian_range),
-        "log_jacobian_sd": baked.log_jacobian_sd,
-        "inverse_error_mean_voxels": baked.inverse_error_mean,
-        "inverse_error_p99_voxels": baked.inverse_error_p99,
-        "bake_spacing_voxels": baked.spacing,
-        "bake_error_voxels": baked.interpolation_error,
+        **baked.metrics(),
         "linear_matrix": pair.linear.tolist(),
         **_about_run(seed, device, threads, seconds, clock),
         "warnings": notes,
@@ -242,7 +226,7 @@ def _run(
 
     about = {k: metrics[k] for k in ("preset", "seed", "device", "versions")} | {"settings": asdict(settings)}
     network = Network(field, LinearTransform(pair.linear), start if tail else None, about)
-    return RegistrationResult(fixed, moving, chain, metrics, network.map, network)
+    return RegistrationResult(fixed, moving, network.chain(baked), metrics, network.map, network)
 
 
 def _deform(

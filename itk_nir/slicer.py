@@ -35,22 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(DESCRIPTION.read_text(encoding="utf-8"))
         return 0
     options = _parser().parse_args(arguments)
-    from itk_nir.cli import _one_line_warnings, _say, _terminable
-    from itk_nir.errors import InputError, ItkNirError, OptionError, one_line
+    from itk_nir.cli import exit_status
 
-    try:
-        with _terminable(), _one_line_warnings():
-            _register(options)
-    except KeyboardInterrupt:
-        _say("error: interrupted")
-        return 130
-    except (InputError, OptionError) as error:
-        _say(f"error: {one_line(error)}")
-        return 2
-    except (ItkNirError, OSError, MemoryError) as error:
-        _say(f"error: {one_line(error)}")
-        return 1
-    return 0
+    return exit_status(lambda: _register(options), "interrupted")
 
 
 def _register(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -82,6 +82,19 @@ class Baked:
     folded_percent: float
     jacobian_range: tuple[float, float]
     log_jacobian_sd: float
+
+    def metrics(self) -> dict[str, Any]:
+        """The numbers, by the names that reports give them."""
+        return {
+            "folded_voxels": self.folded,
+            "folded_percent": self.folded_percent,
+            "jacobian_range": list(self.jacobian_range),
+            "log_jacobian_sd": self.log_jacobian_sd,
+            "inverse_error_mean_voxels": self.inverse_error_mean,
+            "inverse_error_p99_voxels": self.inverse_error_p99,
+            "bake_spacing_voxels": self.spacing,
+            "bake_error_voxels": self.interpolation_error,
+        }
 
 
 def bake_grid(geometry: Geometry, step: int) -> Geometry:
