@@ -24,22 +24,32 @@ from pairs import Pair, data_folder, find_pairs
 from score import score
 
 SIREN: dict[str, Any] = {"encoding": "none", "activation": "sine", "width": 64, "depth": 2, "omega": 10.0}
-FOURIER: dict[str, Any] = {**SIREN, "encoding": "fourier", "frequencies": 64, "scale": 1.0}
-
 FEATURES: dict[str, Any] = {
     "kind": "grid", "decoder": "mlp", "activation": "relu", "cells": (10, 20, 40), "features": 4, "width": 32,
     "depth": 1,
 }  # fmt: skip
 
+LATTICE: dict[str, Any] = {"network": None, "composed": False}
+
 #: Arm → (what it is, options). A "network" is a dict of `FieldConfig` arguments.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "default": ("feature grids, 16 voxels down to the finest, linear decoder", {}),
-    "free lattice": ("the finest velocity lattice alone, refined from level to level", {"grids": "single"}),
-    "grids from 32": ("feature grids, 32 voxels down", {"coarsest_lattice": 32.0}),
-    "grids from 8": ("feature grids, 8 voxels down", {"coarsest_lattice": 8.0}),
+    "default": ("a Fourier-SIREN and a lattice, then a fine lattice composed with them", {}),
+    "free lattice": ("one free velocity lattice, refined from level to level", LATTICE),
+    "composed lattices": ("the default without its network", {"network": None}),
+    "not composed": ("the default as one field: network and lattice, refined from level to level", {"composed": False}),
+    "network stepped by Adam": ("the default, Adam for the network as well", {"network_step": "adam"}),
+    "SIREN": ("the default with a SIREN 64x2 on the bare coordinates", {"network": SIREN}),
+    "composed feature grids": (
+        "a Fourier-SIREN and feature grids, then feature grids composed with them; half the rates",
+        {"grids": "pyramid", "learning_rates": (0.5, 0.3, 0.2)},
+    ),
+    "feature grids": (
+        "feature grids, 16 voxels down to the finest, linear decoder, as one field; half the rates",
+        {**LATTICE, "grids": "pyramid", "learning_rates": (0.5, 0.3, 0.2)},
+    ),
     "grids + MLP decoder": (
         "three feature grids decoded by a perceptron, evaluated every 4 voxels",
-        {"network": FEATURES, "grids": "none", "coarsest_lattice": 4.0, "network_rate": 3e-3},
+        {"network": FEATURES, "grids": "none", "coarsest_lattice": 4.0, "network_rate": 0.3, "network_step": "adam"},
     ),
     "SIREN alone": (
         "SIREN 64x2 alone, evaluated every 8 voxels",
@@ -47,23 +57,20 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Fourier-SIREN alone": (
         "Fourier-SIREN 64x2 alone, evaluated every 8 voxels",
-        {"network": FOURIER, "grids": "none", "coarsest_lattice": 8.0},
+        {"grids": "none", "coarsest_lattice": 8.0},
     ),
-    "SIREN + grids": ("SIREN 64x2 on the coarsest lattice under the grids", {"network": SIREN}),
-    "Fourier-SIREN + grids": ("Fourier-SIREN 64x2 under the grids", {"network": FOURIER}),
-    "Fourier-SIREN + grids, Kronecker": (
-        "the same, its matrices stepped by Kronecker-factored whitening",
-        {"network": FOURIER, "network_step": "kronecker"},
-    ),
-    "SIREN + free lattice": ("SIREN 64x2 under the finest lattice", {"network": SIREN, "grids": "single"}),
     "free lattice, smoothed": (
         "the free lattice, its gradient smoothed by one spacing before Adam",
-        {"grids": "single", "gradient_smoothing": 1.0},
+        {**LATTICE, "gradient_smoothing": 1.0},
+    ),
+    "free lattice, half rates": (
+        "the free lattice with half the rates",
+        {**LATTICE, "learning_rates": (0.5, 0.3, 0.2)},
     ),
     "symmetric": ("the default, forward and backward similarity", {"symmetric": True}),
-    "fixed diffusion": (
-        "the default with diffusion weights that do not ease with the energy",
-        {"diffusion_energy": 1e6, "velocity_diffusion": (0.05, 0.03, 0.03)},
+    "plain diffusion": (
+        "the default with a quadratic penalty, a tenth of the weight",
+        {"strain_scale": float("inf"), "displacement_diffusion": (0.12, 0.06, 0.1)},
     ),
     "displacement": ("the default without integration", {"flow": "displacement"}),
     "five squarings": ("the default with 32 integration steps instead of 4", {"squarings": 5}),
@@ -77,7 +84,7 @@ def options(arm: str, scale: float, steps: tuple[int, ...]) -> dict[str, Any]:
     from itk_nir.engine.fields import FieldConfig
 
     out = dict(ARMS[arm][1])
-    if "network" in out:
+    if out.get("network"):
         out["network"] = FieldConfig(**out["network"])
     out["steps"] = tuple(max(1, round(s * scale)) for s in steps)
     return out

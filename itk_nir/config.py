@@ -58,7 +58,7 @@ def _paper() -> PointSettings:
 PRESETS: dict[str, tuple[str, Settings]] = {
     "fast": (
         "a good alignment in seconds",
-        Settings(LatticeSettings(steps=(40, 16, 6), learning_rates=(0.6, 0.4, 0.3), radius=(5, 5, 8))),
+        Settings(LatticeSettings(steps=(20, 10, 5), learning_rates=(1.5, 0.9, 0.6))),
     ),
     "default": (
         "the one to start with: more accurate than SyN, in a fraction of its time",
@@ -67,7 +67,9 @@ PRESETS: dict[str, tuple[str, Settings]] = {
     "accurate": (
         "the last bit of accuracy: more steps, wider windows, less smoothing",
         Settings(
-            LatticeSettings(steps=(120, 60, 36), radius=(5, 7, 8), velocity_diffusion=(0.48, 0.72, 0.9)),
+            LatticeSettings(
+                steps=(80, 40, 24), radius=(5, 7, 8), displacement_diffusion=(0.6, 0.3, 0.3), strain_scale=0.55
+            ),
         ),
     ),
     "paper": (

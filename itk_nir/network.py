@@ -264,6 +264,8 @@ def _header(file: Path) -> dict[str, Any] | None:
 def _field_out(trained: LatticeField | PointField, tensors: dict[str, NDArray[Any]]) -> dict[str, Any]:
     if isinstance(trained, LatticeField):
         tensors["values"] = _numpy(trained.values)
+        if trained.coarse is not None:
+            tensors["coarse"], tensors["coarse_inverse"] = map(_numpy, trained.coarse)
         return {
             "kind": "lattice",
             "axes": [dataclasses.asdict(a) for a in trained.axes],
@@ -291,12 +293,19 @@ def _field_in(
 ) -> LatticeField | PointField:
     if part["kind"] == "lattice":
         axes = [Axis(**a) for a in part["axes"]]
-        values = torch.from_numpy(tensors["values"].copy()).to(device)
-        if tuple(values.shape) != (3, *shape_of(axes)):
-            raise ValueError(f"a lattice of {shape_of(axes)} control points with values of shape {tuple(values.shape)}")
+        names = ["values", "coarse", "coarse_inverse"] if "coarse" in tensors else ["values"]
+        grids = [torch.from_numpy(tensors[name].copy()).to(device) for name in names]
+        for grid in grids:
+            if tuple(grid.shape) != (3, *shape_of(axes)):
+                raise ValueError(
+                    f"a lattice of {shape_of(axes)} control points with values of shape {tuple(grid.shape)}"
+                )
         if part["flow"] not in ("velocity", "displacement"):
             raise ValueError(f"an unknown flow {part['flow']!r}")
-        return LatticeField(geometry, axes, part["spacing"], values, part["flow"], part["squarings"], threads)
+        coarse = (grids[1], grids[2]) if len(grids) == 3 else None
+        return LatticeField(
+            geometry, axes, part["spacing"], grids[0], part["flow"], part["squarings"], threads, coarse
+        )  # fmt: skip
     if part["kind"] != "points":
         raise ValueError(f"an unknown kind of field {part['kind']!r}")
     settings = _rebuild(PointSettings, part["settings"])

@@ -272,7 +272,7 @@ def test_every_arm_of_the_study_is_a_registration() -> None:
         given = study.options(arm, 0.5, (60, 30, 1))
         assert given["steps"] == (30, 15, 1)  # a level has one step at least
         make_settings("default", **given)
-    assert study.options("free lattice", 1.0, (1, 1, 1))["grids"] == "single"
+    assert study.options("free lattice", 1.0, (1, 1, 1))["network"] is None
 
 
 def test_growth_is_the_exponent_of_a_power_law() -> None:

@@ -44,8 +44,9 @@ struct Kernels {
                           float *grad_inner, Size size, int threads);
   // Solves y + v(y) + u(y + v(y)) = y for v by Newton's method from `v` as given; returns the largest residual, voxels.
   double (*invert)(const float *u, float *v, Size size, int iterations, float tolerance, int threads);
-  // Return the energy, overwrite the gradient. `weights` and components in x, y, z order.
-  double (*diffusion)(const float *u, float *gradient, int components, Size size, const double *weights, int threads);
+  // Return the energy, overwrite the gradient. `weights` and components in x, y, z order; `scale` > 0, may be infinite.
+  double (*diffusion)(const float *u, float *gradient, int components, Size size, const double *weights, double scale,
+                      int threads);
   double (*jacobian_penalty)(const float *u, float *gradient, Size size, float margin, int corner, int threads);
 };
 

@@ -174,6 +174,14 @@ void compose_adjoint(Constant outer, Constant inner, Constant grad, Array grad_o
   current->compose_adjoint(outer.data(), inner.data(), grad.data(), grad_outer.data(), grad_inner.data(), n, threads);
 }
 
+void compose_adjoint_inner(Constant outer, Constant inner, Constant grad, Array grad_inner, int threads) {
+  const Size n = packed_size(inner);
+  need(same(packed_size(outer), n) && same(packed_size(grad), n) && same(packed_size(grad_inner), n),
+       "compose_adjoint_inner: shapes disagree");
+  nb::gil_scoped_release release;
+  current->compose_adjoint(outer.data(), inner.data(), grad.data(), nullptr, grad_inner.data(), n, threads);
+}
+
 double invert(Constant u, Array v, int iterations, float tolerance, int threads) {
   const Size n = packed_size(u);
   need(same(packed_size(v), n), "invert: shapes disagree");
@@ -181,12 +189,13 @@ double invert(Constant u, Array v, int iterations, float tolerance, int threads)
   return current->invert(u.data(), v.data(), n, iterations, tolerance, threads);
 }
 
-double diffusion(Constant u, Array gradient, std::vector<double> weights, int threads) {
+double diffusion(Constant u, Array gradient, std::vector<double> weights, double scale, int threads) {
   const Size n = size_of(u, 1);
   need(same(size_of(gradient, 1), n) && gradient.shape(0) == u.shape(0), "diffusion: shapes disagree");
   need(weights.size() == 3, "diffusion: expected three weights");
+  need(scale > 0, "diffusion: scale must be positive");
   nb::gil_scoped_release release;
-  return current->diffusion(u.data(), gradient.data(), int(u.shape(0)), n, weights.data(), threads);
+  return current->diffusion(u.data(), gradient.data(), int(u.shape(0)), n, weights.data(), scale, threads);
 }
 
 double jacobian_penalty(Constant u, Array gradient, float margin, int corner, int threads) {
@@ -280,6 +289,8 @@ NB_MODULE(_native, m) {
   m.def("pack", &pack, nb::arg("planar"), nb::arg("packed"), nb::arg("scale"), nb::arg("threads"));
   m.def("unpack", &unpack, nb::arg("packed"), nb::arg("planar"), nb::arg("scale"), nb::arg("threads"));
   m.def("compose", &compose, nb::arg("outer"), nb::arg("inner"), nb::arg("out"), nb::arg("threads"));
+  m.def("compose_adjoint_inner", &compose_adjoint_inner, nb::arg("outer"), nb::arg("inner"), nb::arg("grad"),
+        nb::arg("grad_inner"), nb::arg("threads"));
   m.def("compose_adjoint", &compose_adjoint, nb::arg("outer"), nb::arg("inner"), nb::arg("grad"),
         nb::arg("grad_outer"), nb::arg("grad_inner"), nb::arg("threads"));
   m.def("resample", &resample_image, nb::arg("moving"), nb::arg("displacement").none(), nb::arg("index"),
@@ -293,7 +304,8 @@ NB_MODULE(_native, m) {
   m.def("inverse_error", &error_of_inverse, nb::arg("u"), nb::arg("v"), nb::arg("scale"), nb::arg("error"),
         nb::arg("threads"));
   m.def("jacobian", &jacobian_map, nb::arg("u"), nb::arg("determinant"), nb::arg("threads"));
-  m.def("diffusion", &diffusion, nb::arg("u"), nb::arg("gradient"), nb::arg("weights"), nb::arg("threads"));
+  m.def("diffusion", &diffusion, nb::arg("u"), nb::arg("gradient"), nb::arg("weights"), nb::arg("scale"),
+        nb::arg("threads"));
   m.def("jacobian_penalty", &jacobian_penalty, nb::arg("u"), nb::arg("gradient"), nb::arg("margin"),
         nb::arg("corner"), nb::arg("threads"));
   m.def("invert", &invert, nb::arg("u"), nb::arg("v"), nb::arg("iterations"), nb::arg("tolerance"),

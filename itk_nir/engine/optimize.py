@@ -1,22 +1,24 @@
-"""The fast way: a feature field on spline lattices, optimised coarse to fine on whole images.
+"""The fast way: two fields, composed, optimised coarse to fine on whole images.
 
-    phi(p) = A(p + u(p)),   u = exp(v) - id   (or u = v),   v = the field
+    phi(p) = A(p + u(p)),   id + u = (id + u_1) o (id + u_2),   u_k = exp(v_k) - id   (or u_k = v_k)
 
-The field is a multi-resolution feature grid with a linear decoder: cubic B-spline lattices, each of half the spacing
-of the one before, whose splines add up to the velocity, optionally on top of a coordinate network evaluated on the
-coarsest lattice. Adam gives every resolution steps of its own size: the coarse grids move whole regions at once, the
-fine ones follow the detail. (A free lattice, `grids="single"`, has the finest grid only.)
+The coarse field ``v_1`` is a coordinate network plus a cubic B-spline lattice, trained at the first level: the network
+moves whole regions, the lattice what is left at that resolution. Then it is kept, and the levels that follow train a
+fine field ``v_2`` from zero, a free velocity lattice that is refined from level to level. Each is a flow of its own:
+large deformations need not be one flow's. (`composed=False` trains one field through all levels; `grids="pyramid"`
+makes every field a sum of lattices of halved spacings, a feature grid with a linear decoder.)
 
 Everything is evaluated on the finest lattice of the level and carried to voxels by separable splines. Displacements
 are mm along the image axes. The loss of a level is
 
-    1 - mean LNCC²  +  w_v E0 log(1 + E(v) / E0)  +  w_u E(u)  +  w_j / |Ω| ∫ max(margin - det ∇phi, 0)²,
-    E(v) = 1 / |Ω| ∫ |∇v|²
+    1 - mean LNCC²  +  w_u / |Ω| ∫ s² log(1 + |∇u|² / s²)  +  w_v / |Ω| ∫ |∇v|²
+                    +  w_j / |Ω| ∫ max(margin - det ∇phi, 0)²
 
 with |Ω| the volume of the windows that count: all terms are dimensionless, so that weights hold for any image size,
-spacing and lattice. The logarithm makes the weight of the diffusion the pair's own, w_v / (1 + E / E0): two scans of
-one body, which need little deformation, are held stiff; two brains, which need much, are let go. (It is what is left of
-a Gaussian prior on the gradients whose width is not known but has a prior of its own and is integrated out.)
+spacing and lattice. The penalty of the displacement is that of a heavy-tailed prior on its gradients (a Lorentzian,
+Black and Anandan, CVIU 63(1), 1996): diffusion where they are small, hardly more for large ones than for middling ones.
+Two brains differ much in few places, two breathing states slide along the pleura; a quadratic penalty that lets those
+be lets noise in everywhere else.
 """
 
 from __future__ import annotations
@@ -52,6 +54,12 @@ SMALLEST = 2e-3
 WEAK = 0.25
 
 
+#: The network of the coarse field: sines of Fourier features [2, 3 in `fields`]. It is evaluated on a lattice of some
+#: thousand points, so its size hardly shows in the time of a step.
+COARSE_NETWORK = FieldConfig(
+    encoding="fourier", activation="sine", width=64, depth=2, omega=10.0, frequencies=64, scale=1.0
+)
+
 #: Most rounds of `mend`.
 MEND_ROUNDS = 20
 
@@ -81,16 +89,20 @@ class LatticeSettings:
     lattice_spacing : spacing of the finest lattice of each level, in voxels of the level.
     coarsest_lattice : spacing of the coarsest lattice, in voxels of the fixed image; a power of two times the others.
     grids : ``"pyramid"`` (the feature field), ``"single"`` (a free lattice) or ``"none"`` (the network alone).
-    network : a coordinate network added on the coarsest lattice, or None.
-    network_rate : its learning rate.
+    network : a coordinate network added on the coarsest lattice, of the first field where fields are composed, or None.
+    network_rate : step size of its weights, in learning rates (as a share of the image's half-extent, the unit of its
+        output).
+    composed : the first level trains a field of its own, which the field of the other levels is composed with (not
+        with grids ``"none"``: the network alone is one field).
     radius : radius of the LNCC window in voxels of the level.
     epsilon : variance below which a window of the normalised images counts as flat.
     centre_gradient : use the gradient of the centre term alone (see `ops.Lncc`), times the voxels of a window, so that
         it weighs against the penalties about as much as the whole gradient does.
     flow : ``"velocity"`` (integrated, diffeomorphic) or ``"displacement"``.
     squarings : of scaling and squaring.
-    velocity_diffusion, displacement_diffusion : weights w_v and w_u, one a level.
-    diffusion_energy : E0, the energy at which the weight of the velocity's diffusion has halved; large for a fixed one.
+    displacement_diffusion : weights w_u of the penalty on the gradients of the displacement, one a level.
+    strain_scale : s, the gradient from which on that penalty grows only with the logarithm; inf for plain diffusion.
+    velocity_diffusion : weights w_v of the diffusion of the velocity that is being trained, one a level.
     small_voxels : a domain of fewer voxels gets more steps, up to twice as many (see `for_size`); 0 for never.
     symmetric : also warp the fixed image by the inverse onto the moving one (seen through the linear map), and take the
         mean of both similarities.
@@ -104,28 +116,29 @@ class LatticeSettings:
 
     shrink_factors: tuple[int, ...] = (4, 2, 1)
     smoothing_sigmas: tuple[float, ...] = (0.4, 0.3, 0.6)
-    steps: tuple[int, ...] = (60, 30, 16)
-    learning_rates: tuple[float, ...] = (0.5, 0.3, 0.2)
+    steps: tuple[int, ...] = (40, 20, 10)
+    learning_rates: tuple[float, ...] = (1.0, 0.6, 0.4)
     learning_rate_end: float = 0.3
     lattice_spacing: tuple[float, ...] = (1.0, 2.0, 2.0)
     coarsest_lattice: float = 16.0
-    grids: str = "pyramid"
-    network: FieldConfig | None = None
-    network_rate: float = 1e-3
+    grids: str = "single"
+    network: FieldConfig | None = COARSE_NETWORK
+    network_rate: float = 0.1
+    composed: bool = True
     radius: tuple[int, ...] = (5, 6, 8)
     epsilon: float = 1e-4
     centre_gradient: bool = False
     flow: str = "velocity"
     squarings: int = 2
-    velocity_diffusion: tuple[float, ...] = (0.6, 0.9, 1.1)
-    displacement_diffusion: tuple[float, ...] = (0.0, 0.0, 0.0)
-    diffusion_energy: float = 0.05
+    displacement_diffusion: tuple[float, ...] = (1.2, 0.6, 1.0)
+    strain_scale: float = 0.32
+    velocity_diffusion: tuple[float, ...] = (0.0, 0.0, 0.0)
     small_voxels: int = 4_000_000
     symmetric: bool = False
     jacobian_weight: float = 1.0
     jacobian_margin: float = 0.4
     momentum: tuple[float, float] = (0.9, 0.99)
-    network_step: str = "adam"
+    network_step: str = "kronecker"
     gradient_smoothing: float = 0.0
     convergence_window: int = 10
     convergence_threshold: float = 0.0
@@ -160,7 +173,7 @@ class LatticeSettings:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if min(self.learning_rates) <= 0:
             raise ValueError(f"learning_rates must be above zero, got {self.learning_rates}")
-        for name in ("learning_rate_end", "network_rate", "epsilon", "convergence_window", "diffusion_energy"):
+        for name in ("learning_rate_end", "network_rate", "epsilon", "convergence_window", "strain_scale"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above zero, got {getattr(self, name)}")
         if not all(0 <= m < 1 for m in self.momentum):
@@ -220,6 +233,8 @@ class LatticeField:
     spacing : lattice spacing in mm (the same along all axes).
     values : ``(3, z, y, x)``, mm along the image axes.
     flow, squarings : how a displacement comes of it.
+    coarse : the displacement of the field that this one is composed with, and its inverse's, each like `values`; or
+        None.
     """
 
     geometry: Geometry
@@ -229,26 +244,30 @@ class LatticeField:
     flow: str
     squarings: int
     threads: int = 1
+    coarse: tuple[Tensor, Tensor] | None = None
 
     @cached_property
     def forward(self) -> Tensor:
         """Displacement at the control points, ``(3, z, y, x)`` mm along the image axes."""
-        return self._flow(1.0)
+        with torch.no_grad():
+            return self.displaced(self.values, self.coarse)
 
     @cached_property
     def backward(self) -> Tensor:
-        """The inverse's: exact for a velocity up to the lattice, by Newton's method for a displacement."""
-        if self.flow == "velocity":
-            return self._flow(-1.0)
-        u = self.values / self.spacing
-        return ops.invert(u, -u, self.threads)[0] * self.spacing
-
-    def _flow(self, sign: float) -> Tensor:
+        """The inverse's: exact for velocities up to the lattice, by Newton's method for a displacement."""
+        h = self.spacing
         with torch.no_grad():
             if self.flow == "displacement":
-                return self.values * sign
-            u = ops.exponential(self.values, self.squarings, sign / self.spacing, self.threads)
-            return u * self.spacing
+                u = self.forward / h
+                return ops.invert(u, -u, self.threads)[0] * h
+            u = ops.exponential(self.values, self.squarings, -1 / h, self.threads)
+            if self.coarse is not None:
+                u = ops.compose(u, self.coarse[1] / h, self.threads)
+            return u * h
+
+    def displaced(self, values: Tensor, coarse: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The displacement that `values` and `coarse` make, as `forward`."""
+        return flowed(values, coarse, self.flow, self.squarings, self.spacing, self.threads) * self.spacing
 
     def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
         """The displacement on a regular grid at `positions` (voxels of the fixed image, ``[x, y, z]``).
@@ -463,8 +482,8 @@ def pyramid(image: Tensor, geometry: Geometry, positions: list[F64], factors: tu
     return ops.separable(image[None], matrices, threads)[0].contiguous()
 
 
-class _Grids(nn.Module):
-    """The trainable field: lattices, finest last, and a network under the coarsest."""
+class _Model(nn.Module):
+    """The field in training: lattices, finest last, and a network under the coarsest. And the one before it, kept."""
 
     def __init__(self, lattices: list[list[Axis]], settings: LatticeSettings, geometry: Geometry, seed: int,
                  device: torch.device, threads: int) -> None:  # fmt: skip
@@ -474,7 +493,9 @@ class _Grids(nn.Module):
         self.grids = nn.ParameterDict()
         self.finest = -1
         self.network: nn.Module | None = None
-        self.half_extent = geometry.half_extent
+        self.coarse: tuple[Tensor, Tensor] | None = None
+        self.geometry, self.half_extent, self.device = geometry, geometry.half_extent, device
+        self.coarsest = settings.coarsest_lattice * min(geometry.spacing)
         if settings.network is not None:
             generator = torch.Generator().manual_seed(seed)
             d = geometry.dimension
@@ -484,22 +505,47 @@ class _Grids(nn.Module):
             points = geometry.physical_to_field(geometry.index_to_physical(index))
             self.points = torch.from_numpy(points).float().to(device)
 
-    def reach(self, finest: int, device: torch.device) -> None:
-        """Add the lattices up to `finest`; a single free lattice is refined instead."""
-        first = {"pyramid": 0, "single": finest, "none": finest + 1}[self.settings.grids]
-        start: dict[int, Tensor] = {}
-        if self.settings.grids == "single" and self.finest >= 0 and finest > self.finest:
-            with torch.no_grad():
-                value = self.grids[str(self.finest)].detach()
-                for k in range(self.finest, finest):
-                    value = ops.separable(value, self.refine[k], self.threads)
-            start[finest] = value
-            del self.grids[str(self.finest)]
-        for k in range(first, finest + 1):
-            if str(k) not in self.grids:
-                value = start.get(k, torch.zeros(3, *shape_of(self.lattices[k]), device=device))
-                self.grids[str(k)] = nn.Parameter(value.clone())
-        self.finest = finest
+    def spacing(self) -> float:
+        """Of the finest lattice, mm."""
+        return self.coarsest / 2**self.finest
+
+    def displaced(self, v: Tensor) -> Tensor:
+        """Velocity in mm → displacement of both fields in units of the lattice."""
+        settings = self.settings
+        return flowed(v, self.coarse, settings.flow, settings.squarings, self.spacing(), self.threads)
+
+    def keep(self) -> None:
+        """Put the field by as the coarse one, and begin another at zero."""
+        with torch.no_grad():
+            trained = LatticeField(
+                self.geometry, self.lattices[self.finest], self.spacing(), self().detach(), self.settings.flow,
+                self.settings.squarings, self.threads,
+            )  # fmt: skip
+            self.coarse = trained.forward, trained.backward
+        self.grids.clear()
+        self.network = None
+
+    def reach(self, finest: int) -> None:
+        """Go to the lattice `finest`: a pyramid is given the lattices up to it, a single lattice is refined."""
+        before, self.finest = self.finest, finest
+
+        def refined(value: Tensor) -> Tensor:
+            for k in range(before, finest):
+                value = ops.separable(value, self.refine[k], self.threads)
+            return value
+
+        wanted = {"pyramid": range(finest + 1), "single": [finest], "none": []}[self.settings.grids]
+        with torch.no_grad():
+            if self.coarse is not None:
+                self.coarse = refined(self.coarse[0]), refined(self.coarse[1])
+            start = {}
+            if self.settings.grids == "single" and str(before) in self.grids and finest > before:
+                start[finest] = refined(self.grids[str(before)].detach())
+                del self.grids[str(before)]
+            for k in wanted:
+                if str(k) not in self.grids:
+                    value = start.get(k, torch.zeros(3, *shape_of(self.lattices[k]), device=self.device))
+                    self.grids[str(k)] = nn.Parameter(value.clone())
 
     def forward(self) -> Tensor:
         """The field on its finest lattice, ``(3, z, y, x)`` mm."""
@@ -515,8 +561,7 @@ class _Grids(nn.Module):
                 v = ops.separable(v, self.refine[k - 1], self.threads)
             if str(k) in self.grids:
                 v = self.grids[str(k)] if v is None else v + self.grids[str(k)]
-        assert v is not None
-        return v
+        return torch.zeros(3, *shape_of(self.lattices[self.finest]), device=self.device) if v is None else v
 
 
 @dataclass(frozen=True, eq=False)
@@ -555,7 +600,7 @@ def optimise_lattice(
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     halvings = max(settings.grid_of(level) for level in range(settings.levels))
     lattices = domain.lattice(knots, halvings)  # type: ignore[arg-type]
-    model = _Grids(lattices, settings, pair.fixed_geometry, seed, device, threads)
+    model = _Model(lattices, settings, pair.fixed_geometry, seed, device, threads)
     index, vector = voxel_map(pair.fixed_geometry, pair.moving_geometry, pair.linear)
     trace: list[TraceStep] = []
     work = [
@@ -565,13 +610,15 @@ def optimise_lattice(
     stop, cancelled = "", False
     for level in range(settings.levels):
         steps = settings.steps[level]
-        model.reach(settings.grid_of(level), device)
+        if level == 1 and settings.composed and settings.grids != "none" and trace and not cancelled:
+            model.keep()
+        model.reach(settings.grid_of(level))
         if steps == 0 or cancelled:
             continue
         stop = "all steps done"
         ops.release_memory()
         axes = lattices[model.finest]
-        h = coarsest / 2**model.finest
+        h = model.spacing()
         factors = shrink(pair.fixed_geometry, settings.shrink_factors[level])
         positions = domain.level_positions(factors)
         sigma = settings.smoothing_sigmas[level]
@@ -589,7 +636,7 @@ def optimise_lattice(
         # The displacement is carried in units of the lattice: what scaling and squaring works in.
         level_vector = level_vector * h
         with torch.no_grad():
-            start = ops.separable(_flow(model(), settings, h, threads), spline, threads)
+            start = ops.separable(model.displaced(model()), spline, threads)
             weight = _weight(pair, start, positions, moving_level, level_index, level_vector, moving_positions, threads)
         lncc = ops.Lncc.make(fixed_level, weight, settings.radius[level], settings.epsilon, threads)
         if lncc.count < 1:
@@ -614,7 +661,9 @@ def optimise_lattice(
         weights: ops.Adam | ops.Kronecker | None = None
         if model.network is not None:
             rule = ops.Kronecker if settings.network_step == "kronecker" else ops.Adam
-            weights = rule(list(model.network.parameters()), settings.momentum, smallest, threads)
+            # Its gradients are per half-extent of the image, not per mm.
+            own = smallest * model.half_extent
+            weights = rule(list(model.network.parameters()), settings.momentum, own, threads)
         rate = settings.learning_rates[level] * unit
         sigma = settings.gradient_smoothing
         smooth = [
@@ -633,22 +682,21 @@ def optimise_lattice(
         for step in range(steps):
             decay = 1 - (1 - settings.learning_rate_end) * step / max(1, steps - 1)
             v = model()
-            u = _flow(v, settings, h, threads)
+            u = model.displaced(v)
             warped = ops.warp(moving_level, ops.separable(u, spline, threads), level_index, level_vector, threads)
             similarity = lncc(warped, settings.centre_gradient)
             if mirror is not None:
-                similarity = (similarity + mirror(v, spline)) / 2
+                similarity = (similarity + mirror(v, model.coarse, spline)) / 2
             if settings.centre_gradient:  # the value stays, the gradient grows
                 window = (2 * settings.radius[level] + 1) ** dims
                 similarity = similarity.detach() + window * (similarity - similarity.detach())
             loss = 1 - similarity
-            if settings.velocity_diffusion[level]:
-                energy = cell / h**2 * ops.diffusion(v, threads=threads)
-                scale = settings.diffusion_energy
-                loss = loss + stiff * settings.velocity_diffusion[level] * scale * torch.log1p(energy / scale)
             if settings.displacement_diffusion[level]:
                 weight_u = stiff * settings.displacement_diffusion[level] * cell
-                loss = loss + weight_u * ops.diffusion(u, threads=threads)
+                loss = loss + weight_u * ops.diffusion(u, scale=settings.strain_scale, threads=threads)
+            if settings.velocity_diffusion[level]:
+                weight_v = stiff * settings.velocity_diffusion[level] * cell / h**2
+                loss = loss + weight_v * ops.diffusion(v, threads=threads)
             if settings.jacobian_weight:
                 corner = CORNERS[step % 8]
                 penalty = ops.jacobian_penalty(u, settings.jacobian_margin, corner, threads)
@@ -675,15 +723,16 @@ def optimise_lattice(
                         p.grad = ops.separable(p.grad, matrices, threads)
             optimiser.step(rate * decay)
             if weights is not None:
-                weights.step(settings.network_rate * decay)
+                # A network moves the whole image at once, which no smoothness forbids: not on little evidence.
+                weights.step(settings.network_rate * rate / model.half_extent * decay / stiff)
             if _converged(losses, settings):
                 stop = "converged"
                 break
     with torch.no_grad():
         values = model().detach().clone()
-    h = coarsest / 2**model.finest
     trained = LatticeField(
-        pair.fixed_geometry, lattices[model.finest], h, values, settings.flow, settings.squarings, threads
+        pair.fixed_geometry, lattices[model.finest], model.spacing(), values, settings.flow, settings.squarings,
+        threads, model.coarse,
     )  # fmt: skip
     if settings.jacobian_weight:
         ops.release_memory()
@@ -693,9 +742,10 @@ def optimise_lattice(
 
 @dataclass(frozen=True, eq=False)
 class _Mirror:
-    """The similarity of the other direction: the fixed image through ``exp(-v)``, the moving one by the linear map.
+    """The similarity of the other direction: the fixed image through the inverse, the moving one by the linear map.
 
-    Both lie on the fixed grid of the level, so that all there is of a backward registration is the sign of ``v``.
+    Both lie on the fixed grid of the level, so that all there is of a backward registration is the sign of ``v`` (and
+    the inverse of the coarse field, which comes first).
     """
 
     settings: LatticeSettings
@@ -717,8 +767,10 @@ class _Mirror:
         lncc = ops.Lncc.make(target, weight, radius, settings.epsilon, threads)
         return cls(settings, fixed, lncc, np.eye(4)[:3], np.diag(h / np.array(size)), h, threads)
 
-    def __call__(self, v: Tensor, spline: list[Banded]) -> Tensor:
+    def __call__(self, v: Tensor, coarse: tuple[Tensor, Tensor] | None, spline: list[Banded]) -> Tensor:
         u = ops.exponential(v, self.settings.squarings, -1 / self.spacing, self.threads)
+        if coarse is not None:
+            u = ops.compose(u, coarse[1] / self.spacing, self.threads)
         warped = ops.warp(self.image, ops.separable(u, spline, self.threads), self.index, self.vector, self.threads)
         return self.lncc(warped, self.settings.centre_gradient)
 
@@ -727,11 +779,15 @@ def mend(field: LatticeField, domain: Domain) -> LatticeField:
     """Undo the few folds that the penalty has left: smooth the field where they come from until no voxel is folded.
 
     A voxel is folded where the Jacobian determinant by central differences between voxels is not above zero. Which
-    control points it comes from is traced back through the integration; no others change.
+    control points it comes from, of either field, is traced back through the integration; no others change.
     """
     positions = [start + np.arange(n, dtype=float) for start, n in zip(domain.start, domain.size, strict=True)]
     size = torch.tensor(spacings(field.geometry), dtype=torch.float32).reshape(3, 1, 1, 1).to(field.values.device)
     smooth = [gaussian_matrix(n, np.arange(n, dtype=float), 1.0) for n in field.values.shape[:0:-1]]
+
+    def smoothed(values: Tensor, where: Tensor) -> Tensor:
+        return torch.where(where != 0, ops.separable(values, smooth, field.threads), values)
+
     for _ in range(MEND_ROUNDS):
         folded = torch.nonzero(ops.jacobian_map(field.on_grid(positions) / size, field.threads) <= 0).cpu().numpy()
         if len(folded) == 0:
@@ -742,21 +798,29 @@ def mend(field: LatticeField, domain: Domain) -> LatticeField:
             nodes.append(torch.from_numpy(near.clip(0, axis.count - 1)))
         z, y, x = nodes
         v = field.values.detach().requires_grad_()
-        u = ops.exponential(v, field.squarings, 1 / field.spacing, field.threads) if field.flow == "velocity" else v
+        coarse = field.coarse and (field.coarse[0].detach().requires_grad_(), field.coarse[1])
+        u = field.displaced(v, coarse)
         touched = torch.zeros_like(u)
         touched[:, z[:, :, None, None], y[:, None, :, None], x[:, None, None, :]] = 1.0
-        (source,) = torch.autograd.grad((u * touched).sum(), v)
+        sources = torch.autograd.grad((u * touched).sum(), [v] if coarse is None else [v, coarse[0]])
         with torch.no_grad():
-            better = ops.separable(field.values, smooth, field.threads)
-            field = replace(field, values=torch.where(source != 0, better, field.values))
+            values = smoothed(field.values, sources[0])
+            if field.coarse is None:
+                field = replace(field, values=values)
+                continue
+            forward = smoothed(field.coarse[0], sources[1])
+            h = field.spacing
+            backward = ops.invert(forward / h, field.coarse[1] / h, field.threads)[0] * h
+            field = replace(field, values=values, coarse=(forward, backward))
     return field
 
 
-def _flow(v: Tensor, settings: LatticeSettings, h: float, threads: int) -> Tensor:
-    """Velocity in mm → displacement in units of the lattice."""
-    if settings.flow == "displacement":
-        return v / h
-    return ops.exponential(v, settings.squarings, 1 / h, threads)
+def flowed(
+    v: Tensor, coarse: tuple[Tensor, Tensor] | None, flow: str, squarings: int, h: float, threads: int
+) -> Tensor:
+    """The displacement of a field in units of the lattice: ``(id + u_1) o exp(v) - id``; all that goes in is mm."""
+    u = v / h if flow == "displacement" else ops.exponential(v, squarings, 1 / h, threads)
+    return u if coarse is None else ops.compose(coarse[0] / h, u, threads)
 
 
 def _converged(losses: list[float], settings: LatticeSettings) -> bool:

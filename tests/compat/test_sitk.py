@@ -516,7 +516,7 @@ def test_setters_reach_the_engine(phantoms: dict[int, Phantom]) -> None:
     options = R._settings(_Model.of(R.GetInitialTransform(), volume.geometry), volume)
     assert options["shrink_factors"] == (6, 3, 1)
     np.testing.assert_allclose(options["smoothing_sigmas"], (0.5, 1 / 3, 0))  # 2.4 mm voxels
-    assert options["steps"] == (10, 10, 6)
+    assert options["steps"] == (10, 10, 5)
     assert (options["radius"], options["seed"], options["threads"]) == (3, 17, 1)
     assert options["learning_rates"] == pytest.approx(0.5)
     engine = make_settings("fast", **{k: v for k, v in options.items() if k not in ("seed", "threads")}).engine

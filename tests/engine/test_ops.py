@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -286,6 +287,64 @@ def test_diffusion(instructions: str, shape: tuple[int, int, int]) -> None:
     check(lambda u: ops.diffusion(u, (0.5, 1.0, 2.5)), [noise(3, *shape)], 2e-6, 2e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 0.5, 3.0, 1e4])
+@pytest.mark.parametrize("components", [1, 3])
+def test_robust_diffusion(instructions: str, shape: tuple[int, int, int], components: int, scale: float) -> None:
+    """From hardly more than a count of nodes to hardly less than the sum of the squares."""
+    check(lambda u: ops.diffusion(u, (0.5, 1.0, 2.5), scale), [noise(components, *shape)], 2e-6, 4e-6)
+
+
+@pytest.mark.parametrize("size", [(17, 70, 33), (1, 65, 16), (2, 33, 200)], ids=str)
+def test_robust_diffusion_across_blocks(instructions: str, size: tuple[int, int, int]) -> None:
+    check(lambda u: ops.diffusion(u, (0.5, 1.0, 2.5), 0.8), [noise(3, *size)], 2e-6, 4e-6)
+
+
+def test_robust_diffusion_by_hand() -> None:
+    """Both components of a node share one logarithm; the last node of a row has no difference."""
+    u = torch.tensor([[0.0, 3.0, 3.0], [0.0, 4.0, 5.0]]).reshape(2, 1, 1, 3)
+    wanted = 4 * (math.log1p(0.5 * 25 / 4) + math.log1p(0.5 * 1 / 4))
+    for x in (u, u.double()):
+        assert float(ops.diffusion(x, (0.5, 1.0, 1.0), 2.0)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_gradient_of_the_robust_diffusion() -> None:
+    u = noise(2, 3, 4, 5).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ops.diffusion(x, (0.5, 1.0, 2.5), 0.7), [u])
+
+
+def test_large_scales_of_the_diffusion(instructions: str, shape: tuple[int, int, int]) -> None:
+    """Infinity is the plain sum, to the bit, and so is what is infinite to single precision."""
+    for dtype in (torch.float32, torch.float64):
+        u = noise(3, *shape).to(dtype)
+        plain, (slope,) = gradients(lambda x: ops.diffusion(x, (0.5, 1.0, 2.5)), [u])
+        assert float(plain) == pytest.approx(sum(
+            w * float(u.double().diff(dim=d).square().sum()) for d, w in ((3, 0.5), (2, 1.0), (1, 2.5))
+        ), rel=1e-6)  # fmt: skip
+        for scale in (math.inf, 1e200):
+            value, (grad,) = gradients(lambda x, scale=scale: ops.diffusion(x, (0.5, 1.0, 2.5), scale), [u])
+            assert torch.equal(value, plain)
+            assert torch.equal(grad, slope)
+        value, (grad,) = gradients(lambda x: ops.diffusion(x, (0.5, 1.0, 2.5), 1e6), [u])
+        assert torch.allclose(value, plain, rtol=1e-5)
+        assert torch.allclose(grad, slope, atol=1e-4)
+
+
+def test_robust_diffusion_of_extremes(instructions: str, shape: tuple[int, int, int]) -> None:
+    """No overflow in the products of many large ratios, no loss of digits in small ones, nothing from nothing."""
+    for size, scale in ((1e-9, 1.0), (1e12, 1e-6)):
+        check(lambda u, scale=scale: ops.diffusion(u, scale=scale), [size * noise(3, *shape)], 2e-6, 4e-6)
+    energy, (grad,) = gradients(lambda u: ops.diffusion(u, scale=0.1), [torch.full((3, *shape), 7.0)])
+    assert float(energy) == 0
+    assert torch.equal(grad, torch.zeros_like(grad))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
+def test_diffusion_refuses_a_scale(scale: float) -> None:
+    for u in (torch.zeros(3, 2, 2, 2), torch.zeros(3, 2, 2, 2).double()):
+        with pytest.raises(ValueError, match="scale must be positive"):
+            ops.diffusion(u, scale=scale)
+
+
 @pytest.mark.parametrize("corner", range(8))
 @pytest.mark.parametrize("size", [0.1, 1.0])
 def test_jacobian_penalty(instructions: str, shape: tuple[int, int, int], size: float, corner: int) -> None:
@@ -326,6 +385,7 @@ def test_thin_grids(instructions: str, shape: tuple[int, int, int]) -> None:
         (lambda u: ops.exponential(u, 3), [u]),
         (lambda u: ops.warp(noise(*shape, seed=4).to(u), u, np.eye(3, 4), np.eye(3)), [u]),
         (ops.diffusion, [u]),
+        (lambda u: ops.diffusion(u, (0.5, 1.0, 2.5), 0.5), [u]),
         (lambda u: ops.jacobian_penalty(u, 1.5), [u]),
     ):
         value, grads = gradients(op, inputs)
@@ -365,7 +425,9 @@ def every_op(threads: int) -> list[Tensor]:
         keep(lambda m, lncc=lncc: lncc(m, True), moving)
     keep(lambda a, b: ops.compose(a, b, threads), u, v)
     keep(lambda x: ops.exponential(x, 3, 1.0, threads), u)
-    keep(lambda x: ops.diffusion(x, (1.0, 2.0, 3.0), threads), u)
+    keep(lambda x: ops.diffusion(x, (1.0, 2.0, 3.0), threads=threads), u)
+    keep(lambda x: ops.diffusion(x, (1.0, 2.0, 3.0), 0.5, threads), u)
+    keep(lambda x: ops.diffusion(x, (1.0, 2.0, 3.0), 0.5, threads), noise(3, 1, 150, 41))
     keep(lambda x: ops.jacobian_penalty(x, 0.8, 0, threads), u)
     inverse, worst = ops.invert(0.2 * u, -0.2 * u, threads)
     return [*out, inverse, torch.tensor(worst)]
@@ -413,7 +475,7 @@ def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
     ("call", "message"),
     [
         (lambda a, b: native.compose(a, a, b, 1), "shapes disagree"),
-        (lambda a, b: native.diffusion(a, b, [1.0, 1.0, 1.0], 1), "shapes disagree"),
+        (lambda a, b: native.diffusion(a, b, [1.0, 1.0, 1.0], math.inf, 1), "shapes disagree"),
         (lambda a, b: native.banded(a[0], b[0], torch.zeros(2, dtype=torch.int32), torch.ones(2, 1), 1), "row"),
     ],
     ids=["compose", "diffusion", "banded"],

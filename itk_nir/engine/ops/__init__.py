@@ -9,6 +9,7 @@ All tensors are 3D, ``([C,] Z, Y, X)``; a 2D image is one with a single plane.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -148,10 +149,19 @@ def compose(outer: Tensor, inner: Tensor, threads: int = 1) -> Tensor:
     return result
 
 
-def diffusion(u: Tensor, weights: tuple[float, float, float] = (1.0, 1.0, 1.0), threads: int = 1) -> Tensor:
-    """Sum of the squared differences between neighbours, see `reference.diffusion`."""
+def diffusion(
+    u: Tensor, weights: tuple[float, float, float] = (1.0, 1.0, 1.0), scale: float = math.inf, threads: int = 1
+) -> Tensor:
+    """Sum of the squared differences between neighbours, or only of the logarithm of those far beyond `scale`.
+
+    See `reference.diffusion`; the differences of a node go into the logarithm together.
+    """
+    if not scale > 0:
+        raise ValueError(f"diffusion: scale must be positive, got {scale}")
     native = _native(u)
-    result: Tensor = native.Diffusion.apply(u, weights, threads) if native else reference.diffusion(u, weights)
+    result: Tensor = (
+        native.Diffusion.apply(u, weights, scale, threads) if native else reference.diffusion(u, weights, scale)
+    )
     return result
 
 
@@ -271,7 +281,8 @@ class Kronecker:
     """Steps for the matrices of a small network: gradients whitened on both sides (Shampoo, Gupta et al. 2018).
 
     For a matrix with gradient ``G``: ``A ← βA + GGᵀ``, ``B ← βB + GᵀG``; the step goes along ``A^-1/4 M B^-1/4``, with
-    ``M`` the running mean of ``G``, and is as long as Adam's on the same gradients, which also does the vectors.
+    ``M`` the running mean of ``G``, and is as long as Adam's on the same gradients, which also does the vectors. The
+    roots are taken anew at the first four steps and at every fourth from then on.
 
     Parameters
     ----------
@@ -290,6 +301,7 @@ class Kronecker:
             else None
             for p in parameters
         ]
+        self.roots: list[tuple[Tensor, Tensor] | None] = [None] * len(parameters)
         self.mean = [torch.zeros_like(p) for p in parameters]
         self.betas = betas
 
@@ -297,7 +309,8 @@ class Kronecker:
     def step(self, rate: float) -> None:
         """One step along the gradients, which are then cleared."""
         directions: list[Tensor | None] = []
-        for p, factors, mean in zip(self.parameters, self.factors, self.mean, strict=True):
+        anew = self.adam.count < 4 or self.adam.count % 4 == 0
+        for k, (p, factors, mean) in enumerate(zip(self.parameters, self.factors, self.mean, strict=True)):
             if factors is None or p.grad is None:
                 directions.append(None)
                 continue
@@ -305,7 +318,10 @@ class Kronecker:
             left.mul_(self.beta).addmm_(p.grad, p.grad.T)
             right.mul_(self.beta).addmm_(p.grad.T, p.grad)
             mean.lerp_(p.grad, 1 - self.betas[0])
-            directions.append(_inverse_fourth_root(left) @ mean @ _inverse_fourth_root(right))
+            roots = self.roots[k]
+            if roots is None or anew:
+                roots = self.roots[k] = _inverse_fourth_root(left), _inverse_fourth_root(right)
+            directions.append(roots[0] @ mean @ roots[1])
         before = [p.detach().clone() for p in self.parameters]
         self.adam.step(rate)
         for p, old, direction in zip(self.parameters, before, directions, strict=True):

@@ -129,22 +129,26 @@ class Compose(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         a, b = ctx.fields
         g = _pack(grads[0], 1.0, ctx.threads)
-        ga, gb = torch.empty_like(g), torch.empty_like(g)
+        gb = torch.empty_like(g)
+        if not ctx.needs_input_grad[0]:  # what is kept fixed needs no scatter, the slow half
+            native.compose_adjoint_inner(a, b, g, gb, ctx.threads)
+            return None, _unpack(gb, 1.0, ctx.threads), None
+        ga = torch.empty_like(g)
         native.compose_adjoint(a, b, g, ga, gb, ctx.threads)
         return _unpack(ga, 1.0, ctx.threads), _unpack(gb, 1.0, ctx.threads), None
 
 
 class Diffusion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, u: Tensor, weights: tuple[float, float, float], threads: int) -> Tensor:
+    def forward(ctx: Any, u: Tensor, weights: tuple[float, float, float], scale: float, threads: int) -> Tensor:
         gradient = torch.empty_like(u)
-        energy = native.diffusion(_f32(u), gradient, list(weights), threads)
+        energy = native.diffusion(_f32(u), gradient, list(weights), scale, threads)
         ctx.gradient = gradient
         return u.new_tensor(energy)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return ctx.gradient.mul_(float(grads[0])), None, None
+        return ctx.gradient.mul_(float(grads[0])), None, None, None
 
 
 class JacobianPenalty(torch.autograd.Function):

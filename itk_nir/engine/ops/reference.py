@@ -6,6 +6,8 @@ in voxels of their own grid, components ``x, y, z`` first.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -151,8 +153,23 @@ def _determinant(m: list[list[Tensor]]) -> Tensor:
     )
 
 
-def diffusion(u: Tensor, weights: tuple[float, float, float]) -> Tensor:
-    """``sum_a weights[a] sum (u(i + e_a) - u(i))²`` over all components; ``weights`` in ``x, y, z`` order."""
+def diffusion(u: Tensor, weights: tuple[float, float, float], scale: float = math.inf) -> Tensor:
+    """``sum_i ρ(g_i)``, ``g_i = sum_a weights[a] |u(i + e_a) - u(i)|²``, ``weights`` in ``x, y, z`` order.
+
+    ``|·|²`` runs over all components, differences beyond the grid are 0, and ``ρ(g) = scale² log(1 + g / scale²)``,
+    which is ``g`` for an infinite `scale` (unit of ``sqrt(weights) u``): the negative logarithm of a heavy-tailed
+    (Cauchy-like) prior on local gradients, Lorentzian of Black & Anandan 1996, "The robust estimation of multiple
+    motions", CVIU 63(1); ordinary diffusion for small gradients, only logarithmic for large ones.
+    """
+    square = scale * scale
+    if not math.isinf(square):
+        g = torch.zeros_like(u[0])
+        for a, w in enumerate(weights):
+            axis = 3 - a
+            if u.shape[axis] > 1:
+                beyond = [0, 0] * a + [0, 1]
+                g = g + w * functional.pad(u.diff(dim=axis), beyond).square().sum(0)
+        return square * torch.log1p(g / square).sum()
     total = u.new_zeros(())
     for a, w in enumerate(weights):
         axis = 3 - a
