@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,6 +50,11 @@ def lattice_field(d: int, flow: str = "velocity") -> LatticeField:
     return LatticeField(geometry, axes, 6.0, values, flow, 4)
 
 
+def composed_field(d: int) -> LatticeField:
+    fine = lattice_field(d)
+    return dataclasses.replace(fine, values=fine.values * 0.5, coarse=(fine.forward, fine.backward))
+
+
 def point_field(d: int, kind: str = "mlp") -> PointField:
     geometry = oblique(d)
     config = FieldConfig(kind=kind, width=16, frequencies=8, omega=5.0, bound=1.0, cells=(3, 5))
@@ -94,6 +100,7 @@ def smooth_start(d: int) -> Chain:
 FIELDS: dict[str, Callable[[int], Any]] = {
     "velocity": lattice_field,
     "displacement": lambda d: lattice_field(d, "displacement"),
+    "composed": composed_field,
     "network": point_field,
     "feature grids": lambda d: point_field(d, "grid"),
 }

@@ -257,6 +257,13 @@ def test_compose(instructions: str, shape: tuple[int, int, int], size: float) ->
     check(ops.compose, [outer, inner], 1e-5, 1e-5)
 
 
+def test_compose_with_a_field_that_is_kept(instructions: str, shape: tuple[int, int, int]) -> None:
+    """Without a gradient by the outer field there is nothing to scatter: another path."""
+    outer = displacement(shape, 1.5)
+    for size in (0.7, 4.0):
+        check(lambda u: ops.compose(outer.to(u.dtype), u), [displacement(shape, size, seed=1)], 1e-5, 1e-5)
+
+
 def test_compose_with_itself(instructions: str, shape: tuple[int, int, int]) -> None:
     check(lambda u: ops.compose(u, u), [displacement(shape, 1.0)], 1e-5, 1e-5)
 

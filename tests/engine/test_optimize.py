@@ -285,6 +285,64 @@ def test_folds_are_mended_and_nothing_else(d: int, flow: str) -> None:
     assert mend(whole, domain) is whole
 
 
+@BOTH
+def test_folds_of_the_coarse_field_are_mended(d: int) -> None:
+    geometry = Geometry.make([40, 44, 36][:d], [1.0, 1.5, 2.0][:d])
+    domain = Domain((0, 0, 0), tuple([*geometry.size, 1][:3]))  # type: ignore[arg-type]
+    axes = domain.lattice((4.0, 4.0, 4.0), 0)[0]
+    values = torch.zeros(3, *[a.count for a in axes[::-1]])
+    values[0] += 0.3
+    coarse = values.clone()
+    at = (0, values.shape[1] // 2, 5, 5)
+    coarse[at] = 8.0
+    coarse[at[0], at[1], at[2], at[3] + 1] = -8.0
+    field = LatticeField(geometry, axes, 4.0, values, "velocity", 1, coarse=(coarse, -coarse))
+    assert folds(field) > 0
+    whole = mend(field, domain)
+    assert folds(whole) == 0
+    assert whole.coarse is not None
+    changed = (whole.coarse[0] != coarse).any(0)
+    assert changed[at[1:]]
+    assert float(changed.float().mean()) < 0.5
+    # The inverse was made anew: it takes the nodes back.
+    there = ops.compose(whole.coarse[0] / 4.0, whole.coarse[1] / 4.0)
+    assert float(there.abs().max()) < 0.01
+
+
+@BOTH
+@pytest.mark.parametrize("network", [None, SMALL])
+def test_two_fields_are_composed(make_case: Callable[..., Any], d: int, network: FieldConfig | None) -> None:
+    case = make_case(d, N[d])
+    one = settings(steps=(12, 0), network=network)
+    both = optimise_lattice(case.pair, replace(one, steps=(12, 8))).field
+    assert both.coarse is not None
+    assert optimise_lattice(case.pair, replace(one, steps=(12, 8), composed=False)).field.coarse is None
+    # The coarse field is what the first level trained, whatever came after.
+    alone = optimise_lattice(case.pair, one).field
+    assert alone.coarse is not None
+    assert not alone.values.any()
+    for a, b in zip(both.coarse, alone.coarse, strict=True):
+        assert torch.equal(a, b)
+    assert both.values.any()
+    h = both.spacing
+    fine = ops.exponential(both.values, both.squarings, 1 / h)
+    assert torch.allclose(both.forward / h, reference.compose(both.coarse[0] / h, fine), atol=1e-4)
+    points = case.points()
+    there = points + both.displacement(points)
+    back = there + both.displacement(there, inverse=True)
+    assert np.linalg.norm(back - points, axis=-1).mean() < 0.05 * min(case.fixed.spacing)
+
+
+def test_little_evidence_leaves_the_network_alone(make_case: Callable[..., Any]) -> None:
+    """Noise must not drag the whole image away, which no penalty on gradients would forbid."""
+    case = make_case(2, N[2])
+    other = torch.rand(case.pair.moving.shape, generator=torch.Generator().manual_seed(3))
+    result = optimise_lattice(
+        replace(case.pair, moving=other), settings(network=SMALL, displacement_diffusion=(1.0, 1.0))
+    )
+    assert np.abs(result.field.displacement(case.points())).mean() < 1.0 * min(case.fixed.spacing)
+
+
 @pytest.mark.parametrize("term", ["velocity_diffusion", "displacement_diffusion", "jacobian_weight"])
 def test_every_term_of_the_loss_has_its_effect(make_case: Callable[..., Any], term: str) -> None:
     case = make_case(2, 56)
