@@ -72,7 +72,7 @@ def _register(options: argparse.Namespace) -> None:
         from itk_nir.engine import ops
         from itk_nir.registration import register
 
-        ops.return_blocks_from(16 << 20)
+        ops.return_blocks_from(8 << 20)
         began = time.perf_counter()
         result = register(
             options.fixed,

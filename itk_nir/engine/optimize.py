@@ -589,6 +589,18 @@ def optimise_lattice(
     ValueError : no window of the fixed image counts (flat, or wholly outside the moving image).
     """
     clock = time.perf_counter() if clock is None else clock
+    # In a function of its own: what the steps held is free again before the folds are looked for.
+    result, domain = _train(pair, settings, seed, threads, callback, clock)
+    if not settings.jacobian_weight:
+        return result
+    ops.release_memory()
+    return replace(result, field=mend(result.field, domain))
+
+
+def _train(
+    pair: Pair, settings: LatticeSettings, seed: int, threads: int, callback: Callback | None, clock: float
+) -> tuple[LatticeResult, Domain]:
+    """All levels, and the block of the fixed grid that was worked on."""
     device = pair.fixed.device
     fixed, fixed_box = normalised(pair.fixed, pair.fixed_weight)
     moving, moving_box = normalised(pair.moving, pair.moving_weight)
@@ -734,10 +746,7 @@ def optimise_lattice(
         pair.fixed_geometry, lattices[model.finest], model.spacing(), values, settings.flow, settings.squarings,
         threads, model.coarse,
     )  # fmt: skip
-    if settings.jacobian_weight:
-        ops.release_memory()
-        trained = mend(trained, domain)
-    return LatticeResult(trained, trace, stop)
+    return LatticeResult(trained, trace, stop), domain
 
 
 @dataclass(frozen=True, eq=False)
@@ -789,7 +798,7 @@ def mend(field: LatticeField, domain: Domain) -> LatticeField:
         return torch.where(where != 0, ops.separable(values, smooth, field.threads), values)
 
     for _ in range(MEND_ROUNDS):
-        folded = torch.nonzero(ops.jacobian_map(field.on_grid(positions) / size, field.threads) <= 0).cpu().numpy()
+        folded = torch.nonzero(ops.jacobian_map(field.on_grid(positions).div_(size), field.threads) <= 0).cpu().numpy()
         if len(folded) == 0:
             break
         nodes = []
