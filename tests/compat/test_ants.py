@@ -331,6 +331,7 @@ def test_types_map_to_stages_and_presets() -> None:
     assert (quick.linear, quick.deformable, quick.preset) == ("rigid", True, "fast")
 
 
+@pytest.mark.filterwarnings("ignore:.*little in common")  # after so few steps
 def test_what_the_options_become(
     phantoms: dict[int, Phantom], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
