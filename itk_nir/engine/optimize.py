@@ -561,7 +561,8 @@ class _Model(nn.Module):
                 v = ops.separable(v, self.refine[k - 1], self.threads)
             if str(k) in self.grids:
                 v = self.grids[str(k)] if v is None else v + self.grids[str(k)]
-        return torch.zeros(3, *shape_of(self.lattices[self.finest]), device=self.device) if v is None else v
+        assert v is not None
+        return v
 
 
 @dataclass(frozen=True, eq=False)
