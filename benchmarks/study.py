@@ -1,11 +1,13 @@
 """Which field? Every arm gets the time of the first one, on the same pairs: the evidence for the default.
 
     python benchmarks/study.py --pairs 'brain_oasis,brain_t1/*,lung_ct' --output docs/benchmarks
+    python benchmarks/study.py --pairs 'brain_oasis,brain_t1/*,lung_ct' --turned 12,8 --name study_turned
 
 An arm is a set of options of `itk_nir.register`. What its steps cost beside the reference's (the preset named by
 --preset) is measured first, on the first pair, in short runs of both in alternation, of which the quickest count: other
 work on the machine slows a run down, never speeds it up. All its steps are then scaled by that ratio, and the run is
-scored. Linear stages are done once a pair and shared. Scores are `score.py`'s, from the exported transforms.
+scored. Linear stages are done once a pair and shared; with --turned they are spoilt by a rotation and a shift, as a
+linear stage that failed or was left out would be. Scores are `score.py`'s, from the exported transforms.
 """
 
 from __future__ import annotations
@@ -33,11 +35,15 @@ LATTICE: dict[str, Any] = {"network": None, "composed": False}
 
 #: Arm → (what it is, options). A "network" is a dict of `FieldConfig` arguments.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "default": ("a Fourier-SIREN and a lattice, then a fine lattice composed with them", {}),
+    "default": ("a Fourier-SIREN, a lattice added to it, then a fine lattice composed with them", {}),
     "free lattice": ("one free velocity lattice, refined from level to level", LATTICE),
     "composed lattices": ("the default without its network", {"network": None}),
     "not composed": ("the default as one field: network and lattice, refined from level to level", {"composed": False}),
-    "network stepped by Adam": ("the default, Adam for the network as well", {"network_step": "adam"}),
+    "network and lattice at once": ("the default, no steps of the network alone", {"network_alone": 0.0}),
+    "Kronecker-factored steps": (
+        "the default, the network's gradients whitened by Kronecker factors",
+        {"network_step": "kronecker"},
+    ),
     "SIREN": ("the default with a SIREN 64x2 on the bare coordinates", {"network": SIREN}),
     "composed feature grids": (
         "a Fourier-SIREN and feature grids, then feature grids composed with them; half the rates",
@@ -49,7 +55,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "grids + MLP decoder": (
         "three feature grids decoded by a perceptron, evaluated every 4 voxels",
-        {"network": FEATURES, "grids": "none", "coarsest_lattice": 4.0, "network_rate": 0.3, "network_step": "adam"},
+        {"network": FEATURES, "grids": "none", "coarsest_lattice": 4.0, "network_rate": 0.3},
     ),
     "SIREN alone": (
         "SIREN 64x2 alone, evaluated every 8 voxels",
@@ -97,6 +103,10 @@ def main() -> int:
     parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
     parser.add_argument("--preset", default="default")
     parser.add_argument("--turns", type=int, default=2, help="short runs that the ratio of the times is taken from")
+    parser.add_argument(
+        "--turned", default="0,0", metavar="DEGREES,MM", help="rotation and shift that every linear start is spoilt by"
+    )
+    parser.add_argument("--name", default="study", help="of the files that are written")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
     arguments = parser.parse_args()
@@ -119,7 +129,8 @@ def main() -> int:
             linear="none", initial_transform=start, **options(arm, scale, steps),
         )  # fmt: skip
 
-    starts = {pair.name: linear_start(pair, arguments.threads) for pair in pairs}
+    degrees, shift = (float(x) for x in arguments.turned.split(","))
+    starts = {pair.name: turned(pair, linear_start(pair, arguments.threads), degrees, shift) for pair in pairs}
     scales = {"default": 1.0}
     for arm in arms[1:]:
         quickest = {"default": np.inf, arm: np.inf}
@@ -141,7 +152,7 @@ def main() -> int:
             rows[arm][pair.name] = row | {"seconds": seconds}
             print(pair.name, arm, {k: round(v, 4) for k, v in rows[arm][pair.name].items()}, flush=True)
             write(arguments, [p.name for p in pairs], rows, scales)
-    print((arguments.output / "study.md").read_text())
+    print((arguments.output / f"{arguments.name}.md").read_text())
     return 0
 
 
@@ -155,6 +166,27 @@ def linear_start(pair: Pair, threads: int) -> Any:
         pair.fixed, pair.moving, linear=pair.linear, fixed_mask=pair.fixed_mask, threads=threads, deformable=False
     )
     return np.asarray(result.metrics["linear_matrix"])
+
+
+def turned(pair: Pair, start: Any, degrees: float, shift: float) -> Any:
+    """The start after a rotation about a skew axis through the middle of the fixed image and a skew shift (mm)."""
+    if not degrees and not shift:
+        return start
+    from itk_nir.images import load_image
+
+    geometry = load_image(pair.fixed, "fixed image").geometry
+    d = geometry.dimension
+    axis = np.array([0.6, -0.5, 0.62]) / np.linalg.norm([0.6, -0.5, 0.62])
+    angle = np.deg2rad(degrees)
+    cross = np.cross(np.eye(3), axis)
+    rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    if d == 2:
+        c, s = np.cos(angle), np.sin(angle)
+        rotation = np.array([[c, -s], [s, c]])
+    out = np.eye(d + 1)
+    out[:d, :d] = rotation
+    out[:d, d] = geometry.centre - rotation @ geometry.centre + shift * np.array([1, 1, -1])[:d] / np.sqrt(d)
+    return out if start is None else start @ out
 
 
 def scores_of(result: Any, pair: Pair) -> dict[str, Any]:
@@ -176,14 +208,22 @@ def write(
     scales: dict[str, float],
 ) -> None:  # fmt: skip
     """``study.md`` and ``study.json`` of what is done so far."""
+    degrees, shift = arguments.turned.split(",")
+    whole = float(degrees) == float(shift) == 0
     lines = [
-        "# Which field: equal time",
+        f"# Which field: equal time{'' if whole else ', from a bad start'}",
         "",
         f"{arguments.threads} threads, preset `{arguments.preset}`; steps of every arm scaled to the time of the first "
         f"(ratios: quickest of {arguments.turns} short runs in alternation on {pairs[0]}). Made by",
         "",
-        f"    python benchmarks/study.py --pairs {arguments.pairs!r} --arms {','.join(rows)!r}",
+        f"    python benchmarks/study.py --pairs {arguments.pairs!r} --arms {','.join(rows)!r}"
+        + ("" if whole else f" --turned {arguments.turned} --name {arguments.name}"),
         "",
+        *(
+            []
+            if whole
+            else [f"Every linear start is spoilt by a rotation of {degrees}° and a shift of {shift} mm.", ""]
+        ),
         "Dice: mean over the brain pairs, and in how many of them the arm is ahead of the default. TRE in mm. The "
         "rest: means over all pairs.",
         "",
@@ -207,9 +247,9 @@ def write(
         )
     lines += ["", f"Pairs: {', '.join(pairs)}."]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "study.md").write_text("\n".join(lines) + "\n")
+    (arguments.output / f"{arguments.name}.md").write_text("\n".join(lines) + "\n")
     record = {"preset": arguments.preset, "scales": scales, "arms": rows}
-    (arguments.output / "study.json").write_text(json.dumps(record, indent=1))
+    (arguments.output / f"{arguments.name}.json").write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

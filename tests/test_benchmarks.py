@@ -275,6 +275,21 @@ def test_every_arm_of_the_study_is_a_registration() -> None:
     assert study.options("free lattice", 1.0, (1, 1, 1))["network"] is None
 
 
+def test_a_spoilt_start_is_turned_about_the_middle(tmp_path: Path, blob: sitk.Image) -> None:
+    file = tmp_path / "fixed.nii.gz"
+    sitk.WriteImage(blob, str(file))
+    pair = pairs.Pair("p", file, file)
+    middle = np.array(blob.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in blob.GetSize()]))
+    start = np.diag([1.1, 0.9, 1.0, 1.0])
+    assert study.turned(pair, start, 0, 0) is start
+    m = study.turned(pair, None, 12, 8)
+    r = m[:3, :3]
+    assert np.allclose(r @ r.T, np.eye(3))
+    assert np.degrees(np.arccos((np.trace(r) - 1) / 2)) == pytest.approx(12)
+    assert np.linalg.norm(r @ middle + m[:3, 3] - middle) == pytest.approx(8)
+    assert np.allclose(study.turned(pair, start, 12, 8), start @ m)
+
+
 def test_growth_is_the_exponent_of_a_power_law() -> None:
     rows = [{"edge": n, "wall": 3e-6 * (n**3) ** 0.8} for n in (96, 128, 200)]
     assert growth.slope(rows, "wall") == pytest.approx(0.8)

@@ -2,11 +2,13 @@
 
     phi(p) = A(p + u(p)),   id + u = (id + u_1) o (id + u_2),   u_k = exp(v_k) - id   (or u_k = v_k)
 
-The coarse field ``v_1`` is a coordinate network plus a cubic B-spline lattice, trained at the first level: the network
-moves whole regions, the lattice what is left at that resolution. Then it is kept, and the levels that follow train a
-fine field ``v_2`` from zero, a free velocity lattice that is refined from level to level. Each is a flow of its own:
-large deformations need not be one flow's. (`composed=False` trains one field through all levels; `grids="pyramid"`
-makes every field a sum of lattices of halved spacings, a feature grid with a linear decoder.)
+The coarse field ``v_1`` is a coordinate network plus a cubic B-spline lattice, trained at the first level. The network
+goes first and alone: with few degrees of freedom that all act on the whole image it finds what the linear stage has
+left over, turns and shifts included, before a lattice can fit the wrong anatomy to them. Then the lattice joins it and
+moves what is left at that resolution. After the level the coarse field is kept, and the levels that follow train a fine
+field ``v_2`` from zero, a free velocity lattice that is refined from level to level. Each is a flow of its own: large
+deformations need not be one flow's. (`composed=False` trains one field through all levels; `grids="pyramid"` makes
+every field a sum of lattices of halved spacings, a feature grid with a linear decoder.)
 
 Everything is evaluated on the finest lattice of the level and carried to voxels by separable splines. Displacements
 are mm along the image axes. The loss of a level is
@@ -92,6 +94,8 @@ class LatticeSettings:
     network : a coordinate network added on the coarsest lattice, of the first field where fields are composed, or None.
     network_rate : step size of its weights, in learning rates (as a share of the image's half-extent, the unit of its
         output).
+    network_alone : share of the first level's steps in which the network alone is trained, before the lattices join it;
+        0 to 1.
     composed : the first level trains a field of its own, which the field of the other levels is composed with (not
         with grids ``"none"``: the network alone is one field).
     radius : radius of the LNCC window in voxels of the level.
@@ -123,14 +127,15 @@ class LatticeSettings:
     coarsest_lattice: float = 16.0
     grids: str = "single"
     network: FieldConfig | None = COARSE_NETWORK
-    network_rate: float = 0.1
+    network_rate: float = 0.2
+    network_alone: float = 0.5
     composed: bool = True
     radius: tuple[int, ...] = (5, 6, 8)
     epsilon: float = 1e-4
     centre_gradient: bool = False
     flow: str = "velocity"
     squarings: int = 2
-    displacement_diffusion: tuple[float, ...] = (1.2, 0.6, 1.0)
+    displacement_diffusion: tuple[float, ...] = (1.2, 0.65, 1.1)
     strain_scale: float = 0.32
     velocity_diffusion: tuple[float, ...] = (0.0, 0.0, 0.0)
     small_voxels: int = 4_000_000
@@ -138,7 +143,7 @@ class LatticeSettings:
     jacobian_weight: float = 1.0
     jacobian_margin: float = 0.4
     momentum: tuple[float, float] = (0.9, 0.99)
-    network_step: str = "kronecker"
+    network_step: str = "adam"
     gradient_smoothing: float = 0.0
     convergence_window: int = 10
     convergence_threshold: float = 0.0
@@ -176,6 +181,8 @@ class LatticeSettings:
         for name in ("learning_rate_end", "network_rate", "epsilon", "convergence_window", "strain_scale"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above zero, got {getattr(self, name)}")
+        if not 0 <= self.network_alone <= 1:
+            raise ValueError(f"network_alone is a share of the first level's steps, 0 to 1, got {self.network_alone}")
         if not all(0 <= m < 1 for m in self.momentum):
             raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}")
         if self.grids not in ("pyramid", "single", "none"):
@@ -267,7 +274,9 @@ class LatticeField:
 
     def displaced(self, values: Tensor, coarse: tuple[Tensor, Tensor] | None) -> Tensor:
         """The displacement that `values` and `coarse` make, as `forward`."""
-        return flowed(values, coarse, self.flow, self.squarings, self.spacing, self.threads) * self.spacing
+        h = self.spacing
+        outer = None if coarse is None else coarse[0] / h
+        return flowed(values, outer, self.flow, self.squarings, h, self.threads) * h
 
     def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
         """The displacement on a regular grid at `positions` (voxels of the fixed image, ``[x, y, z]``).
@@ -493,6 +502,7 @@ class _Model(nn.Module):
         self.grids = nn.ParameterDict()
         self.finest = -1
         self.network: nn.Module | None = None
+        #: The kept field and its inverse, in units of the finest lattice: what a step composes with.
         self.coarse: tuple[Tensor, Tensor] | None = None
         self.geometry, self.half_extent, self.device = geometry, geometry.half_extent, device
         self.coarsest = settings.coarsest_lattice * min(geometry.spacing)
@@ -512,7 +522,8 @@ class _Model(nn.Module):
     def displaced(self, v: Tensor) -> Tensor:
         """Velocity in mm → displacement of both fields in units of the lattice."""
         settings = self.settings
-        return flowed(v, self.coarse, settings.flow, settings.squarings, self.spacing(), self.threads)
+        coarse = None if self.coarse is None else self.coarse[0]
+        return flowed(v, coarse, settings.flow, settings.squarings, self.spacing(), self.threads)
 
     def keep(self) -> None:
         """Put the field by as the coarse one, and begin another at zero."""
@@ -521,7 +532,8 @@ class _Model(nn.Module):
                 self.geometry, self.lattices[self.finest], self.spacing(), self().detach(), self.settings.flow,
                 self.settings.squarings, self.threads,
             )  # fmt: skip
-            self.coarse = trained.forward, trained.backward
+            h = self.spacing()
+            self.coarse = trained.forward / h, trained.backward / h
         self.grids.clear()
         self.network = None
 
@@ -537,7 +549,8 @@ class _Model(nn.Module):
         wanted = {"pyramid": range(finest + 1), "single": [finest], "none": []}[self.settings.grids]
         with torch.no_grad():
             if self.coarse is not None:
-                self.coarse = refined(self.coarse[0]), refined(self.coarse[1])
+                scale = 2 ** (finest - before)
+                self.coarse = refined(self.coarse[0]) * scale, refined(self.coarse[1]) * scale
             start = {}
             if self.settings.grids == "single" and str(before) in self.grids and finest > before:
                 start[finest] = refined(self.grids[str(before)].detach())
@@ -692,7 +705,10 @@ def _train(
             )  # fmt: skip
         best: tuple[float, dict[str, Tensor]] | None = None
         losses: list[float] = []
+        alone = round(settings.network_alone * steps) if level == 0 and weights is not None and model.grids else 0
         for step in range(steps):
+            for p in model.grids.values():
+                p.requires_grad_(step >= alone)
             decay = 1 - (1 - settings.learning_rate_end) * step / max(1, steps - 1)
             v = model()
             u = model.displaced(v)
@@ -734,7 +750,8 @@ def _train(
                 for p, matrices in zip(model.grids.values(), smooth, strict=True):
                     if p.grad is not None:
                         p.grad = ops.separable(p.grad, matrices, threads)
-            optimiser.step(rate * decay)
+            if step >= alone:
+                optimiser.step(rate * decay)
             if weights is not None:
                 # A network moves the whole image at once, which no smoothness forbids: not on little evidence.
                 weights.step(settings.network_rate * rate / model.half_extent * decay / stiff)
@@ -743,9 +760,10 @@ def _train(
                 break
     with torch.no_grad():
         values = model().detach().clone()
+        h = model.spacing()
+        coarse = model.coarse and (model.coarse[0] * h, model.coarse[1] * h)
     trained = LatticeField(
-        pair.fixed_geometry, lattices[model.finest], model.spacing(), values, settings.flow, settings.squarings,
-        threads, model.coarse,
+        pair.fixed_geometry, lattices[model.finest], h, values, settings.flow, settings.squarings, threads, coarse
     )  # fmt: skip
     return LatticeResult(trained, trace, stop), domain
 
@@ -780,7 +798,7 @@ class _Mirror:
     def __call__(self, v: Tensor, coarse: tuple[Tensor, Tensor] | None, spline: list[Banded]) -> Tensor:
         u = ops.exponential(v, self.settings.squarings, -1 / self.spacing, self.threads)
         if coarse is not None:
-            u = ops.compose(u, coarse[1] / self.spacing, self.threads)
+            u = ops.compose(u, coarse[1], self.threads)
         warped = ops.warp(self.image, ops.separable(u, spline, self.threads), self.index, self.vector, self.threads)
         return self.lncc(warped, self.settings.centre_gradient)
 
@@ -825,12 +843,10 @@ def mend(field: LatticeField, domain: Domain) -> LatticeField:
     return field
 
 
-def flowed(
-    v: Tensor, coarse: tuple[Tensor, Tensor] | None, flow: str, squarings: int, h: float, threads: int
-) -> Tensor:
-    """The displacement of a field in units of the lattice: ``(id + u_1) o exp(v) - id``; all that goes in is mm."""
+def flowed(v: Tensor, coarse: Tensor | None, flow: str, squarings: int, h: float, threads: int) -> Tensor:
+    """``(id + coarse) o exp(v) - id``: `v` in mm, the displacements `coarse` and what comes out in lattice units."""
     u = v / h if flow == "displacement" else ops.exponential(v, squarings, 1 / h, threads)
-    return u if coarse is None else ops.compose(coarse[0] / h, u, threads)
+    return u if coarse is None else ops.compose(coarse, u, threads)
 
 
 def _converged(losses: list[float], settings: LatticeSettings) -> bool:

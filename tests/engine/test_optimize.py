@@ -334,6 +334,42 @@ def test_two_fields_are_composed(make_case: Callable[..., Any], d: int, network:
     assert np.linalg.norm(back - points, axis=-1).mean() < 0.15 * min(case.fixed.spacing)
 
 
+@BOTH
+def test_network_goes_first_and_alone(make_case: Callable[..., Any], d: int) -> None:
+    case = make_case(d, N[d])
+    one = settings(steps=(10, 0), network=SMALL, composed=False, grids="single")
+    only = optimise_lattice(case.pair, replace(one, grids="none"))
+    alone = optimise_lattice(case.pair, replace(one, network_alone=1.0))
+    assert only.field.values.any()
+    assert torch.equal(only.field.values, alone.field.values)
+    half = optimise_lattice(case.pair, replace(one, network_alone=0.5))
+    assert [s.loss for s in half.trace[:6]] == [s.loss for s in alone.trace[:6]]
+    assert not torch.equal(half.field.values, alone.field.values)
+
+
+@pytest.mark.parametrize(("d", "angle", "amplitude"), [(2, 0.35, 0.05), (3, 0.45, 0.03)])
+def test_network_finds_the_turn_that_a_linear_stage_missed(
+    make_case: Callable[..., Any], d: int, angle: float, amplitude: float
+) -> None:
+    m = np.eye(d + 1)
+    c, s = np.cos(angle), np.sin(angle)
+    m[:2, :2] = [[c, -s], [s, c]]
+    m[:d, d] = [2.0, -1.5, 1.0][:d]
+    case = make_case(d, 48, linear=m, given=np.eye(d + 1), amplitude=amplitude)
+    p = case.points()
+    whole = p + case.truth(p)
+    truth = whole @ case.linear[:d, :d].T + case.linear[:d, d] - p
+
+    def error(**changes: Any) -> float:
+        wrong = settings(displacement_diffusion=(0.1, 0.1), jacobian_weight=1.0, **changes)
+        field = optimise_lattice(case.pair, wrong).field
+        return float(np.linalg.norm(field.displacement(p) - truth, axis=-1).mean())
+
+    found = error(network=SMALL)
+    assert found < 0.15 * np.linalg.norm(truth, axis=-1).mean()
+    assert found < 0.5 * error(network=None)
+
+
 def test_little_evidence_leaves_the_network_alone(make_case: Callable[..., Any]) -> None:
     """Noise must not drag the whole image away, which no penalty on gradients would forbid."""
     case = make_case(2, N[2])
