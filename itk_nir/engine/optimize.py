@@ -114,8 +114,8 @@ class LatticeSettings:
     momentum : the two decay rates of Adam.
     network_step : how the weight matrices of the network are stepped: ``"adam"`` or ``"kronecker"`` (`ops.Kronecker`).
     gradient_smoothing : sigma, in lattice spacings, of a Gaussian on the gradient of every lattice before its step.
-    convergence_window, convergence_threshold : a level ends when the mean loss of a window of steps is less than
-        `threshold` below that of the window before; threshold 0 means never.
+    convergence_window, convergence_threshold : a level (or the steps of the network alone) ends when the mean loss of a
+        window of steps is less than `threshold` below that of the window before; threshold 0 means never.
     """
 
     shrink_factors: tuple[int, ...] = (4, 2, 1)
@@ -756,8 +756,11 @@ def _train(
                 # A network moves the whole image at once, which no smoothness forbids: not on little evidence.
                 weights.step(settings.network_rate * rate / model.half_extent * decay / stiff)
             if _converged(losses, settings):
-                stop = "converged"
-                break
+                if step + 1 >= alone:
+                    stop = "converged"
+                    break
+                alone = step + 1  # the network is done: the lattices' turn
+                losses.clear()
     with torch.no_grad():
         values = model().detach().clone()
         h = model.spacing()

@@ -460,7 +460,7 @@ def test_cancel_at_once_is_the_identity(make_case: Callable[..., Any]) -> None:
 
 def test_convergence_window_ends_a_level(make_case: Callable[..., Any]) -> None:
     case = make_case(2, 48)
-    patient = settings(steps=(300, 1), convergence_window=8, convergence_threshold=2e-3)
+    patient = settings(steps=(300, 1), network=None, convergence_window=8, convergence_threshold=2e-3)
     result = optimise_lattice(case.pair, patient)
     first = [t.loss for t in result.trace if t.level == 0]
     assert 16 <= len(first) < 200
@@ -474,6 +474,13 @@ def test_convergence_window_ends_a_level(make_case: Callable[..., Any]) -> None:
     assert both.stop == "converged"
     never = optimise_lattice(case.pair, replace(patient, steps=(40, 1), convergence_threshold=0.0))
     assert len(never.trace) == 41
+
+
+def test_network_that_has_converged_makes_way_for_the_lattices(make_case: Callable[..., Any]) -> None:
+    at_once = settings(steps=(30, 0), network=SMALL, convergence_window=3, convergence_threshold=1e9)
+    result = optimise_lattice(make_case(2, 48).pair, at_once)
+    assert len(result.trace) == 6 + 6
+    assert result.stop == "converged"
 
 
 def test_level_without_steps_is_left_out(make_case: Callable[..., Any]) -> None:
