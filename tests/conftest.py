@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from itk_nir.phantom import Phantom, brain_phantom
+from tests.grids import centred, turned
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,19 @@ def phantom_2d() -> Phantom:
 def phantom_3d() -> Phantom:
     """A brain of 54 x 64 x 54 voxels of about 3 mm."""
     return brain_phantom(3, (54, 64, 54))
+
+
+@pytest.fixture(scope="session")
+def oblique() -> dict[int, Phantom]:
+    """In 2D and 3D, on anisotropic, oblique and unlike grids."""
+    out = {}
+    for d, size, spacing, moving_size, moving_spacing in (
+        (2, (70, 60), (2.4, 3.3), (64, 86), (2.7, 2.4)),
+        (3, (34, 42, 26), (5.0, 4.6, 6.5), (40, 36, 36), (4.4, 5.8, 5.0)),
+    ):
+        out[d] = brain_phantom(
+            d,
+            geometry=centred(size, spacing, turned(d, 0.3)),
+            moving_geometry=centred(moving_size, moving_spacing, turned(d, -0.2)),
+        )
+    return out

@@ -28,6 +28,7 @@ from itk_nir.transforms.ants import read_ants
 from itk_nir.transforms.files import load_transform
 from itk_nir.transforms.forms import field_then_linear
 from itk_nir.transforms.h5 import write_h5
+from tests.grids import turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 WAYS = pytest.mark.parametrize("way", ["", "inverse_"])
@@ -36,21 +37,11 @@ needs_transformix = pytest.mark.skipif(
 )
 
 
-def turn(d: int, angle: float, tilt: float = 0.0) -> np.ndarray:
-    matrix = np.eye(d)
-    matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    if d == 3:
-        other = np.eye(3)
-        other[1:, 1:] = [[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]
-        matrix = matrix @ other
-    return matrix
-
-
 @lru_cache
 def made(d: int) -> RegistrationResult:
     """Oblique, anisotropic, unequal grids; a field coarser than the fixed image, its inverse, and an affine part."""
-    fixed = Geometry.make([27, 23, 19][:d], [1.1, 1.7, 2.3][:d], [-40, 25, 90][:d], turn(d, 0.4, 0.3))
-    moving = Geometry.make([50, 47, 52][:d], [1.0, 1.2, 1.3][:d], [0] * d, turn(d, -0.7, 0.2))
+    fixed = Geometry.make([27, 23, 19][:d], [1.1, 1.7, 2.3][:d], [-40, 25, 90][:d], turned(d, 0.4, 0.3))
+    moving = Geometry.make([50, 47, 52][:d], [1.0, 1.2, 1.3][:d], [0] * d, turned(d, -0.7, 0.2))
     moving = Geometry.make(moving.size, moving.spacing, fixed.centre - moving.centre, moving.direction)
     waves = np.random.default_rng(1).normal(size=(2, d)) / 4
     f, m = (
@@ -69,7 +60,7 @@ def made(d: int) -> RegistrationResult:
     )  # fmt: skip
     bend = np.random.default_rng(2).normal(size=(d, d)) / 12
     u = DisplacementField(coarse, (2 * np.sin((coarse.grid() - fixed.centre) @ bend + 1)).astype(np.float32))
-    a = LinearTransform.make(turn(d, 0.12, -0.1) * 1.03, [2.0, -1.0, 3.0][:d], fixed.centre)
+    a = LinearTransform.make(turned(d, 0.12, -0.1) * 1.03, [2.0, -1.0, 3.0][:d], fixed.centre)
     return RegistrationResult(f, m, compose(Chain((u,), (u.inverse(tolerance=1e-4),)), a), {"seconds": 1.0})
 
 

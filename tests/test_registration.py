@@ -24,6 +24,7 @@ from itk_nir.images import save_image, to_itk, to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
 from itk_nir.result import RegistrationResult
 from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
+from tests.grids import turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 #: Few steps on two coarse levels: enough to be well on the way.
@@ -40,41 +41,9 @@ def run(fixed: Any, moving: Any, **options: Any) -> RegistrationResult:
     return itk_nir.register(fixed, moving, **{"threads": 1, "device": "cpu", **QUICK, **options})
 
 
-def turned(d: int, angle: float = 0.3) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    m = np.eye(d)
-    m[:2, :2] = [[c, -s], [s, c]]
-    if d == 3:
-        tilt = np.eye(3)
-        tilt[1:, 1:] = [[c, -s], [s, c]]
-        m = m @ tilt
-    return m
-
-
-def centred(size: tuple[int, ...], spacing: tuple[float, ...], direction: np.ndarray) -> Geometry:
-    g = Geometry.make(size, spacing, None, direction)
-    return Geometry.make(size, spacing, 7.0 - g.centre, direction)
-
-
 @pytest.fixture(scope="module")
 def phantoms(phantom_2d: Phantom) -> dict[int, Phantom]:
     return {2: phantom_2d, 3: brain_phantom(3, (36, 44, 36))}
-
-
-@pytest.fixture(scope="module")
-def oblique() -> dict[int, Phantom]:
-    """Anisotropic, oblique and unlike grids."""
-    out = {}
-    for d, size, spacing, moving_size, moving_spacing in (
-        (2, (70, 60), (2.2, 3.1), (64, 90), (2.6, 2.2)),
-        (3, (38, 48, 26), (4.4, 4.0, 6.5), (44, 40, 40), (4.0, 5.2, 4.6)),
-    ):
-        out[d] = brain_phantom(
-            d,
-            geometry=centred(size, spacing, turned(d)),
-            moving_geometry=centred(moving_size, moving_spacing, turned(d, -0.2)),
-        )
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -18,25 +18,15 @@ from itk_nir.transforms import Chain, DisplacementField, LinearTransform, compos
 from itk_nir.transforms.files import load_transform, save_field
 from itk_nir.transforms.h5 import UnknownTransformType, read_h5, write_h5
 from itk_nir.transforms.sitk import from_sitk, to_sitk
+from tests.grids import turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
-
-
-def rotation(d: int, angle: float = 0.4) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    turn = np.eye(d)
-    turn[:2, :2] = [[c, -s], [s, c]]
-    if d == 3:
-        tilt = np.eye(3)
-        tilt[1:, 1:] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
-        turn = turn @ tilt
-    return turn
 
 
 def oblique(d: int, step: float = 1.0) -> Geometry:
     """An oblique, anisotropic grid of about 20 x 25 x 27 mm far from the origin."""
     size = [round(n / step) for n in (14, 11, 9)[:d]]
-    return Geometry.make(size, np.array([1.5, 2.3, 3.1])[:d] * step, [-40, 25, 90][:d], rotation(d))
+    return Geometry.make(size, np.array([1.5, 2.3, 3.1])[:d] * step, [-40, 25, 90][:d], turned(d, 0.4, 0.3))
 
 
 def smooth_field(grid: Geometry, seed: int = 0, size: float = 2.0) -> DisplacementField:
@@ -46,7 +36,7 @@ def smooth_field(grid: Geometry, seed: int = 0, size: float = 2.0) -> Displaceme
 
 
 def affine(d: int) -> LinearTransform:
-    return LinearTransform.make(rotation(d, 0.1) * 1.05, [3.0, -2.0, 4.0][:d], [5.0, 6.0, 7.0][:d])
+    return LinearTransform.make(turned(d, 0.1, 0.3) * 1.05, [3.0, -2.0, 4.0][:d], [5.0, 6.0, 7.0][:d])
 
 
 def chain_with_inverse(d: int) -> Chain:
@@ -119,7 +109,7 @@ def test_field_is_read_as_itk_reads_it_inside_in_the_rim_and_outside(d: int) -> 
 
 @BOTH
 def test_field_of_one_voxel_along_an_axis(d: int) -> None:
-    grid = Geometry.make([1, 4, 3][:d], direction=rotation(d))
+    grid = Geometry.make([1, 4, 3][:d], direction=turned(d, 0.4, 0.3))
     field = DisplacementField(grid, np.ones((*grid.shape, d), np.float32))
     np.testing.assert_array_equal(field.displacement(grid.grid()), 1)
 

@@ -22,6 +22,7 @@ from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.phantom import Phantom, brain_phantom
 from tests.docs_blocks import DOCS, run_blocks
+from tests.grids import centred, turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 #: Few steps, and stiff: enough to be well on the way on images this small.
@@ -31,38 +32,6 @@ QUICK: dict[str, Any] = {
     "velocity_diffusion": (0.1, 0.1), "linear_size": (28,), "linear_steps": (40,), "linear_start_steps": 8,
     "threads": 1, "device": "cpu",
 }  # fmt: skip
-
-
-def turned(d: int, angle: float) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    m = np.eye(d)
-    m[:2, :2] = [[c, -s], [s, c]]
-    if d == 3:
-        tilt = np.eye(3)
-        tilt[1:, 1:] = [[c, -s], [s, c]]
-        m = m @ tilt
-    return m
-
-
-def centred(size: tuple[int, ...], spacing: tuple[float, ...], direction: np.ndarray) -> Geometry:
-    g = Geometry.make(size, spacing, None, direction)
-    return Geometry.make(size, spacing, 7.0 - g.centre, direction)
-
-
-@pytest.fixture(scope="module")
-def phantoms() -> dict[int, Phantom]:
-    """Anisotropic, oblique and unlike grids."""
-    out = {}
-    for d, size, spacing, moving_size, moving_spacing in (
-        (2, (70, 60), (2.4, 3.3), (64, 86), (2.7, 2.4)),
-        (3, (34, 42, 26), (5.0, 4.6, 6.5), (40, 36, 36), (4.4, 5.8, 5.0)),
-    ):
-        out[d] = brain_phantom(
-            d,
-            geometry=centred(size, spacing, turned(d, 0.3)),
-            moving_geometry=centred(moving_size, moving_spacing, turned(d, -0.2)),
-        )
-    return out
 
 
 def images(phantom: Phantom) -> dict[str, Any]:
@@ -122,9 +91,9 @@ jacobian = ants.create_jacobian_determinant_image(fixed, tx["fwdtransforms"][0],
 @BOTH
 @pytest.mark.parametrize("line", ["registration = ants.registration", "from itk_nir.compat.ants import registration"])
 def test_a_script_for_antspy_runs_with_one_line_changed(
-    phantoms: dict[int, Phantom], d: int, line: str, tmp_path: Path
+    oblique: dict[int, Phantom], d: int, line: str, tmp_path: Path
 ) -> None:
-    phantom = phantoms[d]
+    phantom = oblique[d]
     ours = "itk_nir" in line
     names = images(phantom)
     points = inner(phantom.geometry)
@@ -161,8 +130,8 @@ def test_a_script_for_antspy_runs_with_one_line_changed(
 
 
 @BOTH
-def test_files_lists_and_composites_say_the_same(phantoms: dict[int, Phantom], d: int, tmp_path: Path) -> None:
-    phantom = phantoms[d]
+def test_files_lists_and_composites_say_the_same(oblique: dict[int, Phantom], d: int, tmp_path: Path) -> None:
+    phantom = oblique[d]
     names = images(phantom)
     single = registration(names["fixed"], names["moving"], outprefix=f"{tmp_path}/new/", random_seed=3, **QUICK)
     both = registration(
@@ -215,9 +184,9 @@ def moved(phantom: Phantom, tx: Any) -> Any:
 @BOTH
 @pytest.mark.parametrize("kind", ["Rigid", "Affine", "SyN"])
 def test_a_known_rotation_and_shift_come_out_with_the_right_sign(
-    phantoms: dict[int, Phantom], d: int, kind: str, tmp_path: Path
+    oblique: dict[int, Phantom], d: int, kind: str, tmp_path: Path
 ) -> None:
-    phantom, truth = phantoms[d], known(d)
+    phantom, truth = oblique[d], known(d)
     moving = moved(phantom, truth)
     tx = registration(
         to_ants(phantom.fixed, phantom.geometry),
@@ -236,9 +205,9 @@ def test_a_known_rotation_and_shift_come_out_with_the_right_sign(
     assert np.linalg.norm(got - wanted, axis=1).mean() < 0.15 * np.linalg.norm(wanted - points, axis=1).mean()
 
 
-def test_an_initial_transform_is_composed_in_ants_order(phantoms: dict[int, Phantom], tmp_path: Path) -> None:
+def test_an_initial_transform_is_composed_in_ants_order(oblique: dict[int, Phantom], tmp_path: Path) -> None:
     """A start from files: the same affine is kept, and ``[file,1]`` is its inverse."""
-    phantom, truth = phantoms[2], known(2)
+    phantom, truth = oblique[2], known(2)
     fixed = to_ants(phantom.fixed, phantom.geometry)
     moving = to_ants(sitk.GetArrayFromImage(moved(phantom, truth)), phantom.moving_geometry)
     sitk.WriteTransform(
@@ -281,9 +250,9 @@ REFUSED = {
 }  # fmt: skip
 
 
-def test_every_refused_option_is_an_error_that_names_it(phantoms: dict[int, Phantom]) -> None:
+def test_every_refused_option_is_an_error_that_names_it(oblique: dict[int, Phantom]) -> None:
     assert set(REFUSED) == {name for name, (what, _) in OPTIONS.items() if what == "refused"}
-    names = images(phantoms[2])
+    names = images(oblique[2])
     for name, value in REFUSED.items():
         with pytest.raises(OptionError, match=name):
             registration(names["fixed"], names["moving"], **{name: value})
@@ -316,8 +285,8 @@ def test_every_refused_option_is_an_error_that_names_it(phantoms: dict[int, Phan
         ({"preset": "quick"}, "unknown preset"),
     ],
 )
-def test_wrong_options_are_named(phantoms: dict[int, Phantom], options: dict[str, Any], message: str) -> None:
-    names = images(phantoms[2])
+def test_wrong_options_are_named(oblique: dict[int, Phantom], options: dict[str, Any], message: str) -> None:
+    names = images(oblique[2])
     with pytest.raises(OptionError, match=message):
         registration(names["fixed"], names["moving"], **options)
 
@@ -333,10 +302,10 @@ def test_types_map_to_stages_and_presets() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*little in common")  # after so few steps
 def test_what_the_options_become(
-    phantoms: dict[int, Phantom], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    oblique: dict[int, Phantom], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Levels, most steps, radius and seed reach the engine; masks count; verbose prints; our callback is called."""
-    phantom = phantoms[2]
+    phantom = oblique[2]
     names = images(phantom)
     seen = []
     mask = to_ants((phantom.fixed_labels > 0).astype(np.float32), phantom.geometry)
@@ -364,8 +333,8 @@ def test_what_the_options_become(
             registration(names["fixed"], names["moving"], **{name: empty})
 
 
-def test_images_that_cannot_be_used(phantoms: dict[int, Phantom]) -> None:
-    names = images(phantoms[2])
+def test_images_that_cannot_be_used(oblique: dict[int, Phantom]) -> None:
+    names = images(oblique[2])
     bad = names["fixed"].clone()
     bad[3, 4] = np.nan
     with pytest.raises(InputError, match="fixed image: has 1 NaN"):
@@ -373,15 +342,15 @@ def test_images_that_cannot_be_used(phantoms: dict[int, Phantom]) -> None:
     with pytest.raises(InputError, match="moving image: is 2D with 2 values"):
         registration(names["fixed"], ants.merge_channels([names["moving"]] * 2))
     with pytest.raises(InputError, match="is 2D but"):
-        registration(images(phantoms[3])["fixed"], names["moving"])
+        registration(images(oblique[3])["fixed"], names["moving"])
     with pytest.raises(InputError, match="raw antsRegistration"):
         registration(["-d", "2"], None)
     with pytest.raises(InputError, match="ndarray"):
         registration(names["fixed"].numpy(), names["moving"])
 
 
-def test_without_a_prefix_files_go_to_a_folder_of_their_own(phantoms: dict[int, Phantom]) -> None:
-    names = images(phantoms[2])
+def test_without_a_prefix_files_go_to_a_folder_of_their_own(oblique: dict[int, Phantom]) -> None:
+    names = images(oblique[2])
     folders = set()
     for _ in range(2):
         tx = registration(names["fixed"], names["moving"], "Rigid", **QUICK)
@@ -397,9 +366,9 @@ def test_without_a_prefix_files_go_to_a_folder_of_their_own(phantoms: dict[int, 
 
 
 @pytest.fixture(scope="module")
-def files(phantoms: dict[int, Phantom], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def files(oblique: dict[int, Phantom], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     out = {}
-    for d, phantom in phantoms.items():
+    for d, phantom in oblique.items():
         folder = out[d] = tmp_path_factory.mktemp(f"images{d}")
         save_image(phantom.fixed, phantom.geometry, folder / "f.nii.gz")
         save_image(phantom.moving, phantom.moving_geometry, folder / "m.nii.gz")

@@ -34,6 +34,7 @@ from itk_nir.resample import resample_array
 from itk_nir.transforms.elastix import read_elastix
 from itk_nir.transforms.itk import field_to_itk
 from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
+from tests.grids import turned
 
 itk = pytest.importorskip("itk")
 if not hasattr(itk, "ParameterObject"):
@@ -65,16 +66,6 @@ def texture(points: np.ndarray) -> np.ndarray:
     middle = np.array([8.0, -5.0, 40.0][: points.shape[-1]])
     envelope = np.exp(-((np.sum((points - middle) ** 2, axis=-1) / 22.0**2) ** 2))
     return np.asarray((45 + 12 * total) * envelope, np.float32)
-
-
-def turned(d: int, angle: float, tilt: float = 0.0) -> np.ndarray:
-    m = np.eye(d)
-    m[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    if d == 3:
-        n = np.eye(3)
-        n[1:, 1:] = [[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]
-        m = m @ n
-    return m
 
 
 def grids(d: int) -> tuple[Geometry, Geometry]:

@@ -18,6 +18,7 @@ from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
 from tests.docs_blocks import DOCS, run_blocks
+from tests.grids import centred, turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 #: Few steps, and stiff: enough to be well on the way on images this small.
@@ -29,38 +30,6 @@ SHORT: dict[str, Any] = {
     **QUICK, "shrink_factors": (2, 1), "smoothing_sigmas": (0.5, 0.5), "steps": (25, 8), "learning_rates": (0.4, 0.2),
     "lattice_spacing": (2.0, 2.0), "coarsest_lattice": 8.0, "linear_size": (28,), "linear_steps": (40,),
 }  # fmt: skip
-
-
-def turned(d: int, angle: float) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    m = np.eye(d)
-    m[:2, :2] = [[c, -s], [s, c]]
-    if d == 3:
-        tilt = np.eye(3)
-        tilt[1:, 1:] = [[c, -s], [s, c]]
-        m = m @ tilt
-    return m
-
-
-def centred(size: tuple[int, ...], spacing: tuple[float, ...], direction: np.ndarray) -> Geometry:
-    g = Geometry.make(size, spacing, None, direction)
-    return Geometry.make(size, spacing, 7.0 - g.centre, direction)
-
-
-@pytest.fixture(scope="module")
-def phantoms() -> dict[int, Phantom]:
-    """Anisotropic, oblique and unlike grids."""
-    out = {}
-    for d, size, spacing, moving_size, moving_spacing in (
-        (2, (70, 60), (2.4, 3.3), (64, 86), (2.7, 2.4)),
-        (3, (34, 42, 26), (5.0, 4.6, 6.5), (40, 36, 36), (4.4, 5.8, 5.0)),
-    ):
-        out[d] = brain_phantom(
-            d,
-            geometry=centred(size, spacing, turned(d, 0.3)),
-            moving_geometry=centred(moving_size, moving_spacing, turned(d, -0.2)),
-        )
-    return out
 
 
 def known(d: int) -> Any:
@@ -164,9 +133,9 @@ moving_resampled = sitk.Resample(
 @BOTH
 @pytest.mark.filterwarnings("ignore:.*approximated by")
 @pytest.mark.parametrize("ours", [False, True])
-def test_a_rigid_notebook_runs_with_one_line_changed(phantoms: dict[int, Phantom], d: int, ours: bool) -> None:
+def test_a_rigid_notebook_runs_with_one_line_changed(oblique: dict[int, Phantom], d: int, ours: bool) -> None:
     truth = known(d)
-    fixed, moving = moved_pair(phantoms[d], truth)
+    fixed, moving = moved_pair(oblique[d], truth)
     line = "from " + ("itk_nir.compat.sitk" if ours else "SimpleITK") + " import ImageRegistrationMethod"
     names: dict[str, Any] = {
         "fixed_image": fixed,
@@ -185,7 +154,7 @@ def test_a_rigid_notebook_runs_with_one_line_changed(phantoms: dict[int, Phantom
     assert names["levels"][0] == 1  # before the first iteration
     assert names["description"]
     assert names["final_value"] < 0
-    points = inner(phantoms[d].geometry)
+    points = inner(oblique[d].geometry)
     if not ours:  # theirs shows that the flow is right; how far it gets in so few samples is not the point
         return
     assert distance(through(final, points), through(truth, points)) < 0.1 * distance(points, through(truth, points))
@@ -246,9 +215,9 @@ resampled = sitk.Resample(moving, fixed, both, sitk.sitkLinear, 0.0)
 @pytest.mark.filterwarnings("ignore:.*approximated by")
 @pytest.mark.parametrize("ours", [False, True])
 def test_a_displacement_field_script_runs_with_one_line_changed(
-    phantoms: dict[int, Phantom], d: int, ours: bool
+    oblique: dict[int, Phantom], d: int, ours: bool
 ) -> None:
-    phantom = phantoms[d]
+    phantom = oblique[d]
     fixed, moving = pair(phantom)
     line = "from SimpleITK import ImageRegistrationMethod"
     names: dict[str, Any] = {"fixed": fixed, "moving": moving, "iterations": 15 if ours else 2}
@@ -284,11 +253,11 @@ def test_a_displacement_field_script_runs_with_one_line_changed(
      (3, "composite")],
 )  # fmt: skip
 def test_a_known_rotation_and_shift_come_out_with_the_right_sign(
-    phantoms: dict[int, Phantom], d: int, kind: str
+    oblique: dict[int, Phantom], d: int, kind: str
 ) -> None:
     truth = known(d)
-    fixed, moving = moved_pair(phantoms[d], truth)
-    points = inner(phantoms[d].geometry)
+    fixed, moving = moved_pair(oblique[d], truth)
+    points = inner(oblique[d].geometry)
     wanted = through(truth, points)
     centre = (-20.0, 11.0, 8.0)[:d]
     R = quick(linear_steps=(60,))
@@ -323,11 +292,11 @@ def test_a_known_rotation_and_shift_come_out_with_the_right_sign(
 
 
 @BOTH
-def test_the_moving_initial_transform_comes_after_and_is_not_returned(phantoms: dict[int, Phantom], d: int) -> None:
+def test_the_moving_initial_transform_comes_after_and_is_not_returned(oblique: dict[int, Phantom], d: int) -> None:
     """A fixed point meets the optimised transform first, as in ITK; both parts together make the whole."""
     truth = known(d)
-    fixed, moving = moved_pair(phantoms[d], truth)
-    points = inner(phantoms[d].geometry)
+    fixed, moving = moved_pair(oblique[d], truth)
+    points = inner(oblique[d].geometry)
     wanted = through(truth, points)
     turn = sitk.AffineTransform(d)
     turn.SetMatrix(turned(d, 0.1).ravel().tolist())
@@ -344,11 +313,11 @@ def test_the_moving_initial_transform_comes_after_and_is_not_returned(phantoms: 
             assert distance(through(whole, points), wanted) < 0.15 * distance(points, wanted)
 
 
-def test_a_displacement_field_to_start_from_is_part_of_the_result(phantoms: dict[int, Phantom]) -> None:
+def test_a_displacement_field_to_start_from_is_part_of_the_result(oblique: dict[int, Phantom]) -> None:
     """On a grid of its own, with a moving initial field too: in place, the grid stays, and its inverse is not faked."""
     truth = known(2)
-    fixed, moving = moved_pair(phantoms[2], truth)
-    points = inner(phantoms[2].geometry)
+    fixed, moving = moved_pair(oblique[2], truth)
+    points = inner(oblique[2].geometry)
     wanted = through(truth, points)
     reference = sitk.Resample(fixed, [36, 31], sitk.Transform(), sitk.sitkLinear, fixed.GetOrigin(),
                               [4.8, 6.6], fixed.GetDirection())  # fmt: skip
@@ -377,13 +346,13 @@ def test_a_displacement_field_to_start_from_is_part_of_the_result(phantoms: dict
         assert distance(through(whole, points), wanted) < 1.5
 
 
-def test_the_inverse_comes_with_a_field_in_place(phantoms: dict[int, Phantom]) -> None:
-    fixed, moving = pair(phantoms[2])
+def test_the_inverse_comes_with_a_field_in_place(oblique: dict[int, Phantom]) -> None:
+    fixed, moving = pair(oblique[2])
     tx = zero_field(fixed)
     R = quick()
     R.SetInitialTransform(tx)
     R.Execute(fixed, moving)
-    points = inner(phantoms[2].geometry)
+    points = inner(oblique[2].geometry)
     back = tx.GetInverse()
     assert distance(points, through(tx, points)) > 0.5
     assert distance(through(back, through(tx, points)), points) < 0.1
@@ -397,9 +366,9 @@ def test_the_inverse_comes_with_a_field_in_place(phantoms: dict[int, Phantom]) -
     del churn
 
 
-def test_a_spline_comes_back_as_a_field(phantoms: dict[int, Phantom]) -> None:
-    fixed, moving = pair(phantoms[2])
-    points = inner(phantoms[2].geometry)
+def test_a_spline_comes_back_as_a_field(oblique: dict[int, Phantom]) -> None:
+    fixed, moving = pair(oblique[2])
+    points = inner(oblique[2].geometry)
     spline = sitk.BSplineTransformInitializer(fixed, [4, 4])
     R = quick()
     R.SetInitialTransformAsBSpline(spline, inPlace=True, scaleFactors=[1, 1, 1])
@@ -420,8 +389,8 @@ def test_a_spline_comes_back_as_a_field(phantoms: dict[int, Phantom]) -> None:
 # --- the protocol ----------------------------------------------------------------------------------------------------
 
 
-def test_events_come_in_order_with_live_values(phantoms: dict[int, Phantom]) -> None:
-    fixed, moving = pair(phantoms[2])
+def test_events_come_in_order_with_live_values(oblique: dict[int, Phantom]) -> None:
+    fixed, moving = pair(oblique[2])
     R = quick(steps=(12, 3))
     seen: list[Any] = []
     for name in ("Start", "MultiResolutionIteration", "Iteration", "Progress", "End", "Abort"):
@@ -455,8 +424,8 @@ def test_events_come_in_order_with_live_values(phantoms: dict[int, Phantom]) -> 
     assert len(seen) == before
 
 
-def test_stop_keeps_the_best_and_abort_raises(phantoms: dict[int, Phantom]) -> None:
-    fixed, moving = pair(phantoms[2])
+def test_stop_keeps_the_best_and_abort_raises(oblique: dict[int, Phantom]) -> None:
+    fixed, moving = pair(oblique[2])
     for ending, steps in (("StopRegistration", 5), ("Abort", 1)):
         R = quick(steps=(50, 50))
         R.SetInitialTransform(zero_field(fixed))
@@ -485,7 +454,7 @@ def test_stop_keeps_the_best_and_abort_raises(phantoms: dict[int, Phantom]) -> N
         assert len(count) == steps
 
 
-def test_what_a_command_raises_comes_out_as_itself(phantoms: dict[int, Phantom]) -> None:
+def test_what_a_command_raises_comes_out_as_itself(oblique: dict[int, Phantom]) -> None:
     R = quick()
 
     def broken() -> None:
@@ -493,12 +462,12 @@ def test_what_a_command_raises_comes_out_as_itself(phantoms: dict[int, Phantom])
 
     R.AddCommand(sitk.sitkIterationEvent, broken)
     with pytest.raises(KeyError, match="mine"):
-        R.Execute(*pair(phantoms[2]))
+        R.Execute(*pair(oblique[2]))
     assert R.StopRegistration() is False
 
 
-def test_setters_reach_the_engine(phantoms: dict[int, Phantom]) -> None:
-    phantom = phantoms[2]
+def test_setters_reach_the_engine(oblique: dict[int, Phantom]) -> None:
+    phantom = oblique[2]
     fixed, _ = pair(phantom)
     R = ImageRegistrationMethod(preset="fast")
     R.SetMetricAsANTSNeighborhoodCorrelation(3)
@@ -531,12 +500,12 @@ def test_setters_reach_the_engine(phantoms: dict[int, Phantom]) -> None:
     assert options["linear_radius"] == 3
 
 
-def test_masks_count(phantoms: dict[int, Phantom]) -> None:
+def test_masks_count(oblique: dict[int, Phantom]) -> None:
     """Half of the moving image goes another way; with that half masked out, it does not disturb."""
     truth = known(2)
-    fixed, moving = moved_pair(phantoms[2], truth)
-    points = inner(phantoms[2].geometry)
-    other = sitk.GetArrayFromImage(moved_pair(phantoms[2], sitk.TranslationTransform(2, (-9.0, 8.0)))[1])
+    fixed, moving = moved_pair(oblique[2], truth)
+    points = inner(oblique[2].geometry)
+    other = sitk.GetArrayFromImage(moved_pair(oblique[2], sitk.TranslationTransform(2, (-9.0, 8.0)))[1])
     array = sitk.GetArrayFromImage(moving)
     half = np.zeros(array.shape, np.uint8)
     half[:, : array.shape[1] // 2] = 1
@@ -557,9 +526,9 @@ def test_masks_count(phantoms: dict[int, Phantom]) -> None:
         R.Execute(fixed, moving)
 
 
-def test_metric_evaluate_is_smallest_at_the_truth(phantoms: dict[int, Phantom]) -> None:
+def test_metric_evaluate_is_smallest_at_the_truth(oblique: dict[int, Phantom]) -> None:
     truth = known(2)
-    fixed, moving = moved_pair(phantoms[2], truth)
+    fixed, moving = moved_pair(oblique[2], truth)
     R = ImageRegistrationMethod()
     R.SetMetricAsANTSNeighborhoodCorrelation(3)
     at_identity = R.MetricEvaluate(fixed, moving)
@@ -649,15 +618,15 @@ def test_what_cannot_be_had_is_named(use: Callable[[Any], Any], error: type[Exce
         (sitk.DisplacementFieldTransform(2), "without a field"),
     ],
 )
-def test_transforms_that_cannot_be_optimised(phantoms: dict[int, Phantom], transform: Any, message: str) -> None:
+def test_transforms_that_cannot_be_optimised(oblique: dict[int, Phantom], transform: Any, message: str) -> None:
     R = ImageRegistrationMethod()
     R.SetInitialTransform(transform)
     with pytest.raises(ItkNirError, match=message):
-        R.Execute(*pair(phantoms[2]))
+        R.Execute(*pair(oblique[2]))
 
 
-def test_sigmas_need_levels_and_stand_ins_warn(phantoms: dict[int, Phantom]) -> None:
-    fixed, moving = pair(phantoms[2])
+def test_sigmas_need_levels_and_stand_ins_warn(oblique: dict[int, Phantom]) -> None:
+    fixed, moving = pair(oblique[2])
     R = quick()
     R.SetInitialTransform(rigid(2))
     R.SetOptimizerAsGradientDescent(1.0, 10, maximumStepSizeInPhysicalUnits=2.0)
