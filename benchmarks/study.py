@@ -102,7 +102,12 @@ def main() -> int:
     parser.add_argument("--pairs", default="brain_oasis,brain_t1/*", help="names or patterns, comma-separated")
     parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated")
     parser.add_argument("--preset", default="default")
-    parser.add_argument("--turns", type=int, default=2, help="short runs that the ratio of the times is taken from")
+    parser.add_argument(
+        "--turns",
+        type=int,
+        default=2,
+        help="short runs that the ratio of the times is taken from; 0: the same steps, not the same time",
+    )
     parser.add_argument(
         "--turned", default="0,0", metavar="DEGREES,MM", help="rotation and shift that every linear start is spoilt by"
     )
@@ -138,7 +143,7 @@ def main() -> int:
             for name in quickest:
                 result = run(pairs[0], starts[pairs[0].name], name, 0.4)
                 quickest[name] = min(quickest[name], result.metrics["seconds"]["deformable"])
-        scales[arm] = quickest["default"] / quickest[arm]
+        scales[arm] = quickest["default"] / quickest[arm] if arguments.turns else 1.0
         print(f"{arm}: steps x {scales[arm]:.2f}", flush=True)
     rows: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in arms}
     for pair in pairs:
@@ -210,14 +215,20 @@ def write(
     """``study.md`` and ``study.json`` of what is done so far."""
     degrees, shift = arguments.turned.split(",")
     whole = float(degrees) == float(shift) == 0
+    rule = (
+        f"steps of every arm scaled to the time of the first (ratios: quickest of {arguments.turns} short runs in "
+        f"alternation on {pairs[0]})"
+        if arguments.turns
+        else "the same steps for every arm"
+    )
     lines = [
-        f"# Which field: equal time{'' if whole else ', from a bad start'}",
+        f"# Which field: equal {'time' if arguments.turns else 'steps'}{'' if whole else ', from a bad start'}",
         "",
-        f"{arguments.threads} threads, preset `{arguments.preset}`; steps of every arm scaled to the time of the first "
-        f"(ratios: quickest of {arguments.turns} short runs in alternation on {pairs[0]}). Made by",
+        f"{arguments.threads} threads, preset `{arguments.preset}`; {rule}. Made by",
         "",
         f"    python benchmarks/study.py --pairs {arguments.pairs!r} --arms {','.join(rows)!r}"
-        + ("" if whole else f" --turned {arguments.turned} --name {arguments.name}"),
+        + ("" if whole else f" --turned {arguments.turned} --name {arguments.name}")
+        + ("" if arguments.turns else " --turns 0"),
         "",
         *(
             []
