@@ -212,7 +212,14 @@ def write(
     arguments: argparse.Namespace, pairs: list[str], rows: dict[str, dict[str, dict[str, float]]],
     scales: dict[str, float],
 ) -> None:  # fmt: skip
-    """``study.md`` and ``study.json`` of what is done so far."""
+    """``study.md`` and ``study.json`` of what is done so far; the page has only the pairs that every arm has had."""
+    record = {"preset": arguments.preset, "scales": scales, "arms": rows}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / f"{arguments.name}.json").write_text(json.dumps(record, indent=1))
+    pairs = [name for name in pairs if all(name in by_pair for by_pair in rows.values())]
+    if not pairs:
+        return
+    rows = {arm: {name: by_pair[name] for name in pairs} for arm, by_pair in rows.items()}
     degrees, shift = arguments.turned.split(",")
     whole = float(degrees) == float(shift) == 0
     rule = (
@@ -242,8 +249,6 @@ def write(
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for arm, by_pair in rows.items():
-        if not by_pair:
-            continue
         dice = {name: row["dice"] for name, row in by_pair.items() if "dice" in row}
         tre = [row["tre"] for row in by_pair.values() if "tre" in row]
         ahead = sum(value > rows["default"][name]["dice"] for name, value in dice.items())
@@ -257,10 +262,7 @@ def write(
             f"{over('lncc'):.4f} | {over('sd_log_jacobian'):.3f} | {over('folds'):.4f} | {scales[arm]:.2f} |"
         )
     lines += ["", f"Pairs: {', '.join(pairs)}."]
-    arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / f"{arguments.name}.md").write_text("\n".join(lines) + "\n")
-    record = {"preset": arguments.preset, "scales": scales, "arms": rows}
-    (arguments.output / f"{arguments.name}.json").write_text(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import resource
@@ -288,6 +289,24 @@ def test_a_spoilt_start_is_turned_about_the_middle(tmp_path: Path, blob: sitk.Im
     assert np.degrees(np.arccos((np.trace(r) - 1) / 2)) == pytest.approx(12)
     assert np.linalg.norm(r @ middle + m[:3, 3] - middle) == pytest.approx(8)
     assert np.allclose(study.turned(pair, start, 12, 8), start @ m)
+
+
+def test_page_of_the_study_has_the_pairs_that_every_arm_has_had(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(
+        output=tmp_path, name="s", threads=2, preset="default", turns=0, turned="12,8", pairs="*"
+    )
+    row = {"dice": 0.5, "lncc": 0.4, "folds": 0.0, "sd_log_jacobian": 0.3, "seconds": 1.0}
+    rows = {"default": {"a": row, "b": row | {"dice": 0.9}}, "free lattice": {"a": row | {"dice": 0.6}}}
+    scales = {"default": 1.0, "free lattice": 1.0}
+    study.write(arguments, ["b", "c"], rows, scales)
+    assert not (tmp_path / "s.md").exists()
+    study.write(arguments, ["a", "b"], rows, scales)
+    page = (tmp_path / "s.md").read_text()
+    assert "Pairs: a." in page
+    assert "| 0.5000 |  |" in page
+    assert "| 0.6000 | 1 of 1 |" in page
+    assert "--turned 12,8 --name s --turns 0" in page
+    assert "0.9" in (tmp_path / "s.json").read_text()
 
 
 def test_growth_is_the_exponent_of_a_power_law() -> None:
