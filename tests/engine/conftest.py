@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch
 
 from itk_nir.engine.optimize import LatticeField, Pair, as_volume
 from itk_nir.geometry import Geometry
+from tests.grids import turned
 
 Array = np.ndarray
 Make = Callable[..., "Case"]
@@ -46,16 +46,6 @@ class Case:
     def start(self) -> float:
         """What `error` is without a registration."""
         return float(np.linalg.norm(self.truth(self.points()), axis=-1).mean())
-
-
-def turn(d: int, angle: float) -> Array:
-    """A rotation about all axes of the space."""
-    c, s = math.cos(angle), math.sin(angle)
-    if d == 2:
-        return np.array([[c, -s], [s, c]])
-    rz = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-    rx = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
-    return np.asarray(rz @ rx)
 
 
 def texture(q: Array, radius: float, seed: int = 0) -> Array:
@@ -105,8 +95,8 @@ def make(
     def grid(step: Sequence[float] | float, angle: float, width: float, centre: Array) -> Geometry:
         steps = np.broadcast_to(np.asarray(step, float) * scale, d)
         size = [round(width / s) for s in steps]
-        g = Geometry.make(size, steps, None, turn(d, angle))
-        return Geometry.make(size, steps, centre - g.centre, turn(d, angle))
+        g = Geometry.make(size, steps, None, turned(d, angle))
+        return Geometry.make(size, steps, centre - g.centre, turned(d, angle))
 
     matrix = np.eye(d + 1) if linear is None else np.asarray(linear, float).copy()
     matrix[:d, d] *= scale

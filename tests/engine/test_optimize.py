@@ -35,6 +35,7 @@ from itk_nir.engine.optimize import (
 )
 from itk_nir.engine.progress import Progress
 from itk_nir.geometry import Geometry
+from tests.grids import turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 SMALL = FieldConfig(encoding="fourier", activation="sine", width=32, depth=2, frequencies=16, omega=10.0, scale=1.0)
@@ -352,8 +353,7 @@ def test_network_finds_the_turn_that_a_linear_stage_missed(
     make_case: Callable[..., Any], d: int, angle: float, amplitude: float
 ) -> None:
     m = np.eye(d + 1)
-    c, s = np.cos(angle), np.sin(angle)
-    m[:2, :2] = [[c, -s], [s, c]]
+    m[:d, :d] = turned(d, angle, 0.0)
     m[:d, d] = [2.0, -1.5, 1.0][:d]
     case = make_case(d, 48, linear=m, given=np.eye(d + 1), amplitude=amplitude)
     p = case.points()
