@@ -94,8 +94,8 @@ class LatticeSettings:
     network : a coordinate network added on the coarsest lattice, of the first field where fields are composed, or None.
     network_rate : step size of its weights, in learning rates (as a share of the image's half-extent, the unit of its
         output).
-    network_alone : share of the first level's steps in which the network alone is trained, before the lattices join it;
-        0 to 1.
+    network_alone : share of the first level's steps in which the network alone is trained, before the lattices join it
+        (less where the images give little evidence, see `stiffening`); 0 to 1.
     composed : the first level trains a field of its own, which the field of the other levels is composed with (not
         with grids ``"none"``: the network alone is one field).
     radius : radius of the LNCC window in voxels of the level.
@@ -705,7 +705,8 @@ def _train(
             )  # fmt: skip
         best: tuple[float, dict[str, Tensor]] | None = None
         losses: list[float] = []
-        alone = round(settings.network_alone * steps) if level == 0 and weights is not None and model.grids else 0
+        both = weights is not None and len(model.grids) > 0
+        alone = round(settings.network_alone / stiff * steps) if level == 0 and both else 0
         for step in range(steps):
             for p in model.grids.values():
                 p.requires_grad_(step >= alone)
@@ -753,8 +754,9 @@ def _train(
             if step >= alone:
                 optimiser.step(rate * decay)
             if weights is not None:
-                # A network moves the whole image at once, which no smoothness forbids: not on little evidence.
-                weights.step(settings.network_rate * rate / model.half_extent * decay / stiff)
+                # A network moves the whole image at once, which no smoothness forbids: not on little evidence. The
+                # square, for Adam's steps add up whatever the gradient: the images would drift apart.
+                weights.step(settings.network_rate * rate / model.half_extent * decay / stiff**2)
             if _converged(losses, settings):
                 if step + 1 >= alone:
                     stop = "converged"

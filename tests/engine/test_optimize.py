@@ -370,14 +370,15 @@ def test_network_finds_the_turn_that_a_linear_stage_missed(
     assert found < 0.5 * error(network=None)
 
 
-def test_little_evidence_leaves_the_network_alone(make_case: Callable[..., Any]) -> None:
+@BOTH
+def test_little_evidence_leaves_the_image_where_it_is(make_case: Callable[..., Any], d: int) -> None:
     """Noise must not drag the whole image away, which no penalty on gradients would forbid."""
-    case = make_case(2, N[2])
+    case = make_case(d, N[d])
     other = torch.rand(case.pair.moving.shape, generator=torch.Generator().manual_seed(3))
     result = optimise_lattice(
         replace(case.pair, moving=other), settings(network=SMALL, displacement_diffusion=(1.0, 1.0))
     )
-    assert np.abs(result.field.displacement(case.points())).mean() < 1.0 * min(case.fixed.spacing)
+    assert np.abs(result.field.displacement(case.points())).mean() < 0.3 * min(case.fixed.spacing)
 
 
 @pytest.mark.parametrize("term", ["velocity_diffusion", "displacement_diffusion", "jacobian_weight"])
