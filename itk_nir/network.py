@@ -32,6 +32,7 @@ from itk_nir.engine.lattice import Axis, shape_of
 from itk_nir.engine.optimize import LatticeField
 from itk_nir.engine.pointfield import PointField
 from itk_nir.engine.points import PointRegistration, PointSettings
+from itk_nir.engine.threads import torch_on_one_thread
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, temporary_name
@@ -138,8 +139,6 @@ class Network:
         return save_network(self, path)
 
     def _bake(self, error: float | None, spacing: int | None) -> Baked:
-        from itk_nir.registration import _torch_threads
-
         if error is not None and spacing is not None:
             raise OptionError(f"give bake_error or bake_spacing, not both (got {error!r} and {spacing!r})")
         if spacing is not None and (isinstance(spacing, bool) or not isinstance(spacing, int)):
@@ -152,7 +151,7 @@ class Network:
         device = f.values.device if isinstance(f, LatticeField) else next(f.registration.fields[0].parameters()).device
         everywhere = torch.ones(*[1, *self.geometry.shape][-3:], dtype=torch.bool, device=device)
         threads = f.threads if isinstance(f, LatticeField) else 1
-        with _torch_threads(1 if device.type == "cpu" else None):
+        with torch_on_one_thread(device):
             return bake(f, settings, everywhere, threads)
 
 

@@ -8,8 +8,6 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -35,6 +33,7 @@ from itk_nir.engine.optimize import (
 from itk_nir.engine.pointfield import PointField
 from itk_nir.engine.points import optimise_points
 from itk_nir.engine.progress import Callback, Progress
+from itk_nir.engine.threads import torch_on_one_thread
 from itk_nir.errors import InputError, OptionError
 from itk_nir.images import Volume, load_image
 from itk_nir.network import Network
@@ -83,6 +82,8 @@ def register(
     callback : called with a `Progress` after every step; a true return value stops, and the best so far is kept.
     **options : anything that `itk-nir presets PRESET` lists.
 
+    Calls from several threads of one process go one after another (on a CPU).
+
     Returns
     -------
     RegistrationResult : ``.transform``, ``.inverse_transform``, ``.warped``, ``.metrics``, ``.save(prefix)``, ...
@@ -111,7 +112,7 @@ def register(
     notes = check_pair(a, b, fixed_on, moving_on, start, linear=linear)
     for note in notes:
         warnings.warn(note, UserWarning, stacklevel=2)
-    with _torch_threads(1 if where.type == "cpu" else None):
+    with torch_on_one_thread(where):
         return _run(
             a, b, fixed_on, moving_on, start, settings, linear, deformable, seed, where, threads, callback, clock,
             preset, notes,
@@ -345,24 +346,6 @@ def _threads(threads: int | None) -> int:
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise OptionError(f"threads is a whole number of at least 1, got {threads!r}")
     return threads
-
-
-@contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
-    """Torch's own CPU loops on `count` threads inside, as before outside.
-
-    The work that scales is in the native ops, whose bits do not depend on their threads; torch's reductions and matrix
-    products may, so they get one.
-    """
-    if count is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _peak_memory() -> float:

@@ -21,6 +21,12 @@ def turned(d: int, angle: float, tilt: float | None = None) -> np.ndarray:
     return m
 
 
+def permuted(d: int, angle: float) -> np.ndarray:
+    """A rotation about z, whose columns are in another order in 3D: the first voxel axis is z."""
+    turn = turned(d, angle, 0.0)
+    return turn if d == 2 else turn[:, [2, 0, 1]]
+
+
 def centred(size: Sequence[int], spacing: Sequence[float], direction: np.ndarray) -> Geometry:
     """A grid whose middle is at 7 mm along every axis."""
     g = Geometry.make(size, spacing, None, direction)

@@ -15,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 from itk_nir.config import make_settings
+from tests.grids import turned
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
@@ -29,10 +30,7 @@ SPACING = np.array([1.0, 1.5, 2.0])
 
 def rotation(angle: float = 0.4) -> np.ndarray:
     """About an oblique axis, with one axis mirrored: no direction is a special case."""
-    c, s = np.cos(angle), np.sin(angle)
-    about_z = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-    about_x = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
-    return np.asarray(about_z @ about_x @ np.diag([1, -1, 1]))
+    return np.asarray(turned(3, angle) @ np.diag([1, -1, 1]))
 
 
 def image(array: np.ndarray, direction: np.ndarray | None = None) -> sitk.Image:

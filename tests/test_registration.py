@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -481,6 +483,21 @@ def test_state_of_the_process_is_left_alone(phantoms: dict[int, Phantom]) -> Non
         np.testing.assert_array_equal(sitk.GetArrayFromImage(fixed), pixels)
     finally:
         torch.set_num_threads(before_threads)
+
+
+def test_calls_from_several_threads_go_one_after_another(phantoms: dict[int, Phantom]) -> None:
+    before = torch.get_num_threads()
+    alone = run(*images(phantoms[2]))
+    order: list[int] = []
+
+    def turn(k: int) -> RegistrationResult:
+        return run(*images(phantoms[2]), callback=lambda _: order.append(k))  # type: ignore[func-returns-value]
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(turn, range(3)))
+        assert set(pool.map(lambda _: torch.get_num_threads(), range(3))) == {before}
+    assert len([k for k, _ in groupby(order)]) == 3
+    assert {bits(r) for r in results} == {bits(alone)}
 
 
 # --- progress --------------------------------------------------------------------------------------------------------

@@ -14,20 +14,15 @@ from itk_nir.images import Volume, like, load_image, to_itk, to_sitk
 from itk_nir.resample import apply, is_label_map, nearest_on, resample, resample_array
 from itk_nir.transforms import Chain, DisplacementField, LinearTransform
 from itk_nir.transforms.sitk import to_sitk as transform_to_sitk
+from tests.grids import permuted, turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 
 
-def turned(d: int, angle: float = 0.4) -> np.ndarray:
-    turn = np.eye(d)
-    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    return turn if d == 2 else turn[:, [2, 0, 1]]
-
-
 def pair(d: int) -> tuple[Geometry, Geometry, np.ndarray, Chain]:
     """Two unlike oblique grids, a smooth moving image of about 0 to 100, and a deformation with an affine part."""
-    fixed = Geometry.make([24, 21, 17][:d], [1.1, 1.7, 2.3][:d], [-40, 25, 90][:d], turned(d))
-    moving = Geometry.make([40, 30, 35][:d], [1.0, 1.4, 1.2][:d], [0, 0, 0][:d], turned(d, -0.7))
+    fixed = Geometry.make([24, 21, 17][:d], [1.1, 1.7, 2.3][:d], [-40, 25, 90][:d], permuted(d, 0.4))
+    moving = Geometry.make([40, 30, 35][:d], [1.0, 1.4, 1.2][:d], [0, 0, 0][:d], permuted(d, -0.7))
     moving = Geometry.make(moving.size, moving.spacing, fixed.centre - moving.centre, moving.direction)
     image = 50 + 50 * np.sin((moving.grid() - moving.centre) @ np.array([0.4, 0.3, 0.2])[:d])
     waves = np.random.default_rng(0).normal(size=(d, d)) / 8

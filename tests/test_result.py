@@ -16,14 +16,9 @@ from itk_nir.images import Volume, load_image, to_itk, to_sitk
 from itk_nir.result import RegistrationResult
 from itk_nir.transforms import Chain, DisplacementField, LinearTransform, compose
 from itk_nir.transforms.h5 import read_h5
+from tests.grids import permuted, turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
-
-
-def turned(d: int, angle: float) -> np.ndarray:
-    turn = np.eye(d)
-    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    return turn if d == 2 else turn[:, [2, 0, 1]]
 
 
 def smooth(points: np.ndarray, size: float = 2.0) -> np.ndarray:
@@ -34,8 +29,8 @@ def smooth(points: np.ndarray, size: float = 2.0) -> np.ndarray:
 
 def made(d: int, kind: str = "sitk", *, linear: bool = True, step: int = 1, away: float = 0.0) -> RegistrationResult:
     """An oblique, anisotropic pair with unlike grids; field on every `step`-th fixed voxel, then an affine part."""
-    fixed = Geometry.make([29, 25, 21][:d], [1.1, 1.7, 2.3][:d], [-40, 25, 90][:d], turned(d, 0.4))
-    moving = Geometry.make([46, 44, 48][:d], [1.0, 1.2, 1.3][:d], [0] * d, turned(d, -0.7))
+    fixed = Geometry.make([29, 25, 21][:d], [1.1, 1.7, 2.3][:d], [-40, 25, 90][:d], permuted(d, 0.4))
+    moving = Geometry.make([46, 44, 48][:d], [1.0, 1.2, 1.3][:d], [0] * d, permuted(d, -0.7))
     moving = Geometry.make(moving.size, moving.spacing, fixed.centre - moving.centre + away, moving.direction)
     rng = np.random.default_rng(1)
     images = [50 + 50 * np.sin((g.grid() - fixed.centre) @ (rng.normal(size=d) / 3)) for g in (fixed, moving)]
@@ -177,7 +172,7 @@ def test_images_are_of_the_kind_that_came_in(kind: str, module: str) -> None:
 @BOTH
 @pytest.mark.parametrize("hand", [1, -1])
 def test_jacobian_is_right_for_any_direction(d: int, hand: int) -> None:
-    direction = turned(d, 0.9)
+    direction = permuted(d, 0.9)
     direction[:, 0] *= hand
     grid = Geometry.make([12, 10, 9][:d], [1.5, 0.7, 2.0][:d], [-3, 8, 5][:d], direction)
     image = Volume(np.zeros(grid.shape, np.float32), grid, "fixed image", "sitk", np.dtype(np.float32))

@@ -11,7 +11,6 @@ Importing this module needs itk-dreg (``pip install itk-nir[dreg]``).
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Any
 
 import numpy as np
@@ -30,9 +29,6 @@ except ImportError as error:
     raise ImportError(f"itk_nir.compat.dreg needs itk-dreg and dask ({error}): pip install 'itk-nir[dreg]'") from error
 
 logger = logging.getLogger(__name__)
-
-#: Blocks of one process go one after another: each uses all threads it is allowed to, and torch's are global.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 class BlockResult(BlockPairRegistrationResult):
@@ -128,8 +124,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         """
         where = getattr(block_info, "chunk_index", "?")
         try:
-            with _ONE_AT_A_TIME:
-                return self._register(fixed_subimage, moving_subimage, initial_transform)
+            return self._register(fixed_subimage, moving_subimage, initial_transform)
         except InputError as error:
             logger.warning("block %s: %s", where, one_line(error))
             return BlockPairRegistrationResult(status=BlockRegStatus.FAILURE)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -622,147 +622,46 @@ def _train(
     margin = 2 * settings.shrink_factors[-1] * unit if pair.fixed_weight is None else 8 * unit
     domain = common_domain(pair, fixed_box, moving_box, margin)
     settings = for_size(settings, math.prod(domain.size))
-    coarsest = settings.coarsest_lattice * unit
-    knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
+    knots = tuple(settings.coarsest_lattice * unit / s for s in spacings(pair.fixed_geometry))
     halvings = max(settings.grid_of(level) for level in range(settings.levels))
     lattices = domain.lattice(knots, halvings)  # type: ignore[arg-type]
     model = _Model(lattices, settings, pair.fixed_geometry, seed, device, threads)
-    index, vector = voxel_map(pair.fixed_geometry, pair.moving_geometry, pair.linear)
     trace: list[TraceStep] = []
     work = [
         s * math.prod(math.ceil(n / f) for n, f in zip(domain.size, shrink(pair.fixed_geometry, k), strict=True))
         for s, k in zip(settings.steps, settings.shrink_factors, strict=True)
     ]
-    stop, cancelled = "", False
-    for level in range(settings.levels):
-        steps = settings.steps[level]
-        if level == 1 and settings.composed and settings.grids != "none" and trace and not cancelled:
+
+    def goes_on(now: TraceStep) -> bool:
+        trace.append(now)
+        if callback is None:
+            return True
+        steps = settings.steps[now.level]
+        done = sum(work[: now.level]) + work[now.level] * (now.step + 1) / steps
+        report = Progress(
+            "deformable", now.level, settings.levels, now.step, steps, now.metric, now.loss,
+            time.perf_counter() - clock, done / sum(work),
+        )  # fmt: skip
+        return not callback(report)
+
+    stop = ""
+    for number in range(settings.levels):
+        if number == 1 and settings.composed and settings.grids != "none" and trace and stop != "cancelled":
             model.keep()
-        model.reach(settings.grid_of(level))
-        if steps == 0 or cancelled:
+        model.reach(settings.grid_of(number))
+        if settings.steps[number] == 0 or stop == "cancelled":
             continue
-        stop = "all steps done"
         ops.release_memory()
-        axes = lattices[model.finest]
-        h = model.spacing()
-        factors = shrink(pair.fixed_geometry, settings.shrink_factors[level])
-        positions = domain.level_positions(factors)
-        sigma = settings.smoothing_sigmas[level]
-        moving_factors = shrink(
-            pair.moving_geometry, settings.shrink_factors[level] * unit / min(pair.moving_geometry.spacing)
+        grids = _Grids.of(pair, domain, settings.shrink_factors[number])
+        sigma = settings.smoothing_sigmas[number]
+        images = (
+            pyramid(fixed, pair.fixed_geometry, grids.fixed, grids.factors, sigma, threads),
+            pyramid(moving, pair.moving_geometry, grids.moving, grids.moving_factors, sigma, threads),
         )
-        whole = Domain((0, 0, 0), sizes(pair.moving_geometry))
-        moving_positions = whole.level_positions(moving_factors)
-        fixed_level = pyramid(fixed, pair.fixed_geometry, positions, factors, sigma, threads)
-        moving_level = pyramid(moving, pair.moving_geometry, moving_positions, moving_factors, sigma, threads)
-        if level == settings.levels - 1:
+        if number == settings.levels - 1:
             del fixed, moving
-        spline = [a.evaluate(p) for a, p in zip(axes, positions, strict=True)]
-        level_index, level_vector = level_map(index, vector, positions, factors, moving_positions, moving_factors)
-        # The displacement is carried in units of the lattice: what scaling and squaring works in.
-        level_vector = level_vector * h
-        with torch.no_grad():
-            start = ops.separable(model.displaced(model()), spline, threads)
-            weight = _weight(pair, start, positions, moving_level, level_index, level_vector, moving_positions, threads)
-        lncc = ops.Lncc.make(fixed_level, weight, settings.radius[level], settings.epsilon, threads)
-        if lncc.count < 1:
-            raise ValueError(
-                "nothing to compare: the fixed image is flat, masked out or outside the moving image everywhere; check "
-                "the masks and that the images overlap (a linear stage or an initial transform may be needed)"
-            )
-        with torch.no_grad():
-            begin = float(lncc(ops.warp(moving_level, start, level_index, level_vector, threads)))
-        del start
-        stiff = stiffening(begin)
-        # Energies are sums of squares over cells of volume h^d; |Ω| = count * voxel volume of the level.
-        dims = sum(n > 1 for n in domain.size)
-        voxel = math.prod(
-            f * s for f, s, n in zip(factors, spacings(pair.fixed_geometry), domain.size, strict=True) if n > 1
-        )
-        cell = h**dims / (lncc.count * voxel)
-        # A node's gradient is one window's share of the mean, per mm: Adam's smallest number must scale with both, or
-        # the size of the image and the unit of length would show.
-        smallest = SMALLEST / (lncc.count * unit)
-        optimiser = ops.Adam(list(model.grids.values()), settings.momentum, smallest, threads)
-        weights: ops.Adam | ops.Kronecker | None = None
-        if model.network is not None:
-            rule = ops.Kronecker if settings.network_step == "kronecker" else ops.Adam
-            # Its gradients are per half-extent of the image, not per mm.
-            own = smallest * model.half_extent
-            weights = rule(list(model.network.parameters()), settings.momentum, own, threads)
-        rate = settings.learning_rates[level] * unit
-        sigma = settings.gradient_smoothing
-        smooth = [
-            [gaussian_matrix(a.count, np.arange(a.count, dtype=float), sigma) for a in lattices[int(k)]]
-            for k in model.grids
-        ]
-        mirror = None
-        if settings.symmetric:
-            size = [f * s for f, s in zip(factors, spacings(pair.fixed_geometry), strict=True)]
-            mirror = _Mirror.make(
-                settings, settings.radius[level], size, h, fixed_level, moving_level, level_index, level_vector, weight,
-                threads,
-            )  # fmt: skip
-        best: tuple[float, dict[str, Tensor]] | None = None
-        losses: list[float] = []
-        both = weights is not None and len(model.grids) > 0
-        alone = round(settings.network_alone / stiff * steps) if level == 0 and both else 0
-        for step in range(steps):
-            for p in model.grids.values():
-                p.requires_grad_(step >= alone)
-            decay = 1 - (1 - settings.learning_rate_end) * step / max(1, steps - 1)
-            v = model()
-            u = model.displaced(v)
-            warped = ops.warp(moving_level, ops.separable(u, spline, threads), level_index, level_vector, threads)
-            similarity = lncc(warped, settings.centre_gradient)
-            if mirror is not None:
-                similarity = (similarity + mirror(v, model.coarse, spline)) / 2
-            if settings.centre_gradient:  # the value stays, the gradient grows
-                window = (2 * settings.radius[level] + 1) ** dims
-                similarity = similarity.detach() + window * (similarity - similarity.detach())
-            loss = 1 - similarity
-            if settings.displacement_diffusion[level]:
-                weight_u = stiff * settings.displacement_diffusion[level] * cell
-                loss = loss + weight_u * ops.diffusion(u, scale=settings.strain_scale, threads=threads)
-            if settings.velocity_diffusion[level]:
-                weight_v = stiff * settings.velocity_diffusion[level] * cell / h**2
-                loss = loss + weight_v * ops.diffusion(v, threads=threads)
-            if settings.jacobian_weight:
-                corner = CORNERS[step % 8]
-                penalty = ops.jacobian_penalty(u, settings.jacobian_margin, corner, threads)
-                loss = loss + settings.jacobian_weight * cell * penalty
-            loss.backward()
-            now = TraceStep(level, step, float(similarity.detach()), float(loss.detach()))
-            trace.append(now)
-            losses.append(now.loss)
-            if callback is not None:
-                if best is None or now.loss < best[0]:
-                    best = now.loss, {k: p.detach().clone() for k, p in model.state_dict().items()}
-                done = sum(work[:level]) + work[level] * (step + 1) / steps
-                report = Progress(
-                    "deformable", level, settings.levels, step, steps, now.metric, now.loss,
-                    time.perf_counter() - clock, done / sum(work),
-                )  # fmt: skip
-                if callback(report):
-                    model.load_state_dict(best[1])
-                    stop, cancelled = "cancelled", True
-                    break
-            if settings.gradient_smoothing:
-                for p, matrices in zip(model.grids.values(), smooth, strict=True):
-                    if p.grad is not None:
-                        p.grad = ops.separable(p.grad, matrices, threads)
-            if step >= alone:
-                optimiser.step(rate * decay)
-            if weights is not None:
-                # A network moves the whole image at once, which no smoothness forbids: not on little evidence. The
-                # square, for Adam's steps add up whatever the gradient: the images would drift apart.
-                weights.step(settings.network_rate * rate / model.half_extent * decay / stiff**2)
-            if _converged(losses, settings):
-                if step + 1 >= alone:
-                    stop = "converged"
-                    break
-                alone = step + 1  # the network is done: the lattices' turn
-                losses.clear()
+        level = _Level.make(number, settings, pair, domain, grids, images, model)
+        stop = _descend(level, model, goes_on, keep_best=callback is not None)
     with torch.no_grad():
         values = model().detach().clone()
         h = model.spacing()
@@ -771,6 +670,173 @@ def _train(
         pair.fixed_geometry, lattices[model.finest], h, values, settings.flow, settings.squarings, threads, coarse
     )  # fmt: skip
     return LatticeResult(trained, trace, stop), domain
+
+
+@dataclass(frozen=True, eq=False)
+class _Grids:
+    """Where the voxels of a level lie, in voxels of the fixed and of the moving image, and how many make one."""
+
+    fixed: list[F64]
+    factors: tuple[int, int, int]
+    moving: list[F64]
+    moving_factors: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, pair: Pair, domain: Domain, factor: float) -> _Grids:
+        """The moving image is shrunk to the same millimetres."""
+        same = factor * min(pair.fixed_geometry.spacing) / min(pair.moving_geometry.spacing)
+        factors, moving_factors = shrink(pair.fixed_geometry, factor), shrink(pair.moving_geometry, same)
+        whole = Domain((0, 0, 0), sizes(pair.moving_geometry))
+        return cls(domain.level_positions(factors), factors, whole.level_positions(moving_factors), moving_factors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """One level: the images at its resolution, where they count, and the weights of the loss.
+
+    window : voxels in the window of the local correlation.
+    cell : a cell of the lattice, as a share of the domain.
+    stiff : factor on the weights of the diffusion, see `stiffening`.
+    smallest : Adam's smallest number, for gradients per mm.
+    """
+
+    number: int
+    settings: LatticeSettings
+    moving: Tensor
+    index: F64
+    vector: F64
+    spline: list[Banded]
+    lncc: ops.Lncc
+    mirror: _Mirror | None
+    window: int
+    cell: float
+    stiff: float
+    smallest: float
+    threads: int
+
+    @classmethod
+    def make(
+        cls, number: int, settings: LatticeSettings, pair: Pair, domain: Domain, grids: _Grids,
+        images: tuple[Tensor, Tensor], model: _Model,
+    ) -> _Level:  # fmt: skip
+        """`images`: fixed and moving, on `grids`; `model`: the field with which the level begins."""
+        fixed, moving = images
+        threads, h, radius = model.threads, model.spacing(), settings.radius[number]
+        spline = [a.evaluate(p) for a, p in zip(model.lattices[model.finest], grids.fixed, strict=True)]
+        index, vector = voxel_map(pair.fixed_geometry, pair.moving_geometry, pair.linear)
+        index, vector = level_map(index, vector, grids.fixed, grids.factors, grids.moving, grids.moving_factors)
+        # The displacement is carried in units of the lattice: what scaling and squaring works in.
+        vector = vector * h
+        with torch.no_grad():
+            start = ops.separable(model.displaced(model()), spline, threads)
+            weight = _weight(pair, start, grids.fixed, moving, index, vector, grids.moving, threads)
+        lncc = ops.Lncc.make(fixed, weight, radius, settings.epsilon, threads)
+        if lncc.count < 1:
+            raise ValueError(
+                "nothing to compare: the fixed image is flat, masked out or outside the moving image everywhere; check "
+                "the masks and that the images overlap (a linear stage or an initial transform may be needed)"
+            )
+        with torch.no_grad():
+            begin = float(lncc(ops.warp(moving, start, index, vector, threads)))
+        # Energies are sums of squares over cells of volume h^d; |Ω| = count * voxel volume of the level.
+        size = [f * s for f, s in zip(grids.factors, spacings(pair.fixed_geometry), strict=True)]
+        present = [s for s, n in zip(size, domain.size, strict=True) if n > 1]
+        mirror = None
+        if settings.symmetric:
+            mirror = _Mirror.make(settings, radius, size, h, fixed, moving, index, vector, weight, threads)
+        return cls(
+            number, settings, moving, index, vector, spline, lncc, mirror,
+            window=(2 * radius + 1) ** len(present),
+            cell=h ** len(present) / (lncc.count * math.prod(present)),
+            stiff=stiffening(begin),
+            # A node's gradient is one window's share of the mean, per mm: Adam's smallest number must scale with both,
+            # or the size of the image and the unit of length would show.
+            smallest=SMALLEST / (lncc.count * min(pair.fixed_geometry.spacing)),
+            threads=threads,
+        )  # fmt: skip
+
+    def loss(self, model: _Model, step: int) -> tuple[Tensor, Tensor]:
+        """The similarity that the field has here, and the loss of this step."""
+        settings, threads = self.settings, self.threads
+        v = model()
+        u = model.displaced(v)
+        warped = ops.warp(self.moving, ops.separable(u, self.spline, threads), self.index, self.vector, threads)
+        similarity = self.lncc(warped, settings.centre_gradient)
+        if self.mirror is not None:
+            similarity = (similarity + self.mirror(v, model.coarse, self.spline)) / 2
+        if settings.centre_gradient:  # the value stays, the gradient grows
+            similarity = similarity.detach() + self.window * (similarity - similarity.detach())
+        loss = 1 - similarity
+        if settings.displacement_diffusion[self.number]:
+            weight_u = self.stiff * settings.displacement_diffusion[self.number] * self.cell
+            loss = loss + weight_u * ops.diffusion(u, scale=settings.strain_scale, threads=threads)
+        if settings.velocity_diffusion[self.number]:
+            weight_v = self.stiff * settings.velocity_diffusion[self.number] * self.cell / model.spacing() ** 2
+            loss = loss + weight_v * ops.diffusion(v, threads=threads)
+        if settings.jacobian_weight:
+            penalty = ops.jacobian_penalty(u, settings.jacobian_margin, CORNERS[step % 8], threads)
+            loss = loss + settings.jacobian_weight * self.cell * penalty
+        return similarity, loss
+
+
+def _descend(level: _Level, model: _Model, goes_on: Callable[[TraceStep], bool], keep_best: bool) -> str:
+    """The steps of a level; returns what ended them.
+
+    goes_on : told of every step, and asked whether there shall be another.
+    keep_best : where it says no, the field goes back to the step with the least loss, not to the last one.
+    """
+    settings, threads = level.settings, level.threads
+    steps = settings.steps[level.number]
+    lattices = list(model.grids.values())
+    optimiser = ops.Adam(lattices, settings.momentum, level.smallest, threads)
+    weights: ops.Adam | ops.Kronecker | None = None
+    if model.network is not None:
+        rule = ops.Kronecker if settings.network_step == "kronecker" else ops.Adam
+        # Its gradients are per half-extent of the image, not per mm.
+        own = level.smallest * model.half_extent
+        weights = rule(list(model.network.parameters()), settings.momentum, own, threads)
+    rate = settings.learning_rates[level.number] * min(model.geometry.spacing)
+    smooth = [
+        [
+            gaussian_matrix(a.count, np.arange(a.count, dtype=float), settings.gradient_smoothing)
+            for a in model.lattices[int(k)]
+        ]
+        for k in (model.grids if settings.gradient_smoothing else ())
+    ]
+    best: tuple[float, dict[str, Tensor]] | None = None
+    losses: list[float] = []
+    both = weights is not None and len(lattices) > 0
+    alone = round(settings.network_alone / level.stiff * steps) if level.number == 0 and both else 0
+    for step in range(steps):
+        for p in lattices:
+            p.requires_grad_(step >= alone)
+        similarity, loss = level.loss(model, step)
+        loss.backward()
+        now = TraceStep(level.number, step, float(similarity.detach()), float(loss.detach()))
+        losses.append(now.loss)
+        if keep_best and (best is None or now.loss < best[0]):
+            best = now.loss, {k: p.detach().clone() for k, p in model.state_dict().items()}
+        if not goes_on(now):
+            if best is not None:
+                model.load_state_dict(best[1])
+            return "cancelled"
+        if settings.gradient_smoothing:
+            for p, matrices in zip(lattices, smooth, strict=True):
+                if p.grad is not None:
+                    p.grad = ops.separable(p.grad, matrices, threads)
+        decay = 1 - (1 - settings.learning_rate_end) * step / max(1, steps - 1)
+        if step >= alone:
+            optimiser.step(rate * decay)
+        if weights is not None:
+            # A network moves the whole image at once, which no smoothness forbids: not on little evidence. The square,
+            # for Adam's steps add up whatever the gradient: the images would drift apart.
+            weights.step(settings.network_rate * rate / model.half_extent * decay / level.stiff**2)
+        if _converged(losses, settings):
+            if step + 1 >= alone:
+                return "converged"
+            alone = step + 1  # the network is done: the lattices' turn
+            losses.clear()
+    return "all steps done"
 
 
 @dataclass(frozen=True, eq=False)

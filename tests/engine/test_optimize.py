@@ -56,9 +56,7 @@ def settings(**changes: Any) -> LatticeSettings:
 def scaled_linear(d: int) -> np.ndarray:
     """A rotation, a scaling and a shift that a deformation could not make up for."""
     m = np.eye(d + 1)
-    c, s = np.cos(0.5), np.sin(0.5)
-    m[:2, :2] = [[c, -s], [s, c]]
-    m[:d, :d] *= 1.1
+    m[:d, :d] = 1.1 * turned(d, 0.5, 0.0)
     m[:d, d] = [4.0, -3.0, 2.0][:d]
     return m
 
