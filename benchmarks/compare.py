@@ -2,8 +2,10 @@
 
 Every registration is a whole process, timed from its start to its end (reading, start-up and writing included), with
 its CPU time and the peak of its resident memory from the operating system. On each pair the methods take turns
-(A B C A B C …), so that a disturbance of the machine meets all of them, and medians over the turns are reported. The
-transforms are scored from the files that each program wrote, by `score.py`. See README.md beside this file.
+(A B C A B C …), so that a disturbance of the machine meets all of them, and medians over the turns are reported. On a
+virtual machine, what other guests of the host took away during a run is part of its record, and a run that lost much is
+done again. The transforms are scored from the files that each program wrote, by `score.py`. See README.md beside this
+file.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from peers import CANNOT_DO, THREAD_VARIABLES
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE / ".venv"  # of the peers that need one of their own
+DISTURBED = 0.1  # a run that lost a larger share of its processor time than this is done again
 DEFAULT_METHODS = "nir-fast,nir-default,nir-accurate,greedy,greedy-oasis"
 
 
@@ -73,6 +76,7 @@ COLUMNS = (
     ("inverse_p99", "inverse p99", "{:.3f}"),
     ("wall", "time s", "{:.1f}"),
     ("cpu", "CPU s", "{:.1f}"),
+    ("stolen", "stolen %", "{:.0f}"),
     ("peak", "peak GB", "{:.2f}"),
     ("wall_ratio", "time / greedy", "{:.3f}"),
     ("peak_ratio", "memory / greedy", "{:.2f}"),
@@ -88,12 +92,36 @@ class RunFailed(Exception):
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one whole process: exit status, wall and CPU seconds, peak resident memory in GB (10⁹ bytes)."""
+    """Of one whole process: exit status, wall and CPU seconds, peak resident memory in GB (10⁹ bytes).
+
+    stolen : percentage of the processor time this machine wanted that the host gave to others; None if unknown.
+    """
 
     status: int
     wall: float
     cpu: float
     peak: float
+    stolen: float | None
+
+
+def _processor_time() -> tuple[float, float] | None:
+    """Time that this machine's processors worked, and time that the host held them, since it started; None if unknown.
+
+    Linux: the first line of /proc/stat, see proc(5).
+    """
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        user, nice, system, _, _, irq, softirq, steal = map(float, fields[:8])
+    except (OSError, ValueError):
+        return None
+    return user + nice + system + irq + softirq, steal
+
+
+def _stolen(before: tuple[float, float] | None, after: tuple[float, float] | None) -> float | None:
+    if before is None or after is None:
+        return None
+    worked, held = after[0] - before[0], after[1] - before[1]
+    return 100 * held / max(worked + held, 1.0)
 
 
 def measure(command: Sequence[str], log: Path, *, threads: int, cwd: Path, timeout: float = 3600.0) -> Usage:
@@ -104,7 +132,7 @@ def measure(command: Sequence[str], log: Path, *, threads: int, cwd: Path, timeo
     """
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
     with log.open("wb") as output:
-        began = time.perf_counter()
+        processors, began = _processor_time(), time.perf_counter()
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -128,7 +156,8 @@ def measure(command: Sequence[str], log: Path, *, threads: int, cwd: Path, timeo
         wall = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     unit = 1 if sys.platform == "darwin" else 1024
-    return Usage(process.returncode, wall, used.ru_utime + used.ru_stime, used.ru_maxrss * unit / 1e9)
+    stolen = _stolen(processors, _processor_time())
+    return Usage(process.returncode, wall, used.ru_utime + used.ru_stime, used.ru_maxrss * unit / 1e9, stolen)
 
 
 # --- methods ---------------------------------------------------------------------------------------------------------
@@ -205,6 +234,8 @@ def run(name: str, pair: Pair, folder: Path, threads: int, timeout: float) -> Us
         last = (log.read_text(errors="replace").strip().splitlines() or ["no message"])[-1].replace(str(folder), "…")
         if usage.status == CANNOT_DO:
             raise RunFailed(last)
+        if usage.status == -signal.SIGKILL and usage.wall >= timeout:
+            raise RunFailed(f"not done after {usage.wall:.0f} s ({usage.cpu:.0f} CPU s), stopped")
         raise RunFailed(f"failed with status {usage.status} after {usage.wall:.0f} s: {last[:200]}")
     if not name.startswith("nir-"):
         measure([*command, "--invert"], folder / "invert.txt", threads=threads, cwd=HERE.parent, timeout=timeout)
@@ -249,8 +280,14 @@ def fingerprint(manifest: Path) -> str:
 # --- the comparison --------------------------------------------------------------------------------------------------
 
 
-def compare(pair: Pair, methods: Sequence[str], options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """All turns of all methods on one pair."""
+def compare(
+    pair: Pair,
+    methods: Sequence[str],
+    options: argparse.Namespace,
+    work: Path,
+    done: Callable[[dict[str, Any]], None],
+) -> None:
+    """All turns of all methods on one pair; `done` is called after each run with all that there is so far."""
     result: dict[str, Any] = {
         "pair": pair.name,
         "linear": pair.linear,
@@ -264,46 +301,72 @@ def compare(pair: Pair, methods: Sequence[str], options: argparse.Namespace, wor
         for name in methods:
             if name in result["failed"] or (turn > 0 and name in options.once):
                 continue
-            folder = work / pair.name.replace("/", "_") / f"{name}_{turn + 1}"
-            folder.mkdir(parents=True)
-            load = os.getloadavg()[0]
             try:
-                usage = run(name, pair, folder, options.threads, options.timeout)
-                manifest = folder / "transforms.json"
-                print_ = fingerprint(manifest)
-                if print_ not in scored:
-                    scored[print_] = score(pair, manifest)
+                tries = [_once(pair, name, options, work, scored)]
+                while (tries[-1].get("stolen") or 0) > 100 * DISTURBED and len(tries) < options.tries:
+                    say(f"{pair.name}  {name}  turn {turn + 1}  again: {tries[-1]['stolen']:.0f} % of it was stolen")
+                    tries.append(_once(pair, name, options, work, scored))
             except RunFailed as failure:
                 result["failed"][name] = str(failure)
                 say(f"{pair.name}  {name}  {failure}")
-                continue
-            finally:
-                if not options.keep:
-                    shutil.rmtree(folder)
-            found = {"wall": usage.wall, "cpu": usage.cpu, "peak": usage.peak, "load": load, **scored[print_]}
-            result["runs"].setdefault(name, []).append(found)
-            say(f"{pair.name}  {name}  turn {turn + 1}  {_brief(found)}")
-    return result
+            else:
+                found = min(tries, key=lambda run: run.get("stolen") or 0)
+                result["runs"].setdefault(name, []).append(found)
+                say(f"{pair.name}  {name}  turn {turn + 1}  {_brief(found)}")
+            done(result)
+
+
+def _once(
+    pair: Pair, name: str, options: argparse.Namespace, work: Path, scored: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """What one run took and gave; `scored`: the scores of the transforms seen so far."""
+    folder = Path(tempfile.mkdtemp(prefix=f"{pair.name.replace('/', '_')}_{name}_", dir=work))
+    load = os.getloadavg()[0]
+    try:
+        usage = run(name, pair, folder, options.threads, options.timeout)
+        manifest = folder / "transforms.json"
+        print_ = fingerprint(manifest)
+        if print_ not in scored:
+            scored[print_] = score(pair, manifest)
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder)
+    stolen = {} if usage.stolen is None else {"stolen": usage.stolen}
+    return {"wall": usage.wall, "cpu": usage.cpu, "peak": usage.peak, **stolen, "load": load, **scored[print_]}
 
 
 def summary(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Medians over the turns, by method, and the ratios to greedy where it took part."""
     rows = {}
     for name, runs in result["runs"].items():
-        keys = [key for key, _, _ in COLUMNS if key in runs[0]]
+        keys = [key for key, _, _ in COLUMNS if all(key in run for run in runs)]
         rows[name] = {key: statistics.median(run[key] for run in runs) for key in keys}
-    return with_ratios(rows)
+    return with_ratios(rows, result.get("earlier", {}))
 
 
-def with_ratios(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The rows, each with its time and memory divided by greedy's."""
+def with_ratios(rows: dict[str, dict[str, float]], earlier: Iterable[str] = ()) -> dict[str, dict[str, float]]:
+    """The rows, each with its time and memory divided by greedy's; only those of one run are compared."""
     reference = rows.get("greedy")
-    if reference is None:
+    if reference is None or "greedy" in earlier:
         return rows
     return {
-        name: row | {f"{key}_ratio": row[key] / reference[key] for key in ("wall", "peak")}
+        name: row if name in earlier else row | {f"{key}_ratio": row[key] / reference[key] for key in ("wall", "peak")}
         for name, row in rows.items()
     }
+
+
+def with_earlier(result: dict[str, Any], content: dict[str, Any] | None, methods: Iterable[str]) -> dict[str, Any]:
+    """The result, and what an earlier page (its JSON) has of the same pair by methods that take no part this time."""
+    old = next((each for each in (content or {}).get("results", []) if each["pair"] == result["pair"]), None)
+    if content is None or old is None:
+        return result
+    out = result | {"runs": dict(result["runs"]), "failed": dict(result["failed"]), "earlier": {}}
+    for kind in ("runs", "failed"):
+        for name in old[kind]:
+            if name not in methods:
+                out[kind][name] = old[kind][name]
+                out["earlier"][name] = old.get("earlier", {}).get(name, content["date"])
+    return out
 
 
 def over_pairs(summaries: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -331,8 +394,10 @@ def before_over_pairs(results: Sequence[dict[str, Any]]) -> dict[str, float]:
 # --- what is written -------------------------------------------------------------------------------------------------
 
 
-def table(before: dict[str, float], rows: dict[str, dict[str, float]]) -> list[str]:
-    """Lines of a Markdown table."""
+def table(
+    before: dict[str, float], rows: dict[str, dict[str, float]], earlier: dict[str, str] | None = None
+) -> list[str]:
+    """Lines of a Markdown table; `earlier`: methods that were measured in another run, and when."""
     columns = [column for column in COLUMNS if any(column[0] in row for row in (before, *rows.values()))]
 
     def line(title: str, row: dict[str, float]) -> str:
@@ -345,7 +410,9 @@ def table(before: dict[str, float], rows: dict[str, dict[str, float]]) -> list[s
     heads = ["method", *(head for _, head, _ in columns)]
     ruler = ["---", *("---:" for _ in columns)]
     lines = [f"| {' | '.join(cells)} |" for cells in (heads, ruler)]
-    return [*lines, line("before", before), *(line(METHODS[name].title, row) for name, row in rows.items())]
+    dates = earlier or {}
+    titles = {name: METHODS[name].title + (f" ({dates[name]})" if name in dates else "") for name in rows}
+    return [*lines, line("before", before), *(line(titles[name], row) for name, row in rows.items())]
 
 
 def report(name: str, facts: dict[str, Any], results: Sequence[dict[str, Any]], picture: str | None) -> str:
@@ -376,14 +443,19 @@ def report(name: str, facts: dict[str, Any], results: Sequence[dict[str, Any]], 
             f"{stages}{mask}. Inside: {first['inside']}, {first['inside_voxels']} voxels.",
             "",
         ]
-        lines += [*table(first, rows), ""]
+        earlier = result.get("earlier", {})
+        lines += [*table(first, rows, earlier), ""]
+        if earlier:
+            lines += ["With a date: from an earlier run of this page, whose times are not of the same hours.", ""]
         lines += [f"- {METHODS[method].title}: {reason}" for method, reason in result["failed"].items()]
         lines += [""] * bool(result["failed"])
     if picture:
         lines += [f"![Accuracy against time]({picture})", ""]
     lines += [
         "Dice, TRE: mean over labels or landmarks. LNCC, folds, SD log J, inverse error (forward then inverse, in "
-        "voxels): inside. Time, CPU and peak memory: of the whole process. – : the program gives none.",
+        "voxels): inside. Time, CPU and peak memory: of the whole process. Stolen: how much of the processor time that "
+        "this virtual machine wanted its host gave to others, which makes the time longer. – : not known, or the "
+        "program gives none.",
         "",
         "Versions: " + ", ".join(f"{METHODS[key].title} {value}" for key, value in facts["versions"].items()) + ".",
     ]
@@ -509,6 +581,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--once", type=chosen_methods, default=[], help="methods that take part in the first turn only, comma-separated"
     )
+    parser.add_argument(
+        "--tries",
+        type=int,
+        default=2,
+        help=f"runs in a turn at most, where one lost over {DISTURBED:.0%} of its processor time to other guests of "
+        "the host; the one that lost least counts (default: 2)",
+    )
+    parser.add_argument(
+        "--add", action="store_true", help="keep the rows of the page whose methods take no part this time, with a date"
+    )
     parser.add_argument("--note", default="", help="a sentence for the page: what a reader must know of these runs")
     parser.add_argument("--threads", type=int, default=2, help="for every method (default: 2)")
     parser.add_argument("--linear", choices=("none", "affine"), help="in place of what the layout of the pairs says")
@@ -535,8 +617,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.install:
         install(options.install)
         return 0
-    if options.repeats < 1 or options.threads < 1:
-        parser.error("--repeats and --threads are at least 1")
+    if min(options.repeats, options.threads, options.tries) < 1:
+        parser.error("--repeats, --threads and --tries are at least 1")
     try:
         folder = data_folder(options.data)
         pairs = chosen_pairs(find_pairs(folder), [word for word in options.pairs.split(",") if word])
@@ -576,26 +658,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "versions": versions,
         "skipped": skipped,
     }
-    by_set: dict[str, list[dict[str, Any]]] = {}
+    by_set: dict[str, dict[str, dict[str, Any]]] = {}
     unusable: list[str] = []
+    pages = {each.set: options.output / f"{each.set}.json" for each in pairs if options.add}
+    old = {name: json.loads(page.read_text()) for name, page in pages.items() if page.exists()}
     try:
         for pair in pairs:
+
+            def keep(result: dict[str, Any], name: str = pair.set) -> None:
+                results = by_set.setdefault(name, {})
+                results[result["pair"]] = with_earlier(result, old.get(name), versions)
+                known = old.get(name, {}).get("versions", {}) | versions
+                # After every run: what is done is not lost.
+                save(options.output, name, facts | {"versions": known}, list(results.values()), with_plot=False)
+
             try:
-                result = compare(_gray(pair, work), list(versions), options, work)
+                compare(_gray(pair, work), list(versions), options, work, keep)
             except RunFailed as failure:  # the pair itself cannot be scored
                 say(f"{pair.name}  {failure}")
                 unusable.append(pair.name)
-                continue
-            by_set.setdefault(pair.set, []).append(result)
-            save(options.output, pair.set, facts, by_set[pair.set], with_plot=False)  # what is done is not lost
     finally:
         if not options.keep:
             shutil.rmtree(work, ignore_errors=True)
     # The plots last: matplotlib makes this process large, and a child's peak memory starts at its parent's.
     for name, results in by_set.items():
-        save(options.output, name, facts, results, with_plot=True)
+        known = old.get(name, {}).get("versions", {}) | versions
+        save(options.output, name, facts | {"versions": known}, list(results.values()), with_plot=True)
         print(options.output / f"{name}.md")
-    broken = [why for results in by_set.values() for result in results for why in result["failed"].values()]
+    broken = [
+        why
+        for results in by_set.values()
+        for result in results.values()
+        for method, why in result["failed"].items()
+        if method in versions
+    ]
     return 1 if unusable or any(why.startswith(("failed", "not scored")) for why in broken) else 0
 
 

@@ -240,6 +240,68 @@ def test_a_process_is_measured_whole(tmp_path: Path) -> None:
     assert compare.measure(endless, tmp_path / "log", threads=1, cwd=tmp_path, timeout=0.2).status == -9
 
 
+def test_time_that_the_host_gave_to_others_is_known() -> None:
+    now = compare._processor_time()
+    if sys.platform == "linux":
+        assert now is not None
+        assert now[0] > 0
+    assert compare._stolen((100.0, 7.0), (130.0, 17.0)) == 25
+    assert compare._stolen((100.0, 7.0), (100.0, 7.0)) == 0
+    assert compare._stolen(None, (1.0, 1.0)) is None
+
+
+def test_a_disturbed_run_is_done_again_and_every_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stolen = {"greedy": iter([40.0, 5.0, 3.0]), "nir-fast": iter([30.0, 35.0, 12.0, 11.0])}
+
+    def run(name: str, pair: Any, folder: Path, threads: int, timeout: float) -> Any:
+        if name == "elastix":
+            raise compare.RunFailed("failed with status 1")
+        (folder / "transforms.json").write_text('{"forward": []}')
+        part = next(stolen[name])
+        return compare.Usage(0, wall=10 + part, cpu=10.0, peak=1.0, stolen=part)
+
+    monkeypatch.setattr(compare, "run", run)
+    monkeypatch.setattr(compare, "score", lambda pair, manifest: {"dice": 0.5 if manifest is None else 0.7})
+    options = argparse.Namespace(repeats=2, once=[], tries=2, threads=2, timeout=9.0, keep=False)
+    pair = pairs.Pair("set/one", tmp_path / "f.nii", tmp_path / "m.nii")
+    seen: list[tuple[int, int]] = []
+    kept: list[dict[str, Any]] = []
+
+    def done(result: dict[str, Any]) -> None:
+        seen.append((sum(map(len, result["runs"].values())), len(result["failed"])))
+        kept.append(result)
+
+    compare.compare(pair, ["greedy", "elastix", "nir-fast"], options, tmp_path, done)
+    assert seen == [(1, 0), (1, 1), (2, 1), (3, 1), (4, 1)]
+    runs = kept[-1]["runs"]
+    assert [r["wall"] for r in runs["greedy"]] == [15, 13]
+    assert [r["wall"] for r in runs["nir-fast"]] == [40, 21]  # both tries of the first turn were bad: the better one
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_an_earlier_page_are_kept_with_their_date() -> None:
+    def content(name: str, wall: float) -> dict[str, Any]:
+        one = {"wall": wall, "cpu": wall, "peak": 1.0, "dice": 0.7}
+        return {"pair": "set/one", "linear": "none", "masked": False, "runs": {name: [one]}, "failed": {}}
+
+    before = {"dice": 0.5, "inside": "fixed mask", "inside_voxels": 9}
+    old = {"date": "2020-01-01", "results": [content("greedy", 50.0) | {"failed": {"elastix": "not done"}}]}
+    new = content("nir-fast", 5.0) | {"before": before}
+    both = compare.with_earlier(new, old, ["nir-fast"])
+    assert both["earlier"] == {"greedy": "2020-01-01", "elastix": "2020-01-01"}
+    rows = compare.summary(both)
+    assert rows["greedy"]["wall"] == 50
+    assert not any("wall_ratio" in row for row in rows.values())  # not of the same run
+    facts = {"date": "d", "processor": "p", "cores": 2, "threads": 1, "repeats": 3, "command": "c", "skipped": {}}
+    page = compare.report("set", facts | {"versions": {}}, [both], None)
+    assert "greedy NCC 100x100x40 (2020-01-01) | 0.7000" in page
+    assert "elastix B-spline NCC: not done" in page
+    again = compare.with_earlier(content("nir-fast", 4.0), {"date": "2021-01-01", "results": [both]}, ["nir-fast"])
+    assert again["earlier"]["greedy"] == "2020-01-01"
+    assert list(compare.with_earlier(new, old, ["nir-fast", "greedy", "elastix"])["runs"]) == ["nir-fast"]
+    assert compare.with_earlier(new, None, ["nir-fast"]) is new
+
+
 def test_medians_ratios_and_table() -> None:
     def runs(name: str, times: list[float], dice: float) -> tuple[str, list[dict[str, float]]]:
         return name, [{"wall": time, "cpu": time, "peak": 1.0, "dice": dice} for time in times]
