@@ -417,7 +417,10 @@ def table(
 
 def report(name: str, facts: dict[str, Any], results: Sequence[dict[str, Any]], picture: str | None) -> str:
     """The Markdown page of one set of pairs."""
-    threads, repeats = facts["threads"], facts["repeats"]
+    threads = facts["threads"]
+    # What was done, which may be less than was asked for: the page is written after every run.
+    now = [runs for each in results for key, runs in each["runs"].items() if key not in each.get("earlier", {})]
+    repeats = max(map(len, now), default=0)
     lines = [f"# {name}", ""]
     lines += [
         f"{facts['date']}, {facts['processor']} ({facts['cores']} cores), {threads} thread{'s' * (threads > 1)}, "
@@ -432,7 +435,7 @@ def report(name: str, facts: dict[str, Any], results: Sequence[dict[str, Any]], 
     summaries = [summary(result) for result in results]
     if len(results) > 1 and any(over_pairs(summaries)):
         lines += [f"## Mean over {len(results)} pairs", ""]
-        lines += [*table(before_over_pairs(results), over_pairs(summaries)), ""]
+        lines += [*table(before_over_pairs(results), over_pairs(summaries), results[0].get("earlier")), ""]
     for result, rows in zip(results, summaries, strict=True):
         first = result["before"]
         stages = "deformable only" if result["linear"] == "none" else f"{result['linear']} first"

@@ -294,6 +294,7 @@ def test_rows_of_an_earlier_page_are_kept_with_their_date() -> None:
     assert not any("wall_ratio" in row for row in rows.values())  # not of the same run
     facts = {"date": "d", "processor": "p", "cores": 2, "threads": 1, "repeats": 3, "command": "c", "skipped": {}}
     page = compare.report("set", facts | {"versions": {}}, [both], None)
+    assert "medians over 1 turn in" in page
     assert "greedy NCC 100x100x40 (2020-01-01) | 0.7000" in page
     assert "elastix B-spline NCC: not done" in page
     again = compare.with_earlier(content("nir-fast", 4.0), {"date": "2021-01-01", "results": [both]}, ["nir-fast"])
@@ -322,8 +323,9 @@ def test_medians_ratios_and_table() -> None:
     lines = compare.table(result["before"], rows)
     assert lines[0].startswith("| method | Dice | time s |")
     assert lines[2].startswith("| before | 0.5000 | – |")
-    facts = {"date": "d", "processor": "p", "cores": 2, "threads": 1, "repeats": 3, "command": "c"}
+    facts = {"date": "d", "processor": "p", "cores": 2, "threads": 1, "repeats": 9, "command": "c"}
     page = compare.report("set", facts | {"versions": {}, "skipped": {"greedy": "not installed"}}, [result], None)
+    assert "medians over 3 turns" in page
     assert "failed with status 1" in page
     assert "Skipped: greedy" in page
 
