@@ -37,7 +37,7 @@ from peers import CANNOT_DO, THREAD_VARIABLES
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE / ".venv"  # of the peers that need one of their own
-DISTURBED = 0.1  # a run that lost a larger share of its processor time than this is done again
+DISTURBED = 10  # a run that lost more percent of its processor time than this is done again
 DEFAULT_METHODS = "nir-fast,nir-default,nir-accurate,greedy,greedy-oasis"
 
 
@@ -303,14 +303,14 @@ def compare(
                 continue
             try:
                 tries = [_once(pair, name, options, work, scored)]
-                while (tries[-1].get("stolen") or 0) > 100 * DISTURBED and len(tries) < options.tries:
+                while tries[-1].get("stolen", 0) > DISTURBED and len(tries) < options.tries:
                     say(f"{pair.name}  {name}  turn {turn + 1}  again: {tries[-1]['stolen']:.0f} % of it was stolen")
                     tries.append(_once(pair, name, options, work, scored))
             except RunFailed as failure:
                 result["failed"][name] = str(failure)
                 say(f"{pair.name}  {name}  {failure}")
             else:
-                found = min(tries, key=lambda run: run.get("stolen") or 0)
+                found = min(tries, key=lambda run: run.get("stolen", 0))
                 result["runs"].setdefault(name, []).append(found)
                 say(f"{pair.name}  {name}  turn {turn + 1}  {_brief(found)}")
             done(result)
@@ -373,6 +373,7 @@ def over_pairs(summaries: Sequence[dict[str, dict[str, float]]]) -> dict[str, di
     """Means over the pairs of the methods that did every one of them."""
     names = [name for name in summaries[0] if all(name in each for each in summaries)]
     keys = [key for key, _, _ in COLUMNS if not key.endswith("_ratio")]
+    apart = [name for name in names if not all("wall_ratio" in each[name] for each in summaries)]
     return with_ratios(
         {
             name: {
@@ -381,7 +382,8 @@ def over_pairs(summaries: Sequence[dict[str, dict[str, float]]]) -> dict[str, di
                 if all(key in each[name] for each in summaries)
             }
             for name in names
-        }
+        },
+        apart,
     )
 
 
@@ -588,7 +590,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tries",
         type=int,
         default=2,
-        help=f"runs in a turn at most, where one lost over {DISTURBED:.0%} of its processor time to other guests of "
+        help=f"runs in a turn at most, where one lost over {DISTURBED} %% of its processor time to other guests of "
         "the host; the one that lost least counts (default: 2)",
     )
     parser.add_argument(
@@ -665,15 +667,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unusable: list[str] = []
     pages = {each.set: options.output / f"{each.set}.json" for each in pairs if options.add}
     old = {name: json.loads(page.read_text()) for name, page in pages.items() if page.exists()}
+
+    def write(name: str, *, with_plot: bool) -> None:
+        known = old.get(name, {}).get("versions", {}) | versions
+        save(options.output, name, facts | {"versions": known}, list(by_set[name].values()), with_plot=with_plot)
+
     try:
         for pair in pairs:
 
             def keep(result: dict[str, Any], name: str = pair.set) -> None:
-                results = by_set.setdefault(name, {})
-                results[result["pair"]] = with_earlier(result, old.get(name), versions)
-                known = old.get(name, {}).get("versions", {}) | versions
-                # After every run: what is done is not lost.
-                save(options.output, name, facts | {"versions": known}, list(results.values()), with_plot=False)
+                by_set.setdefault(name, {})[result["pair"]] = with_earlier(result, old.get(name), versions)
+                write(name, with_plot=False)  # after every run: what is done is not lost
 
             try:
                 compare(_gray(pair, work), list(versions), options, work, keep)
@@ -684,9 +688,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.keep:
             shutil.rmtree(work, ignore_errors=True)
     # The plots last: matplotlib makes this process large, and a child's peak memory starts at its parent's.
-    for name, results in by_set.items():
-        known = old.get(name, {}).get("versions", {}) | versions
-        save(options.output, name, facts | {"versions": known}, list(results.values()), with_plot=True)
+    for name in by_set:
+        write(name, with_plot=True)
         print(options.output / f"{name}.md")
     broken = [
         why

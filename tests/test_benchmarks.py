@@ -250,6 +250,15 @@ def test_time_that_the_host_gave_to_others_is_known() -> None:
     assert compare._stolen(None, (1.0, 1.0)) is None
 
 
+@pytest.mark.parametrize("program", [compare, study, growth])
+def test_help_is_printed(program: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "--help"])
+    with pytest.raises(SystemExit) as end:
+        program.main()
+    assert end.value.code == 0
+    assert "--threads" in capsys.readouterr().out
+
+
 def test_a_disturbed_run_is_done_again_and_every_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stolen = {"greedy": iter([40.0, 5.0, 3.0]), "nir-fast": iter([30.0, 35.0, 12.0, 11.0])}
 
@@ -292,6 +301,7 @@ def test_rows_of_an_earlier_page_are_kept_with_their_date() -> None:
     rows = compare.summary(both)
     assert rows["greedy"]["wall"] == 50
     assert not any("wall_ratio" in row for row in rows.values())  # not of the same run
+    assert not any("wall_ratio" in row for row in compare.over_pairs([rows, rows]).values())
     facts = {"date": "d", "processor": "p", "cores": 2, "threads": 1, "repeats": 3, "command": "c", "skipped": {}}
     page = compare.report("set", facts | {"versions": {}}, [both], None)
     assert "medians over 1 turn in" in page
