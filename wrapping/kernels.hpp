@@ -20,14 +20,26 @@ struct LnccFixed {
   const float *inverse_variance;  // 1 / (sum w (f - mean)^2 + epsilon n), 0 where the window does not count
 };
 
+// A displacement u(z, y, x), component planes x, y, z first: at every voxel (taps = 0), or as a spline that has been
+// evaluated along x and y, u[c](z) = sum_k weights[z, k] values[c](start[z] + k) with `planes` planes a component.
+struct Displacement {
+  const float *values;
+  const int *start;
+  const float *weights;
+  int taps, planes;
+};
+
 struct Kernels {
   const char *name;
   // out[o, i, j] = sum_k weights[i, k] in[o, start[i] + k, j]: a banded matrix applied along one axis.
   void (*banded)(const float *in, float *out, long outer, int n_in, int n_out, long inner, const int *start,
                  const float *weights, int taps, int threads);
+  // out[o, start[i] + k, j] = sum_i,k weights[i, k] in[o, i, j] factor[i, j]: its adjoint on a product.
+  void (*banded_adjoint)(const float *in, const float *factor, float *out, int outer, int n_in, int n_out, long inner,
+                         const int *start, const float *weights, int taps, int threads);
   // warped(i) = moving(index (i, 1) + vector u(i)), gradient = d warped / d u; trilinear, clamped to the edge.
   // `index` is 3x4 (voxels of the output → voxels of `moving`), `vector` 3x3 (unit of u → voxels of `moving`).
-  void (*warp)(const float *moving, Size moving_size, const float *displacement, Size size, const double *index,
+  void (*warp)(const float *moving, Size moving_size, const Displacement &u, Size size, const double *index,
                const double *vector, float *warped, float *gradient, int threads);
   // Returns the number of windows that count.
   double (*lncc_prepare)(const float *fixed, const float *weight, Size size, int radius, float epsilon,

@@ -43,6 +43,34 @@ inline float dot3(V4 a, V4 b) {
 
 // ---------------------------------------------------------------------------------------------------- banded matrix
 
+// out[i] = sum_k weights[i, k] in[start[i] + k]. The taps of one row side by side in a vector, four rows at a time: their
+// sums then come of a transposition.
+// `Four`: there are four taps, as a cubic spline has.
+template <bool Four>
+void dot_rows(const float *in, float *out, int n_out, const int *start, const float *weights, int taps) {
+  const auto products = [&](int i) {
+    const float *s = in + start[i];
+    if (Four) return load4(weights + 4 * i) * load4(s);
+    const float *w = weights + static_cast<long>(i) * taps;
+    V4 sum = {0, 0, 0, 0};
+    int k = 0;
+    for (; k + 4 <= taps; k += 4) sum += load4(w + k) * load4(s + k);
+    for (; k < taps; ++k) sum[0] += w[k] * s[k];
+    return sum;
+  };
+  int i = 0;
+  for (; i + 4 <= n_out; i += 4) {
+    const V4 a = products(i), b = products(i + 1), c = products(i + 2), d = products(i + 3);
+    const V4 ab = shuffle<0, 4, 1, 5>(a, b) + shuffle<2, 6, 3, 7>(a, b);
+    const V4 cd = shuffle<0, 4, 1, 5>(c, d) + shuffle<2, 6, 3, 7>(c, d);
+    store4(out + i, shuffle<0, 1, 4, 5>(ab, cd) + shuffle<2, 3, 6, 7>(ab, cd));
+  }
+  for (; i < n_out; ++i) {
+    const V4 a = products(i);
+    out[i] = (a[0] + a[2]) + (a[1] + a[3]);
+  }
+}
+
 void banded(const float *in, float *out, long outer, int n_in, int n_out, long inner, const int *start,
             const float *weights, int taps, int threads) {
   if (inner == 1) {
@@ -50,17 +78,8 @@ void banded(const float *in, float *out, long outer, int n_in, int n_out, long i
     const int tasks = static_cast<int>((outer + block - 1) / block);
     parallel_for(tasks, threads, [&](int t) {
       const long end = std::min(outer, (t + 1) * block);
-      for (long o = t * block; o < end; ++o) {
-        const float *src = in + o * n_in;
-        float *dst = out + o * n_out;
-        for (int i = 0; i < n_out; ++i) {
-          const float *w = weights + static_cast<long>(i) * taps;
-          const float *s = src + start[i];
-          float sum = 0;
-          for (int k = 0; k < taps; ++k) sum += w[k] * s[k];
-          dst[i] = sum;
-        }
-      }
+      const auto rows = taps == 4 ? dot_rows<true> : dot_rows<false>;
+      for (long o = t * block; o < end; ++o) rows(in + o * n_in, out + o * n_out, n_out, start, weights, taps);
     });
     return;
   }
@@ -111,13 +130,55 @@ void banded(const float *in, float *out, long outer, int n_in, int n_out, long i
   });
 }
 
+// The adjoint of `banded` on in * factor, with the rows of the matrix itself: every input is read once, and the rows of
+// `out` that it goes to are still in the first-level cache from the one before.
+void banded_adjoint(const float *in, const float *factor, float *out, int outer, int n_in, int n_out, long inner,
+                    const int *start, const float *weights, int taps, int threads) {
+  constexpr long block = 1024;
+  parallel_for(static_cast<int>((inner + block - 1) / block), threads, [&](int t) {
+    const long first = t * block;
+    const int n = static_cast<int>(std::min(block, inner - first));
+    for (long row = 0; row < static_cast<long>(outer) * n_out; ++row) std::fill_n(out + row * inner + first, n, 0.f);
+    for (int i = 0; i < n_in; ++i) {
+      const float *__restrict f = factor + i * inner + first;
+      const float *w = weights + static_cast<long>(i) * taps;
+      for (int o = 0; o < outer; ++o) {
+        const float *__restrict s = in + (static_cast<long>(o) * n_in + i) * inner + first;
+        float *d = out + (static_cast<long>(o) * n_out + start[i]) * inner + first;
+        int k = 0;
+        for (; k + 4 <= taps; k += 4, d += 4 * inner) {
+          const float w0 = w[k], w1 = w[k + 1], w2 = w[k + 2], w3 = w[k + 3];
+          float *__restrict d0 = d;
+          float *__restrict d1 = d + inner;
+          float *__restrict d2 = d + 2 * inner;
+          float *__restrict d3 = d + 3 * inner;
+#pragma omp simd
+          for (int j = 0; j < n; ++j) {
+            const float p = f[j] * s[j];
+            d0[j] += w0 * p;
+            d1[j] += w1 * p;
+            d2[j] += w2 * p;
+            d3[j] += w3 * p;
+          }
+        }
+        for (; k < taps; ++k, d += inner) {
+          const float wk = w[k];
+          float *__restrict to = d;
+          for (int j = 0; j < n; ++j) to[j] += wk * (f[j] * s[j]);
+        }
+      }
+    }
+  });
+}
+
 // ------------------------------------------------------------------------------------------------------------- warp
 
 // Rows are done in runs: where each voxel comes from, a vector of them at a time; then a plain loop that fetches the
 // eight neighbours, two at once along x (faster than gather instructions, and every instruction set has it); then the
-// interpolation, again a vector at a time. `Line`: `moving` is longer than one voxel along x.
-template <bool WithGradient, bool Line>
-void warp_rows(const float *__restrict moving, Size m, const float *__restrict disp, Size n, const double *index,
+// interpolation, again a vector at a time. `Line`: `moving` is longer than one voxel along x. `Spline`: `u` is a spline
+// whose last axis is still to be evaluated.
+template <bool WithGradient, bool Line, bool Spline>
+void warp_rows(const float *__restrict moving, Size m, const Displacement &u, Size n, const double *index,
                const double *vector, float *__restrict warped, float *__restrict gradient, long row0, long row1) {
   constexpr int run = 64;
   const long count = n.count();
@@ -131,7 +192,7 @@ void warp_rows(const float *__restrict moving, Size m, const float *__restrict d
   const long sy = m.y > 1 ? px : 0, sz = m.z > 1 ? pxy : 0;
   int at[run];
   float fx[run], fy[run], fz[run], ox[run], oy[run], oz[run];
-  float p00[2 * run], p10[2 * run], p01[2 * run], p11[2 * run];
+  float p00[2 * run], p10[2 * run], p01[2 * run], p11[2 * run], evaluated[Spline ? 3 * run : 1];
   for (long row = row0; row < row1; ++row) {
     const int z = static_cast<int>(row / n.y), y = static_cast<int>(row % n.y);
     const float bx = float(index[1] * y + index[2] * z + index[3]);
@@ -140,9 +201,24 @@ void warp_rows(const float *__restrict moving, Size m, const float *__restrict d
     for (int x0 = 0; x0 < n.x; x0 += run) {
       const int length = std::min(run, n.x - x0);
       const long first = row * n.x + x0;
-      const float *__restrict ux = disp + first;
-      const float *__restrict uy = ux + count;
-      const float *__restrict uz = uy + count;
+      if (Spline) {
+        const long plane = static_cast<long>(n.x) * n.y;
+        const float *w = u.weights + static_cast<long>(z) * u.taps;
+        for (int c = 0; c < 3; ++c) {
+          const float *nodes = u.values + (static_cast<long>(c) * u.planes + u.start[z]) * plane + y * n.x + x0;
+          float *__restrict to = evaluated + c * run;
+          const float first_weight = w[0];
+          for (int x = 0; x < length; ++x) to[x] = first_weight * nodes[x];
+          for (int k = 1; k < u.taps; ++k) {
+            const float *__restrict from = nodes + k * plane;
+            const float weight = w[k];
+            for (int x = 0; x < length; ++x) to[x] += weight * from[x];
+          }
+        }
+      }
+      const float *__restrict ux = Spline ? evaluated : u.values + first;
+      const float *__restrict uy = ux + (Spline ? run : count);
+      const float *__restrict uz = uy + (Spline ? run : count);
 #pragma omp simd
       for (int x = 0; x < length; ++x) {
         const float i = float(x0 + x), dx = ux[x], dy = uy[x], dz = uz[x];
@@ -206,15 +282,21 @@ void warp_rows(const float *__restrict moving, Size m, const float *__restrict d
   }
 }
 
-void warp(const float *moving, Size m, const float *disp, Size n, const double *index, const double *vector,
+template <bool WithGradient, bool Spline>
+auto warp_rows_of(bool line) {
+  return line ? warp_rows<WithGradient, true, Spline> : warp_rows<WithGradient, false, Spline>;
+}
+
+void warp(const float *moving, Size m, const Displacement &u, Size n, const double *index, const double *vector,
           float *warped, float *gradient, int threads) {
-  const auto rows_of = gradient ? (m.x > 1 ? warp_rows<true, true> : warp_rows<true, false>)
-                                : (m.x > 1 ? warp_rows<false, true> : warp_rows<false, false>);
+  const bool line = m.x > 1;
+  const auto rows_of = u.taps ? (gradient ? warp_rows_of<true, true>(line) : warp_rows_of<false, true>(line))
+                              : (gradient ? warp_rows_of<true, false>(line) : warp_rows_of<false, false>(line));
   const long rows = static_cast<long>(n.y) * n.z;
   const long step = std::max<long>(1, 16384 / n.x);
   const int tasks = static_cast<int>((rows + step - 1) / step);
   parallel_for(tasks, threads, [&](int t) {
-    rows_of(moving, m, disp, n, index, vector, warped, gradient, t * step, std::min(rows, (t + 1) * step));
+    rows_of(moving, m, u, n, index, vector, warped, gradient, t * step, std::min(rows, (t + 1) * step));
   });
 }
 
@@ -349,6 +431,9 @@ void box_sums(Size n, int radius, int threads, const Fill &fill, const Use &use)
       case 3: box_tile<7, Q>(n, radius, y0, y1, z0, z1, fill, use); break;
       case 4: box_tile<9, Q>(n, radius, y0, y1, z0, z1, fill, use); break;
       case 5: box_tile<11, Q>(n, radius, y0, y1, z0, z1, fill, use); break;
+      case 6: box_tile<13, Q>(n, radius, y0, y1, z0, z1, fill, use); break;
+      case 7: box_tile<15, Q>(n, radius, y0, y1, z0, z1, fill, use); break;
+      case 8: box_tile<17, Q>(n, radius, y0, y1, z0, z1, fill, use); break;
       default: box_tile<0, Q>(n, radius, y0, y1, z0, z1, fill, use);
     }
   });
@@ -1049,7 +1134,7 @@ double jacobian_penalty(const float *u, float *gradient, Size n, float margin, i
 }  // namespace
 
 extern const Kernels ITK_NIR_TABLE;
-const Kernels ITK_NIR_TABLE = {ITK_NIR_NAME, banded,  warp,            lncc_prepare, lncc,
+const Kernels ITK_NIR_TABLE = {ITK_NIR_NAME, banded, banded_adjoint, warp,            lncc_prepare, lncc,
                                pack,         unpack,  compose,         compose_adjoint, invert,
                                diffusion,    jacobian_penalty};
 

@@ -91,17 +91,37 @@ Size packed_size(const A &a) {
   return {int(a.shape(2)), int(a.shape(1)), int(a.shape(0))};
 }
 
-void banded(Constant in, Array out, Integers start, Constant weights, int threads) {
-  need(in.ndim() == 3 && out.ndim() == 3 && weights.ndim() == 2, "banded: expected (outer, n, inner) arrays");
-  const long outer = long(in.shape(0)), inner = long(in.shape(2));
-  const int n_in = int(in.shape(1)), n_out = int(out.shape(1)), taps = int(weights.shape(1));
-  need(long(out.shape(0)) == outer && long(out.shape(2)) == inner, "banded: in and out disagree");
-  need(int(start.shape(0)) == n_out && int(weights.shape(0)) == n_out, "banded: one start and weight row an output");
+// The rows of a banded matrix: `n_out` of them, within `n_in` columns.
+void need_rows(const Integers &start, const Constant &weights, int n_out, int n_in) {
+  need(weights.ndim() == 2 && int(weights.shape(0)) == n_out && int(start.shape(0)) == n_out && weights.shape(1) > 0,
+       "banded: one start and weight row an output");
   for (int i = 0; i < n_out; ++i) {
-    need(start.data()[i] >= 0 && start.data()[i] + taps <= n_in, "banded: a row reaches beyond the input");
+    need(start.data()[i] >= 0 && start.data()[i] + int(weights.shape(1)) <= n_in,
+         "banded: a row reaches beyond the input");
   }
+}
+
+void banded(Constant in, Array out, Integers start, Constant weights, int threads) {
+  need(in.ndim() == 3 && out.ndim() == 3, "banded: expected (outer, n, inner) arrays");
+  const long outer = long(in.shape(0)), inner = long(in.shape(2));
+  const int n_in = int(in.shape(1)), n_out = int(out.shape(1));
+  need(long(out.shape(0)) == outer && long(out.shape(2)) == inner, "banded: in and out disagree");
+  need_rows(start, weights, n_out, n_in);
   nb::gil_scoped_release release;
-  current->banded(in.data(), out.data(), outer, n_in, n_out, inner, start.data(), weights.data(), taps, threads);
+  current->banded(in.data(), out.data(), outer, n_in, n_out, inner, start.data(), weights.data(), int(weights.shape(1)),
+                  threads);
+}
+
+void banded_adjoint(Constant in, Constant factor, Array out, Integers start, Constant weights, int threads) {
+  need(in.ndim() == 3 && out.ndim() == 3 && factor.ndim() == 2, "banded_adjoint: expected (outer, n, inner) arrays");
+  const int outer = int(in.shape(0)), n_in = int(in.shape(1)), n_out = int(out.shape(1));
+  const long inner = long(in.shape(2));
+  need(int(out.shape(0)) == outer && long(out.shape(2)) == inner, "banded_adjoint: in and out disagree");
+  need(int(factor.shape(0)) == n_in && long(factor.shape(1)) == inner, "banded_adjoint: in and factor disagree");
+  need_rows(start, weights, n_in, n_out);
+  nb::gil_scoped_release release;
+  current->banded_adjoint(in.data(), factor.data(), out.data(), outer, n_in, n_out, inner, start.data(), weights.data(),
+                          int(weights.shape(1)), threads);
 }
 
 void warp(Constant moving, Constant displacement, Matrix index, Square vector, Array warped, Optional gradient, int threads) {
@@ -110,7 +130,21 @@ void warp(Constant moving, Constant displacement, Matrix index, Square vector, A
   if (gradient) need(same(size_of(*gradient, 1), n) && gradient->shape(0) == 3, "warp: gradient must be (3, z, y, x)");
   float *g = gradient ? gradient->data() : nullptr;
   nb::gil_scoped_release release;
-  current->warp(moving.data(), m, displacement.data(), n, index.data(), vector.data(), warped.data(), g, threads);
+  const Displacement u{displacement.data(), nullptr, nullptr, 0, 0};
+  current->warp(moving.data(), m, u, n, index.data(), vector.data(), warped.data(), g, threads);
+}
+
+// The same, of a spline that has been evaluated along x and y: half is (3, nodes along z, y, x).
+void warp_spline(Constant moving, Constant half, Integers start, Constant weights, Matrix index, Square vector,
+                 Array warped, Optional gradient, int threads) {
+  const Size m = size_of(moving, 0), n = size_of(warped, 0), h = size_of(half, 1);
+  need(half.shape(0) == 3 && h.x == n.x && h.y == n.y, "warp_spline: the spline must be (3, nodes, y, x)");
+  need_rows(start, weights, n.z, h.z);
+  if (gradient) need(same(size_of(*gradient, 1), n) && gradient->shape(0) == 3, "warp: gradient must be (3, z, y, x)");
+  float *g = gradient ? gradient->data() : nullptr;
+  nb::gil_scoped_release release;
+  const Displacement u{half.data(), start.data(), weights.data(), int(weights.shape(1)), h.z};
+  current->warp(moving.data(), m, u, n, index.data(), vector.data(), warped.data(), g, threads);
 }
 
 double lncc_prepare(Constant fixed, std::optional<Constant> weight, int radius, float epsilon, Array inverse_count,
@@ -278,6 +312,10 @@ NB_MODULE(_native, m) {
   m.def("use_instruction_set", &use, nb::arg("name"), "Choose another one (the tests compare them).");
   m.def("banded", &banded, nb::arg("input"), nb::arg("output"), nb::arg("start"), nb::arg("weights"),
         nb::arg("threads"));
+  m.def("banded_adjoint", &banded_adjoint, nb::arg("input"), nb::arg("factor"), nb::arg("output"), nb::arg("start"),
+        nb::arg("weights"), nb::arg("threads"));
+  m.def("warp_spline", &warp_spline, nb::arg("moving"), nb::arg("half"), nb::arg("start"), nb::arg("weights"),
+        nb::arg("index"), nb::arg("vector"), nb::arg("warped"), nb::arg("gradient").none(), nb::arg("threads"));
   m.def("warp", &warp, nb::arg("moving"), nb::arg("displacement"), nb::arg("index"), nb::arg("vector"), nb::arg("warped"),
         nb::arg("gradient").none(), nb::arg("threads"));
   m.def("lncc_prepare", &lncc_prepare, nb::arg("fixed"), nb::arg("weight").none(), nb::arg("radius"),

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -450,11 +450,11 @@ def normalised(image: Tensor, weight: Tensor | None) -> tuple[Tensor, tuple[F64,
         inside = torch.ones_like(inside)
         box = bounds(inside)
         assert box is not None
-    count = float(inside.sum())
-    mean = float((image * inside).sum(dtype=torch.float64)) / count
-    out = image - mean
-    deviation = math.sqrt(float((out * inside).square_().sum(dtype=torch.float64)) / max(1.0, count - 1))
-    out *= 1 / max(deviation, 1e-12)
+    values = image[inside]
+    mean = float(values.mean(dtype=torch.float64))
+    deviation = math.sqrt(float(values.sub_(mean).square_().sum(dtype=torch.float64)) / max(1, len(values) - 1))
+    del values
+    out = (image - mean).mul_(1 / max(deviation, 1e-12))
     # Metal, air around a body: far outliers would set the scale of everything else.
     return out.clamp_(-6, 12), box
 
@@ -660,8 +660,10 @@ def _train(
         )
         if number == settings.levels - 1:
             del fixed, moving
-        level = _Level.make(number, settings, pair, domain, grids, images, model)
-        stop = _descend(level, model, goes_on, keep_best=callback is not None)
+        with ops.reused_memory():
+            level = _Level.make(number, settings, pair, domain, grids, images, model)
+            stop = _descend(level, model, goes_on, keep_best=callback is not None)
+            del level
     with torch.no_grad():
         values = model().detach().clone()
         h = model.spacing()
@@ -760,7 +762,7 @@ class _Level:
         settings, threads = self.settings, self.threads
         v = model()
         u = model.displaced(v)
-        warped = ops.warp(self.moving, ops.separable(u, self.spline, threads), self.index, self.vector, threads)
+        warped = ops.warp_spline(self.moving, u, self.spline, self.index, self.vector, threads)
         similarity = self.lncc(warped, settings.centre_gradient)
         if self.mirror is not None:
             similarity = (similarity + self.mirror(v, model.coarse, self.spline)) / 2
@@ -813,6 +815,7 @@ def _descend(level: _Level, model: _Model, goes_on: Callable[[TraceStep], bool],
         similarity, loss = level.loss(model, step)
         loss.backward()
         now = TraceStep(level.number, step, float(similarity.detach()), float(loss.detach()))
+        del similarity, loss  # and with them the graph and all that it holds, before the next one is made
         losses.append(now.loss)
         if keep_best and (best is None or now.loss < best[0]):
             best = now.loss, {k: p.detach().clone() for k, p in model.state_dict().items()}
@@ -870,10 +873,11 @@ class _Mirror:
         u = ops.exponential(v, self.settings.squarings, -1 / self.spacing, self.threads)
         if coarse is not None:
             u = ops.compose(u, coarse[1], self.threads)
-        warped = ops.warp(self.image, ops.separable(u, spline, self.threads), self.index, self.vector, self.threads)
+        warped = ops.warp_spline(self.image, u, spline, self.index, self.vector, self.threads)
         return self.lncc(warped, self.settings.centre_gradient)
 
 
+@ops.reused_memory()
 def mend(field: LatticeField, domain: Domain) -> LatticeField:
     """Undo the few folds that the penalty has left: smooth the field where they come from until no voxel is folded.
 
@@ -888,7 +892,9 @@ def mend(field: LatticeField, domain: Domain) -> LatticeField:
         return torch.where(where != 0, ops.separable(values, smooth, field.threads), values)
 
     for _ in range(MEND_ROUNDS):
-        folded = torch.nonzero(ops.jacobian_map(field.on_grid(positions).div_(size), field.threads) <= 0).cpu().numpy()
+        determinant = ops.jacobian_map(field.on_grid(positions).div_(size), field.threads)
+        folded = torch.nonzero(determinant <= 0).cpu().numpy()
+        del determinant
         if len(folded) == 0:
             break
         nodes = []
@@ -916,8 +922,9 @@ def mend(field: LatticeField, domain: Domain) -> LatticeField:
 
 def flowed(v: Tensor, coarse: Tensor | None, flow: str, squarings: int, h: float, threads: int) -> Tensor:
     """``(id + coarse) o exp(v) - id``: `v` in mm, the displacements `coarse` and what comes out in lattice units."""
-    u = v / h if flow == "displacement" else ops.exponential(v, squarings, 1 / h, threads)
-    return u if coarse is None else ops.compose(coarse, u, threads)
+    if flow == "velocity":
+        return ops.exponential(v, squarings, 1 / h, threads, outer=coarse)
+    return v / h if coarse is None else ops.compose(coarse, v / h, threads)
 
 
 def _converged(losses: list[float], settings: LatticeSettings) -> bool:
@@ -940,19 +947,7 @@ def _weight(pair: Pair, displacement: Tensor, positions: list[F64], moving_level
         for axis, at in zip((2, 1, 0), near, strict=True):
             w = w.index_select(axis, at)
         weight = w
-    grids = [torch.arange(n, dtype=torch.float32, device=displacement.device) for n in displacement.shape[1:]]
-    inside: Tensor | None = None
-    for row, n in enumerate(moving_level.shape[::-1]):
-        if n == 1:
-            continue
-        q = torch.full_like(displacement[0], float(index[row, 3]))
-        for c in range(3):
-            along = grids[2 - c].reshape([-1 if k == 2 - c else 1 for k in range(3)])
-            q += float(index[row, c]) * along + float(vector[row, c]) * displacement[c]
-        # Half a voxel around the outermost centres still belongs to the image.
-        good = (q >= -0.5) & (q <= n - 0.5)
-        if not bool(good.all()):
-            inside = good if inside is None else inside & good
+    inside = _inside(displacement, index, vector, moving_level.shape)
     if inside is not None:
         weight = inside.float() if weight is None else weight * inside
     if pair.moving_weight is not None:
@@ -965,3 +960,27 @@ def _weight(pair: Pair, displacement: Tensor, positions: list[F64], moving_level
         there = ops.warp(start, displacement, full_index, scale[:, None] * vector, threads) > 0.5
         weight = there.float() if weight is None else weight * there
     return weight
+
+
+def _inside(displacement: Tensor, index: F64, vector: F64, size: Sequence[int]) -> Tensor | None:
+    """``(Z, Y, X)`` bool: which voxels `ops.warp` takes from within an image of `size`; None where all of them."""
+    nz, ny, nx = displacement.shape[1:]
+    axes = [torch.arange(n, dtype=torch.float32, device=displacement.device) for n in (nz, ny, nx)]
+    inside: Tensor | None = None
+    step = max(1, (1 << 18) // (ny * nx))  # some planes at a time: what they need stays in the cache
+    for z in range(0, nz, step):
+        u = displacement[:, z : z + step]
+        along = axes[2], axes[1][:, None], axes[0][z : z + step, None, None]
+        for row, n in enumerate(size[::-1]):
+            if n == 1:
+                continue
+            q = torch.full_like(u[0], float(index[row, 3]))
+            for c in range(3):
+                q.add_(along[c], alpha=float(index[row, c])).add_(u[c], alpha=float(vector[row, c]))
+            # Half a voxel around the outermost centres still belongs to the image.
+            good = (q >= -0.5) & (q <= n - 0.5)
+            if not bool(good.all()):
+                if inside is None:
+                    inside = torch.ones_like(displacement[0], dtype=torch.bool)
+                inside[z : z + step] &= good
+    return inside

@@ -90,10 +90,12 @@ def check(op: Callable[..., Tensor], inputs: list[Tensor], tolerance: float, gra
 # ------------------------------------------------------------------------------------------------------------- values
 
 
-def splines(shape: tuple[int, int, int]) -> tuple[list[Banded], tuple[int, ...]]:
+def splines(
+    shape: tuple[int, int, int], knots: tuple[float, float, float] = (4.0, 3.0, 5.0)
+) -> tuple[list[Banded], tuple[int, ...]]:
     """Evaluation matrices (x, y, z) from a lattice to the voxels of `shape`, and the lattice's shape."""
     domain = Domain((0, 0, 0), (shape[2], shape[1], shape[0]))
-    axes = domain.lattice((4.0, 3.0, 5.0), 0)[0]
+    axes = domain.lattice(knots, 0)[0]
     return [a.evaluate(p) for a, p in zip(axes, domain.level_positions((1, 1, 1)), strict=True)], shape_of(axes)
 
 
@@ -145,6 +147,32 @@ def test_warp(instructions: str, shape: tuple[int, int, int]) -> None:
     assert_close(grad, wanted_grad, 1e-5)
     with torch.no_grad():
         assert_close(ops.warp(moving, u, index, vector), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("knots", [(4.0, 3.0, 5.0), (1.0, 1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES.values(), (5, 40, 67)], ids=str)
+def test_warp_spline(instructions: str, shape: tuple[int, int, int], knots: tuple[float, float, float]) -> None:
+    """Coarser and finer lattices than the voxels, and rows and planes longer than the blocks they are done in."""
+    index, vector = frames(shape)
+    moving = smooth(1, shape[0] if shape[0] == 1 else 12, 15, 17)[0]
+    matrices, lattice = splines(shape, knots)
+    u = 3.0 * smooth(3, *lattice)
+    if shape[0] == 1:
+        u[2] = 0
+    value, (grad,) = gradients(lambda u: ops.warp_spline(moving, u, matrices, index, vector), [u])
+    dense = [torch.from_numpy(m.dense()) for m in matrices]
+
+    def apart(u: Tensor) -> Tensor:
+        at_voxels = torch.einsum("ai,bj,ck,nkji->ncba", *dense, u)
+        return reference.warp(moving.double(), at_voxels, torch.from_numpy(index), torch.from_numpy(vector))
+
+    wanted, (wanted_grad,) = gradients(apart, [u.double()])
+    assert_close(value, wanted, 1e-5)
+    assert_close(grad, wanted_grad, 2e-5)
+    with torch.no_grad():
+        assert_close(ops.warp_spline(moving, u, matrices, index, vector), wanted, 1e-5)
+        full = ops.warp_spline(moving.double(), u.double(), matrices, index, vector)
+        assert torch.allclose(full, wanted, rtol=0, atol=1e-12)
 
 
 def test_warp_beyond_the_edge_is_the_edge(instructions: str, shape: tuple[int, int, int]) -> None:
@@ -202,7 +230,7 @@ weighted = pytest.mark.parametrize("weighted", [False, True], ids=["all", "weigh
 
 
 @weighted
-@pytest.mark.parametrize("radius", range(1, 7))
+@pytest.mark.parametrize("radius", range(1, 10))
 def test_lncc(instructions: str, shape: tuple[int, int, int], radius: int, weighted: bool) -> None:
     fixed, moving = images(shape)
     weight = mask(shape) if weighted else None
@@ -288,6 +316,16 @@ def test_compose_far_outside(instructions: str, shape: tuple[int, int, int]) -> 
 def test_exponential(instructions: str, shape: tuple[int, int, int], squarings: int) -> None:
     velocity = displacement(shape, 1.0)
     check(lambda v: ops.exponential(v, squarings, -0.7), [velocity], 1e-5, 3e-5)
+
+
+@pytest.mark.parametrize("squarings", [0, 2])
+def test_exponential_within_another_field(instructions: str, shape: tuple[int, int, int], squarings: int) -> None:
+    velocity, outer = displacement(shape, 1.0), displacement(shape, 2.0, seed=1)
+    check(lambda v, a: ops.exponential(v, squarings, 0.8, outer=a), [velocity, outer], 1e-5, 3e-5)
+    check(lambda v: ops.exponential(v, squarings, 0.8, outer=outer.to(v)), [velocity], 1e-5, 3e-5)
+    with torch.no_grad():
+        apart = ops.compose(outer, ops.exponential(velocity, squarings, 0.8))
+        assert torch.equal(ops.exponential(velocity, squarings, 0.8, outer=outer), apart)
 
 
 def test_diffusion(instructions: str, shape: tuple[int, int, int]) -> None:
@@ -425,6 +463,7 @@ def every_op(threads: int) -> list[Tensor]:
     matrices, lattice = splines(shape)
     keep(lambda x: ops.separable(x, matrices, threads), noise(3, *lattice))
     keep(lambda x: ops.warp(moving, x, index, vector, threads), u)
+    keep(lambda x: ops.warp_spline(moving, x, matrices, index, vector, threads), noise(3, *lattice, seed=2))
     for radius, weight in ((2, None), (6, mask(shape))):
         lncc = ops.Lncc.make(fixed, weight, radius, 1e-3, threads)
         out.append(torch.tensor(lncc.count))
@@ -432,6 +471,7 @@ def every_op(threads: int) -> list[Tensor]:
         keep(lambda m, lncc=lncc: lncc(m, True), moving)
     keep(lambda a, b: ops.compose(a, b, threads), u, v)
     keep(lambda x: ops.exponential(x, 3, 1.0, threads), u)
+    keep(lambda x, y: ops.exponential(x, 3, 1.0, threads, outer=y), u, v)
     keep(lambda x: ops.diffusion(x, (1.0, 2.0, 3.0), threads=threads), u)
     keep(lambda x: ops.diffusion(x, (1.0, 2.0, 3.0), 0.5, threads), u)
     keep(lambda x: ops.diffusion(x, (1.0, 2.0, 3.0), 0.5, threads), noise(3, 1, 150, 41))
@@ -484,8 +524,24 @@ def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda a, b: native.compose(a, a, b, 1), "shapes disagree"),
         (lambda a, b: native.diffusion(a, b, [1.0, 1.0, 1.0], math.inf, 1), "shapes disagree"),
         (lambda a, b: native.banded(a[0], b[0], torch.zeros(2, dtype=torch.int32), torch.ones(2, 1), 1), "row"),
+        (
+            lambda a, b: native.banded(a[0], b[0], torch.full((5,), 1, dtype=torch.int32), torch.ones(5, 4), 1),
+            "a row reaches beyond the input",
+        ),
+        (
+            lambda a, b: native.banded_adjoint(
+                a[0], a[0, 0, :3], b[0], torch.zeros(4, dtype=torch.int32), torch.ones(4, 2), 1
+            ),
+            "in and factor disagree",
+        ),
+        (
+            lambda a, b: native.warp_spline(
+                a[0], b, torch.zeros(4, dtype=torch.int32), torch.ones(4, 2), np.eye(3, 4), np.eye(3), a[0], None, 1
+            ),
+            "the spline must be",
+        ),
     ],
-    ids=["compose", "diffusion", "banded"],
+    ids=["compose", "diffusion", "banded", "banded_beyond", "banded_adjoint", "warp_spline"],
 )
 def test_wrong_shapes(call: Callable[[Any, Any], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

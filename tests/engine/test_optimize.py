@@ -22,6 +22,7 @@ from itk_nir.engine.optimize import (
     LatticeResult,
     LatticeSettings,
     Pair,
+    _inside,
     as_volume,
     background,
     bounds,
@@ -758,3 +759,25 @@ def _with_the_reference(pair: Pair, few: LatticeSettings) -> LatticeField:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ops, "native_module", lambda: None)
         return optimise_lattice(pair, few).field
+
+
+@pytest.mark.parametrize("shape", [(1, 30, 41), (9, 300, 310)], ids=str)
+def test_voxels_taken_from_within_an_image(shape: tuple[int, int, int]) -> None:
+    """Some planes at a time, as all at once."""
+    generator = torch.Generator().manual_seed(0)
+    u = 3 * torch.randn((3, *shape), generator=generator)
+    index, vector = np.eye(4)[:3], np.diag([1.0, 0.5, 2.0])
+    index[:, 3] = 1.5, -2.0, 0.2
+    size = (1 if shape[0] == 1 else 12, 280, 290)
+    got = _inside(u, index, vector, size)
+    at = torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in shape], indexing="ij")[::-1])
+    q = at + torch.einsum("ij,j...->i...", torch.from_numpy(vector).float(), u)
+    q = q + torch.from_numpy(index[:, 3]).float().reshape(3, 1, 1, 1)
+    wanted = torch.ones(shape, dtype=torch.bool)
+    for row, n in enumerate(size[::-1]):
+        if n > 1:
+            wanted &= (q[row] >= -0.5) & (q[row] <= n - 0.5)
+    assert not bool(wanted.all())
+    assert got is not None
+    assert torch.equal(got, wanted)
+    assert _inside(torch.zeros(3, *shape), np.eye(4)[:3], vector, shape) is None

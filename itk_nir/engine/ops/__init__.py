@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.lattice import Banded
-from itk_nir.engine.ops import reference
+from itk_nir.engine.ops import pool, reference
+
+#: Within it, the native ops take memory for their results that they took before and that is no longer used.
+reused_memory = pool.reused
 
 
 @lru_cache(maxsize=1)
@@ -74,11 +77,11 @@ def separable(x: Tensor, matrices: list[Banded], threads: int = 1) -> Tensor:
         m, axis = matrices[a], 3 - a
         shape = list(x.shape)
         flat = x.reshape(int(np.prod(shape[:axis])), shape[axis], int(np.prod(shape[axis + 1 :])))
-        start, weights = _tensors(_ById(m), x.device)
+        rows = _tensors(_ById(m), x.device)
         if native:
-            flat = native.Banded.apply(flat, start, weights, _tensors(_ById(m.transpose), x.device), threads)
+            flat = native.Banded.apply(flat, rows, _tensors(_ById(m.transpose), x.device), threads)
         else:
-            flat = reference.banded(flat, start, weights)
+            flat = reference.banded(flat, *rows)
         shape[axis] = m.n_out
         x = flat.reshape(shape)
     return x
@@ -92,6 +95,23 @@ def warp(moving: Tensor, displacement: Tensor, index: np.ndarray, vector: np.nda
         result: Tensor = native.Warp.apply(moving, displacement, index, vector, threads)
         return result
     return reference.warp(moving, displacement, torch.from_numpy(index), torch.from_numpy(vector))
+
+
+def warp_spline(
+    moving: Tensor, lattice: Tensor, matrices: list[Banded], index: np.ndarray, vector: np.ndarray, threads: int = 1
+) -> Tensor:
+    """`warp` by the displacement of ``lattice (3, z, y, x)``: ``warp(moving, separable(lattice, matrices), …)``.
+
+    The native op never holds the displacement of all voxels.
+    """
+    native = _native(lattice)
+    if not native:
+        return warp(moving, separable(lattice, matrices, threads), index, vector, threads)
+    index, vector = np.ascontiguousarray(index, np.float64), np.ascontiguousarray(vector, np.float64)
+    rows = [_tensors(_ById(m), lattice.device) for m in matrices]
+    back = [_tensors(_ById(m.transpose), lattice.device) for m in matrices]
+    result: Tensor = native.WarpSpline.apply(moving, lattice, rows, back, index, vector, threads)
+    return result
 
 
 @dataclass(frozen=True)
@@ -131,15 +151,19 @@ class Lncc:
         return total / count.clamp(min=1)
 
 
-def exponential(velocity: Tensor, squarings: int, scale: float = 1.0, threads: int = 1) -> Tensor:
-    """``exp(scale v) - id`` by scaling and squaring, ``(3, Z, Y, X)``; ``scale v`` and the result are in voxels."""
+def exponential(
+    velocity: Tensor, squarings: int, scale: float = 1.0, threads: int = 1, outer: Tensor | None = None
+) -> Tensor:
+    """``exp(scale v) - id`` by scaling and squaring, ``(3, Z, Y, X)``; ``scale v`` and the result are in voxels.
+
+    With `outer`, ``(id + outer) o exp(scale v) - id``: as `compose` of the two, faster.
+    """
     native = _native(velocity)
-    result: Tensor = (
-        native.Exponential.apply(velocity, squarings, scale, threads)
-        if native
-        else reference.exponential(velocity, squarings, scale)
-    )
-    return result
+    if native:
+        result: Tensor = native.Exponential.apply(velocity, outer, squarings, scale, threads)
+        return result
+    u = reference.exponential(velocity, squarings, scale)
+    return u if outer is None else reference.compose(outer, u)
 
 
 def compose(outer: Tensor, inner: Tensor, threads: int = 1) -> Tensor:

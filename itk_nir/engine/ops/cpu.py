@@ -9,29 +9,33 @@ import torch
 from torch import Tensor
 
 import itk_nir._native as native
+from itk_nir.engine.ops.pool import empty
 
 
 def _f32(x: Tensor) -> Tensor:
     return x.detach().contiguous()
 
 
+#: A banded matrix: where its rows start, and their weights.
+Rows = tuple[Tensor, Tensor]
+
+
+def _banded(x: Tensor, rows: Rows, threads: int) -> Tensor:
+    start, weights = rows
+    out = empty((x.shape[0], weights.shape[0], x.shape[2]))
+    native.banded(_f32(x), out, start, weights, threads)
+    return out
+
+
 class Banded(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, start: Tensor, weights: Tensor, back: tuple[Tensor, Tensor], threads: int
-    ) -> Tensor:
-        out = x.new_empty(x.shape[0], weights.shape[0], x.shape[2])
-        native.banded(_f32(x), out, start, weights, threads)
+    def forward(ctx: Any, x: Tensor, rows: Rows, back: Rows, threads: int) -> Tensor:
         ctx.back, ctx.threads = back, threads
-        return out
+        return _banded(x, rows, threads)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        start, weights = ctx.back
-        g = grads[0]
-        out = g.new_empty(g.shape[0], weights.shape[0], g.shape[2])
-        native.banded(_f32(g), out, start, weights, ctx.threads)
-        return out, None, None, None, None
+        return _banded(grads[0], ctx.back, ctx.threads), None, None, None
 
 
 class Warp(torch.autograd.Function):
@@ -39,8 +43,8 @@ class Warp(torch.autograd.Function):
     def forward(
         ctx: Any, moving: Tensor, displacement: Tensor, index: np.ndarray, vector: np.ndarray, threads: int
     ) -> Tensor:
-        warped = displacement.new_empty(displacement.shape[1:])
-        gradient = torch.empty_like(displacement) if displacement.requires_grad else None
+        warped = empty(displacement.shape[1:])
+        gradient = empty(displacement.shape) if displacement.requires_grad else None
         native.warp(_f32(moving), _f32(displacement), index, vector, warped, gradient, threads)
         ctx.gradient = gradient
         return warped
@@ -51,13 +55,46 @@ class Warp(torch.autograd.Function):
         return None, ctx.gradient.mul_(grads[0]), None, None, None
 
 
+class WarpSpline(torch.autograd.Function):
+    """`Warp` of a spline: along its last axis it is evaluated a row at a time, and never there as a whole."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, moving: Tensor, lattice: Tensor, rows: list[Rows], back: list[Rows], index: np.ndarray,
+        vector: np.ndarray, threads: int,
+    ) -> Tensor:  # fmt: skip
+        c, lz, ly, lx = lattice.shape
+        nx, ny, nz = (weights.shape[0] for _, weights in rows)
+        half = _banded(lattice.reshape(c * lz * ly, lx, 1), rows[0], threads)
+        half = _banded(half.reshape(c * lz, ly, nx), rows[1], threads)
+        warped = empty((nz, ny, nx))
+        gradient = empty((c, nz, ny, nx)) if lattice.requires_grad else None
+        native.warp_spline(
+            _f32(moving), half.reshape(c, lz, ny, nx), *rows[2], index, vector, warped, gradient, threads
+        )
+        ctx.gradient, ctx.lattice, ctx.along_z, ctx.back, ctx.threads = gradient, lattice.shape, rows[2], back, threads
+        return warped
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        c, lz, ly = ctx.lattice[:3]
+        _, nz, ny, nx = ctx.gradient.shape
+        out = empty((c, lz, ny * nx))
+        factor = _f32(grads[0]).reshape(nz, ny * nx)
+        native.banded_adjoint(ctx.gradient.reshape(c, nz, ny * nx), factor, out, *ctx.along_z, ctx.threads)
+        out = _banded(out.reshape(c * lz, ny, nx), ctx.back[1], ctx.threads)
+        out = _banded(out.reshape(c * lz * ly, nx, 1), ctx.back[0], ctx.threads)
+        return None, out.reshape(ctx.lattice), None, None, None, None, None
+
+
 class Lncc(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, moving: Tensor, fixed: LnccFixed, centre_only: bool, threads: int) -> Tensor:
-        gradient = torch.empty_like(moving) if moving.requires_grad else None
+        gradient = empty(moving.shape) if moving.requires_grad else None
+        scratch = empty((3, *moving.shape) if moving.requires_grad else (0, 0, 0, 0))
         total = native.lncc(
             fixed.image, fixed.weight, fixed.inverse_count, fixed.mean, fixed.inverse_variance, _f32(moving),
-            fixed.radius, fixed.epsilon, gradient, centre_only, fixed.scratch, threads,
+            fixed.radius, fixed.epsilon, gradient, centre_only, scratch, threads,
         )  # fmt: skip
         ctx.gradient, ctx.count = gradient, max(1.0, fixed.count)
         return moving.new_tensor(total / ctx.count)
@@ -74,74 +111,93 @@ class LnccFixed:
         self.image, self.weight = _f32(image), None if weight is None else _f32(weight)
         self.radius, self.epsilon = radius, epsilon
         self.inverse_count, self.mean, self.inverse_variance = (torch.empty_like(self.image) for _ in range(3))
-        self.scratch = self.image.new_empty(3, *self.image.shape)
         self.count = native.lncc_prepare(
             self.image, self.weight, radius, epsilon, self.inverse_count, self.mean, self.inverse_variance, threads
         )
 
 
 def _pack(u: Tensor, scale: float, threads: int) -> Tensor:
-    out = u.new_empty(*u.shape[1:], 4)
+    out = empty((*u.shape[1:], 4))
     native.pack(_f32(u), out, scale, threads)
     return out
 
 
 def _unpack(p: Tensor, scale: float, threads: int) -> Tensor:
-    out = p.new_empty(3, *p.shape[:3])
+    out = empty((3, *p.shape[:3]))
     native.unpack(p, out, scale, threads)
     return out
 
 
 class Exponential(torch.autograd.Function):
+    """exp(scale v), and (id + outer) o exp(scale v) where there is an `outer`: packed once for all."""
+
     @staticmethod
-    def forward(ctx: Any, velocity: Tensor, squarings: int, scale: float, threads: int) -> Tensor:
-        ctx.scale = scale * 0.5**squarings
+    def forward(
+        ctx: Any, velocity: Tensor, outer: Tensor | None, squarings: int, scale: float, threads: int
+    ) -> Tensor:  # fmt: skip
+        ctx.scale, ctx.threads = scale * 0.5**squarings, threads
         u = _pack(velocity, ctx.scale, threads)
         stack = []
         for _ in range(squarings):
-            out = torch.empty_like(u)
+            out = empty(u.shape)
             native.compose(u, u, out, threads)
             stack.append(u)
             u = out
-        ctx.stack, ctx.threads = stack, threads
+        ctx.stack, ctx.fields = stack, None
+        if outer is not None:
+            a, out = _pack(outer, 1.0, threads), empty(u.shape)
+            native.compose(a, u, out, threads)
+            ctx.fields, u = (a, u), out
         return _unpack(u, 1.0, threads)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        g = _pack(grads[0], 1.0, ctx.threads)
+        g, outer = _pack(grads[0], 1.0, ctx.threads), None
+        if ctx.fields is not None:
+            a, b = ctx.fields
+            outer, g = _compose_adjoint(a, b, g, ctx.needs_input_grad[1], ctx.threads)
+            outer = None if outer is None else _unpack(outer, 1.0, ctx.threads)
         for u in reversed(ctx.stack):
-            out = torch.empty_like(g)
+            out = empty(g.shape)
             native.compose_adjoint(u, u, g, out, out, ctx.threads)
             g = out
-        return _unpack(g, ctx.scale, ctx.threads), None, None, None
+        return _unpack(g, ctx.scale, ctx.threads), outer, None, None, None
+
+
+def _compose_adjoint(
+    a: Tensor, b: Tensor, g: Tensor, outer_too: bool, threads: int
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+    """The gradients of outer `a` and inner `b`, all packed."""
+    gb = empty(g.shape)
+    if not outer_too:  # what is kept fixed needs no scatter, the slow half
+        native.compose_adjoint_inner(a, b, g, gb, threads)
+        return None, gb
+    ga = empty(g.shape)
+    native.compose_adjoint(a, b, g, ga, gb, threads)
+    return ga, gb
 
 
 class Compose(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, outer: Tensor, inner: Tensor, threads: int) -> Tensor:
         a, b = _pack(outer, 1.0, threads), _pack(inner, 1.0, threads)
-        out = torch.empty_like(a)
+        out = empty(a.shape)
         native.compose(a, b, out, threads)
         ctx.fields, ctx.threads = (a, b), threads
         return _unpack(out, 1.0, threads)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        a, b = ctx.fields
         g = _pack(grads[0], 1.0, ctx.threads)
-        gb = torch.empty_like(g)
-        if not ctx.needs_input_grad[0]:  # what is kept fixed needs no scatter, the slow half
-            native.compose_adjoint_inner(a, b, g, gb, ctx.threads)
-            return None, _unpack(gb, 1.0, ctx.threads), None
-        ga = torch.empty_like(g)
-        native.compose_adjoint(a, b, g, ga, gb, ctx.threads)
-        return _unpack(ga, 1.0, ctx.threads), _unpack(gb, 1.0, ctx.threads), None
+        a, b = ctx.fields
+        outer, inner = _compose_adjoint(a, b, g, ctx.needs_input_grad[0], ctx.threads)
+        return None if outer is None else _unpack(outer, 1.0, ctx.threads), _unpack(inner, 1.0, ctx.threads), None
 
 
 class Diffusion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, weights: tuple[float, float, float], scale: float, threads: int) -> Tensor:
-        gradient = torch.empty_like(u)
+        gradient = empty(u.shape)
         energy = native.diffusion(_f32(u), gradient, list(weights), scale, threads)
         ctx.gradient = gradient
         return u.new_tensor(energy)
@@ -154,7 +210,7 @@ class Diffusion(torch.autograd.Function):
 class JacobianPenalty(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, margin: float, corner: int, threads: int) -> Tensor:
-        gradient = torch.empty_like(u)
+        gradient = empty(u.shape)
         energy = native.jacobian_penalty(_f32(u), gradient, margin, corner, threads)
         ctx.gradient = gradient
         return u.new_tensor(energy)
@@ -178,14 +234,14 @@ def inverse_pair(
     u, v = _pack(displacement, 1.0, threads), _pack(start, 1.0, threads)
     native.invert(u, v, 20, 1e-3, threads)
     native.balance(u, v, relaxation, threads)
-    error = displacement.new_empty(displacement.shape[1:])
+    error = empty(displacement.shape[1:])
     native.inverse_error(u, v, scale, error, threads)
     del u
     return _unpack(v, 1.0, threads), error
 
 
 def jacobian_map(displacement: Tensor, threads: int) -> Tensor:
-    out = displacement.new_empty(displacement.shape[1:])
+    out = empty(displacement.shape[1:])
     native.jacobian(_f32(displacement), out, threads)
     return out
 
