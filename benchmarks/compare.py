@@ -301,15 +301,17 @@ def compare(
         for name in methods:
             if name in result["failed"] or (turn > 0 and name in options.once):
                 continue
+            tries: list[dict[str, Any]] = []
             try:
-                tries = [_once(pair, name, options, work, scored)]
+                tries.append(_once(pair, name, options, work, scored))
                 while tries[-1].get("stolen", 0) > DISTURBED and len(tries) < options.tries:
                     say(f"{pair.name}  {name}  turn {turn + 1}  again: {tries[-1]['stolen']:.0f} % of it was stolen")
                     tries.append(_once(pair, name, options, work, scored))
             except RunFailed as failure:
-                result["failed"][name] = str(failure)
                 say(f"{pair.name}  {name}  {failure}")
-            else:
+                if not tries:  # a repetition that fails takes nothing from the run before it
+                    result["failed"][name] = str(failure)
+            if tries:
                 found = min(tries, key=lambda run: run.get("stolen", 0))
                 result["runs"].setdefault(name, []).append(found)
                 say(f"{pair.name}  {name}  turn {turn + 1}  {_brief(found)}")

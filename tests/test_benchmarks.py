@@ -261,12 +261,15 @@ def test_help_is_printed(program: Any, capsys: pytest.CaptureFixture[str], monke
 
 def test_a_disturbed_run_is_done_again_and_every_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stolen = {"greedy": iter([40.0, 5.0, 3.0]), "nir-fast": iter([30.0, 35.0, 12.0, 11.0])}
+    stolen["fireants"] = iter([20.0, -1.0, 5.0])  # -1: it fails
 
     def run(name: str, pair: Any, folder: Path, threads: int, timeout: float) -> Any:
         if name == "elastix":
             raise compare.RunFailed("failed with status 1")
         (folder / "transforms.json").write_text('{"forward": []}')
         part = next(stolen[name])
+        if part < 0:
+            raise compare.RunFailed("took longer than 9 s")
         return compare.Usage(0, wall=10 + part, cpu=10.0, peak=1.0, stolen=part)
 
     monkeypatch.setattr(compare, "run", run)
@@ -280,11 +283,14 @@ def test_a_disturbed_run_is_done_again_and_every_run_is_kept(tmp_path: Path, mon
         seen.append((sum(map(len, result["runs"].values())), len(result["failed"])))
         kept.append(result)
 
-    compare.compare(pair, ["greedy", "elastix", "nir-fast"], options, tmp_path, done)
-    assert seen == [(1, 0), (1, 1), (2, 1), (3, 1), (4, 1)]
+    compare.compare(pair, ["greedy", "elastix", "nir-fast", "fireants"], options, tmp_path, done)
+    assert seen == [(1, 0), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)]
     runs = kept[-1]["runs"]
     assert [r["wall"] for r in runs["greedy"]] == [15, 13]
     assert [r["wall"] for r in runs["nir-fast"]] == [40, 21]  # both tries of the first turn were bad: the better one
+    # A repetition that failed takes nothing from the run before it.
+    assert [r["wall"] for r in runs["fireants"]] == [30, 15]
+    assert list(kept[-1]["failed"]) == ["elastix"]
     assert list(tmp_path.iterdir()) == []
 
 
