@@ -4,12 +4,13 @@
 
 The pair is the brain phantom at its own resolution, resampled to cubes of N voxels an edge over the same field of
 view, written as uncompressed NIfTI. Every size is one run of ``itk-nir register``; its wall time, CPU time and peak
-memory come from the operating system.
+memory come from the operating system, and what of its processor time the host gave to others (see `compare.py`).
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from compare import _itk_nir, _processor, measure
+from compare import DISTURBED, Usage, _itk_nir, _processor, measure
 
 SIZES = (96, 128, 160, 192, 256, 320, 384)
 
@@ -79,11 +80,40 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def run(edge: int, options: argparse.Namespace, folder: Path) -> Usage:
+    """One size, again where it was disturbed: the run that lost least."""
+    command = [
+        *_itk_nir(), "register", "--preset", options.preset, "--linear", "none", "--fixed",
+        str(folder / f"fixed_{edge}.nii"), "--moving", str(folder / f"moving_{edge}.nii"), "--output",
+        f"{folder}/out_", "--threads", str(options.threads),
+    ]  # fmt: skip
+    best: Usage | None = None
+    for _ in range(options.tries):
+        used = measure(command, folder / "log.txt", threads=options.threads, cwd=Path.cwd())
+        if used.status:
+            raise SystemExit(f"{edge}: failed with status {used.status}: {(folder / 'log.txt').read_text()[-500:]}")
+        if best is None or (used.stolen or 0) < (best.stolen or 0):
+            best = used
+            (folder / "out_report.json").replace(folder / "report.json")
+        if (best.stolen or 0) <= DISTURBED:
+            break
+        print(f"{edge}: {used.stolen:.0f} % of {used.wall:.0f} s was stolen", flush=True)
+    assert best is not None
+    return best
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="edges in voxels, comma-separated")
     parser.add_argument("--preset", default="default")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--tries",
+        type=int,
+        default=2,
+        help=f"runs of a size at most, where one lost over {DISTURBED} %% of its processor time to other guests of the "
+        "host; the one that lost least counts (default: 2)",
+    )
     parser.add_argument("--output", type=Path, default=Path("docs/benchmarks"))
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -94,16 +124,10 @@ def main() -> int:
             paths = {which: folder / f"{which}_{edge}.nii" for which in ("fixed", "moving")}
             for which, path in paths.items():
                 resample(folder / f"{which}.nii", path, edge)
-            command = [
-                *_itk_nir(), "register", "--preset", options.preset, "--linear", "none", "--fixed",
-                str(paths["fixed"]), "--moving", str(paths["moving"]), "--output", f"{folder}/out_", "--threads",
-                str(options.threads),
-            ]  # fmt: skip
-            used = measure(command, folder / "log.txt", threads=options.threads, cwd=Path.cwd())
-            if used.status:
-                raise SystemExit(f"{edge}: failed with status {used.status}: {(folder / 'log.txt').read_text()[-500:]}")
-            metrics = json.loads((folder / "out_report.json").read_text())["metrics"]
-            row = {"edge": edge, "wall": used.wall, "cpu": used.cpu, "peak": used.peak, "seconds": metrics["seconds"]}
+            used = run(edge, options, folder)
+            metrics = json.loads((folder / "report.json").read_text())["metrics"]
+            row: dict[str, Any] = {"edge": edge, "wall": used.wall, "cpu": used.cpu, "peak": used.peak, "stolen": used.stolen}
+            row["seconds"] = metrics["seconds"]
             rows.append(row)
             print({k: v if isinstance(v, int) else round(v, 2) for k, v in row.items() if k != "seconds"}, flush=True)
             for path in [*paths.values(), *folder.glob("out_*")]:
@@ -112,16 +136,19 @@ def main() -> int:
         "# Growth with the size of the images",
         "",
         f"{_processor()} ({os.cpu_count()} cores), {options.threads} threads, Python {platform.python_version()}, "
-        f"preset `{options.preset}`, deformable only, one run of each size. Made by `benchmarks/growth.py`.",
+        f"preset `{options.preset}`, deformable only, one run of each size, {datetime.date.today()}. Made by "
+        "`benchmarks/growth.py`.",
         "",
-        "| edge | million voxels | seconds | of these: field | bake | CPU seconds | peak GB | bytes a voxel |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| edge | million voxels | seconds | of these: field | bake | CPU s | stolen % | peak GB | bytes a voxel |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         parts = row["seconds"]
+        stolen = "–" if row["stolen"] is None else f"{row['stolen']:.0f}"
         lines.append(
             f"| {row['edge']} | {row['edge'] ** 3 / 1e6:.1f} | {row['wall']:.1f} | {parts['deformable']:.1f} | "
-            f"{parts['bake']:.1f} | {row['cpu']:.1f} | {row['peak']:.2f} | {row['peak'] * 1e9 / row['edge'] ** 3:.0f} |"
+            f"{parts['bake']:.1f} | {row['cpu']:.1f} | {stolen} | {row['peak']:.2f} | "
+            f"{row['peak'] * 1e9 / row['edge'] ** 3:.0f} |"
         )
     if len(rows) > 1:
         lines += [

@@ -392,6 +392,24 @@ def test_growth_is_the_exponent_of_a_power_law() -> None:
     assert growth.slope(rows, "wall") == pytest.approx(0.8)
 
 
+def test_growth_repeats_a_disturbed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stolen = iter([50.0, 20.0, 30.0, None])
+
+    def measured(command: Any, log: Path, **_: Any) -> Any:
+        log.write_text("out of memory")
+        part = next(stolen, -1.0)
+        (tmp_path / "out_report.json").write_text(json.dumps(part))
+        return compare.Usage(int(part == -1.0), wall=1.0, cpu=1.0, peak=1.0, stolen=part)
+
+    monkeypatch.setattr(growth, "measure", measured)
+    options = argparse.Namespace(preset="default", threads=1, tries=3)
+    assert growth.run(96, options, tmp_path).stolen == 20
+    assert json.loads((tmp_path / "report.json").read_text()) == 20  # the report of that run
+    assert growth.run(96, options, tmp_path).stolen is None  # not known: not repeated
+    with pytest.raises(SystemExit, match=r"96: failed with status 1: out of memory"):
+        growth.run(96, options, tmp_path)
+
+
 def test_growth_keeps_the_field_of_view(tmp_path: Path) -> None:
     image = sitk.Image(32, 32, 32, sitk.sitkFloat32) + 5.0
     image.SetSpacing((1.5, 1.5, 1.5))
