@@ -126,8 +126,8 @@ def main() -> int:
                 resample(folder / f"{which}.nii", path, edge)
             used = run(edge, options, folder)
             metrics = json.loads((folder / "report.json").read_text())["metrics"]
-            row: dict[str, Any] = {"edge": edge, "wall": used.wall, "cpu": used.cpu, "peak": used.peak, "stolen": used.stolen}
-            row["seconds"] = metrics["seconds"]
+            row: dict[str, Any] = {"edge": edge, "wall": used.wall, "cpu": used.cpu, "peak": used.peak}
+            row |= {"stolen": used.stolen, "seconds": metrics["seconds"]}
             rows.append(row)
             print({k: v if isinstance(v, int) else round(v, 2) for k, v in row.items() if k != "seconds"}, flush=True)
             for path in [*paths.values(), *folder.glob("out_*")]:
