@@ -76,6 +76,16 @@ def test_outside_and_small_things_are_plain_memory() -> None:
         assert empty(SHAPE).data_ptr() != kept.data_ptr()
 
 
+def test_defaults_of_torch_do_not_matter() -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with reused():
+            assert empty((2, 3)).dtype == empty(SHAPE).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_pools_of_two_threads_are_apart() -> None:
     inside, done = threading.Event(), threading.Event()
     other: list[torch.Tensor] = []

@@ -70,5 +70,5 @@ def empty(shape: tuple[int, ...] | torch.Size) -> Tensor:
     pool: _Pool | None = getattr(_here, "pool", None)
     count = math.prod(shape)
     if pool is None or count < SMALL:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
     return torch.from_numpy(pool.take(count)).reshape(shape)
