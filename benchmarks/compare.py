@@ -598,7 +598,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--add", action="store_true", help="keep the rows of the page whose methods take no part this time, with a date"
     )
-    parser.add_argument("--note", default="", help="a sentence for the page: what a reader must know of these runs")
+    parser.add_argument(
+        "--note",
+        default="",
+        help="a sentence for the page: what a reader must know of these runs; --add keeps that of the earlier page",
+    )
     parser.add_argument("--threads", type=int, default=2, help="for every method (default: 2)")
     parser.add_argument("--linear", choices=("none", "affine"), help="in place of what the layout of the pairs says")
     parser.add_argument("--labels", help="labels whose Dice counts, comma-separated, in place of the layout's")
@@ -671,8 +675,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     old = {name: json.loads(page.read_text()) for name, page in pages.items() if page.exists()}
 
     def write(name: str, *, with_plot: bool) -> None:
-        known = old.get(name, {}).get("versions", {}) | versions
-        save(options.output, name, facts | {"versions": known}, list(by_set[name].values()), with_plot=with_plot)
+        before = old.get(name, {})
+        known = before.get("versions", {}) | versions
+        note = options.note or before.get("note", "")  # what it says of the rows that are kept still holds
+        page = facts | {"versions": known, "note": note}
+        save(options.output, name, page, list(by_set[name].values()), with_plot=with_plot)
 
     try:
         for pair in pairs:

@@ -21,7 +21,7 @@ from typing import Any
 
 from compare import DISTURBED, Usage, _itk_nir, _processor, measure
 
-SIZES = (96, 128, 160, 192, 256, 320, 384)
+SIZES = (96, 128, 192, 256, 320, 384, 512)
 
 
 def make_pair(folder: Path) -> None:
