@@ -132,9 +132,7 @@ class Exponential(torch.autograd.Function):
     """exp(scale v), and (id + outer) o exp(scale v) where there is an `outer`: packed once for all."""
 
     @staticmethod
-    def forward(
-        ctx: Any, velocity: Tensor, outer: Tensor | None, squarings: int, scale: float, threads: int
-    ) -> Tensor:  # fmt: skip
+    def forward(ctx: Any, velocity: Tensor, outer: Tensor | None, squarings: int, scale: float, threads: int) -> Tensor:
         ctx.scale, ctx.threads = scale * 0.5**squarings, threads
         u = _pack(velocity, ctx.scale, threads)
         stack = []
@@ -164,9 +162,7 @@ class Exponential(torch.autograd.Function):
         return _unpack(g, ctx.scale, ctx.threads), outer, None, None, None
 
 
-def _compose_adjoint(
-    a: Tensor, b: Tensor, g: Tensor, outer_too: bool, threads: int
-) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+def _compose_adjoint(a: Tensor, b: Tensor, g: Tensor, outer_too: bool, threads: int) -> tuple[Tensor | None, Tensor]:
     """The gradients of outer `a` and inner `b`, all packed."""
     gb = empty(g.shape)
     if not outer_too:  # what is kept fixed needs no scatter, the slow half
