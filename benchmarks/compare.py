@@ -29,11 +29,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pairs import NoPairs, Pair, data_folder, find_pairs
 from peers import CANNOT_DO, THREAD_VARIABLES
+
+T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = HERE / ".venv"  # of the peers that need one of their own
@@ -301,21 +304,39 @@ def compare(
         for name in methods:
             if name in result["failed"] or (turn > 0 and name in options.once):
                 continue
-            tries: list[dict[str, Any]] = []
+            heading = f"{pair.name}  {name}  turn {turn + 1}"
             try:
-                tries.append(_once(pair, name, options, work, scored))
-                while tries[-1].get("stolen", 0) > DISTURBED and len(tries) < options.tries:
-                    say(f"{pair.name}  {name}  turn {turn + 1}  again: {tries[-1]['stolen']:.0f} % of it was stolen")
-                    tries.append(_once(pair, name, options, work, scored))
+                found = least_disturbed(
+                    partial(_once, pair, name, options, work, scored), lambda run: run.get("stolen", 0.0),
+                    options.tries, heading,
+                )  # fmt: skip
             except RunFailed as failure:
-                say(f"{pair.name}  {name}  {failure}")
-                if not tries:  # a repetition that fails takes nothing from the run before it
-                    result["failed"][name] = str(failure)
-            if tries:
-                found = min(tries, key=lambda run: run.get("stolen", 0))
+                result["failed"][name] = str(failure)
+                say(f"{heading}  {failure}")
+            else:
                 result["runs"].setdefault(name, []).append(found)
-                say(f"{pair.name}  {name}  turn {turn + 1}  {_brief(found)}")
+                say(f"{heading}  {_brief(found)}")
             done(result)
+
+
+def least_disturbed(once: Callable[[], T], stolen: Callable[[T], float], tries: int, heading: str) -> T:
+    """What `once` gave, repeated while the host disturbed it: of at most `tries` runs the one that lost least.
+
+    stolen : percentage that a run lost; heading : what the lines of progress begin with.
+    A repetition that fails takes nothing from the runs before it.
+    """
+    best = last = once()
+    for _ in range(tries - 1):
+        if stolen(best) <= DISTURBED:
+            break
+        say(f"{heading}  again: {stolen(last):.0f} % of it was stolen")
+        try:
+            last = once()
+        except RunFailed as failure:
+            say(f"{heading}  {failure}")
+            break
+        best = min(best, last, key=stolen)
+    return best
 
 
 def _once(

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from compare import DISTURBED, Usage, _itk_nir, _processor, measure
+from compare import DISTURBED, Usage, _itk_nir, _processor, least_disturbed, measure
 
 SIZES = (96, 128, 192, 256, 320, 384, 512)
 
@@ -87,19 +87,16 @@ def run(edge: int, options: argparse.Namespace, folder: Path) -> Usage:
         str(folder / f"fixed_{edge}.nii"), "--moving", str(folder / f"moving_{edge}.nii"), "--output",
         f"{folder}/out_", "--threads", str(options.threads),
     ]  # fmt: skip
-    best: Usage | None = None
-    for _ in range(options.tries):
+
+    def once() -> tuple[Usage, str]:
         used = measure(command, folder / "log.txt", threads=options.threads, cwd=Path.cwd())
         if used.status:
             raise SystemExit(f"{edge}: failed with status {used.status}: {(folder / 'log.txt').read_text()[-500:]}")
-        if best is None or (used.stolen or 0) < (best.stolen or 0):
-            best = used
-            (folder / "out_report.json").replace(folder / "report.json")
-        if (best.stolen or 0) <= DISTURBED:
-            break
-        print(f"{edge}: {used.stolen:.0f} % of {used.wall:.0f} s was stolen", flush=True)
-    assert best is not None
-    return best
+        return used, (folder / "out_report.json").read_text()
+
+    used, report = least_disturbed(once, lambda got: got[0].stolen or 0.0, options.tries, f"{edge}")
+    (folder / "report.json").write_text(report)
+    return used
 
 
 def main() -> int:
