@@ -87,7 +87,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def options(arm: str, scale: float, steps: tuple[int, ...]) -> dict[str, Any]:
     """The options of an arm with all steps multiplied by `scale`."""
-    from itk_nir.engine.fields import FieldConfig
+    from itk_nir.engine.coordinate_networks import FieldConfig
 
     out = dict(ARMS[arm][1])
     if out.get("network"):
@@ -117,7 +117,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     import itk_nir
-    from itk_nir.config import preset_settings
+    from itk_nir.settings import preset_settings
 
     warnings.simplefilter("ignore")
     arms = ["default", *(a for a in arguments.arms.split(",") if a != "default")]

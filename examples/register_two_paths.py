@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import itk_nir
 from itk_nir.images import save_image
 from itk_nir.phantom import brain_phantom
-from itk_nir.report import picture
+from itk_nir.plot import picture
 
 OUTPUT = Path(__file__).resolve().parent / "output"
 

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from itk_nir.engine.progress import Progress
     from itk_nir.errors import InputError, ItkNirError, OptionError
     from itk_nir.geometry import Geometry
-    from itk_nir.network import load_network
+    from itk_nir.neural_field import load_network
     from itk_nir.registration import register
     from itk_nir.resample import apply
     from itk_nir.result import RegistrationResult
-    from itk_nir.transforms.files import load_transform
+    from itk_nir.transforms.load import load_transform
 
 # Public name → module: imported when first asked for, so that `import itk_nir` is instant.
 _PUBLIC = {
@@ -30,8 +30,8 @@ _PUBLIC = {
     "Progress": "itk_nir.engine.progress",
     "RegistrationResult": "itk_nir.result",
     "apply": "itk_nir.resample",
-    "load_network": "itk_nir.network",
-    "load_transform": "itk_nir.transforms.files",
+    "load_network": "itk_nir.neural_field",
+    "load_transform": "itk_nir.transforms.load",
     "register": "itk_nir.registration",
 }
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 import itk_nir
-from itk_nir.config import Settings, make_settings
+from itk_nir.settings import Settings, make_settings
 from itk_nir.engine import ops
-from itk_nir.engine.bake import bake
+from itk_nir.engine.sampling import bake
 from itk_nir.engine.linear import optimise_linear
 from itk_nir.engine.optimize import (
     WEAK,
@@ -30,18 +30,18 @@ from itk_nir.engine.optimize import (
     background,
     optimise_lattice,
 )
-from itk_nir.engine.pointfield import PointField
-from itk_nir.engine.points import optimise_points
+from itk_nir.paper.field import PointField
+from itk_nir.paper.registration import optimise_points
 from itk_nir.engine.progress import Callback, Progress
-from itk_nir.engine.threads import torch_on_one_thread
+from itk_nir.engine.execution import torch_on_one_thread
 from itk_nir.errors import InputError, OptionError
 from itk_nir.images import Volume, load_image
-from itk_nir.network import Network
-from itk_nir.preflight import check_pair, match_mask
+from itk_nir.neural_field import Network
+from itk_nir.checks import check_pair, match_mask
 from itk_nir.resample import resample_array
 from itk_nir.result import RegistrationResult
-from itk_nir.transforms.files import load_transform
-from itk_nir.transforms.model import Chain, LinearTransform, compose
+from itk_nir.transforms.load import load_transform
+from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
 
 F64 = NDArray[np.float64]
 
@@ -124,7 +124,7 @@ def _run(
     moving: Volume,
     fixed_mask: Volume | None,
     moving_mask: Volume | None,
-    start: Chain | None,
+    start: CompositeTransform | None,
     settings: Settings,
     linear: str,
     deformable: bool,
@@ -153,7 +153,7 @@ def _run(
         if start.is_linear:
             before = _matrix(start)
         else:
-            tail = start.steps
+            tail = start.transforms
             source, source_mask = _through(start, moving, moving_mask, grid)
     pair = Pair(
         fixed=_tensor(fixed.array, device),
@@ -287,7 +287,7 @@ def _about_run(
     }
 
 
-def _through(start: Chain, moving: Volume, mask: Volume | None, grid: Any) -> tuple[Volume, Volume | None]:
+def _through(start: CompositeTransform, moving: Volume, mask: Volume | None, grid: Any) -> tuple[Volume, Volume | None]:
     """The moving image (and its mask) seen through the caller's transform, on the fixed grid."""
     array = resample_array(moving.array, moving.geometry, start, grid, "linear")
     ones = np.ones_like(moving.array) if mask is None else match_mask(mask, moving)[0].array.astype(np.float32)
@@ -303,9 +303,9 @@ def _through(start: Chain, moving: Volume, mask: Volume | None, grid: Any) -> tu
     return source, replace(moving, array=seen.astype(np.float32), geometry=grid, name="initial transform's extent")
 
 
-def _matrix(chain: Chain) -> F64:
+def _matrix(chain: CompositeTransform) -> F64:
     m = np.eye(chain.dimension + 1)
-    for step in chain.steps:
+    for step in chain.transforms:
         assert isinstance(step, LinearTransform)
         m = step.matrix @ m
     return m

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, like, load_image
-from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
+from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 
 INTERPOLATIONS = ("auto", "linear", "nearest", "bspline")
 
 
 def apply(
     image: Any,
-    transform: Chain,
+    transform: CompositeTransform,
     reference: Any = None,
     *,
     interpolation: str = "auto",
@@ -29,7 +29,7 @@ def apply(
     Parameters
     ----------
     image : anything `load_image` takes, in moving space.
-    transform : fixed → moving (a result's chain; `Chain.inverse()` of it to take an image from fixed to moving).
+    transform : fixed → moving (a result's chain; `CompositeTransform.inverse()` of it to take an image from fixed to moving).
     reference : an image or a `Geometry` that gives the output grid; the image's own grid when left out.
     interpolation : ``"linear"``, ``"nearest"``, ``"bspline"`` (cubic) or ``"auto"``: nearest for label maps (see
         `is_label_map`), linear for everything else.
@@ -54,7 +54,7 @@ def apply(
 
 
 def resample(
-    volume: Volume, chain: Chain, geometry: Geometry, interpolation: str = "linear", default: float = 0.0
+    volume: Volume, chain: CompositeTransform, geometry: Geometry, interpolation: str = "linear", default: float = 0.0
 ) -> NDArray[Any]:
     """`apply` for a `Volume`: the array of the resampled image, ``geometry.shape``."""
     if interpolation not in INTERPOLATIONS:
@@ -70,7 +70,7 @@ def resample(
 
 
 def resample_array(
-    array: NDArray[Any], source: Geometry, chain: Chain, target: Geometry, mode: str, default: float = 0.0
+    array: NDArray[Any], source: Geometry, chain: CompositeTransform, target: Geometry, mode: str, default: float = 0.0
 ) -> NDArray[Any]:
     """Values of ``source.shape`` voxels at the voxel centres of `target`, mapped through `chain` → ``target.shape``.
 
@@ -78,10 +78,10 @@ def resample_array(
     """
     import torch
 
-    from itk_nir.engine.intensity import bspline_coefficients, sample
+    from itk_nir.engine.interpolation import bspline_coefficients, sample
 
     # Physical → index is one more linear step, which melts into the chain's last one.
-    to_index = Chain((*chain.steps, LinearTransform(source.inverse_matrix))).simplified()
+    to_index = CompositeTransform((*chain.transforms, LinearTransform(source.inverse_matrix))).simplified()
     if mode == "linear":
         done = _in_one_pass(array, to_index, target, default)
         if done is not None:
@@ -109,7 +109,7 @@ def resample_array(
     return out
 
 
-def _in_one_pass(array: NDArray[Any], to_index: Chain, target: Geometry, default: float) -> NDArray[np.float32] | None:
+def _in_one_pass(array: NDArray[Any], to_index: CompositeTransform, target: Geometry, default: float) -> NDArray[np.float32] | None:
     """Linear resampling through at most one displacement field, then a linear map, by the native op.
 
     None where the chain is of another form or the native ops are missing.
@@ -117,11 +117,11 @@ def _in_one_pass(array: NDArray[Any], to_index: Chain, target: Geometry, default
     from itk_nir.engine.ops import native_module
 
     native, d = native_module(), target.dimension
-    first, last = to_index.steps[0], to_index.steps[-1]
-    if native is None or len(to_index.steps) > 2 or not isinstance(last, LinearTransform):
+    first, last = to_index.transforms[0], to_index.transforms[-1]
+    if native is None or len(to_index.transforms) > 2 or not isinstance(last, LinearTransform):
         return None
     shift = None
-    if len(to_index.steps) == 2:
+    if len(to_index.transforms) == 2:
         if not isinstance(first, DisplacementField):
             return None
         shift = first.rows_on(target, 0, target.shape[0])
@@ -140,7 +140,7 @@ def _in_one_pass(array: NDArray[Any], to_index: Chain, target: Geometry, default
 
 def nearest_on(array: NDArray[Any], source: Geometry, target: Geometry, default: float = 0.0) -> NDArray[Any]:
     """The nearest voxel of an array for every voxel of another grid, both in one physical space."""
-    identity = Chain((LinearTransform.identity(source.dimension),))
+    identity = CompositeTransform((LinearTransform.identity(source.dimension),))
     return resample_array(array, source, identity, target, "nearest", default)
 
 

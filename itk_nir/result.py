@@ -18,13 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 from itk_nir.errors import InputError
 from itk_nir.images import Volume, like, save_image
 from itk_nir.resample import resample_array
-from itk_nir.staging import all_or_none, split_prefix
-from itk_nir.transforms.formats import WARPED, Written, check_format, write_both
-from itk_nir.transforms.forms import cover, own_grid, surface
-from itk_nir.transforms.model import Chain, DisplacementField
+from itk_nir.atomic import all_or_none, split_prefix
+from itk_nir.transforms.save import WARPED, Written, check_format, write_both
+from itk_nir.transforms.composition import cover, own_grid, surface
+from itk_nir.transforms.model import CompositeTransform, DisplacementField
 
 if TYPE_CHECKING:
-    from itk_nir.network import Network
+    from itk_nir.neural_field import Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class RegistrationResult:
 
     fixed: Volume
     moving: Volume
-    chain: Chain
+    chain: CompositeTransform
     metrics: dict[str, Any] = field(default_factory=dict)
     evaluate: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
     network: Network | None = None
@@ -59,7 +59,7 @@ class RegistrationResult:
         the two are so far apart that such a grid would have more than eight times the voxels of the fixed image's
         own, the inverse is left out with a warning (`inverse_transform` has it).
         """
-        from itk_nir.transforms.itk import field_to_itk
+        from itk_nir.transforms.as_itk import field_to_itk
 
         forward, inverse = self._baked
         return field_to_itk(forward, inverse if inverse.geometry == forward.geometry else None)
@@ -67,7 +67,7 @@ class RegistrationResult:
     @cached_property
     def inverse_transform(self) -> Any:
         """The inverse map as one ``itk.DisplacementFieldTransform[itk.D, d]``, moving → fixed, with its inverse."""
-        from itk_nir.transforms.itk import field_to_itk
+        from itk_nir.transforms.as_itk import field_to_itk
 
         forward, inverse = self._baked
         return field_to_itk(inverse, forward if inverse.geometry == forward.geometry else None)
@@ -75,14 +75,14 @@ class RegistrationResult:
     @cached_property
     def composite(self) -> Any:
         """The map as an ``itk.CompositeTransform[itk.D, d]`` of its parts, fixed → moving."""
-        from itk_nir.transforms.itk import to_itk
+        from itk_nir.transforms.as_itk import to_itk
 
         return to_itk(self.chain)
 
     @cached_property
     def inverse_composite(self) -> Any:
         """The inverse as an ``itk.CompositeTransform[itk.D, d]`` of its parts, moving → fixed."""
-        from itk_nir.transforms.itk import to_itk
+        from itk_nir.transforms.as_itk import to_itk
 
         return to_itk(self.chain.inverse())
 
@@ -105,7 +105,7 @@ class RegistrationResult:
         """
         import torch
 
-        from itk_nir.engine.flow import jacobian_determinant
+        from itk_nir.paper.flow import jacobian_determinant
 
         grid = self.fixed.geometry
         with torch.inference_mode():

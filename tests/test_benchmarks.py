@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from itk_nir.config import make_settings
+from itk_nir.settings import make_settings
 from tests.grids import turned
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from itk_nir import filters
+from itk_nir.compat import itk as filters
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {"itk/Configuration/NIRConfig.py", "itk/Configuration/NIR_snake_case.py", "itk/NIRPython.py"}
@@ -25,9 +25,9 @@ import sys
 import itk
 assert not {"itk_nir", "torch"} & set(sys.modules), "import itk must cost nothing"
 assert {"NIRRegistrationMethod", "nir_registration_method", "NIR"} <= set(dir(itk))
-import itk_nir.filters
-assert itk.NIRRegistrationMethod is itk_nir.filters.NIRRegistrationMethod is itk.NIR.NIRRegistrationMethod
-assert itk.nir_registration_method is itk_nir.filters.nir_registration_method
+import itk_nir.compat.itk
+assert itk.NIRRegistrationMethod is itk_nir.compat.itk.NIRRegistrationMethod is itk.NIR.NIRRegistrationMethod
+assert itk.nir_registration_method is itk_nir.compat.itk.nir_registration_method
 assert itk.NIRRegistrationMethod.New().GetNameOfClass() == "NIRRegistrationMethod"
 print(itk_nir.__file__)
 """

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 import itk_nir
-from itk_nir.config import options_of
+from itk_nir.settings import options_of
 from itk_nir.result import RegistrationResult
 
 #: The structures of an OASIS segmentation whose overlap counts.

@@ -18,14 +18,14 @@ import SimpleITK as sitk
 import torch
 
 import itk_nir
-from itk_nir.config import options_of
+from itk_nir.settings import options_of
 from itk_nir.engine.progress import Progress
 from itk_nir.errors import InputError, ItkNirError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image, to_itk, to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
 from itk_nir.result import RegistrationResult
-from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
+from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 from tests.grids import turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
@@ -194,7 +194,7 @@ def test_metrics(oblique: dict[int, Phantom], oblique_results: dict[int, Registr
     assert m["peak_memory_mb"] > 50
     assert {"itk-nir", "torch", "numpy", "python"} <= set(m["versions"])
     linear = LinearTransform(np.array(m["linear_matrix"]))
-    np.testing.assert_allclose(linear.matrix, result.chain.steps[1].matrix)  # type: ignore[union-attr]
+    np.testing.assert_allclose(linear.matrix, result.chain.transforms[1].matrix)  # type: ignore[union-attr]
     # The Jacobian's numbers are of the deformation, without the linear part.
     det = result.jacobian_array[brain(p)] / np.linalg.det(linear.matrix)
     assert m["folded_voxels"] == 0
@@ -230,7 +230,7 @@ def test_linear_stage(phantoms: dict[int, Phantom], d: int, linear: str) -> None
     if linear == "affine":
         move[:d, :d] = move[:d, :d] @ np.diag([1.1, 0.95, 1.05][:d])
     truth = LinearTransform(move)
-    moved = itk_nir.apply(images(p)[0], Chain((truth.inverse(),)), images(p)[0], interpolation="linear")
+    moved = itk_nir.apply(images(p)[0], CompositeTransform((truth.inverse(),)), images(p)[0], interpolation="linear")
     result = run(images(p)[0], moved, linear=linear, linear_size=(24, 40), linear_steps=(60, 30))
     found = np.array(result.metrics["linear_matrix"])
     points = p.geometry.grid()[brain(p)]
@@ -307,7 +307,7 @@ def test_deformation_and_linear_part_come_before_the_start(phantoms: dict[int, P
     there = Geometry.make(size, p.geometry.spacing)
     middle = start_at.map(p.geometry.centre[None])[0]
     there = replace(there, origin=tuple(middle - there.centre))
-    moving = itk_nir.apply(images(p)[1], Chain((start_at.inverse(),)), there, interpolation="linear")
+    moving = itk_nir.apply(images(p)[1], CompositeTransform((start_at.inverse(),)), there, interpolation="linear")
     for linear in ("none", "affine"):
         result = run(images(p)[0], moving, linear=linear, initial_transform=quarter)
         points = p.geometry.grid()[brain(p)]
@@ -321,7 +321,7 @@ def test_displacement_field_as_a_start(phantoms: dict[int, Phantom], d: int) -> 
     p = phantoms[d]
     points = p.geometry.grid()[brain(p)]
     truth = DisplacementField(p.geometry, p.displacement)
-    for given in (truth, Chain((truth,))):
+    for given in (truth, CompositeTransform((truth,))):
         result = run(*images(p), linear="none", initial_transform=given)
         # Already right: the registration adds next to nothing, and what was given is still all there.
         assert error(result, p) < (0.25 if d == 2 else 0.5) * start(p)
@@ -386,8 +386,8 @@ def test_mask_on_another_grid_is_taken_with_a_warning(phantoms: dict[int, Phanto
 
 
 def bits(result: RegistrationResult) -> bytes:
-    fields = [s for s in (*result.chain.steps, *result.chain.inverse().steps) if isinstance(s, DisplacementField)]
-    linear = [s for s in result.chain.steps if isinstance(s, LinearTransform)]
+    fields = [s for s in (*result.chain.transforms, *result.chain.inverse().transforms) if isinstance(s, DisplacementField)]
+    linear = [s for s in result.chain.transforms if isinstance(s, LinearTransform)]
     return b"".join([*(f.vectors.tobytes() for f in fields), *(a.matrix.tobytes() for a in linear)])
 
 
@@ -418,7 +418,7 @@ def test_same_seed_same_bits(phantoms: dict[int, Phantom], tmp_path: Path, prese
         options = {"preset": "paper", "phases": phases, "seed": 3, "threads": 1, "device": "cpu", "linear": "none",
                    "bake_spacing": 3}  # fmt: skip
         text = repr({k: v for k, v in options.items() if k != "phases"})[:-1] + f", 'phases': {few}}}"
-        text = text.replace("PHASES", "__import__('itk_nir.config').config.options_of('paper')['phases']")
+        text = text.replace("PHASES", "__import__('itk_nir.settings').config.options_of('paper')['phases']")
     else:
         text = repr(options)
     files = tmp_path / "f.nii.gz", tmp_path / "m.nii.gz"
@@ -550,7 +550,7 @@ def test_cancel_in_each_stage_keeps_the_best_so_far(phantoms: dict[int, Phantom]
     assert count == 20
     assert np.isfinite(result.warped_array).all()
     if stage == "linear":
-        field = result.chain.steps[0]
+        field = result.chain.transforms[0]
         assert isinstance(field, DisplacementField)
         assert not field.vectors.any()
     else:

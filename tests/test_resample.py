@@ -12,14 +12,14 @@ from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, like, load_image, to_itk, to_sitk
 from itk_nir.resample import apply, is_label_map, nearest_on, resample, resample_array
-from itk_nir.transforms import Chain, DisplacementField, LinearTransform
-from itk_nir.transforms.sitk import to_sitk as transform_to_sitk
+from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform
+from itk_nir.transforms.as_simpleitk import to_sitk as transform_to_sitk
 from tests.grids import permuted, turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 
 
-def pair(d: int) -> tuple[Geometry, Geometry, np.ndarray, Chain]:
+def pair(d: int) -> tuple[Geometry, Geometry, np.ndarray, CompositeTransform]:
     """Two unlike oblique grids, a smooth moving image of about 0 to 100, and a deformation with an affine part."""
     fixed = Geometry.make([24, 21, 17][:d], [1.1, 1.7, 2.3][:d], [-40, 25, 90][:d], permuted(d, 0.4))
     moving = Geometry.make([40, 30, 35][:d], [1.0, 1.4, 1.2][:d], [0, 0, 0][:d], permuted(d, -0.7))
@@ -28,13 +28,13 @@ def pair(d: int) -> tuple[Geometry, Geometry, np.ndarray, Chain]:
     waves = np.random.default_rng(0).normal(size=(d, d)) / 8
     u = 2 * np.sin((fixed.grid() - fixed.centre) @ waves)
     shift = LinearTransform.make(turned(d, 0.1) if d == 2 else np.diag([1.05, 0.95, 1.0]), [2, -1, 3][:d], fixed.centre)
-    return fixed, moving, image.astype(np.float32), Chain((DisplacementField(fixed, u), shift))
+    return fixed, moving, image.astype(np.float32), CompositeTransform((DisplacementField(fixed, u), shift))
 
 
 @BOTH
 def test_identity_changes_nothing(d: int) -> None:
     _, moving, image, _ = pair(d)
-    same = Chain((LinearTransform.identity(d),))
+    same = CompositeTransform((LinearTransform.identity(d),))
     for mode in ("linear", "nearest"):
         np.testing.assert_allclose(resample_array(image, moving, same, moving, mode), image, atol=1e-4)
     np.testing.assert_allclose(resample_array(image, moving, same, moving, "bspline"), image, atol=1e-3)
@@ -45,7 +45,7 @@ def test_known_shift() -> None:
     grid = Geometry.make([30, 20], [1, 1], [0, 0])
     spot = np.zeros(grid.shape, np.float32)
     spot[8, 15] = 1
-    shift = Chain((LinearTransform.make(np.eye(2), [5, 0]),))
+    shift = CompositeTransform((LinearTransform.make(np.eye(2), [5, 0]),))
     for mode in ("linear", "nearest", "bspline"):
         out = resample_array(spot, grid, shift, grid, mode)
         assert np.unravel_index(out.argmax(), out.shape) == (8, 10)
@@ -78,7 +78,7 @@ def test_agrees_with_simpleitk(d: int, mode: str, theirs: int, error: float) -> 
 def test_agrees_with_itk(d: int) -> None:
     import itk
 
-    from itk_nir.transforms.itk import to_itk as transform_to_itk
+    from itk_nir.transforms.as_itk import to_itk as transform_to_itk
 
     fixed, moving, image, chain = pair(d)
     theirs = itk.resample_image_filter(
@@ -128,7 +128,7 @@ def test_what_cannot_be_applied() -> None:
     with pytest.raises(OptionError, match="interpolation must be one of auto, linear, nearest, bspline"):
         resample(volume, chain, fixed, "cubic")
     with pytest.raises(InputError, match=r"image /a/b.nii.gz: is 3D, its transform 2D"):
-        resample(volume, Chain((LinearTransform.identity(2),)), fixed)
+        resample(volume, CompositeTransform((LinearTransform.identity(2),)), fixed)
 
 
 def test_nearest_on_another_grid() -> None:

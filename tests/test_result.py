@@ -14,8 +14,8 @@ from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, load_image, to_itk, to_sitk
 from itk_nir.result import RegistrationResult
-from itk_nir.transforms import Chain, DisplacementField, LinearTransform, compose
-from itk_nir.transforms.h5 import read_h5
+from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform, compose
+from itk_nir.transforms.formats.itk_h5 import read_h5
 from tests.grids import permuted, turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
@@ -51,7 +51,7 @@ def made(d: int, kind: str = "sitk", *, linear: bool = True, step: int = 1, away
         bake.index_to_physical([-4] * d),
         bake.direction,
     )
-    chain = compose(Chain((u,), (u.inverse(around, tolerance=1e-3),)), a)
+    chain = compose(CompositeTransform((u,), (u.inverse(around, tolerance=1e-3),)), a)
     return RegistrationResult(f, m, chain, {"seconds": np.float32(1.5), "folds": 0, "trace": [0.1, np.nan]})
 
 
@@ -180,7 +180,7 @@ def test_jacobian_is_right_for_any_direction(d: int, hand: int) -> None:
     g = np.random.default_rng(3).normal(size=(d, d)) * 0.2
     field = DisplacementField(grid, ((grid.grid() - grid.centre) @ g.T).astype(np.float32))
     a = LinearTransform.make(np.eye(d) * 1.1, [300.0] * d)
-    result = RegistrationResult(image, image, Chain((field, a)), {})
+    result = RegistrationResult(image, image, CompositeTransform((field, a)), {})
     wanted = np.linalg.det(np.eye(d) + g) * 1.1**d
     np.testing.assert_allclose(result.jacobian_array, wanted, rtol=2e-3)
 
@@ -208,7 +208,7 @@ def test_saved_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "where",
-    ["itk_nir.result.save_image", "itk_nir.transforms.formats.write_h5", "itk_nir.result.json.dumps", "os.replace"],
+    ["itk_nir.result.save_image", "itk_nir.transforms.save.write_h5", "itk_nir.result.json.dumps", "os.replace"],
 )
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_save_that_fails_leaves_nothing(

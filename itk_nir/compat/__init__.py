@@ -37,7 +37,7 @@ def level_options(
     ------
     OptionError : a preset without levels, factors below 1 or that rise, or unlike lengths.
     """
-    from itk_nir.config import options_of
+    from itk_nir.settings import options_of
 
     known = options_of(preset)
     if "shrink_factors" not in known:
@@ -79,7 +79,7 @@ def limited(steps: Sequence[int], levels: int, most: int | Sequence[int] | None)
 
 def engine_options(preset: str) -> set[str]:
     """Names that `register` takes beside those that a face has of its own."""
-    from itk_nir.config import options_of
+    from itk_nir.settings import options_of
     from itk_nir.registration import register
 
     named = set(inspect.signature(register).parameters) - {"fixed", "moving", "options"}

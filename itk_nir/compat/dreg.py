@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from itk_nir.config import make_settings
+from itk_nir.settings import make_settings
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image
-from itk_nir.transforms.files import load_transform
-from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform, compose
+from itk_nir.transforms.load import load_transform
+from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, compose
 
 try:
     from itk_dreg.base.image_block_interface import BlockPairRegistrationResult, BlockRegStatus
@@ -46,8 +46,8 @@ class BlockResult(BlockPairRegistrationResult):
 
     # The base class is not initialised: it multiplies the sizes of the domains with np.product, which NumPy 2 no longer
     # has, to find empty ones. A Geometry is never empty.
-    def __init__(self, chain: Chain, domain: Geometry, inverse_domain: Geometry, metrics: dict[str, Any]) -> None:
-        from itk_nir.transforms.itk import to_itk
+    def __init__(self, chain: CompositeTransform, domain: Geometry, inverse_domain: Geometry, metrics: dict[str, Any]) -> None:
+        from itk_nir.transforms.as_itk import to_itk
 
         self.chain, self.domain, self.inverse_domain, self.metrics = chain, domain, inverse_domain, metrics
         self.status = BlockRegStatus.SUCCESS
@@ -140,7 +140,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         if initial_transform is not None:
             start = load_transform(initial_transform, fixed.geometry, role="initial transform")
             undo = _undo(fixed.geometry, start)
-            start = Chain(start.steps, undo.steps)
+            start = CompositeTransform(start.transforms, undo.transforms)
         result = register(
             fixed, moving, preset=self.preset, linear=self.linear, seed=self.seed, device=self.device,
             threads=self.threads, initial_transform=start, **self.options,
@@ -151,7 +151,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         return BlockResult(chain, domain, moving.geometry, result.metrics)
 
 
-def _undo(block: Geometry, start: Chain) -> Chain:
+def _undo(block: Geometry, start: CompositeTransform) -> CompositeTransform:
     """The inverse of the initial transform for the points of a block, in steps that exist: ``start = L ∘ (id + w)``.
 
     `L` is the affine map nearest to it over the block and `w` what is left. Beyond the block `w` stays what it is at
@@ -166,14 +166,14 @@ def _undo(block: Geometry, start: Chain) -> Chain:
     matrix = np.eye(d + 1)
     matrix[:-1] += fit
     linear = LinearTransform(matrix)
-    w = Chain((*start.steps, linear.inverse())).displacement_on(block).vectors
+    w = CompositeTransform((*start.transforms, linear.inverse())).displacement_on(block).vectors
     pad = [2 + int(np.ceil(np.abs(w).max() / s)) for s in block.spacing]
     wide = block.crop([-n for n in pad], [size + 2 * n for size, n in zip(block.size, pad, strict=True)])
     field = DisplacementField(wide, np.pad(w, [(n, n) for n in pad[::-1]] + [(0, 0)], mode="edge"))
-    return Chain((linear.inverse(), field.inverse()), (field, linear))
+    return CompositeTransform((linear.inverse(), field.inverse()), (field, linear))
 
 
-def _box(block: Geometry, start: Chain) -> Geometry:
+def _box(block: Geometry, start: CompositeTransform) -> Geometry:
     """A grid along the block's axes, with its spacing, around where the initial transform takes the block."""
     if start.is_identity:
         return block

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from itk_nir.engine import ops
-from itk_nir.engine.fields import FieldConfig, build_field
+from itk_nir.engine.coordinate_networks import FieldConfig, build_field
 from itk_nir.engine.lattice import Axis, Banded, Domain, cubic, gaussian_matrix, shape_of
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.geometry import Geometry

@@ -5,7 +5,7 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from itk_nir.slicer import main
+        from itk_nir.cli.slicer import main
     except ImportError as error:
         sys.exit(f"itk-nir: {error}; in Slicer's Python console: slicer.util.pip_install('itk-nir')")
     sys.exit(main())

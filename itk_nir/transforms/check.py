@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from itk_nir.errors import ItkNirError
 from itk_nir.geometry import Geometry
-from itk_nir.nifti import is_nifti, parse_header
-from itk_nir.transforms.model import Chain, DisplacementField, interpolate_vectors
+from itk_nir.images.nifti import is_nifti, parse_header
+from itk_nir.transforms.model import CompositeTransform, DisplacementField, interpolate_vectors
 
 #: Largest allowed distance (mm) between where a chain and its file take a point.
 TOLERANCE = 1e-3
@@ -36,7 +36,7 @@ def random_points(grid: Geometry, count: int = POINTS, seed: int = 0) -> Points:
     return grid.index_to_physical(index)
 
 
-def largest_difference(chain: Chain, points: Points, applied: Callable[[Points], Points], label: str) -> float:
+def largest_difference(chain: CompositeTransform, points: Points, applied: Callable[[Points], Points], label: str) -> float:
     """Largest distance (mm) between ``chain.map`` and `applied`, where no rounding can throw a point off a field.
 
     Raises
@@ -58,11 +58,11 @@ def largest_difference(chain: Chain, points: Points, applied: Callable[[Points],
     return gap
 
 
-def _clear_of_rims(chain: Chain, points: Points) -> NDArray[np.bool_]:
+def _clear_of_rims(chain: CompositeTransform, points: Points) -> NDArray[np.bool_]:
     """Whether each point stays a hundredth of a voxel away from where a field of the chain jumps to zero."""
     clear = np.ones(len(points), bool)
     p = points
-    for step in chain.steps:
+    for step in chain.transforms:
         if isinstance(step, DisplacementField):
             index = step.geometry.physical_to_index(p)
             ends = np.array([np.full(step.dimension, -0.5), np.asarray(step.geometry.size) - 0.5])
@@ -85,7 +85,7 @@ def by_file(path: Path) -> Callable[[Points], Points]:
 
 def by_elastix(path: Path) -> Callable[[Points], Points]:
     """How transformix applies a parameter file and those before it, all in one folder."""
-    from itk_nir.transforms.elastix import read_elastix
+    from itk_nir.transforms.formats.elastix import read_elastix
 
     return lambda points: read_elastix(path, beside=True).map(points)
 

@@ -1,7 +1,7 @@
 """Transforms as plain data: a matrix, a displacement grid, and a chain of them.
 
 Every transform maps a **fixed** physical point to a **moving** physical point (LPS mm), which is what ITK needs to
-resample the moving image on the fixed grid; the inverse maps back. A `Chain` lists its steps in the order in which
+resample the moving image on the fixed grid; the inverse maps back. A `CompositeTransform` lists its steps in the order in which
 they meet a fixed point, so ``chain.map(p) = steps[-1](... steps[0](p))``. (ITK's composite lists them the other way
 round: the one added last is applied first.)
 """
@@ -253,40 +253,40 @@ Step: TypeAlias = "LinearTransform | DisplacementField"
 
 
 @dataclass(frozen=True, eq=False)
-class Chain:
+class CompositeTransform:
     """Steps in the order in which they meet a fixed point.
 
     Parameters
     ----------
-    steps : applied first to last, fixed → moving.
-    inverse_steps : applied first to last, moving → fixed; ``None`` where the inverse has not been computed.
+    transforms : applied first to last, fixed → moving.
+    inverse_transforms : applied first to last, moving → fixed; ``None`` where the inverse has not been computed.
 
     Raises
     ------
     InputError : no step, or steps of unlike dimension.
     """
 
-    steps: tuple[Step, ...]
-    inverse_steps: tuple[Step, ...] | None = None
+    transforms: tuple[Step, ...]
+    inverse_transforms: tuple[Step, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))
-        if self.inverse_steps is not None:
-            object.__setattr__(self, "inverse_steps", tuple(self.inverse_steps))
-        if not self.steps:
+        object.__setattr__(self, "transforms", tuple(self.transforms))
+        if self.inverse_transforms is not None:
+            object.__setattr__(self, "inverse_transforms", tuple(self.inverse_transforms))
+        if not self.transforms:
             raise InputError("a chain needs at least one step (LinearTransform.identity(d) for no change)")
-        dimensions = {s.dimension for s in (*self.steps, *(self.inverse_steps or ()))}
+        dimensions = {s.dimension for s in (*self.transforms, *(self.inverse_transforms or ()))}
         if len(dimensions) > 1:
             raise InputError(f"the steps of a chain must have one dimension, got {sorted(dimensions)}")
 
     @property
     def dimension(self) -> int:
-        return self.steps[0].dimension
+        return self.transforms[0].dimension
 
     @property
     def fields(self) -> tuple[DisplacementField, ...]:
         """The steps that are displacement fields."""
-        return tuple(s for s in self.steps if isinstance(s, DisplacementField))
+        return tuple(s for s in self.transforms if isinstance(s, DisplacementField))
 
     @property
     def is_linear(self) -> bool:
@@ -294,31 +294,31 @@ class Chain:
 
     @property
     def is_identity(self) -> bool:
-        return all(isinstance(s, LinearTransform) and s.is_identity for s in self.steps)
+        return all(isinstance(s, LinearTransform) and s.is_identity for s in self.transforms)
 
     def map(self, points: ArrayLike) -> FloatArray:
         """``(..., d)`` fixed points → ``(..., d)`` moving points, LPS mm."""
         p = np.asarray(points, float)
         if p.shape[-1:] != (self.dimension,):
             raise InputError(f"{self.dimension}D points have shape (..., {self.dimension}), got {p.shape}")
-        for step in self.steps:
+        for step in self.transforms:
             p = step.map(p)
         return p
 
     @cached_property
-    def _inverse(self) -> Chain:
-        if self.inverse_steps is not None:
-            return Chain(self.inverse_steps, self.steps)
-        return Chain(tuple(step.inverse() for step in reversed(self.steps)), self.steps)
+    def _inverse(self) -> CompositeTransform:
+        if self.inverse_transforms is not None:
+            return CompositeTransform(self.inverse_transforms, self.transforms)
+        return CompositeTransform(tuple(step.inverse() for step in reversed(self.transforms)), self.transforms)
 
-    def inverse(self) -> Chain:
-        """The chain moving → fixed: `inverse_steps` if there are any, else every step inverted (once, then kept)."""
+    def inverse(self) -> CompositeTransform:
+        """The chain moving → fixed: `inverse_transforms` if there are any, else every step inverted (once, then kept)."""
         return self._inverse
 
-    def simplified(self) -> Chain:
+    def simplified(self) -> CompositeTransform:
         """The same maps with neighbouring linear steps multiplied into one, and identities dropped."""
-        inverse = None if self.inverse_steps is None else _merge(self.inverse_steps)
-        return Chain(_merge(self.steps), inverse)
+        inverse = None if self.inverse_transforms is None else _merge(self.inverse_transforms)
+        return CompositeTransform(_merge(self.transforms), inverse)
 
     def rows(self, geometry: Geometry) -> Iterator[tuple[slice, FloatArray, FloatArray]]:
         """The map of a grid's voxel centres, a few rows at a time, so that no full-size float64 array is needed.
@@ -330,7 +330,7 @@ class Chain:
         mapped : where the chain takes them, the same shape.
         """
         for part, points in _grid_slabs(geometry):
-            first, *rest = self.steps
+            first, *rest = self.transforms
             mapped = None
             if isinstance(first, DisplacementField):
                 shift = first.rows_on(geometry, part.start, part.stop)
@@ -351,7 +351,7 @@ class Chain:
         return DisplacementField(geometry, out)
 
 
-def compose(*transforms: Chain | Step) -> Chain:
+def compose(*transforms: CompositeTransform | Step) -> CompositeTransform:
     """One chain that applies the given transforms first to last.
 
     The inverse is kept where every part has one (a linear transform always has).
@@ -360,14 +360,14 @@ def compose(*transforms: Chain | Step) -> Chain:
     ------
     InputError : nothing given, or unlike dimensions.
     """
-    chains = [t if isinstance(t, Chain) else Chain((t,)) for t in transforms]
-    steps = tuple(s for c in chains for s in c.steps)
+    chains = [t if isinstance(t, CompositeTransform) else CompositeTransform((t,)) for t in transforms]
+    steps = tuple(s for c in chains for s in c.transforms)
     inverse: list[Step] = []
     for c in reversed(chains):
-        if c.inverse_steps is None and not c.is_linear:
-            return Chain(steps).simplified()
-        inverse.extend(c.inverse().steps)
-    return Chain(steps, tuple(inverse)).simplified()
+        if c.inverse_transforms is None and not c.is_linear:
+            return CompositeTransform(steps).simplified()
+        inverse.extend(c.inverse().transforms)
+    return CompositeTransform(steps, tuple(inverse)).simplified()
 
 
 def interpolate_vectors(vectors: VectorArray, index: FloatArray) -> FloatArray:

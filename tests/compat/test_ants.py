@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk
 
 from itk_nir.compat import ants as face
-from itk_nir.compat import ants_cli
+from itk_nir.cli import ants as ants_cli
 from itk_nir.compat.ants import OPTIONS, SCRIPT_TYPES, TYPES, parse_type, registration, to_ants
 from itk_nir.errors import InputError, ItkNirError, OptionError
 from itk_nir.geometry import Geometry

@@ -13,8 +13,8 @@ import pytest
 from itk_nir.errors import OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image, to_itk
-from itk_nir.transforms.itk import linear_to_itk
-from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
+from itk_nir.transforms.as_itk import linear_to_itk
+from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 
 pytest.importorskip("dask", reason="needs dask: pip install 'itk-nir[dreg]'")
 pytest.importorskip("itk_dreg", reason="needs itk-dreg: pip install 'itk-nir[dreg]'")
@@ -121,14 +121,14 @@ def test_a_block_pair_runs_after_the_initial_transform(d: int, kind: str) -> Non
     angle = 0.02
     turn = np.eye(d)
     turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    start: Chain | None = Chain((LinearTransform.make(turn, SHIFT[:d], grid.centre),))
+    start: CompositeTransform | None = CompositeTransform((LinearTransform.make(turn, SHIFT[:d], grid.centre),))
     if kind == "field":
         assert start is not None
-        start = Chain((start.displacement_on(grid.crop([-8] * d, [n + 16 for n in grid.size])),))
+        start = CompositeTransform((start.displacement_on(grid.crop([-8] * d, [n + 16 for n in grid.size])),))
     if kind == "none":
         start = None
         moving_grid = Geometry.make(moving_grid.size, moving_grid.spacing, np.asarray(moving_grid.origin) - SHIFT[:d])
-    first = None if start is None else (linear_to_itk(start.steps[0]) if start.is_linear else transform_of(start))
+    first = None if start is None else (linear_to_itk(start.transforms[0]) if start.is_linear else transform_of(start))
     # A block of a larger image: its region does not begin at index 0.
     image = itk.extract_image_filter(
         to_itk(fixed, grid), extraction_region=itk.ImageRegion[d]([4] * d, [n - 6 for n in grid.size])
@@ -196,10 +196,10 @@ def test_wrong_options_are_refused_before_any_block(options: dict[str, Any], mes
         BlockPairRegistration(**options)
 
 
-def transform_of(chain: Chain) -> Any:
-    from itk_nir.transforms.itk import field_to_itk
+def transform_of(chain: CompositeTransform) -> Any:
+    from itk_nir.transforms.as_itk import field_to_itk
 
-    step = chain.steps[0]
+    step = chain.transforms[0]
     assert isinstance(step, DisplacementField)
     return field_to_itk(step)
 

@@ -31,9 +31,9 @@ from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, save_image, to_itk
 from itk_nir.resample import resample_array
-from itk_nir.transforms.elastix import read_elastix
-from itk_nir.transforms.itk import field_to_itk
-from itk_nir.transforms.model import Chain, DisplacementField, LinearTransform
+from itk_nir.transforms.formats.elastix import read_elastix
+from itk_nir.transforms.as_itk import field_to_itk
+from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 from tests.grids import turned
 
 itk = pytest.importorskip("itk")
@@ -100,11 +100,11 @@ def pair(d: int, deform: bool = True) -> tuple[Any, Any, Geometry, Geometry]:
     return to_itk(f, fixed), to_itk(m, moving), fixed, moving
 
 
-def inside(chain: Chain, fixed: Geometry, moving: Geometry) -> np.ndarray:
+def inside(chain: CompositeTransform, fixed: Geometry, moving: Geometry) -> np.ndarray:
     """Fixed voxels that map at least a voxel into the moving image, away from the rims of all fields."""
     p = fixed.grid()
     good = np.ones(fixed.shape, bool)
-    for step in chain.steps:
+    for step in chain.transforms:
         if isinstance(step, DisplacementField):
             i = step.geometry.physical_to_index(p)
             good &= np.all((i >= 1) & (i <= np.asarray(step.geometry.size) - 2), axis=-1)
@@ -113,9 +113,9 @@ def inside(chain: Chain, fixed: Geometry, moving: Geometry) -> np.ndarray:
     return good & np.all((i >= 1) & (i <= np.asarray(moving.size) - 2), axis=-1)
 
 
-def linear_of(chain: Chain) -> np.ndarray:
+def linear_of(chain: CompositeTransform) -> np.ndarray:
     m = np.eye(chain.dimension + 1)
-    for step in chain.steps:
+    for step in chain.transforms:
         if isinstance(step, LinearTransform):
             m = step.matrix @ m
     return m
@@ -163,7 +163,7 @@ def test_transformix_reproduces_the_image(d: int, order: int, tmp_path: Path, mo
     # And it is a registration.
     f = itk.array_from_image(fixed)
     start = resample_array(
-        itk.array_from_image(moving), moving_grid, Chain((LinearTransform.identity(d),)), fixed_grid, "linear"
+        itk.array_from_image(moving), moving_grid, CompositeTransform((LinearTransform.identity(d),)), fixed_grid, "linear"
     )
     assert np.abs(ours - f)[seen].mean() < 0.35 * np.abs(start - f)[seen].mean()
     p = fixed_grid.grid()[seen & (f > 25)]
@@ -248,7 +248,7 @@ def test_a_known_turn_and_shift_go_in(d: int) -> None:
     start = itk.ParameterObject.New()
     start.AddParameterMap(by_hand(d, fixed_grid))
     # elastix itself agrees that this is the truth.
-    seen = inside(Chain((truth(d),)), fixed_grid, moving_grid)
+    seen = inside(CompositeTransform((truth(d),)), fixed_grid, moving_grid)
     theirs = itk.array_from_image(itk.transformix_filter(moving, start))
     assert np.abs(theirs - itk.array_from_image(fixed))[seen].mean() < 1.0
     _, po = registration_method(fixed, moving, SPLINE, initial_transform_parameter_object=start, **QUICK)
@@ -270,7 +270,7 @@ def test_elastix_starts_from_our_result(d: int) -> None:
     own = {k: list(last[k]) for k in last.keys()}  # noqa: SIM118
     own["InitialTransformParameterFileName"] = ["NoInitialTransform"]
     affine = read_elastix([own])
-    whole = Chain((*ours.steps, *affine.steps))
+    whole = CompositeTransform((*ours.transforms, *affine.transforms))
     mine = resample_array(itk.array_from_image(moving), moving_grid, whole, fixed_grid, "linear")
     seen = inside(whole, fixed_grid, moving_grid)
     assert seen.mean() > 0.4
@@ -301,7 +301,7 @@ def test_the_elastix_program_starts_from_our_files(d: int, tmp_path: Path) -> No
         cwd=tmp_path, check=True, capture_output=True,
     )  # fmt: skip
     whole = read_elastix(theirs / "TransformParameters.0.txt")
-    assert sum(isinstance(s, DisplacementField) for s in whole.steps) == 1
+    assert sum(isinstance(s, DisplacementField) for s in whole.transforms) == 1
     mine = resample_array(itk.array_from_image(moving), moving_grid, whole, fixed_grid, "linear")
     seen = inside(whole, fixed_grid, moving_grid)
     assert seen.mean() > 0.4

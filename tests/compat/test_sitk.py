@@ -478,7 +478,7 @@ def test_setters_reach_the_engine(oblique: dict[int, Phantom]) -> None:
     R.SetNumberOfThreads(1)
     R.SetInitialTransform(zero_field(fixed))
     from itk_nir.compat.sitk import _Model
-    from itk_nir.config import make_settings
+    from itk_nir.settings import make_settings
     from itk_nir.images import load_image
 
     volume = load_image(fixed, "fixed image")

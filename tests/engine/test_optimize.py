@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from itk_nir.engine import ops
-from itk_nir.engine.fields import FieldConfig
-from itk_nir.engine.flow import jacobian_determinant
+from itk_nir.engine.coordinate_networks import FieldConfig
+from itk_nir.paper.flow import jacobian_determinant
 from itk_nir.engine.lattice import Axis, Domain
 from itk_nir.engine.ops import reference
 from itk_nir.engine.optimize import (

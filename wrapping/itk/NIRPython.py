@@ -3,7 +3,7 @@
 ITK's loader executes this file twice, so nothing is defined here.
 """
 
-from itk_nir.filters import NIRRegistrationMethod, nir_registration_method, nir_registration_method_init_docstring
+from itk_nir.compat.itk import NIRRegistrationMethod, nir_registration_method, nir_registration_method_init_docstring
 
 __all__ = ["NIRRegistrationMethod", "nir_registration_method", "nir_registration_method_init_docstring"]
 

@@ -1,0 +1,145 @@
+"""What can be wrong with a pair of images, said before any work is done."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from itk_nir.errors import InputError
+from itk_nir.geometry import Geometry
+from itk_nir.images import Volume
+from itk_nir.transforms.model import CompositeTransform
+
+_SMALLEST = 4
+_SMALL = 16
+
+
+def check_pair(
+    fixed: Volume,
+    moving: Volume,
+    fixed_mask: Volume | None = None,
+    moving_mask: Volume | None = None,
+    initial: CompositeTransform | None = None,
+    *,
+    linear: str = "affine",
+) -> list[str]:
+    """Refuse what cannot be registered; return warnings, one line each.
+
+    Parameters
+    ----------
+    fixed, moving : as `load_image` returns them: finite and scalar.
+    fixed_mask, moving_mask : above 0 where the image counts; any grid.
+    initial : the caller's own start, fixed → moving.
+    linear : the linear stage to come; with ``"none"`` and no `initial`, images that lie apart are an error.
+
+    Raises
+    ------
+    InputError : unlike dimensions; a constant image; fewer than 4 voxels along an axis; an empty mask or one that
+        does not reach its image; no overlap that a linear stage could mend.
+    """
+    if fixed.dimension != moving.dimension:
+        raise InputError(
+            f"{moving.name}: is {moving.dimension}D but {fixed.name} is {fixed.dimension}D; give two images of one "
+            "dimension"
+        )
+    if initial is not None and initial.dimension != fixed.dimension:
+        raise InputError(
+            f"initial transform: is {initial.dimension}D but {fixed.name} is {fixed.dimension}D; give a "
+            f"{fixed.dimension}D transform"
+        )
+    found = [*fixed.warnings, *moving.warnings]
+    for image in (fixed, moving):
+        found += _check_image(image)
+    for mask, image in ((fixed_mask, fixed), (moving_mask, moving)):
+        if mask is not None:
+            found += [*mask.warnings, *match_mask(mask, image)[1]]
+    found += _check_overlap(fixed, moving, initial, linear)
+    return found
+
+
+def match_mask(mask: Volume, image: Volume) -> tuple[Volume, list[str]]:
+    """A mask on its image's grid, as float32 zeros and ones, and warnings.
+
+    A mask on the same grid (to 1e-3 voxel: headers are rounded) is taken as it is; any other is resampled, each image
+    voxel taking the nearest mask voxel, and 0 outside the mask's grid.
+
+    Raises
+    ------
+    InputError : unlike dimension, or no voxel above 0 on the image's grid.
+    """
+    if mask.dimension != image.dimension:
+        raise InputError(f"{mask.name}: is {mask.dimension}D but {image.name} is {image.dimension}D; give its own mask")
+    inside = mask.array > 0
+    if not inside.any():
+        raise InputError(f"{mask.name}: is empty; it must be above 0 where the image counts")
+    warnings = []
+    if not mask.geometry.same_grid(image.geometry):
+        inside = _nearest(inside, mask.geometry, image.geometry)
+        warnings.append(
+            f"{mask.name}: is on another grid than {image.name}; resampled to it (nearest voxel, "
+            f"{inside.mean():.1%} of the image inside)"
+        )
+        if not inside.any():
+            raise InputError(
+                f"{mask.name}: does not reach {image.name} in physical space; check the origin and direction of both"
+            )
+    return replace(mask, array=inside.astype(np.float32), geometry=image.geometry), warnings
+
+
+def overlap(fixed: Geometry, moving: Geometry, initial: CompositeTransform | None = None) -> float:
+    """Share of the fixed grid that `initial` takes into the moving grid, from a 16-point-an-axis sample, 0 to 1."""
+    axes = [np.linspace(0, n - 1, min(n, 16)) for n in fixed.size]
+    points = fixed.index_to_physical(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, fixed.dimension))
+    mapped = points if initial is None else initial.map(points)
+    return float(moving.contains(mapped).mean())
+
+
+def check_output_prefix(prefix: str | os.PathLike[str]) -> None:
+    """Refuse a prefix that no file can be written to. Nothing is created.
+
+    Raises
+    ------
+    InputError : the folder that is or would be created is not writable, or a file stands where a folder should.
+    """
+    parent = Path(os.fspath(prefix) + "x").absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"output prefix {os.fspath(prefix)}: {parent} is a file; choose another folder")
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"output prefix {os.fspath(prefix)}: the folder {parent} is not writable; choose another")
+
+
+def _check_image(image: Volume) -> list[str]:
+    low, high = float(image.array.min()), float(image.array.max())
+    if low == high:
+        raise InputError(f"{image.name}: is constant (every voxel is {low:g}); give an image with some contrast")
+    size = image.geometry.size
+    if min(size) < _SMALLEST:
+        hint = "; take that slice out as a 2D image" if image.dimension == 3 and min(size) == 1 else ""
+        raise InputError(
+            f"{image.name}: has size {'x'.join(map(str, size))}, at least {_SMALLEST} voxels an axis are needed{hint}"
+        )
+    if min(size) < _SMALL:
+        return [f"{image.name}: has only {min(size)} voxels along one axis; expect little from that direction"]
+    return []
+
+
+def _check_overlap(fixed: Volume, moving: Volume, initial: CompositeTransform | None, linear: str) -> list[str]:
+    share = overlap(fixed.geometry, moving.geometry, initial)
+    if share > 0.25:
+        return []
+    where = "in physical space" if initial is None else "after the initial transform"
+    if share == 0 and linear == "none":
+        remedy = "use linear='affine', which first brings the centres together" if initial is None else "check it"
+        raise InputError(f"{moving.name}: does not overlap {fixed.name} {where}; {remedy}")
+    return [f"{moving.name}: covers only {share:.0%} of {fixed.name} {where}"]
+
+
+def _nearest(array: np.ndarray, source: Geometry, target: Geometry) -> np.ndarray:
+    from itk_nir.resample import nearest_on
+
+    return nearest_on(array, source, target, default=0)

@@ -1,0 +1,127 @@
+"""3D Slicer's command line module, in the protocol of its execution model.
+
+The folder `CLI_FOLDER` holds what Slicer looks for: ``NIRRegistration.py``, ``NIRRegistration.xml`` side by side. The
+same command line without Slicer: ``python -m itk_nir.cli.slicer --fixed F --moving M --outputVolume W``.
+
+With ``--xml`` nothing but the description goes to standard output; otherwise nothing but progress does. Exit status: 0
+when every output is complete, 2 for arguments and inputs that cannot be used, 1 for other failures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from itk_nir.engine.progress import Progress
+
+#: What to add to Slicer's "Additional module paths" (Application Settings, Modules).
+CLI_FOLDER = Path(__file__).parents[1] / "slicer_cli"
+DESCRIPTION = CLI_FOLDER / "NIRRegistration.xml"
+
+_OUTPUTS = ("outputVolume", "outputTransform", "outputInverseTransform")
+#: Transforms and displacement fields that Slicer reads.
+_TRANSFORMS = (".h5", ".tfm", ".nrrd", ".mha", ".nii.gz")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--xml" in arguments:
+        sys.stdout.write(DESCRIPTION.read_text(encoding="utf-8"))
+        return 0
+    options = _parser().parse_args(arguments)
+    from itk_nir.cli import exit_status
+
+    return exit_status(lambda: _register(options), "interrupted")
+
+
+def _register(options: argparse.Namespace) -> None:
+    from itk_nir.cli import _settings
+    from itk_nir.errors import InputError
+    from itk_nir.checks import check_output_prefix
+
+    outputs = [getattr(options, name) for name in _OUTPUTS]
+    if not any(outputs):
+        raise InputError(f"nothing to make; choose at least one output: {', '.join(f'--{name}' for name in _OUTPUTS)}")
+    for path in filter(None, outputs):
+        check_output_prefix(path)
+    for path in filter(None, outputs[1:]):
+        if not path.endswith(_TRANSFORMS):
+            raise InputError(f"{path}: Slicer reads no such transform; end it in one of {', '.join(_TRANSFORMS)}")
+    settings = _settings([part for part in options.settings.split(";") if part.strip()])
+
+    from itk_nir.images import save_image
+    from itk_nir.registration import register
+    from itk_nir.transforms.save import save_transform
+
+    _tell("<filter-start><filter-name>NIR Registration</filter-name></filter-start>")
+    result = register(
+        options.fixed,
+        options.moving,
+        preset=options.preset,
+        linear=options.linear,
+        fixed_mask=options.fixedMask or None,
+        moving_mask=options.movingMask or None,
+        initial_transform=options.initialTransform or None,
+        seed=options.seed,
+        device=options.device,
+        threads=options.threads or None,
+        callback=_progress,
+        **settings,
+    )
+    fixed, moving = result.fixed.geometry, result.moving.geometry
+    if options.outputVolume:
+        save_image(result.warped_array, fixed, options.outputVolume)
+    if options.outputTransform:
+        save_transform(result.chain, options.outputTransform, reference=fixed)
+    if options.outputInverseTransform:
+        save_transform(result.chain.inverse(), options.outputInverseTransform, reference=moving)
+    _tell("<filter-end><filter-name>NIR Registration</filter-name></filter-end>")
+
+
+def _progress(progress: Progress) -> None:
+    _tell(f"<filter-progress>{min(max(progress.fraction, 0.0), 1.0):.4f}</filter-progress>")
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The arguments that the description lists, so that the two cannot differ."""
+    root = ElementTree.parse(DESCRIPTION).getroot()
+    # Slicer writes out what it shows, abbreviations would only hide mistakes.
+    parser = argparse.ArgumentParser(
+        prog="NIRRegistration", description=root.findtext("description"), allow_abbrev=False
+    )
+    parser.add_argument("--xml", action="store_true", help="print the description that Slicer reads")
+    for parameter in root.iterfind("parameters/*"):
+        flag = parameter.findtext("longflag")
+        if flag is None:  # the label and the description of the group
+            continue
+        parser.add_argument(
+            flag,
+            dest=flag.removeprefix("--"),
+            required=flag in ("--fixed", "--moving"),
+            type=int if parameter.tag == "integer" else str,
+            choices=[element.text for element in parameter.iterfind("element")] or None,
+            default=_default(parameter),
+            help=parameter.findtext("description"),
+        )
+    return parser
+
+
+def _default(parameter: ElementTree.Element) -> str | int | None:
+    text = parameter.findtext("default")
+    if text is None:
+        return None
+    return int(text) if parameter.tag == "integer" else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

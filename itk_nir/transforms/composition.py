@@ -1,0 +1,91 @@
+"""The two forms of a chain that other programs take: a field then a linear map, or one field for the whole."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itk_nir.geometry import Geometry
+from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
+
+
+def field_then_linear(chain: CompositeTransform, grid: Geometry | None = None, *, inverse: bool = True) -> CompositeTransform:
+    """The chain as ``(field, linear)``, with ``(linear, field)`` as its inverse; a linear chain as ``(linear,)``.
+
+    A chain of that form comes back as it is. For any other, all linear steps are multiplied into one, ``A``, and what
+    is left is sampled: ``w(p) = A^-1(chain(p)) - p`` at the voxels of `grid`, where the result is exact; between them
+    it is interpolated linearly. Outside the grid ``A`` alone is left.
+
+    Parameters
+    ----------
+    grid : a grid of fixed space; that of the chain's first field when left out.
+    inverse : without it the result has no `inverse_transforms`.
+
+    Raises
+    ------
+    ValueError : a chain that has to be sampled, and neither a grid nor a field that has one.
+    """
+    steps = chain.simplified().transforms
+    linear = LinearTransform.identity(chain.dimension)
+    for step in steps:
+        if isinstance(step, LinearTransform):
+            linear = LinearTransform(step.matrix @ linear.matrix)
+    if chain.is_linear:
+        return CompositeTransform((linear,), (linear.inverse(),) if inverse else None)
+    first = steps[0]
+    if isinstance(first, DisplacementField) and all(isinstance(s, LinearTransform) for s in steps[1:]):
+        field = first
+    else:
+        field = CompositeTransform((*steps, linear.inverse())).displacement_on(grid or chain.fields[0].geometry)
+    if not inverse:
+        return CompositeTransform((field, linear))
+    # In front of the given inverse, A undoes the A^-1 that it begins with where it has the wanted form.
+    back = CompositeTransform((linear, *chain.inverse().transforms)).simplified().transforms
+    rest = [s for s in back if isinstance(s, DisplacementField) or not _is_nearly_identity(s, field.geometry)]
+    if len(rest) == 1 and isinstance(rest[0], DisplacementField):
+        undo = rest[0]
+    else:
+        # Where the field takes the rim of its grid the inverse is wanted too.
+        around = cover(field.geometry, field.map(surface(field.geometry)))
+        undo = CompositeTransform(back).displacement_on(around)
+    return CompositeTransform((field, linear), (linear.inverse(), undo))
+
+
+def _is_nearly_identity(linear: LinearTransform, grid: Geometry) -> bool:
+    """Whether a product of a matrix and its inverse differs from no change by rounding alone."""
+    corners = grid.corners()
+    return bool(np.abs(linear.map(corners) - corners).max() <= 1e-6 * min(grid.spacing))
+
+
+def whole_field(chain: CompositeTransform, fixed: Geometry) -> DisplacementField:
+    """The whole chain as one field that covers the grid `fixed`: on the grid of the chain's own field where the rest is
+    linear (linear interpolation follows a linear map exactly), on `fixed` otherwise."""
+    return chain.displacement_on(cover(own_grid(chain, fixed), fixed.corners()))
+
+
+def own_grid(chain: CompositeTransform, fixed: Geometry) -> Geometry:
+    """The grid of the chain's displacement field if the rest is linear, else `fixed`."""
+    fields = chain.fields
+    return fields[0].geometry if len(fields) == 1 and fields[0] is chain.transforms[0] else fixed
+
+
+def surface(geometry: Geometry) -> NDArray[np.float64]:
+    """Points on the faces of a grid, at most 64 an axis, ``(N, d)`` LPS mm. A map takes the inside within its image."""
+    axes = [np.linspace(0, n - 1, min(n, 64)) for n in geometry.size]
+    parts = []
+    for axis, end in product(range(geometry.dimension), (0, -1)):
+        face = [a[[end]] if number == axis else a for number, a in enumerate(axes)]
+        parts.append(np.stack(np.meshgrid(*face, indexing="ij"), -1).reshape(-1, geometry.dimension))
+    return geometry.index_to_physical(np.concatenate(parts))
+
+
+def cover(geometry: Geometry, points: NDArray[np.float64]) -> Geometry:
+    """The grid continued by whole voxels until it holds all points."""
+    index = geometry.physical_to_index(points)
+    low = np.minimum(np.floor(index.min(axis=0) + 1e-3), 0).astype(int)
+    high = np.maximum(np.ceil(index.max(axis=0) - 1e-3), np.asarray(geometry.size) - 1).astype(int)
+    if not low.any() and np.array_equal(high, np.asarray(geometry.size) - 1):
+        return geometry
+    return geometry.crop(low.tolist(), (high - low + 1).tolist())
