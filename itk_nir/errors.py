@@ -1,4 +1,4 @@
-"""The exceptions of the package. Messages are one line: what was got, what was wanted, what to do."""
+"""The exceptions and warnings of the package. Messages are one line: what was got, what was wanted, what to do."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ class InputError(ItkNirError, ValueError):
     """An image, mask, transform or point file that cannot be used as it is."""
 
 
-class OptionError(ItkNirError, TypeError):
-    """An option that does not exist or has a value it cannot have."""
+class NothingToCompare(InputError):
+    """No position of the fixed image counts: it is flat, masked out, or outside the moving image everywhere."""
+
+
+class OptionError(ItkNirError, ValueError, TypeError):
+    """An option that does not exist or has a value it cannot have. Both a `ValueError` and a `TypeError`."""
 
 
 class RegistrationCancelled(ItkNirError):
     """The registration was stopped before there was anything to return."""
+
+
+class SelfCheckWarning(UserWarning):
+    """A transform file was written, but read back it is not the transform to the wanted tolerance."""
 
 
 def one_line(error: BaseException | str) -> str:

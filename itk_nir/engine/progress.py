@@ -1,36 +1,107 @@
-"""What a running registration tells its caller."""
+"""What a running registration tells its caller, and what is left of it afterwards."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a running registration.
+    """One iteration of a running registration.
 
-    Attributes
+    Parameters
     ----------
-    stage : ``"linear"``, ``"deformable"`` or ``"bake"``.
-    level, levels : current resolution level, counted from 0, and how many the stage has.
-    step, steps : current step in the level, counted from 0, and how many it has at most.
-    metric : similarity now (1 is perfect for LNCC and NCC).
-    loss : what is minimised: 1 - similarity plus the weighted penalties.
-    seconds : since the registration began.
-    fraction : share of the whole work that is done, 0 to 1 (an estimate made from voxels and steps).
+    stage : str
+        ``"linear"``, ``"deformable"`` or ``"sampling"``.
+    level, levels : int
+        Current resolution level, counted from 0, and how many the stage has.
+    iteration, iterations : int
+        Current iteration in the level, counted from 0, and how many it has at most.
+    metric : float
+        Similarity now (1 is perfect for LNCC and NCC).
+    loss : float
+        What is minimised: 1 - similarity plus the weighted penalties.
+    learning_rate : float
+        Of the optimiser's step that follows: in voxels of the level for the linear stage, in voxels of the fixed image
+        along its finest axis for the deformable one (in field units for preset ``"paper"``); 0 for sampling.
+    seconds : float
+        Since the registration began.
+    fraction : float
+        Share of the whole work that is done, 0 to 1 (an estimate made from voxels and iterations).
     """
 
     stage: str
     level: int
     levels: int
-    step: int
-    steps: int
+    iteration: int
+    iterations: int
     metric: float
     loss: float
+    learning_rate: float
     seconds: float
     fraction: float
 
+    @property
+    def step(self) -> int:
+        """Deprecated name of `iteration`."""
+        return self._renamed("step", "iteration")
 
-#: Called after every step; a true return value cancels, and the best deformation so far is kept.
+    @property
+    def steps(self) -> int:
+        """Deprecated name of `iterations`."""
+        return self._renamed("steps", "iterations")
+
+    def _renamed(self, old: str, new: str) -> int:
+        warnings.warn(f"Progress.{old} is Progress.{new} since 0.2", DeprecationWarning, stacklevel=3)
+        value: int = getattr(self, new)
+        return value
+
+
+#: Called after every iteration; a true return value cancels, and the best deformation so far is kept.
 Callback = Callable[[Progress], "bool | None"]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration of the deformable stage measured, before its step.
+
+    Parameters
+    ----------
+    level, iteration : int
+        Counted from 0.
+    metric, loss, learning_rate : float
+        As in `Progress`.
+    """
+
+    level: int
+    iteration: int
+    metric: float
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, eq=False)
+class Optimised:
+    """What the deformable stage of any engine returns.
+
+    Parameters
+    ----------
+    field : object
+        The trained field, see `itk_nir.engine.sampling.Field`.
+    trace : tuple of Iteration
+        Every iteration.
+    stop : str
+        Why the last level ended: ``"all iterations done"``, ``"converged"`` or ``"cancelled"``.
+    similarity_start, similarity : float or None
+        The metric before the first and after the last iteration, both at the last level that was optimised and over the
+        same positions; None where the engine does not measure them.
+    """
+
+    field: Any
+    trace: tuple[Iteration, ...]
+    stop: str
+    similarity_start: float | None = None
+    similarity: float | None = None

@@ -1,0 +1,257 @@
+"""Options as data: every setting says on its own field what it means and which values it may have.
+
+A settings class is a frozen dataclass whose fields are made by `option`. From that one statement come the checks (with
+messages that are all alike), the conversion of what a user gives (numpy's numbers and arrays, lists, one number for all
+levels), ``itk-nir presets``, ``--set`` and ``docs/options.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import numbers
+import typing
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from itk_nir.errors import OptionError
+
+_KEY = "itk-nir option"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of one option beside its name, type and default.
+
+    Parameters
+    ----------
+    help : str
+        One or two sentences: meaning and unit.
+    above, at_least, below, at_most : float or None
+        Limits of a number (of every number of a tuple).
+    choices : collection of str
+        The words it may be; a live table, so that what is added to the table can be chosen.
+    per_level : bool
+        One value a resolution level, coarsest first; a single one stands for all.
+    public : bool
+        Whether `itk_nir.register` takes it as a keyword. The others are expert settings (`itk_nir.make_settings`).
+    infinite : bool
+        Whether infinity is a value.
+    """
+
+    help: str
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    choices: Collection[str] = ()
+    per_level: bool = False
+    public: bool = False
+    infinite: bool = False
+
+    def limits(self) -> str:
+        """The limits in words, ``""`` where there are none."""
+        words = [
+            f"{word} {value:g}"
+            for word, value in (
+                ("above", self.above), ("at least", self.at_least), ("below", self.below), ("at most", self.at_most)
+            )
+            if value is not None
+        ]  # fmt: skip
+        if self.choices:
+            words.append("one of " + ", ".join(map(repr, self.choices)))
+        return " and ".join(words)
+
+    def allows(self, number: float) -> bool:
+        """Whether a number keeps the limits; NaN never does."""
+        if math.isnan(number) or (math.isinf(number) and not self.infinite):
+            return False
+        return (
+            (self.above is None or number > self.above)
+            and (self.at_least is None or number >= self.at_least)
+            and (self.below is None or number < self.below)
+            and (self.at_most is None or number <= self.at_most)
+        )
+
+
+def option(default: Any, help: str, **what: Any) -> Any:  # noqa: A002 - the word that argparse has for it
+    """A dataclass field that is an option; `what` as in `Option`.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Settings:
+    ...     radius: int = option(4, "radius of the window, voxels", at_least=1)
+    ...     def __post_init__(self) -> None:
+    ...         check(self)
+    >>> Settings(radius=0)
+    Traceback (most recent call last):
+    itk_nir.errors.OptionError: radius must be at least 1, got 0
+    """
+    return dataclasses.field(default=default, metadata={_KEY: Option(help, **what)})
+
+
+def options_in(settings: Any) -> dict[str, Option]:
+    """Name → `Option` of every option of a settings class (or of one of its objects), in order."""
+    return {f.name: f.metadata[_KEY] for f in dataclasses.fields(settings) if _KEY in f.metadata}
+
+
+def check(settings: Any) -> None:
+    """Refuse a settings object with a value that its option does not allow; tuples by each of their numbers.
+
+    Raises
+    ------
+    OptionError
+        The name, the limit and the value.
+    """
+    for name, what in options_in(settings).items():
+        value = getattr(settings, name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, str):
+                if what.choices and part not in what.choices:
+                    hint = nearest_name(part, what.choices)
+                    raise OptionError(f"{name} must be {what.limits()}, got {value!r}{hint}")
+            elif isinstance(part, numbers.Real) and not isinstance(part, bool) and not what.allows(float(part)):
+                wanted = what.limits() or "a finite number"
+                raise OptionError(f"{name} must be {wanted}, got {value!r}")
+
+
+def check_levels(settings: Any, count: int, counted: str) -> None:
+    """Refuse a settings object whose per-level options have not `count` values each.
+
+    Parameters
+    ----------
+    settings : dataclass
+        With options.
+    count : int
+        Number of levels.
+    counted : str
+        The option that says how many there are.
+
+    Raises
+    ------
+    OptionError
+        Unlike numbers of values.
+    """
+    for name, what in options_in(settings).items():
+        if what.per_level and len(getattr(settings, name)) != count:
+            raise OptionError(
+                f"{name} has {len(getattr(settings, name))} values but {counted} has {count}; give one for each level"
+            )
+
+
+def converted(owner: type, name: str, value: Any) -> Any:
+    """A user's value in the type that the field `name` of the settings class `owner` has.
+
+    Whole numbers and numbers of every kind are welcome (NumPy's too), lists and arrays where a tuple is wanted, and one
+    number where a value for each level is (it becomes a tuple of one, see `spread`).
+
+    Raises
+    ------
+    OptionError
+        A value of another type.
+    """
+    hint = typing.get_type_hints(owner)[name]
+    what = options_in(owner).get(name)
+    if what is not None and what.per_level and isinstance(value, (numbers.Real, np.number)):
+        value = (value,)
+    ok, out = _convert(hint, value)
+    if not ok:
+        raise OptionError(f"option {name!r} is {_in_words(hint)}, got {value!r}")
+    return out
+
+
+def spread(value: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """One value for all of `count` levels; any other number of values as it is."""
+    return value * count if len(value) == 1 else value
+
+
+def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return isinstance(value, str), value  # which words there are is the option's to say, see `check`
+    if origin is tuple:
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            value = value.tolist()
+        if not isinstance(value, (tuple, list)):
+            return False, None
+        inner = [arguments[0]] * len(value) if arguments[1:] == (...,) else list(arguments)
+        if len(inner) != len(value):
+            return False, None
+        pairs = [_convert(h, v) for h, v in zip(inner, value, strict=True)]
+        return all(ok for ok, _ in pairs), tuple(v for _, v in pairs)
+    if arguments:  # a union
+        for h in arguments:
+            ok, out = _convert(h, value)
+            if ok:
+                return True, out
+        return False, None
+    if hint is bool:
+        return isinstance(value, (bool, np.bool_)), bool(value) if isinstance(value, (bool, np.bool_)) else None
+    if hint in (int, float):
+        wanted = numbers.Integral if hint is int else numbers.Real
+        ok = isinstance(value, wanted) and not isinstance(value, bool)
+        return ok, hint(value) if ok else None
+    return isinstance(value, hint), value
+
+
+def _in_words(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    plain = {int: "a whole number", float: "a number", bool: "True or False", str: "a word", type(None): "None"}
+    if hint in plain:
+        return plain[hint]
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin is tuple:
+        many = {int: "whole numbers", float: "numbers"}.get(arguments[0], _in_words(arguments[0]))
+        return f"a tuple of {many}"
+    if arguments:
+        return " or ".join(_in_words(a) for a in arguments)
+    return f"a {hint.__name__}" if isinstance(hint, type) else str(hint)
+
+
+#: What users of other tools call an option or argument of `itk_nir.register`.
+SYNONYMS: dict[str, str] = {
+    "steps": "iterations", "niter": "iterations", "number_of_iterations": "iterations", "reg_iterations": "iterations",
+    "epochs": "iterations", "levels": "shrink_factors", "shrink_factors_per_level": "shrink_factors",
+    "sigma": "smoothing_sigmas", "sigmas": "smoothing_sigmas", "smoothing": "smoothing_sigmas",
+    "smoothing_sigmas_per_level": "smoothing_sigmas", "lr": "learning_rates", "learning_rate": "learning_rates",
+    "step_size": "learning_rates", "gradient_step": "learning_rates", "grad_step": "learning_rates",
+    "flow_sigma": "smoothness", "total_sigma": "smoothness", "regularization": "smoothness",
+    "regularisation": "smoothness", "regularisation_weight": "smoothness", "lambda": "smoothness",
+    "regularizer": "regulariser", "similarity": "metric", "loss": "metric", "aff_metric": "metric",
+    "syn_metric": "metric", "mask": "fixed_mask", "masks": "fixed_mask", "fixed_masks": "fixed_mask",
+    "moving_masks": "moving_mask", "initial": "initial_transform", "init": "initial_transform",
+    "start": "initial_transform", "thread": "threads", "num_threads": "threads", "n_jobs": "threads",
+    "number_of_threads": "threads", "random_seed": "seed", "gpu": "device", "cuda": "device",
+    "type_of_transform": "linear", "affine": "linear", "rigid": "linear", "window": "radius", "cc_radius": "radius",
+    "radii": "radius", "convergence": "convergence_threshold", "tolerance": "convergence_threshold",
+    "flow": "transform_model", "transform": "transform_model", "final_grid_spacing": "grid_spacing",
+    "control_point_spacing": "grid_spacing", "progress": "callback",
+}  # fmt: skip
+
+
+def nearest_name(name: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str:
+    """``", did you mean 'x'?"``, or nothing where no known name is near.
+
+    Parameters
+    ----------
+    name : str
+        What the user wrote.
+    known : iterable of str
+        All names there are.
+    synonyms : mapping, optional
+        Other people's word → ours; looked at first.
+    """
+    names = list(known)
+    word = (synonyms or {}).get(name.lower().replace("-", "_"))
+    if word in names:
+        return f", did you mean {word!r}?"
+    folded = {n.lower(): n for n in reversed(names)}
+    close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.75)
+    return f", did you mean {folded[close[0]]!r}?" if close else ""
