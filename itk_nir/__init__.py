@@ -1,55 +1,76 @@
-"""Deformable registration by neural fields, baked into ITK displacement-field transforms.
+"""Deformable registration by neural fields, sampled into ITK displacement-field transforms.
 
 >>> import itk_nir
->>> result = itk_nir.register(fixed, moving)
->>> result.transform        # an itk.DisplacementFieldTransform, fixed -> moving, with its inverse
+>>> result = itk_nir.register("fixed.nii.gz", "moving.nii.gz")  # doctest: +SKIP
+>>> result.transform        # an itk.DisplacementFieldTransform, fixed -> moving  # doctest: +SKIP
+
+What `__all__` lists is stable: it changes with a release that says so in CHANGELOG, old names first with a
+`DeprecationWarning`. Everything else is not. The names are imported when they are first asked for, so that
+``import itk_nir`` is instant; ``__init__.pyi`` lists them for editors and type checkers.
 """
 
-from __future__ import annotations
+from itk_nir.version import __version__ as __version__
 
-from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
-
-if TYPE_CHECKING:
-    from itk_nir.engine.progress import Progress
-    from itk_nir.errors import InputError, ItkNirError, OptionError
-    from itk_nir.geometry import Geometry
-    from itk_nir.neural_field import load_network
-    from itk_nir.registration import register
-    from itk_nir.resample import apply
-    from itk_nir.result import RegistrationResult
-    from itk_nir.transforms.load import load_transform
-
-# Public name → module: imported when first asked for, so that `import itk_nir` is instant.
-_PUBLIC = {
+# Public name → its module.
+_MODULES = {
+    "FieldConfig": "itk_nir.engine.coordinate_networks",
     "Geometry": "itk_nir.geometry",
     "InputError": "itk_nir.errors",
     "ItkNirError": "itk_nir.errors",
+    "NeuralField": "itk_nir.neural_field",
     "OptionError": "itk_nir.errors",
     "Progress": "itk_nir.engine.progress",
+    "RegistrationCancelled": "itk_nir.errors",
     "RegistrationResult": "itk_nir.result",
-    "apply": "itk_nir.resample",
-    "load_network": "itk_nir.neural_field",
-    "load_transform": "itk_nir.transforms.load",
+    "Report": "itk_nir.report",
+    "SelfCheckWarning": "itk_nir.errors",
+    "Settings": "itk_nir.settings",
+    "apply": "itk_nir.apply",
+    "load_field": "itk_nir.neural_field",
+    "load_transform": "itk_nir.loading",
+    "make_settings": "itk_nir.settings",
     "register": "itk_nir.registration",
 }
 
-__all__ = [
-    "Geometry", "InputError", "ItkNirError", "OptionError", "Progress", "RegistrationResult", "apply",
-    "load_network", "load_transform", "register",
-]  # fmt: skip
+__all__ = [  # noqa: F822 - what `__getattr__` finds
+    "FieldConfig",
+    "Geometry",
+    "InputError",
+    "ItkNirError",
+    "NeuralField",
+    "OptionError",
+    "Progress",
+    "RegistrationCancelled",
+    "RegistrationResult",
+    "Report",
+    "SelfCheckWarning",
+    "Settings",
+    "apply",
+    "load_field",
+    "load_transform",
+    "make_settings",
+    "register",
+]
+
+# Name of before 0.2 → now.
+_RENAMED = {"load_network": "load_field"}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        from importlib import import_module
+def __getattr__(name):  # type: ignore[no-untyped-def]
+    import importlib
+    import warnings
 
-        value = getattr(import_module(_PUBLIC[name]), name)
+    if name in _RENAMED:
+        warnings.warn(
+            f"itk_nir.{name} is itk_nir.{_RENAMED[name]} since 0.2", DeprecationWarning, stacklevel=2
+        )  # fmt: skip
+        return __getattr__(_RENAMED[name])
+    if name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'itk_nir' has no attribute {name!r}")
 
 
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+def __dir__():  # type: ignore[no-untyped-def]
+    return sorted([*__all__, "__version__"])

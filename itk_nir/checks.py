@@ -11,34 +11,20 @@ import numpy as np
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume
+from itk_nir.resample import nearest_on
 from itk_nir.transforms.model import CompositeTransform
 
-_SMALLEST = 4
-_SMALL = 16
+#: Voxels along an axis: fewer are refused; fewer are warned of.
+FEWEST, FEW = 4, 16
 
 
-def check_pair(
-    fixed: Volume,
-    moving: Volume,
-    fixed_mask: Volume | None = None,
-    moving_mask: Volume | None = None,
-    initial: CompositeTransform | None = None,
-    *,
-    linear: str = "affine",
-) -> list[str]:
-    """Refuse what cannot be registered; return warnings, one line each.
-
-    Parameters
-    ----------
-    fixed, moving : as `load_image` returns them: finite and scalar.
-    fixed_mask, moving_mask : above 0 where the image counts; any grid.
-    initial : the caller's own start, fixed → moving.
-    linear : the linear stage to come; with ``"none"`` and no `initial`, images that lie apart are an error.
+def check_dimensions(fixed: Volume, moving: Volume, initial: CompositeTransform | None = None) -> None:
+    """Refuse two images, or an initial transform, of unlike dimensions.
 
     Raises
     ------
-    InputError : unlike dimensions; a constant image; fewer than 4 voxels along an axis; an empty mask or one that
-        does not reach its image; no overlap that a linear stage could mend.
+    InputError
+        Which is what.
     """
     if fixed.dimension != moving.dimension:
         raise InputError(
@@ -50,14 +36,33 @@ def check_pair(
             f"initial transform: is {initial.dimension}D but {fixed.name} is {fixed.dimension}D; give a "
             f"{fixed.dimension}D transform"
         )
+
+
+def check_pair(
+    fixed: Volume, moving: Volume, initial: CompositeTransform | None = None, *, linear: str = "affine"
+) -> list[str]:
+    """Refuse what cannot be registered; return warnings, one line each. Masks are `match_mask`'s to judge.
+
+    Parameters
+    ----------
+    fixed, moving : Volume
+        As `load_image` returns them: finite and scalar.
+    initial : CompositeTransform, optional
+        The caller's own start, fixed → moving.
+    linear : str
+        The linear stage to come; with ``"none"`` and no `initial`, images that lie apart are an error.
+
+    Raises
+    ------
+    InputError
+        Unlike dimensions; a constant image; fewer than 4 voxels along an axis; no overlap that a linear stage could
+        mend.
+    """
+    check_dimensions(fixed, moving, initial)
     found = [*fixed.warnings, *moving.warnings]
     for image in (fixed, moving):
         found += _check_image(image)
-    for mask, image in ((fixed_mask, fixed), (moving_mask, moving)):
-        if mask is not None:
-            found += [*mask.warnings, *match_mask(mask, image)[1]]
-    found += _check_overlap(fixed, moving, initial, linear)
-    return found
+    return found + _check_overlap(fixed, moving, initial, linear)
 
 
 def match_mask(mask: Volume, image: Volume) -> tuple[Volume, list[str]]:
@@ -66,18 +71,26 @@ def match_mask(mask: Volume, image: Volume) -> tuple[Volume, list[str]]:
     A mask on the same grid (to 1e-3 voxel: headers are rounded) is taken as it is; any other is resampled, each image
     voxel taking the nearest mask voxel, and 0 outside the mask's grid.
 
+    Parameters
+    ----------
+    mask : Volume
+        Above 0 where the image counts; any grid.
+    image : Volume
+        What it is a mask of.
+
     Raises
     ------
-    InputError : unlike dimension, or no voxel above 0 on the image's grid.
+    InputError
+        Unlike dimension, or no voxel above 0 on the image's grid.
     """
     if mask.dimension != image.dimension:
         raise InputError(f"{mask.name}: is {mask.dimension}D but {image.name} is {image.dimension}D; give its own mask")
     inside = mask.array > 0
     if not inside.any():
         raise InputError(f"{mask.name}: is empty; it must be above 0 where the image counts")
-    warnings = []
+    warnings = list(mask.warnings)
     if not mask.geometry.same_grid(image.geometry):
-        inside = _nearest(inside, mask.geometry, image.geometry)
+        inside = nearest_on(inside, mask.geometry, image.geometry)
         warnings.append(
             f"{mask.name}: is on another grid than {image.name}; resampled to it (nearest voxel, "
             f"{inside.mean():.1%} of the image inside)"
@@ -118,12 +131,12 @@ def _check_image(image: Volume) -> list[str]:
     if low == high:
         raise InputError(f"{image.name}: is constant (every voxel is {low:g}); give an image with some contrast")
     size = image.geometry.size
-    if min(size) < _SMALLEST:
+    if min(size) < FEWEST:
         hint = "; take that slice out as a 2D image" if image.dimension == 3 and min(size) == 1 else ""
         raise InputError(
-            f"{image.name}: has size {'x'.join(map(str, size))}, at least {_SMALLEST} voxels an axis are needed{hint}"
+            f"{image.name}: has size {'x'.join(map(str, size))}, at least {FEWEST} voxels an axis are needed{hint}"
         )
-    if min(size) < _SMALL:
+    if min(size) < FEW:
         return [f"{image.name}: has only {min(size)} voxels along one axis; expect little from that direction"]
     return []
 
@@ -138,8 +151,3 @@ def _check_overlap(fixed: Volume, moving: Volume, initial: CompositeTransform | 
         raise InputError(f"{moving.name}: does not overlap {fixed.name} {where}; {remedy}")
     return [f"{moving.name}: covers only {share:.0%} of {fixed.name} {where}"]
 
-
-def _nearest(array: np.ndarray, source: Geometry, target: Geometry) -> np.ndarray:
-    from itk_nir.resample import nearest_on
-
-    return nearest_on(array, source, target, default=0)

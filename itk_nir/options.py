@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import numbers
+import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -215,6 +216,29 @@ def _in_words(hint: Any) -> str:
     return f"a {hint.__name__}" if isinstance(hint, type) else str(hint)
 
 
+def rebuilt(hint: Any, value: Any) -> Any:
+    """JSON's lists and tables as the tuples and dataclasses that the type `hint` says they were.
+
+    Raises
+    ------
+    ValueError
+        Names that a dataclass lacks: the values are of a later version.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = typing.get_type_hints(hint)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise ValueError(f"{hint.__name__} has no {', '.join(unknown)}: of a later version")
+        return hint(**{name: rebuilt(hints[name], v) for name, v in value.items()})
+    if origin is tuple:
+        inner = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
+        return tuple(rebuilt(h, v) for h, v in zip(inner, value, strict=True))
+    if origin in (typing.Union, types.UnionType) and value is not None:
+        return rebuilt(next(a for a in arguments if a is not type(None)), value)
+    return value
+
+
 #: What users of other tools call an option or argument of `itk_nir.register`.
 SYNONYMS: dict[str, str] = {
     "steps": "iterations", "niter": "iterations", "number_of_iterations": "iterations", "reg_iterations": "iterations",
@@ -249,9 +273,7 @@ def nearest_name(name: str, known: Iterable[str], synonyms: Mapping[str, str] | 
         Other people's word → ours; looked at first.
     """
     names = list(known)
-    word = (synonyms or {}).get(name.lower().replace("-", "_"))
-    if word in names:
-        return f", did you mean {word!r}?"
-    folded = {n.lower(): n for n in reversed(names)}
-    close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.75)
-    return f", did you mean {folded[close[0]]!r}?" if close else ""
+    words = {w: n for w, n in (synonyms or {}).items() if n in names} | {n.lower(): n for n in reversed(names)}
+    word = name.lower().replace("-", "_")
+    close = [word] if word in words else difflib.get_close_matches(word, list(words), n=1, cutoff=0.75)
+    return f", did you mean {words[close[0]]!r}?" if close else ""

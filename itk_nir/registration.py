@@ -2,65 +2,62 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import platform
-import resource
-import sys
 import time
 import warnings
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-import itk_nir
-from itk_nir.settings import Settings, make_settings
 from itk_nir.engine import ops
-from itk_nir.engine.sampling import bake
-from itk_nir.engine.linear import optimise_linear
-from itk_nir.engine.optimize import (
-    WEAK,
-    LatticeField,
-    LatticeSettings,
-    Pair,
-    TraceStep,
-    as_volume,
-    background,
-    optimise_lattice,
+from itk_nir.engine.execution import (
+    device_name,
+    peak_device_memory_mb,
+    peak_memory_mb,
+    reset_peak_device_memory,
+    torch_on_one_thread,
+    with_threads_as_found,
 )
-from itk_nir.paper.field import PointField
-from itk_nir.paper.registration import optimise_points
-from itk_nir.engine.progress import Callback, Progress
-from itk_nir.engine.execution import torch_on_one_thread
-from itk_nir.errors import InputError, OptionError
-from itk_nir.images import Volume, load_image
-from itk_nir.neural_field import Network
-from itk_nir.checks import check_pair, match_mask
-from itk_nir.resample import resample_array
+from itk_nir.engine.images import Pair
+from itk_nir.engine.level import MIN_RELIABLE_SIMILARITY
+from itk_nir.engine.linear import optimise_linear
+from itk_nir.engine.progress import Callback, Optimised, Progress
+from itk_nir.engine.sampling import sample_field
+from itk_nir.errors import InputError
+from itk_nir.neural_field import NeuralField
+from itk_nir.problem import Problem
+from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
-from itk_nir.transforms.load import load_transform
-from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
+from itk_nir.settings import Options, Settings, make_settings, public_options
+from itk_nir.transforms.model import LinearTransform
+from itk_nir.version import __version__
 
-F64 = NDArray[np.float64]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from itk_nir.settings import PresetName
+
+_log = logging.getLogger("itk_nir")
 
 
 def register(
     fixed: Any,
     moving: Any,
     *,
-    preset: str = "default",
-    linear: str = "affine",
+    preset: PresetName | Settings = "default",
+    linear: Literal["affine", "rigid", "none"] = "affine",
     deformable: bool = True,
     fixed_mask: Any = None,
     moving_mask: Any = None,
     initial_transform: Any = None,
     seed: int = 0,
-    device: str = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
     callback: Callback | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> RegistrationResult:
     """Find the dense, invertible deformation that takes `moving` onto `fixed`.
 
@@ -69,286 +66,238 @@ def register(
 
     Parameters
     ----------
-    fixed, moving : ``itk.Image``, ``SimpleITK.Image`` or a path; scalar, 2D or 3D, any grids and orientations.
-    preset : ``"fast"``, ``"default"``, ``"accurate"`` or ``"paper"``.
-    linear : linear stage before the deformation: ``"affine"``, ``"rigid"`` or ``"none"``.
-    deformable : False stops after the linear stage: the result is a linear map (and `initial_transform`).
-    fixed_mask, moving_mask : image or path, above 0 where the image counts, in every stage.
-    initial_transform : where to start from, fixed → moving: an ITK or SimpleITK transform, a 4x4 (3x3) LPS matrix, a
-        path, or a list of these in ANTs' order. It is composed into the result, never lost.
-    seed : every random draw comes from it.
-    device : ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
-    threads : CPU threads; all that the process may use by default. Results do not depend on it.
-    callback : called with a `Progress` after every step; a true return value stops, and the best so far is kept.
-    **options : anything that `itk-nir presets PRESET` lists.
-
-    Calls from several threads of one process go one after another (on a CPU).
+    fixed, moving : itk.Image, SimpleITK.Image or path
+        Scalar, 2D or 3D, any grids and orientations.
+    preset : str or Settings
+        ``"fast"``, ``"default"``, ``"accurate"`` or ``"paper"``, or what `itk_nir.make_settings` made, which takes expert
+        settings too.
+    linear : str
+        Linear stage before the deformation: ``"affine"``, ``"rigid"`` or ``"none"``.
+    deformable : bool
+        False stops after the linear stage: the result is a linear map (and `initial_transform`).
+    fixed_mask, moving_mask : image or path, optional
+        Above 0 where the image counts, in every stage.
+    initial_transform : RegistrationResult, transform, matrix, path or list, optional
+        Where to start from, fixed → moving: anything that `itk_nir.load_transform` takes; a list in ANTs' order. It is
+        composed into the result, never lost.
+    seed : int
+        Every random draw comes from it.
+    device : str
+        ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
+    threads : int, optional
+        CPU threads; all that the process may use by default. Results do not depend on it.
+    callback : callable, optional
+        Called with a `Progress` after every iteration; a true return value stops, and the best so far is kept.
+    **options : Options
+        Public options of the preset: `metric`, `iterations`, `shrink_factors`, `smoothing_sigmas`, `radius`,
+        `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`, `symmetric`,
+        `convergence_window`, `convergence_threshold`. ``docs/options.md`` and ``itk-nir presets PRESET`` say what each
+        means and may be.
 
     Returns
     -------
-    RegistrationResult : ``.transform``, ``.inverse_transform``, ``.warped``, ``.metrics``, ``.save(prefix)``, ...
+    RegistrationResult
+        ``.transform``, ``.inverse_transform``, ``.warped``, ``.report``, ``.save(prefix)``, ...
 
     Raises
     ------
-    InputError : an image, mask or transform that cannot be used, said before any work begins.
-    OptionError : an unknown or unfitting option.
+    InputError
+        An image, mask or transform that cannot be used, said before any work begins.
+    OptionError
+        An unknown or unfitting option.
+
+    Notes
+    -----
+    Calls from several threads of one process go one after another (on a CPU).
+
+    References
+    ----------
+    Sun, Han, Kong, Hua, Wu, Xie, "Medical Image Registration via Neural Fields", MedIA 97 (2024) 103249.
+
+    Examples
+    --------
+    >>> import itk_nir
+    >>> from itk_nir.images import to_sitk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (60, 72))
+    >>> fixed, moving = (to_sitk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> result = itk_nir.register(fixed, moving, preset="fast", smoothness=1.0)
+    >>> result.report.similarity > result.report.similarity_start
+    True
     """
-    clock = time.perf_counter()
-    settings = make_settings(preset, **options)
-    if linear not in ("none", "rigid", "affine"):
-        raise OptionError(f"linear is 'none', 'rigid' or 'affine', got {linear!r}")
-    if not deformable and linear == "none":
-        raise OptionError("linear='none' with deformable=False leaves nothing to do; ask for one of the two stages")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise OptionError(f"seed is a whole number that is not negative, got {seed!r}")
-    where = _device(device)
-    threads = _threads(threads)
-    a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
-    fixed_on = None if fixed_mask is None else load_image(fixed_mask, "fixed mask")
-    moving_on = None if moving_mask is None else load_image(moving_mask, "moving mask")
-    start = (
-        None if initial_transform is None else load_transform(initial_transform, a.geometry, role="initial transform")
+    settings = make_settings(preset, **_checked_names(preset, dict(options)))
+    problem = Problem.prepare(
+        fixed,
+        moving,
+        settings,
+        linear=linear,
+        deformable=deformable,
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+        initial_transform=initial_transform,
+        seed=seed,
+        device=device,
+        threads=threads,
     )
-    notes = check_pair(a, b, fixed_on, moving_on, start, linear=linear)
-    for note in notes:
+    for note in problem.notes:
         warnings.warn(note, UserWarning, stacklevel=2)
-    with torch_on_one_thread(where):
-        return _run(
-            a, b, fixed_on, moving_on, start, settings, linear, deformable, seed, where, threads, callback, clock,
-            preset, notes,
-        )  # fmt: skip
-
-
-def _run(
-    fixed: Volume,
-    moving: Volume,
-    fixed_mask: Volume | None,
-    moving_mask: Volume | None,
-    start: CompositeTransform | None,
-    settings: Settings,
-    linear: str,
-    deformable: bool,
-    seed: int,
-    device: torch.device,
-    threads: int,
-    callback: Callback | None,
-    clock: float,
-    preset: str,
-    notes: list[str],
-) -> RegistrationResult:
-    seconds = {"read": time.perf_counter() - clock}
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    grid = fixed.geometry
-    d = grid.dimension
-    shares = _shares(linear, deformable)
-    stages = {
-        stage: None if callback is None else _stage(callback, *shares[stage]) for stage in ("linear", "deformable")
-    }
-    # A linear start is part of the linear map; any other is resampled into the moving image first and composed after.
-    before = np.eye(d + 1)
-    tail: tuple[Any, ...] = ()
-    source, source_mask = moving, moving_mask
-    if start is not None:
-        if start.is_linear:
-            before = _matrix(start)
-        else:
-            tail = start.transforms
-            source, source_mask = _through(start, moving, moving_mask, grid)
-    pair = Pair(
-        fixed=_tensor(fixed.array, device),
-        fixed_geometry=grid,
-        moving=_tensor(source.array, device),
-        moving_geometry=source.geometry,
-        linear=before,
-        fixed_weight=None if fixed_mask is None else _tensor(match_mask(fixed_mask, fixed)[0].array, device),
-        moving_weight=None if source_mask is None else _tensor(match_mask(source_mask, source)[0].array, device),
-    )
-    cancelled = False
-    linear_metric = None
-    if linear != "none":
-        matrix, linear_metric, cancelled = optimise_linear(
-            pair, linear, settings.linear, search=start is None, threads=threads, callback=stages["linear"], clock=clock
-        )
-        pair = replace(pair, linear=matrix)
-    seconds["linear"] = time.perf_counter() - clock - sum(seconds.values())
-    if not deformable:
-        if linear_metric is not None and linear_metric < WEAK and not cancelled:
-            note = (
-                f"{moving.name}: has little in common with {fixed.name} (mean LNCC² {linear_metric:.2f} after the "
-                "linear stage); check the result, and whether both images show the same object in one modality"
-            )
-            notes = [*notes, note]
-            warnings.warn(note, UserWarning, stacklevel=3)
-        metrics: dict[str, Any] = {
-            "preset": preset,
-            "stop": "cancelled" if cancelled else "all steps done",
-            "similarity": linear_metric,
-            "linear_matrix": pair.linear.tolist(),
-            **_about_run(seed, device, threads, seconds, clock),
-            "warnings": notes,
-        }
-        parts = (LinearTransform(pair.linear), *((start,) if start is not None and tail else ()))
-        return RegistrationResult(fixed, moving, compose(*parts), metrics)
-
-    field, trace, stop = _deform(pair, settings, seed, threads, stages["deformable"], clock, cancelled)
-    seconds["deformable"] = time.perf_counter() - clock - sum(seconds.values())
-
-    if trace and trace[-1].metric < WEAK:
-        note = (
-            f"{moving.name}: has little in common with {fixed.name} (mean LNCC² {trace[-1].metric:.2f} at the end); "
-            "the deformation was kept stiff and may mean nothing: check the result, and whether both images show the "
-            "same object in one modality"
-        )
-        notes = [*notes, note]
-        warnings.warn(note, UserWarning, stacklevel=3)
-    weight = pair.fixed_weight
-    inside = weight > 0.5 if weight is not None else _foreground(pair.fixed)
-    ops.release_memory()  # many small arrays are done with, a few large ones follow
-    baked = bake(field, settings.bake, inside, threads)
-    seconds["bake"] = time.perf_counter() - clock - sum(seconds.values())
-    metrics = {
-        "preset": preset,
-        "stop": "cancelled" if cancelled else stop,
-        "similarity": trace[-1].metric if trace else None,
-        "similarity_start": trace[0].metric if trace else None,
-        "similarity_linear": linear_metric,
-        "trace": [{"level": t.level, "step": t.step, "metric": t.metric, "loss": t.loss} for t in trace],
-        **baked.metrics(),
-        "linear_matrix": pair.linear.tolist(),
-        **_about_run(seed, device, threads, seconds, clock),
-        "warnings": notes,
-    }
     if callback is not None:
-        callback(
-            Progress("bake", 0, 1, 0, 1, trace[-1].metric if trace else 0.0, trace[-1].loss if trace else 0.0,
-                     time.perf_counter() - clock, 1.0)
+        callback = with_threads_as_found(callback)
+    with torch_on_one_thread(problem.device):
+        result = _Run(problem, callback).result()
+    for note in result.report.warnings[len(problem.notes) :]:
+        warnings.warn(note, UserWarning, stacklevel=2)
+    return result
+
+
+def _checked_names(preset: str | Settings, options: dict[str, Any]) -> dict[str, Any]:
+    """The options as they are; expert settings among them are told that they belong elsewhere."""
+    expert = sorted(set(options) - public_options(preset))
+    if expert:
+        # A name that there is not is answered by an error first; those of before 0.2 are answered there too.
+        settings = make_settings(preset, **options)
+        known = {name for part in settings.parts.values() for name in vars(part)} - public_options(preset)
+        expert = [name for name in expert if name in known]
+    if expert:
+        warnings.warn(
+            f"{', '.join(expert)}: expert settings go into preset=itk_nir.make_settings({_name(preset)!r}, "
+            f"{expert[0]}=...) since 0.2",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    return options
+
+
+def _name(preset: str | Settings) -> str:
+    return preset.preset if isinstance(preset, Settings) else preset
+
+
+class _Run:
+    """One registration: linear stage, deformable stage, sampling; what it took is in `report`."""
+
+    def __init__(self, problem: Problem, callback: Callback | None) -> None:
+        self.problem, self.callback = problem, callback
+        self.seconds = {"read": time.perf_counter() - problem.clock}
+        self.notes = list(problem.notes)
+        self.cancelled = False
+        self.similarity_linear: float | None = None
+        _log.debug(
+            "registering %s onto %s: preset %s, device %s, %d threads, instruction set %s",
+            problem.moving.name, problem.fixed.name, problem.settings.preset, problem.device, problem.threads,
+            ops.instruction_set(),
         )  # fmt: skip
 
-    about = {k: metrics[k] for k in ("preset", "seed", "device", "versions")} | {"settings": asdict(settings)}
-    network = Network(field, LinearTransform(pair.linear), start if tail else None, about)
-    return RegistrationResult(fixed, moving, network.chain(baked), metrics, network.map, network)
+    def result(self) -> RegistrationResult:
+        """Run all stages."""
+        problem = self.problem
+        reset_peak_device_memory(problem.device)
+        pair = problem.pair()
+        if problem.linear != "none":
+            pair = replace(pair, linear=self._linear(pair))
+        affine = LinearTransform(pair.linear)
+        if not problem.deformable:
+            self._judge_linear()
+            stop = "cancelled" if self.cancelled else "all iterations done"
+            report = self._report(
+                stop=stop, similarity=self.similarity_linear, affine_matrix=affine.matrix.tolist()
+            )  # fmt: skip
+            return RegistrationResult(problem.fixed, problem.moving, affine, initial=problem.tail, report=report)
 
-
-def _deform(
-    pair: Pair, settings: Settings, seed: int, threads: int, callback: Callback | None, clock: float, cancelled: bool
-) -> tuple[LatticeField | PointField, list[TraceStep], str]:
-    engine = settings.engine
-    if isinstance(engine, LatticeSettings):
-        if cancelled:
-            callback = lambda _: True  # noqa: E731  one evaluation, then out with the identity
-        try:
-            result = optimise_lattice(pair, engine, seed=seed, threads=threads, callback=callback, clock=clock)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        return result.field, result.trace, result.stop
-    d = pair.fixed_geometry.dimension
-
-    def flat(x: torch.Tensor) -> torch.Tensor:
-        return x[None] if d == 3 else x
-
-    registration = optimise_points(
-        flat(pair.fixed),
-        pair.fixed_geometry,
-        flat(pair.moving),
-        pair.moving_geometry,
-        pair.linear,
-        engine,
-        None if pair.fixed_weight is None else flat(pair.fixed_weight),
-        None if pair.moving_weight is None else flat(pair.moving_weight),
-        seed,
-        (lambda _: True) if cancelled else callback,
-        pair.fixed.device,
-    )
-    return (
-        PointField(pair.fixed_geometry, registration),
-        [TraceStep(t.phase, t.step, t.metric, t.loss) for t in registration.trace],
-        "cancelled" if registration.cancelled else "all steps done",
-    )
-
-
-def _about_run(
-    seed: int, device: torch.device, threads: int, seconds: dict[str, float], clock: float
-) -> dict[str, Any]:
-    """What a run used: metrics that every kind of result has."""
-    return {
-        "seed": seed,
-        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "threads": threads,
-        "seconds": {**seconds, "total": time.perf_counter() - clock},
-        "peak_memory_mb": _peak_memory(),
-        "peak_device_memory_mb": torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None,
-        "versions": {
-            "itk-nir": itk_nir.__version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _through(start: CompositeTransform, moving: Volume, mask: Volume | None, grid: Any) -> tuple[Volume, Volume | None]:
-    """The moving image (and its mask) seen through the caller's transform, on the fixed grid."""
-    array = resample_array(moving.array, moving.geometry, start, grid, "linear")
-    ones = np.ones_like(moving.array) if mask is None else match_mask(mask, moving)[0].array.astype(np.float32)
-    seen = resample_array(ones, moving.geometry, start, grid, "nearest") > 0.5
-    if not seen.any():
-        raise InputError(
-            "initial transform: takes the fixed image wholly outside the moving image; check its direction (fixed → "
-            "moving, LPS mm)"
+        done = self._deformable(pair)
+        ops.release_memory()  # many small arrays are done with, a few large ones follow
+        sampled = sample_field(done.field, problem.settings.sampling, pair.counted)
+        self._took("sampling")
+        report = self._report(
+            stop=done.stop, trace=done.trace, similarity_start=done.similarity_start, similarity=done.similarity
         )
-    source = replace(moving, array=array, geometry=grid)
-    if mask is None and seen.all():
-        return source, None
-    return source, replace(moving, array=seen.astype(np.float32), geometry=grid, name="initial transform's extent")
+        about = {"preset": report.preset, "seed": report.seed, "device": report.device, "versions": report.versions}
+        kind = problem.settings.deformable.kind
+        trained = NeuralField(kind, done.field, affine, problem.tail, about | {"settings": report.settings})
+        self._tell_end(done)
+        return RegistrationResult.of_field(problem.fixed, problem.moving, trained, sampled, report)
 
+    def _linear(self, pair: Pair) -> Any:
+        problem = self.problem
+        share = 0.1 if problem.deformable else 1.0
+        found = optimise_linear(
+            pair,
+            problem.linear,
+            problem.settings.linear,
+            search=problem.start is None,
+            threads=problem.threads,
+            callback=self._share(0.0, share),
+            clock=problem.clock,
+        )
+        self.similarity_linear, self.cancelled = found.similarity, found.cancelled
+        self._took("linear")
+        return found.matrix
 
-def _matrix(chain: CompositeTransform) -> F64:
-    m = np.eye(chain.dimension + 1)
-    for step in chain.transforms:
-        assert isinstance(step, LinearTransform)
-        m = step.matrix @ m
-    return m
+    def _deformable(self, pair: Pair) -> Optimised:
+        problem = self.problem
+        begin = 0.0 if problem.linear == "none" else 0.1
+        # One evaluation, then out with the identity.
+        callback = (lambda _: True) if self.cancelled else self._share(begin, 0.95 - begin)
+        settings = problem.settings
+        done: Optimised = settings.engine.optimise(
+            pair, settings.deformable, seed=problem.seed, threads=problem.threads, callback=callback,
+            clock=problem.clock,
+        )  # fmt: skip
+        self._took("deformable")
+        last = done.similarity if done.similarity is not None else done.trace[-1].metric if done.trace else None
+        if last is not None and last < MIN_RELIABLE_SIMILARITY:
+            self.notes.append(
+                f"{problem.moving.name}: has little in common with {problem.fixed.name} (mean LNCC² {last:.2f} at the "
+                "end); the deformation was kept stiff and may mean nothing: check the result, and whether both images "
+                "show the same object in one modality"
+            )
+        return done
 
+    def _judge_linear(self) -> None:
+        found, problem = self.similarity_linear, self.problem
+        if found is not None and found < MIN_RELIABLE_SIMILARITY and not self.cancelled:
+            self.notes.append(
+                f"{problem.moving.name}: has little in common with {problem.fixed.name} (mean LNCC² {found:.2f} after "
+                "the linear stage); check the result, and whether both images show the same object in one modality"
+            )
 
-def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    return as_volume(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device))
+    def _share(self, begin: float, length: float) -> Callback | None:
+        """The callback with its fraction as a share of the whole."""
+        callback = self.callback
+        if callback is None:
+            return None
+        return lambda p: callback(replace(p, fraction=begin + length * p.fraction))
 
+    def _tell_end(self, done: Optimised) -> None:
+        if self.callback is not None:
+            metric, loss = (done.trace[-1].metric, done.trace[-1].loss) if done.trace else (0.0, 0.0)
+            seconds = time.perf_counter() - self.problem.clock
+            self.callback(Progress("sampling", 0, 1, 0, 1, metric, loss, 0.0, seconds, 1.0))
 
-def _foreground(image: torch.Tensor) -> torch.Tensor:
-    value = background(image)
-    return torch.ones_like(image, dtype=torch.bool) if value is None else image != value
+    def _took(self, stage: str) -> None:
+        self.seconds[stage] = time.perf_counter() - self.problem.clock - sum(self.seconds.values())
+        _log.debug("%s: %.2f s", stage, self.seconds[stage])
 
-
-def _shares(linear: str, deformable: bool) -> dict[str, tuple[float, float]]:
-    """Begin and length of each stage on the progress scale 0 … 1."""
-    a = (0.1 if deformable else 1.0) if linear != "none" else 0.0
-    return {"linear": (0.0, a), "deformable": (a, max(0.0, 0.95 - a))}
-
-
-def _stage(callback: Callback, begin: float, length: float) -> Callback:
-    return lambda p: callback(replace(p, fraction=begin + length * p.fraction))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise OptionError(f"device is 'auto', 'cpu' or 'cuda', got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise OptionError("device 'cuda' was asked for but torch finds no CUDA device; use device='cpu' or 'auto'")
-    return torch.device(name)
-
-
-def _threads(threads: int | None) -> int:
-    if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise OptionError(f"threads is a whole number of at least 1, got {threads!r}")
-    return threads
-
-
-def _peak_memory() -> float:
-    """Peak resident memory of the process so far, MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
+    def _report(self, **measured: Any) -> Report:
+        problem = self.problem
+        settings = problem.settings
+        if self.cancelled:
+            measured["stop"] = "cancelled"
+        return Report(
+            preset=settings.preset,
+            similarity_linear=self.similarity_linear,
+            seed=problem.seed,
+            device=device_name(problem.device),
+            threads=problem.threads,
+            seconds={**self.seconds, "total": time.perf_counter() - problem.clock},
+            peak_memory_mb=peak_memory_mb(),
+            peak_device_memory_mb=peak_device_memory_mb(problem.device),
+            versions={
+                "itk-nir": __version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            settings={name: as_json(asdict(part)) for name, part in settings.parts.items()},
+            warnings=tuple(self.notes),
+            **measured,
+        )

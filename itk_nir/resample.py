@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -10,67 +10,66 @@ from numpy.typing import NDArray
 
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
-from itk_nir.images import Volume, like, load_image
+from itk_nir.images import Volume
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 
 INTERPOLATIONS = ("auto", "linear", "nearest", "bspline")
 
 
-def apply(
-    image: Any,
+def resample(
+    volume: Volume,
     transform: CompositeTransform,
-    reference: Any = None,
-    *,
-    interpolation: str = "auto",
+    geometry: Geometry,
+    interpolation: str = "linear",
     default: float = 0.0,
-) -> Any:
-    """Resample a moving image on a reference grid.
+    *,
+    threads: int | None = None,
+) -> NDArray[Any]:
+    """A `Volume` seen through a transform on a grid: the array of the resampled image, ``geometry.shape``.
 
     Parameters
     ----------
-    image : anything `load_image` takes, in moving space.
-    transform : fixed → moving (a result's chain; `CompositeTransform.inverse()` of it to take an image from fixed to moving).
-    reference : an image or a `Geometry` that gives the output grid; the image's own grid when left out.
-    interpolation : ``"linear"``, ``"nearest"``, ``"bspline"`` (cubic) or ``"auto"``: nearest for label maps (see
-        `is_label_map`), linear for everything else.
-    default : value of voxels that map outside the image (more than half a voxel from its outermost centres).
-
-    Returns
-    -------
-    An image of the kind that `image` is (``itk.Image`` for a path). Its pixel type is the image's own for nearest,
-    float32 otherwise.
+    volume : Volume
+        In moving space.
+    transform : CompositeTransform
+        Fixed → moving.
+    geometry : Geometry
+        The output grid.
+    interpolation : str
+        One of `INTERPOLATIONS`; ``"auto"`` is nearest for label maps (see `is_label_map`), linear for everything else.
+    default : float
+        Value of voxels that map outside the image (more than half a voxel from its outermost centres).
+    threads : int, optional
+        CPU threads; all that the process may use by default.
 
     Raises
     ------
-    InputError : an image that cannot be used, or unlike dimensions.
-    OptionError : unknown interpolation.
+    InputError
+        Unlike dimensions.
+    OptionError
+        Unknown interpolation.
     """
-    volume = load_image(image, "image", native=True)
-    if reference is None:
-        geometry = volume.geometry
-    else:
-        geometry = reference if isinstance(reference, Geometry) else load_image(reference, "reference image").geometry
-    return like(resample(volume, transform, geometry, interpolation, default), geometry, volume.kind)
-
-
-def resample(
-    volume: Volume, chain: CompositeTransform, geometry: Geometry, interpolation: str = "linear", default: float = 0.0
-) -> NDArray[Any]:
-    """`apply` for a `Volume`: the array of the resampled image, ``geometry.shape``."""
     if interpolation not in INTERPOLATIONS:
         raise OptionError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
-    if not volume.dimension == chain.dimension == geometry.dimension:
+    if not volume.dimension == transform.dimension == geometry.dimension:
         raise InputError(
-            f"{volume.name}: is {volume.dimension}D, its transform {chain.dimension}D and the reference grid "
+            f"{volume.name}: is {volume.dimension}D, its transform {transform.dimension}D and the reference grid "
             f"{geometry.dimension}D; they must have one dimension"
         )
     if interpolation == "auto":
         interpolation = "nearest" if is_label_map(volume.array) else "linear"
-    return resample_array(volume.array, volume.geometry, chain, geometry, interpolation, default)
+    return resample_array(volume.array, volume.geometry, transform, geometry, interpolation, default, threads=threads)
 
 
 def resample_array(
-    array: NDArray[Any], source: Geometry, chain: CompositeTransform, target: Geometry, mode: str, default: float = 0.0
+    array: NDArray[Any],
+    source: Geometry,
+    chain: CompositeTransform,
+    target: Geometry,
+    mode: str,
+    default: float = 0.0,
+    *,
+    threads: int | None = None,
 ) -> NDArray[Any]:
     """Values of ``source.shape`` voxels at the voxel centres of `target`, mapped through `chain` → ``target.shape``.
 
@@ -78,12 +77,13 @@ def resample_array(
     """
     import torch
 
+    from itk_nir.engine.execution import thread_count, torch_on_one_thread
     from itk_nir.engine.interpolation import bspline_coefficients, sample
 
     # Physical → index is one more linear step, which melts into the chain's last one.
     to_index = CompositeTransform((*chain.transforms, LinearTransform(source.inverse_matrix))).simplified()
     if mode == "linear":
-        done = _in_one_pass(array, to_index, target, default)
+        done = _in_one_pass(array, to_index, target, default, thread_count(threads))
         if done is not None:
             return done
     if mode == "nearest":
@@ -92,10 +92,10 @@ def resample_array(
         image = torch.from_numpy(np.ascontiguousarray(carried))[None]
     else:
         image = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
-    if mode == "bspline":
-        image = bspline_coefficients(image)
     out = np.empty(target.shape, array.dtype if mode == "nearest" else np.float32)
-    with torch.inference_mode():
+    with torch_on_one_thread(torch.device("cpu")) if thread_count(threads) == 1 else nullcontext(), torch.no_grad():
+        if mode == "bspline":
+            image = bspline_coefficients(image)
         for part, _, index in to_index.rows(target):
             inside = np.ones(index.shape[:-1], bool)
             for axis, n in enumerate(source.size):
@@ -109,7 +109,9 @@ def resample_array(
     return out
 
 
-def _in_one_pass(array: NDArray[Any], to_index: CompositeTransform, target: Geometry, default: float) -> NDArray[np.float32] | None:
+def _in_one_pass(
+    array: NDArray[Any], to_index: CompositeTransform, target: Geometry, default: float, threads: int
+) -> NDArray[np.float32] | None:
     """Linear resampling through at most one displacement field, then a linear map, by the native op.
 
     None where the chain is of another form or the native ops are missing.
@@ -134,7 +136,7 @@ def _in_one_pass(array: NDArray[Any], to_index: CompositeTransform, target: Geom
     vector[:d, :d] = last.matrix[:d, :d]
     moving = np.ascontiguousarray(array, np.float32).reshape(*(1,) * (3 - d), *array.shape)
     shape = (*(1,) * (3 - d), *target.shape)
-    out: NDArray[np.float32] = native.resample(moving, shift, index, vector, default, shape, os.cpu_count() or 1)
+    out: NDArray[np.float32] = native.resample(moving, shift, index, vector, default, shape, threads)
     return out.reshape(target.shape)
 
 

@@ -2,54 +2,164 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from itk_nir.errors import InputError
-from itk_nir.images import Volume, like, save_image
-from itk_nir.resample import resample_array
 from itk_nir.atomic import all_or_none, split_prefix
-from itk_nir.transforms.save import WARPED, Written, check_format, write_both
+from itk_nir.engine.sampling import SampledField
+from itk_nir.errors import InputError
+from itk_nir.images import Volume, like, load_image, save_image
+from itk_nir.neural_field import NeuralField
+from itk_nir.report import Report
+from itk_nir.resample import resample_array
 from itk_nir.transforms.composition import cover, own_grid, surface
-from itk_nir.transforms.model import CompositeTransform, DisplacementField
+from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
+from itk_nir.transforms.save import WARPED, Written, check_format, write_both
 
-if TYPE_CHECKING:
-    from itk_nir.neural_field import Network
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RegistrationResult:
     """The transform between two images, and everything that follows from it.
 
-    Images and ITK objects are made when they are first asked for and kept. Transforms map **fixed** physical points
-    to **moving** physical points (LPS mm), as ITK's resampling wants them; inverses map back.
+    The map is ``phi(p) = T(A(p + u(p)))`` for a fixed physical point ``p`` (LPS mm): the `displacement` ``u``, the linear
+    part `affine` ``A``, and the caller's own `initial` transform ``T`` where that is not linear. Transforms map **fixed**
+    physical points to **moving** physical points, as ITK's resampling wants them; inverses map back. Images and ITK
+    objects are made when they are first asked for, and kept.
 
     Parameters
     ----------
-    fixed, moving : the images that were registered.
-    chain : the whole map, fixed → moving, with its inverse steps: displacement field, linear part, the caller's
-        initial transform.
-    metrics : numbers about the run, plain Python values (similarity trace, folds, inverse error, seconds, ...).
-    evaluate : the continuous map before it was baked, ``(N, d)`` fixed points → ``(N, d)`` moving points, LPS mm.
-    network : the trained field behind `evaluate`, which can be saved and baked again; None for a linear map.
+    fixed, moving : Volume
+        The images that were registered.
+    affine : LinearTransform
+        The linear part, fixed → moving.
+    displacement, inverse_displacement : DisplacementField or None
+        ``u`` on a grid over fixed space, mm LPS, and that of its inverse; None without a deformable stage.
+    initial : CompositeTransform or None
+        The caller's initial transform where it is not linear; a linear one is part of `affine`.
+    report : Report
+        Numbers about the run.
+    field : NeuralField or None
+        The trained field, which can be saved and sampled again; None without a deformable stage.
     """
 
     fixed: Volume
     moving: Volume
-    chain: CompositeTransform
-    metrics: dict[str, Any] = field(default_factory=dict)
-    evaluate: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
-    network: Network | None = None
+    affine: LinearTransform
+    displacement: DisplacementField | None = None
+    inverse_displacement: DisplacementField | None = None
+    initial: CompositeTransform | None = None
+    report: Report = dataclasses.field(default_factory=Report)
+    field: NeuralField | None = None
+
+    @classmethod
+    def of_field(
+        cls, fixed: Volume, moving: Volume, trained: NeuralField, sampled: SampledField, report: Report
+    ) -> RegistrationResult:
+        """The result of a trained field that was sampled; what was measured on the grid goes into the report."""
+        return cls(
+            fixed,
+            moving,
+            trained.linear,
+            DisplacementField(sampled.geometry, sampled.forward),
+            DisplacementField(sampled.geometry, sampled.inverse),
+            trained.start,
+            replace(
+                report,
+                folded_voxels=sampled.folded,
+                folded_percent=sampled.folded_percent,
+                jacobian_range=sampled.jacobian_range,
+                log_jacobian_sd=sampled.log_jacobian_sd,
+                inverse_error_mean_voxels=sampled.inverse_error_mean,
+                inverse_error_p99_voxels=sampled.inverse_error_p99,
+                field_spacing_voxels=sampled.spacing,
+                interpolation_error_voxels=sampled.interpolation_error,
+                affine_matrix=trained.linear.matrix.tolist(),
+            ),
+            trained,
+        )
+
+    @classmethod
+    def from_field(
+        cls,
+        trained: NeuralField,
+        fixed: Any,
+        moving: Any,
+        *,
+        max_interpolation_error: float | None = None,
+        field_spacing: int | None = None,
+    ) -> RegistrationResult:
+        """A trained field of `itk_nir.load_field`, sampled, with its two images again: to be saved, exported and drawn.
+
+        Parameters
+        ----------
+        trained : NeuralField
+            The field.
+        fixed, moving : path, itk.Image or SimpleITK.Image
+            The images of the registration.
+        max_interpolation_error, field_spacing
+            As of `NeuralField.sample`.
+
+        Raises
+        ------
+        InputError
+            A fixed image on another grid than the one that was registered.
+        """
+        a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
+        grid = trained.geometry
+        if a.dimension != grid.dimension or not a.geometry.same_grid(grid):
+            raise InputError(
+                f"{a.name}: lies on a grid of size {a.geometry.size}, spacing {a.geometry.spacing} and origin "
+                f"{a.geometry.origin}, but the field was trained on {grid.size}, {grid.spacing}, {grid.origin}; give "
+                "the fixed image of that registration"
+            )
+        if b.dimension != a.dimension:
+            raise InputError(f"{b.name}: is {b.dimension}D and the fixed image {a.dimension}D; both must be alike")
+        known = {name: trained.about[name] for name in ("preset", "seed", "device", "versions") if name in trained.about}
+        report = Report(**known, threads=trained.trained.threads)
+        return cls.of_field(a, b, trained, trained.sampled(max_interpolation_error, field_spacing), report)
+
+    def __repr__(self) -> str:
+        def size(grid: Any) -> str:
+            return "x".join(map(str, grid.size))
+
+        parts = ["affine" if self.displacement is None else f"displacement on {size(self.displacement.geometry)}, affine"]
+        if self.initial is not None:
+            parts.append("initial transform")
+        r = self.report
+        numbers = [f"preset {r.preset!r}"]
+        if r.similarity is not None and r.similarity_start is not None:
+            numbers.append(f"similarity {r.similarity_start:.4f} to {r.similarity:.4f}")
+        if r.folded_percent is not None:
+            numbers.append(f"folds {r.folded_percent:.4f} %")
+        if "total" in r.seconds:
+            numbers.append(f"{r.seconds['total']:.1f} s")
+        return (
+            f"RegistrationResult(fixed {size(self.fixed.geometry)}, moving {size(self.moving.geometry)}\n"
+            f"  {', '.join(parts)}\n"
+            f"  {', '.join(numbers)})"
+        )
+
+    @cached_property
+    def mapping(self) -> CompositeTransform:
+        """The whole map as plain data, fixed → moving, with its inverse: `displacement`, `affine`, `initial`."""
+        forward: list[Any] = [self.affine]
+        backward: list[Any] = [self.affine.inverse()]
+        if self.displacement is not None:
+            undo = self.inverse_displacement or self.displacement.inverse()
+            forward, backward = [self.displacement, *forward], [*backward, undo]
+        if self.initial is not None:
+            forward = [*forward, *self.initial.transforms]
+            backward = [*self.initial.inverse().transforms, *backward]
+        return CompositeTransform(tuple(forward), tuple(backward))
 
     @cached_property
     def transform(self) -> Any:
@@ -61,7 +171,7 @@ class RegistrationResult:
         """
         from itk_nir.transforms.as_itk import field_to_itk
 
-        forward, inverse = self._baked
+        forward, inverse = self._whole_fields
         return field_to_itk(forward, inverse if inverse.geometry == forward.geometry else None)
 
     @cached_property
@@ -69,7 +179,7 @@ class RegistrationResult:
         """The inverse map as one ``itk.DisplacementFieldTransform[itk.D, d]``, moving → fixed, with its inverse."""
         from itk_nir.transforms.as_itk import field_to_itk
 
-        forward, inverse = self._baked
+        forward, inverse = self._whole_fields
         return field_to_itk(inverse, forward if inverse.geometry == forward.geometry else None)
 
     @cached_property
@@ -77,19 +187,21 @@ class RegistrationResult:
         """The map as an ``itk.CompositeTransform[itk.D, d]`` of its parts, fixed → moving."""
         from itk_nir.transforms.as_itk import to_itk
 
-        return to_itk(self.chain)
+        return to_itk(self.mapping)
 
     @cached_property
     def inverse_composite(self) -> Any:
         """The inverse as an ``itk.CompositeTransform[itk.D, d]`` of its parts, moving → fixed."""
         from itk_nir.transforms.as_itk import to_itk
 
-        return to_itk(self.chain.inverse())
+        return to_itk(self.mapping.inverse())
 
     @cached_property
     def warped_array(self) -> NDArray[np.float32]:
         """The moving image on the fixed grid, ``([D,] H, W)`` float32: one linear interpolation, 0 outside."""
-        return resample_array(self.moving.array, self.moving.geometry, self.chain, self.fixed.geometry, "linear")
+        return resample_array(
+            self.moving.array, self.moving.geometry, self.mapping, self.fixed.geometry, "linear", threads=self._threads
+        )
 
     @cached_property
     def warped(self) -> Any:
@@ -105,11 +217,11 @@ class RegistrationResult:
         """
         import torch
 
-        from itk_nir.paper.flow import jacobian_determinant
+        from itk_nir.engine.jacobian import jacobian_determinant
 
         grid = self.fixed.geometry
         with torch.inference_mode():
-            vectors = torch.from_numpy(self.chain.displacement_on(grid).vectors).movedim(-1, 0)
+            vectors = torch.from_numpy(self.mapping.displacement_on(grid).vectors).movedim(-1, 0)
             return jacobian_determinant(vectors, grid.spacing, grid.direction).contiguous().numpy()
 
     def jacobian_determinant(self) -> Any:
@@ -131,27 +243,28 @@ class RegistrationResult:
         ``(N, d)``, LPS mm. Forward uses the continuous map where the result has one, so no grid comes between.
         """
         p = np.asarray(points, float)
-        if p.ndim != 2 or p.shape[1] != self.chain.dimension:
-            raise InputError(f"points have shape (N, {self.chain.dimension}), got {p.shape}")
+        if p.ndim != 2 or p.shape[1] != self.mapping.dimension:
+            raise InputError(f"points have shape (N, {self.mapping.dimension}), got {p.shape}")
         if inverse:
-            return self.chain.inverse().map(p)
-        return self.chain.map(p) if self.evaluate is None else np.asarray(self.evaluate(p), np.float64)
+            return self.mapping.inverse().map(p)
+        return self.mapping.map(p) if self.field is None else self.field.map(p)
 
-    def save_network(self, path: str | os.PathLike[str]) -> Path:
-        """Write the trained field as ``.safetensors``, for `itk_nir.load_network` and another bake later.
+    def save_field(self, path: str | os.PathLike[str]) -> Path:
+        """Write the trained field as ``.safetensors``, for `itk_nir.load_field` and another sampling later.
 
         Raises
         ------
-        InputError : a result without one (a linear map), another ending, or no such folder.
+        InputError
+            A result without one (a linear map), another ending, or no such folder.
         """
-        if self.network is None:
+        if self.field is None:
             raise InputError("this result is a linear map: it has no trained field to save; save the transform")
-        return self.network.save(path)
+        return self.field.save(path)
 
     def save(
         self,
         prefix: str | os.PathLike[str],
-        format: str = "itk",  # noqa: A002 - the word users know
+        format: Literal["itk", "ants", "elastix", "slicer", "nifti"] = "itk",  # noqa: A002 - the word users know
     ) -> dict[str, Path]:
         """Write the transform and its inverse for another program, the warped image and a report.
 
@@ -183,9 +296,9 @@ class RegistrationResult:
         ItkNirError : a file that, read back, is not the transform to 1e-3 mm.
         """
         folder, start = split_prefix(prefix)
-        check_format(format, self.chain.dimension)
+        check_format(format, self.mapping.dimension)
         with all_or_none(folder) as stage:
-            written = write_both(format, self.chain, self.fixed.geometry, self.moving.geometry, stage, start, folder)
+            written = write_both(format, self.mapping, self.fixed.geometry, self.moving.geometry, stage, start, folder)
             names = {"warped": start + WARPED[format], **written.files, "report": f"{start}report.json"}
             save_image(self.warped_array, self.fixed.geometry, stage / names["warped"])
             text = json.dumps(self._report(names, written), indent=2, allow_nan=False)
@@ -198,36 +311,64 @@ class RegistrationResult:
             "moving": self.moving.name,
             "files": dict(names),
             "self_check": written.report(),
-            "metrics": _plain(self.metrics),
+            "metrics": self.report.as_dict(),
         }
 
+    @property
+    def _threads(self) -> int | None:
+        """What the registration was allowed; a result that was put together by hand may use all."""
+        return self.report.threads if self.report.versions else None
+
     @cached_property
-    def _baked(self) -> tuple[DisplacementField, DisplacementField]:
+    def _whole_fields(self) -> tuple[DisplacementField, DisplacementField]:
         """The whole map and its inverse as one displacement field each."""
-        base = own_grid(self.chain, self.fixed.geometry)
-        landed = self.chain.map(surface(self.fixed.geometry))
+        base = own_grid(self.mapping, self.fixed.geometry)
+        landed = self.mapping.map(surface(self.fixed.geometry))
         shared = cover(base, np.concatenate([self.fixed.geometry.corners(), landed]))
         if np.prod(shared.size) <= 8 * np.prod(base.size):
-            return self.chain.displacement_on(shared), self.chain.inverse().displacement_on(shared)
+            return self.mapping.displacement_on(shared), self.mapping.inverse().displacement_on(shared)
         warnings.warn(
             "fixed and moving space lie too far apart for one grid, so .transform has no inverse set; use "
             ".inverse_transform",
             stacklevel=4,
         )
-        forward = self.chain.displacement_on(cover(base, self.fixed.geometry.corners()))
+        forward = self.mapping.displacement_on(cover(base, self.fixed.geometry.corners()))
         start = base.physical_to_index(landed).min(axis=0)
         there = base.crop(np.floor(start).tolist(), [1] * base.dimension)
-        return forward, self.chain.inverse().displacement_on(cover(there, landed))
+        return forward, self.mapping.inverse().displacement_on(cover(there, landed))
 
 
-def _plain(value: Any) -> Any:
-    """The value in JSON's types; numbers that JSON lacks (NaN, infinity) become null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+    # --- names of before 0.2 -----------------------------------------------------------------------------------------
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Deprecated: `report`, as a dictionary with the old keys too."""
+        _renamed("metrics", "report")
+        values = self.report.as_dict()
+        old = {
+            "linear_matrix": "affine_matrix",
+            "bake_spacing_voxels": "field_spacing_voxels",
+            "bake_error_voxels": "interpolation_error_voxels",
+        }
+        return values | {name: values[now] for name, now in old.items()}
+
+    @property
+    def chain(self) -> CompositeTransform:
+        """Deprecated: `mapping`."""
+        _renamed("chain", "mapping")
+        return self.mapping
+
+    @property
+    def network(self) -> NeuralField | None:
+        """Deprecated: `field`."""
+        _renamed("network", "field")
+        return self.field
+
+    def save_network(self, path: str | os.PathLike[str]) -> Path:
+        """Deprecated: `save_field`."""
+        _renamed("save_network()", "save_field()")
+        return self.save_field(path)
+
+
+def _renamed(old: str, new: str) -> None:
+    warnings.warn(f"RegistrationResult.{old} is .{new} since 0.2", DeprecationWarning, stacklevel=3)

@@ -1,223 +1,352 @@
-"""Presets, and how an option overrides one. No global state: a preset is a frozen dataclass."""
+"""Presets, and how an option overrides one. No global state: settings are frozen dataclasses.
+
+Public options (`Options`) are keywords of `itk_nir.register`, in the words of the field's other tools. Everything else is
+an expert setting: ``register(fixed, moving, preset=make_settings("fast", jacobian_weight=0.0))``. What each means and may
+be stands on its field (`itk_nir.engine.settings`), from which checks, ``itk-nir presets`` and ``docs/options.md`` are made.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
-import re
 import textwrap
-import typing
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from itk_nir.engine.sampling import BakeSettings
-from itk_nir.engine.coordinate_networks import FieldConfig
-from itk_nir.engine.linear import LinearSettings
-from itk_nir.engine.optimize import LatticeSettings
-from itk_nir.paper.registration import PointPhase, PointSettings
-from itk_nir.paper.samplers import SamplerConfig
+from itk_nir.engine.settings import DeformableSettings, LinearSettings, SamplingSettings
 from itk_nir.errors import OptionError
+from itk_nir.options import SYNONYMS, Option, converted, nearest_name, options_in, spread
+
+if TYPE_CHECKING:
+    from itk_nir.engine.metrics import Metric
+    from itk_nir.engine.regularisers import Regulariser
+
+#: Names of the presets.
+PresetName = Literal["fast", "default", "accurate", "paper"]
+
+#: Kind of settings → the module that is the engine of the deformable stage. It has `Settings`, the class of its settings;
+#: `optimise(pair, settings, *, seed, threads, callback, clock) -> Optimised`; `describe(field)` and
+#: `restore(description, arrays, geometry, *, device, threads)`, a trained field as plain values and back.
+ENGINES: dict[str, str] = {"deformable": "itk_nir.engine.deformable", "paper": "itk_nir.paper.registration"}
+
+
+class Options(TypedDict, total=False):
+    """The public options: what `itk_nir.register` takes as keywords beside its own arguments.
+
+    One value stands for all levels where an option has one a level. ``docs/options.md`` says what each means.
+    """
+
+    metric: Literal["lncc", "ncc"] | Metric
+    iterations: int | Sequence[int]
+    shrink_factors: int | Sequence[int]
+    smoothing_sigmas: float | Sequence[float]
+    radius: int | Sequence[int]
+    learning_rates: float | Sequence[float]
+    regulariser: Literal["lorentzian", "diffusion"] | Regulariser
+    smoothness: float | Sequence[float]
+    grid_spacing: float | Sequence[float]
+    transform_model: Literal["velocity", "displacement"]
+    symmetric: bool
+    convergence_window: int
+    convergence_threshold: float
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything a registration is told: its deformable engine, the linear stage before it, the bake after it.
+    """Everything a registration is told.
 
-    `engine` decides how the field is optimised: a `LatticeSettings` takes whole images on spline lattices, a
-    `PointSettings` samples coordinates as the paper does.
+    Parameters
+    ----------
+    preset : str
+        The name of the preset that it began as.
+    deformable : DeformableSettings or PaperSettings
+        The deformable stage; its `kind` chooses the engine (`ENGINES`).
+    linear : LinearSettings
+        The linear stage before it.
+    sampling : SamplingSettings
+        The displacement grids after it.
     """
 
-    engine: LatticeSettings | PointSettings
+    preset: str
+    deformable: Any
     linear: LinearSettings = field(default_factory=LinearSettings)
-    bake: BakeSettings = field(default_factory=BakeSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+
+    @property
+    def engine(self) -> ModuleType:
+        """The engine of the deformable stage."""
+        return engine_named(self.deformable.kind)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The settings objects of the three stages by name."""
+        return {"deformable": self.deformable, "linear": self.linear, "sampling": self.sampling}
 
 
-def _paper() -> PointSettings:
-    network = FieldConfig(
-        encoding="fourier", activation="sine", frequencies=64, width=64, depth=2, omega=10.0, scale=1.5, bound=1.0
+@dataclass(frozen=True)
+class Preset:
+    """An entry of `PRESETS`: what it is for, and what makes its settings."""
+
+    purpose: str
+    make: Callable[[], Settings]
+
+
+def engine_named(kind: str) -> ModuleType:
+    """The module of an engine of `ENGINES`, loaded when it is first asked for.
+
+    Raises
+    ------
+    KeyError
+        No such engine.
+    """
+    return import_module(ENGINES[kind])
+
+
+def _fast() -> Settings:
+    return Settings("fast", DeformableSettings(iterations=(20, 10, 5), learning_rates=(1.5, 0.9, 0.6)))
+
+
+def _default() -> Settings:
+    return Settings("default", DeformableSettings())
+
+
+def _accurate() -> Settings:
+    return Settings(
+        "accurate",
+        DeformableSettings(
+            iterations=(80, 40, 24), radius=(5, 7, 8), smoothness=(0.6, 0.3, 0.3), lorentzian_scale=0.55
+        ),
     )
-    return PointSettings(
-        phases=(
-            PointPhase(
-                network, SamplerConfig("downsize", stride=3), steps=150, radius=2, learning_rate=3e-3,
-                learning_rate_end=3e-4,
-            ),
-            PointPhase(
-                replace(network, scale=2.5), SamplerConfig("patches", patches=2, edge=24), steps=100, radius=3,
-                learning_rate=2e-3, learning_rate_end=2e-4,
-            ),
-        ),
-        flow="rk4",
-        flow_steps=1,
-        chunk=1 << 16,
-    )  # fmt: skip
 
 
-#: Preset name → (what it is for, its settings).
-PRESETS: dict[str, tuple[str, Settings]] = {
-    "fast": (
-        "a good alignment in seconds",
-        Settings(LatticeSettings(steps=(20, 10, 5), learning_rates=(1.5, 0.9, 0.6))),
-    ),
-    "default": (
-        "the one to start with: more accurate than SyN, in a fraction of its time",
-        Settings(LatticeSettings()),
-    ),
-    "accurate": (
-        "the last bit of accuracy: more steps, wider windows, less smoothing",
-        Settings(
-            LatticeSettings(
-                steps=(80, 40, 24), radius=(5, 7, 8), displacement_diffusion=(0.6, 0.3, 0.3), strain_scale=0.55
-            ),
-        ),
-    ),
-    "paper": (
+def _paper() -> Settings:
+    return Settings("paper", import_module("itk_nir.paper.settings").preset())
+
+
+#: The presets by name.
+PRESETS: dict[str, Preset] = {
+    "fast": Preset("a good alignment in seconds", _fast),
+    "default": Preset("the one to start with: more accurate than SyN, in a fraction of its time", _default),
+    "accurate": Preset("the last bit of accuracy: more iterations, wider windows, less smoothness", _accurate),
+    "paper": Preset(
         "the design of the paper itself: Fourier-encoded SIREN, velocity + RK4, downsized lattice then mini-patches",
-        Settings(_paper()),
+        _paper,
     ),
 }
 
+#: Names of options before 0.2 → now.
+RENAMED: dict[str, str] = {
+    "steps": "iterations",
+    "displacement_diffusion": "smoothness",
+    "strain_scale": "lorentzian_scale",
+    "velocity_diffusion": "velocity_smoothness",
+    "lattice_spacing": "grid_spacing",
+    "coarsest_lattice": "coarsest_grid_spacing",
+    "flow": "transform_model",
+    "squarings": "integration_steps",
+    "network_rate": "network_learning_rate",
+    "network_alone": "network_warmup",
+    "small_voxels": "extra_iterations_below",
+    "momentum": "betas",
+    "linear_steps": "linear_iterations",
+    "linear_start_steps": "linear_start_iterations",
+    "linear_rate": "linear_learning_rate",
+    "bake_error": "max_interpolation_error",
+    "bake_spacing": "field_spacing",
+    "flow_steps": "ode_steps",
+    "time": "integration_time",
+    "similarity": "metric",
+}
 
-def options_of(preset: str) -> dict[str, Any]:
-    """Option name → value of a preset, as `register` takes them."""
-    settings = preset_settings(preset)
-    out: dict[str, Any] = {}
-    for part in (settings.engine, settings.linear, settings.bake):
-        out.update({f.name: getattr(part, f.name) for f in dataclasses.fields(part)})
-    return out
+#: Options that are gone since 0.2, and what to do instead.
+REMOVED: dict[str, str] = {
+    "grids": "every field has one lattice of control points; leave it out",
+    "centre_gradient": "the gradient of the metric is exact; leave it out",
+    "network_step": "the network is trained by Adam; leave it out",
+    "gradient_smoothing": "use smoothness for a smoother map",
+    "epsilon": "give metric=itk_nir.engine.metrics.LNCC(epsilon=...)",
+}
 
 
-def preset_settings(preset: str) -> Settings:
-    """The settings of a preset.
+def preset_settings(preset: str | Settings) -> Settings:
+    """The settings of a preset; settings as they are.
 
     Raises
     ------
-    OptionError : an unknown preset, with the nearest name.
+    OptionError
+        An unknown preset, with the nearest name.
     """
-    if preset not in PRESETS:
-        raise OptionError(f"unknown preset {preset!r}{_nearest(preset, list(PRESETS))}; there are {', '.join(PRESETS)}")
-    return PRESETS[preset][1]
+    if isinstance(preset, Settings):
+        return preset
+    if not isinstance(preset, str) or preset not in PRESETS:
+        hint = nearest_name(preset, PRESETS) if isinstance(preset, str) else ""
+        raise OptionError(f"unknown preset {preset!r}{hint}; there are {', '.join(PRESETS)}")
+    return PRESETS[preset].make()
 
 
-def make_settings(preset: str = "default", **options: Any) -> Settings:
-    """A preset with some of its options overridden.
+def options_of(preset: str | Settings) -> dict[str, Any]:
+    """Name → value of every option of a preset, public and expert."""
+    return {
+        f.name: getattr(part, f.name)
+        for part in preset_settings(preset).parts.values()
+        for f in dataclasses.fields(part)
+    }
 
-    A single number for an option that has one value a level stands for all levels.
+
+def public_options(preset: str | Settings) -> set[str]:
+    """Names of the options of a preset that `itk_nir.register` takes as keywords."""
+    parts = preset_settings(preset).parts.values()
+    return {name for part in parts for name, what in options_in(part).items() if what.public}
+
+
+def make_settings(preset: str | Settings = "default", **options: Any) -> Settings:
+    """A preset with some of its options overridden, public and expert ones alike.
+
+    Parameters
+    ----------
+    preset : str or Settings
+        What to begin with.
+    **options
+        See ``itk-nir presets PRESET``. A single number for an option that has one value a level stands for all levels;
+        where the number of levels changes, values that are not given are cut, or the last one is repeated.
 
     Raises
     ------
-    OptionError : an unknown preset or option (with the nearest valid name), a value of the wrong type, or values that
-        do not go together.
+    OptionError
+        An unknown preset or option (with the nearest valid name), a value of the wrong type, or values that do not go
+        together.
+
+    Examples
+    --------
+    >>> from itk_nir import make_settings
+    >>> make_settings("fast", iterations=5, jacobian_weight=0).deformable.iterations
+    (5, 5, 5)
     """
     settings = preset_settings(preset)
-    if isinstance(settings.engine, LatticeSettings):
-        options = _match_levels(settings.engine, options)
-    parts = {"engine": settings.engine, "linear": settings.linear, "bake": settings.bake}
+    parts = settings.parts
+    options = _present_names(settings, options)
+    homes = {f.name: name for name, part in parts.items() for f in dataclasses.fields(part)}
+    for name in options:
+        if name not in homes:
+            raise unknown_option(name, settings, homes)
+    values = {name: converted(type(parts[homes[name]]), name, value) for name, value in options.items()}
     changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
-    known = options_of(preset)
-    for name in ("linear_size", "linear_steps"):
-        if isinstance(options.get(name), int) and not isinstance(options[name], bool):
-            options[name] = (options[name],) * len(known[name])
+    for name, value in values.items():
+        changes[homes[name]][name] = value
+    if "iterations" in values and "extra_iterations_below" in homes:
+        # What is asked for is done, whatever the size of the images.
+        changes["deformable"].setdefault("extra_iterations_below", 0)
+    for name, counted in (("deformable", "shrink_factors"), ("linear", "linear_size")):
+        _match_levels(parts[name], changes[name], counted)
+    return replace(settings, **{name: replace(part, **changes[name]) for name, part in parts.items()})
+
+
+def unknown_option(name: str, settings: Settings, known: Sequence[str] | dict[str, Any]) -> OptionError:
+    """The error for an option that there is not, answered from all names and from those of other tools."""
+    if name in REMOVED:
+        return OptionError(f"option {name!r} is gone since 0.2: {REMOVED[name]}")
+    hint = nearest_name(name, [*known, *ARGUMENTS], SYNONYMS)
+    return OptionError(
+        f"unknown option {name!r} for preset {settings.preset!r}{hint}; `itk-nir presets {settings.preset}` lists them"
+    )
+
+
+#: The arguments of `itk_nir.register` that are no options of a preset.
+ARGUMENTS = (
+    "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "initial_transform", "seed",
+    "device", "threads", "callback",
+)  # fmt: skip
+
+
+def _present_names(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of before 0.2 under their present names, with a warning."""
+    known = {f.name for part in settings.parts.values() for f in dataclasses.fields(part)}
+    out: dict[str, Any] = {}
     for name, value in options.items():
-        if name not in known:
-            raise OptionError(
-                f"unknown option {name!r} for preset {preset!r}{_nearest(name, list(known))}; "
-                f"`itk-nir presets {preset}` lists them"
-            )
-        home = next(k for k, part in parts.items() if name in {f.name for f in dataclasses.fields(part)})
-        changes[home][name] = _typed(type(parts[home]), name, value)
-    try:
-        return Settings(**{name: replace(part, **changes[name]) for name, part in parts.items()})  # type: ignore[arg-type]
-    except ValueError as error:
-        raise OptionError(str(error)) from None
-
-
-def _match_levels(engine: LatticeSettings, options: dict[str, Any]) -> dict[str, Any]:
-    """Spread single numbers over the levels; where the number of levels changes, cut or repeat what is not given."""
-    out = dict(options)
-    if "steps" in out:  # what is asked for is done, whatever the size of the images
-        out.setdefault("small_voxels", 0)
-    levels = out.get("shrink_factors", engine.shrink_factors)
-    n = len(levels) if isinstance(levels, (tuple, list)) else 1
-    if isinstance(levels, int) and not isinstance(levels, bool):
-        out["shrink_factors"] = (levels,)
-    for f in dataclasses.fields(engine):
-        value = getattr(engine, f.name)
-        if not isinstance(value, tuple) or f.name in ("shrink_factors", "momentum"):
+        now = RENAMED.get(name)
+        if name in known or now is None or now not in known:
+            out[name] = value
             continue
-        given = out.get(f.name)
-        if isinstance(given, (int, float)) and not isinstance(given, bool):
-            out[f.name] = (given,) * n
-        elif given is None and n != engine.levels:
-            out[f.name] = (value + (value[-1],) * n)[:n]
+        if now in options:
+            raise OptionError(f"{name!r} is the old name of {now!r}; give one of them")
+        warnings.warn(f"option {name!r} is called {now!r} since 0.2", DeprecationWarning, stacklevel=4)
+        out[now] = value
     return out
 
 
-def _typed(owner: type, name: str, value: Any) -> Any:
-    """`value` as the annotated type of the option, or an `OptionError` that says what is wanted."""
-    hint = typing.get_type_hints(owner)[name]
-    ok, out = _convert(hint, value)
-    if not ok:
-        wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-        raise OptionError(f"option {name!r} is a {wanted}, got {value!r}")
-    return out
+def _match_levels(part: Any, changes: dict[str, Any], counted: str) -> None:
+    """One value for all levels; where the number of levels changes, values that are not given are cut or repeated."""
+    per_level = [name for name, what in options_in(part).items() if what.per_level]
+    if counted not in per_level:
+        return
+    levels = len(changes[counted] if counted in changes else getattr(part, counted))
+    for name in per_level:
+        if name in changes:
+            changes[name] = spread(changes[name], levels)
+        elif levels != len(getattr(part, name)):
+            value = getattr(part, name)
+            changes[name] = (value + (value[-1],) * levels)[:levels]
 
 
-def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        if not isinstance(value, (tuple, list)):
-            return False, None
-        inner = [arguments[0]] * len(value) if len(arguments) == 2 and arguments[1] is ... else list(arguments)
-        if len(inner) != len(value):
-            return False, None
-        pairs = [_convert(h, v) for h, v in zip(inner, value, strict=True)]
-        return all(ok for ok, _ in pairs), tuple(v for _, v in pairs)
-    if arguments:  # a union
-        for h in arguments:
-            ok, out = _convert(h, value)
-            if ok:
-                return True, out
-        return False, None
-    if hint is float:
-        ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return ok, float(value) if ok else None
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
-    return isinstance(value, hint), value
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def documentation(part: Any) -> dict[str, str]:
-    """Option name → what its dataclass says of it, one line each, from the "Attributes" of the docstring."""
-    out: dict[str, str] = {}
-    names: list[str] = []
-    _, _, text = inspect.cleandoc(type(part).__doc__ or "").partition("Attributes\n----------\n")
-    for line in text.splitlines():
-        head = re.match(r"(\w+(?:, \w+)*) : (.*)", line)
-        if head:
-            names = head[1].split(", ")
-            out.update(dict.fromkeys(names, head[2]))
-        elif line.strip():
-            out.update({name: f"{out[name]} {line.strip()}" for name in names})
-    return out
+def described(preset: str | Settings) -> dict[str, tuple[Any, Option | None]]:
+    """Name → value and `Option` of every option of a preset, public ones first."""
+    parts = preset_settings(preset).parts.values()
+    found = {
+        f.name: (getattr(part, f.name), options_in(part).get(f.name))
+        for part in parts
+        for f in dataclasses.fields(part)
+    }
+    return dict(sorted(found.items(), key=lambda item: not (item[1][1] and item[1][1].public)))
 
 
 def describe_presets(preset: str | None = None) -> str:
     """Text: the presets with their purposes, or the options of one with their values and meanings."""
     if preset is None:
-        return "\n".join(f"{name:<9} {text}" for name, (text, _) in PRESETS.items())
-    options, settings = options_of(preset), preset_settings(preset)
-    meaning: dict[str, str] = {}
-    for part in (settings.engine, settings.linear, settings.bake):
-        meaning.update(documentation(part))
-    lines = [f"{preset}: {PRESETS[preset][0]}"]
-    for name, value in options.items():
+        return "\n".join(f"{name:<9} {entry.purpose}" for name, entry in PRESETS.items())
+    lines = [f"{preset}: {PRESETS[preset].purpose}"]
+    heading = None
+    for name, (value, what) in described(preset).items():
+        kind = "options" if what is not None and what.public else "expert settings"
+        if kind != heading:
+            lines += ["", f"{kind}:"]
+            heading = kind
         lines.append(f"  {name} = {value!r}")
-        lines += textwrap.wrap(meaning[name].replace("`", ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        if what is not None:
+            limits = what.limits()
+            text = what.help.replace("`", "") + (f" ({limits})" if limits else "")
+            lines += textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
+
+
+def options_page() -> str:
+    """``docs/options.md``: the public options and the expert settings of preset ``default``, as tables."""
+    lines = [
+        "# Options",
+        "",
+        "Made by `python -m itk_nir.settings`; the test suite checks that it is up to date.",
+        "",
+        "The public options are keywords of `itk_nir.register`; on the command line they are given as `--set",
+        "NAME=VALUE`. Options with one value a level take a single number for all levels.",
+    ]
+    for title, public in (("Public options", True), ("Expert settings", False)):
+        lines += ["", f"## {title}", ""]
+        if not public:
+            lines += [
+                '`register(fixed, moving, preset=itk_nir.make_settings("default", NAME=VALUE))`, or `--set NAME=VALUE`.',
+                "",
+            ]
+        lines += ["| name | default | a level | limits | meaning |", "|---|---|---|---|---|"]
+        for name, (value, what) in described("default").items():
+            if what is None or what.public != public:
+                continue
+            shown = "a Fourier-SIREN" if name == "network" else f"`{value!r}`"
+            text = what.help.replace("|", "\\|")
+            lines.append(f"| `{name}` | {shown} | {'yes' if what.per_level else ''} | {what.limits()} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(options_page(), end="")

@@ -1,32 +1,119 @@
-"""Torch's own threads: one, while this package computes on the CPU."""
+"""Where and on how many threads the engine computes, and what memory that took."""
 
 from __future__ import annotations
 
+import numbers
+import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+from itk_nir.errors import OptionError
 
 #: Re-entrant: a callback may register another pair.
 _ONE_AT_A_TIME = threading.RLock()
 
+T = TypeVar("T")
+
+
+def device_named(name: str) -> torch.device:
+    """The device of a user's word: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
+
+    Raises
+    ------
+    OptionError
+        Another word, or CUDA where torch finds none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise OptionError(f"device is 'auto', 'cpu' or 'cuda', got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise OptionError("device 'cuda' was asked for but torch finds no CUDA device; use device='cpu' or 'auto'")
+    return torch.device(name)
+
+
+def thread_count(threads: int | None) -> int:
+    """The number of CPU threads: what the user says, else all that the process may use.
+
+    Raises
+    ------
+    OptionError
+        Not a whole number of at least 1.
+    """
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, numbers.Integral) or threads < 1:
+        raise OptionError(f"threads is a whole number of at least 1, got {threads!r}")
+    return int(threads)
+
 
 @contextmanager
 def torch_on_one_thread(device: torch.device) -> Iterator[None]:
-    """Torch's own CPU loops on one thread inside, as before outside. Nothing changes where `device` is no CPU.
+    """Torch's own CPU loops on one thread inside, as found outside. Nothing changes where `device` is no CPU.
 
     The work that scales is in the native ops, whose bits do not depend on their threads; torch's reductions and matrix
     products may, so they get one. The setting is the whole process's: callers on other threads wait for their turn, or
     one that ends would change it for another that still runs. (They lose little, each uses all threads it is allowed.)
+    The caller's own code inside it (a callback) runs under `with_threads_as_found`.
     """
     if device.type != "cpu":
         yield
         return
     with _ONE_AT_A_TIME:
-        before = torch.get_num_threads()
+        found = torch.get_num_threads()
+        if found == 1:
+            yield
+            return
         torch.set_num_threads(1)
         try:
             yield
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(found)
+
+
+def with_threads_as_found(function: Callable[..., T]) -> Callable[..., T]:
+    """The function, run with the number of torch threads there is now, whatever it is when it is called."""
+    found = torch.get_num_threads()
+
+    def called(*arguments: object) -> T:
+        now = torch.get_num_threads()
+        if now == found:
+            return function(*arguments)
+        torch.set_num_threads(found)
+        try:
+            return function(*arguments)
+        finally:
+            torch.set_num_threads(now)
+
+    return called
+
+
+def peak_memory_mb() -> float | None:
+    """Peak resident memory of the process so far, MiB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak / 2**20 if sys.platform == "darwin" else peak / 2**10)
+
+
+def peak_device_memory_mb(device: torch.device) -> float | None:
+    """Peak memory of a CUDA device since `reset_peak_device_memory`, MiB; None for a CPU."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+
+
+def reset_peak_device_memory(device: torch.device) -> None:
+    """Begin to measure the peak memory of a CUDA device anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def device_name(device: torch.device) -> str:
+    """``"cpu"``, or what the card calls itself."""
+    return str(device) if device.type == "cpu" else torch.cuda.get_device_name(device)

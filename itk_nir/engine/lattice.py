@@ -129,10 +129,10 @@ class Domain:
             out.append(start + (size - 1) / 2 + (np.arange(n, dtype=np.float64) - (n - 1) / 2) * f)
         return out
 
-    def lattice(self, spacing: tuple[float, float, float], halvings: int) -> list[list[Axis]]:
-        """Lattices over the domain, coarsest first, each of half the spacing of the one before.
+    def lattice(self, spacing: tuple[float, float, float]) -> list[Axis]:
+        """The lattice of a spacing (voxels, along ``x, y, z``) over the domain.
 
-        `spacing` (voxels) is that of the coarsest. Every point of the domain has all four control points around it.
+        Every point of the domain has all four control points around it.
         """
         axes = []
         for start, size, h in zip(self.start, self.size, spacing, strict=True):
@@ -142,10 +142,7 @@ class Domain:
             cells = max(1, math.ceil((size - 1) / h))
             middle = start + (size - 1) / 2
             axes.append(Axis(middle - h * (cells / 2 + 1), float(h), cells + 3))
-        out = [axes]
-        for _ in range(halvings):
-            out.append([a.refined() for a in out[-1]])
-        return out
+        return axes
 
 
 def shape_of(axes: list[Axis]) -> tuple[int, int, int]:

@@ -1,6 +1,6 @@
 """The linear stage: from wherever the images lie to a rigid or affine map, on the same local correlation.
 
-A few starts (the images as they lie, their centres, their centres of mass) are each followed for a few steps on the
+A few starts (the images as they lie, their centres, their centres of mass) are each followed for a few iterations on the
 coarsest level; the best goes on, rigid first, then affine, coarse to fine. Squared local correlation over windows that
 are wide at the coarsest level does not care for contrast, its sign included; windows that leave the moving image count
 as no match, so that pushing the images apart never pays. Where even the best map leaves next to no correlation, the
@@ -18,53 +18,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
+from itk_nir.engine.images import LevelGrids, Pair, at_nearest, inside_image, sizes, spacings
 from itk_nir.engine.lattice import Domain
-from itk_nir.engine.optimize import Pair, background, level_map, normalised, pyramid, shrink, sizes, spacings, voxel_map
 from itk_nir.engine.progress import Callback, Progress
+from itk_nir.engine.settings import LinearSettings
+from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
 
 #: Mean LNCC² that the linear stage must reach for its map to be kept.
-WEAK_LINEAR = 0.1
+MIN_LINEAR_SIMILARITY = 0.1
 
 
 @dataclass(frozen=True)
-class LinearSettings:
-    """How the linear stage runs.
+class LinearResult:
+    """What the linear stage found.
 
-    Attributes
+    Parameters
     ----------
-    linear_size : voxels that the longest axis has at each level, about; one value a level, coarsest first.
-    linear_steps : steps of each level.
-    linear_start_steps : steps that every start gets before the best is chosen.
-    linear_radius : LNCC radius in voxels of the level.
-    linear_rate : first step of Adam, in voxels of the level.
+    matrix : ndarray
+        ``(d + 1, d + 1)`` LPS, fixed → moving: the found map followed by the linear map of the pair.
+    similarity : float
+        Mean LNCC² at its last level.
+    cancelled : bool
+        Whether the callback asked to stop.
     """
 
-    linear_size: tuple[int, ...] = (28, 56)
-    linear_steps: tuple[int, ...] = (120, 60)
-    linear_start_steps: int = 40
-    linear_radius: int = 4
-    linear_rate: float = 0.5
-
-    def __post_init__(self) -> None:
-        if len(self.linear_size) != len(self.linear_steps) or not self.linear_size:
-            raise ValueError(
-                f"linear_size has {len(self.linear_size)} values and linear_steps {len(self.linear_steps)}; give both "
-                "one value a level"
-            )
-        if min(self.linear_size) < 1:
-            raise ValueError(f"linear_size must be at least 1, got {self.linear_size}")
-        if min(*self.linear_steps, self.linear_start_steps) < 0 or sum(self.linear_steps) == 0:
-            raise ValueError(
-                f"linear_steps and linear_start_steps must not be negative, nor linear_steps all zero, got "
-                f"{self.linear_steps} and {self.linear_start_steps}; linear='none' leaves the stage out"
-            )
-        if self.linear_radius < 1 or self.linear_rate <= 0:
-            raise ValueError(
-                f"linear_radius must be at least 1 and linear_rate above zero, got {self.linear_radius} and "
-                f"{self.linear_rate}"
-            )
+    matrix: F64
+    similarity: float
+    cancelled: bool
 
 
 class _Level:
@@ -72,65 +54,43 @@ class _Level:
 
     def __init__(self, pair: Pair, fixed: Tensor, moving: Tensor, size: int, radius: int, threads: int) -> None:
         self.pair, self.radius, self.threads = pair, radius, threads
-        finest = min(pair.fixed_geometry.spacing)
-        factor = max(1.0, 2 * pair.fixed_geometry.half_extent / finest / size)
-        self.step = factor * finest
-        self.factors = shrink(pair.fixed_geometry, factor)
-        self.positions = Domain((0, 0, 0), sizes(pair.fixed_geometry)).level_positions(self.factors)
-        self.moving_factors = shrink(pair.moving_geometry, self.step / min(pair.moving_geometry.spacing))
-        self.moving_positions = Domain((0, 0, 0), sizes(pair.moving_geometry)).level_positions(self.moving_factors)
-        self.fixed = pyramid(fixed, pair.fixed_geometry, self.positions, self.factors, 0.5, threads)
-        self.moving = pyramid(moving, pair.moving_geometry, self.moving_positions, self.moving_factors, 0.5, threads)
-        self.weight = self._weight(pair.fixed_weight, self.positions)
-        self.moving_weight = self._weight(pair.moving_weight, self.moving_positions)
-        grids = [
-            torch.from_numpy(p).float() * s for p, s in zip(self.positions, spacings(pair.fixed_geometry), strict=True)
+        geometry = pair.fixed_geometry
+        finest = min(geometry.spacing)
+        factor = max(1.0, 2 * geometry.half_extent / finest / size)
+        #: mm a voxel of the level.
+        self.voxel = factor * finest
+        self.grids = grids = LevelGrids.of(pair, Domain((0, 0, 0), sizes(geometry)), factor)
+        self.fixed, self.moving = grids.images(pair, fixed, moving, 0.5, threads)
+        self.weight = None if pair.fixed_weight is None else grids.fixed_mask(pair.fixed_weight)
+        self.moving_weight = None if pair.moving_weight is None else at_nearest(pair.moving_weight, grids.moving)
+        axes = [
+            (torch.from_numpy(p).float() - (n - 1) / 2) * s
+            for p, n, s in zip(grids.fixed, sizes(geometry), spacings(geometry), strict=True)
         ]
-        middle = [
-            (n - 1) / 2 * s for n, s in zip(sizes(pair.fixed_geometry), spacings(pair.fixed_geometry), strict=True)
-        ]
-        device = self.fixed.device
-        mesh = torch.meshgrid(*[g - m for g, m in zip(grids[::-1], middle[::-1], strict=True)], indexing="ij")
         # mm along the fixed axes, from the centre of the fixed grid
-        self.points = torch.stack(mesh[::-1]).reshape(3, -1).to(device)
+        mesh = torch.meshgrid(*axes[::-1], indexing="ij")
+        self.points = torch.stack(mesh[::-1]).reshape(3, -1).to(self.fixed.device)
         self.total = ops.Lncc.make(self.fixed, self.weight, radius, 1e-3, threads).count
-
-    @staticmethod
-    def _weight(mask: Tensor | None, positions: list[F64]) -> Tensor | None:
-        if mask is None:
-            return None
-        for axis, p in zip((2, 1, 0), positions, strict=True):
-            mask = mask.index_select(axis, torch.from_numpy(np.rint(p).astype(np.int64)).to(mask.device))
-        return mask.float()
 
     def cost(self, matrix: Tensor, shift: Tensor, base: F64) -> Tensor:
         """1 - mean LNCC² with `base` after ``x -> matrix x + shift`` (mm along fixed axes, about the centre)."""
-        index, vector = voxel_map(self.pair.fixed_geometry, self.pair.moving_geometry, base)
-        index, vector = level_map(
-            index, vector, self.positions, self.factors, self.moving_positions, self.moving_factors
-        )
+        index, vector = self.grids.voxel_map(self.pair, base)
         u = (matrix - torch.eye(3, device=matrix.device)) @ self.points + shift[:, None]
         u = u.reshape(3, *self.fixed.shape)
-        inside = self._inside(u.detach(), index, vector)
-        lncc = ops.Lncc.make(self.fixed, inside, self.radius, 1e-3, self.threads)
+        lncc = ops.Lncc.make(self.fixed, self._weight(u.detach(), index, vector), self.radius, 1e-3, self.threads)
         if lncc.count == 0 or self.total == 0:
             return 1 + 0 * u.sum()
         warped = ops.warp(self.moving, u, index, vector, self.threads)
         return 1 - lncc(warped) * (lncc.count / self.total)
 
-    def _inside(self, u: Tensor, index: F64, vector: F64) -> Tensor:
-        i = torch.from_numpy(index).float().to(u.device)
-        v = torch.from_numpy(vector).float().to(u.device)
-        grid = torch.meshgrid(
-            *[torch.arange(n, device=u.device, dtype=torch.float32) for n in u.shape[1:]], indexing="ij"
-        )
-        x = torch.stack(grid[::-1]).reshape(3, -1)
-        q = i[:, :3] @ x + i[:, 3:] + v @ u.reshape(3, -1)
-        size = torch.tensor(self.moving.shape[::-1], device=u.device).reshape(3, 1)
-        good = ((q >= -0.5) & (q <= size - 0.5)).all(0).reshape(u.shape[1:])
-        weight = good.float() if self.weight is None else good * self.weight
+    def _weight(self, u: Tensor, index: F64, vector: F64) -> Tensor | None:
+        inside = inside_image(u, index, vector, tuple(self.moving.shape))
+        weight = self.weight
+        if inside is not None:
+            weight = inside.float() if weight is None else inside * weight
         if self.moving_weight is not None:
-            weight = weight * (ops.warp(self.moving_weight, u, index, vector, self.threads) > 0.5)
+            there = (ops.warp(self.moving_weight, u, index, vector, self.threads) > 0.5).float()
+            weight = there if weight is None else weight * there
         return weight
 
 
@@ -158,6 +118,16 @@ class _Map:
     def translation(self) -> Tensor:
         return self.shift * self.plane
 
+    def in_lps(self, geometry: Geometry) -> F64:
+        """``(d + 1, d + 1)`` LPS: from about the centre of the fixed grid, along its axes."""
+        d, rotation = geometry.dimension, geometry.rotation
+        m = self.matrix().detach().double().cpu().numpy()[:d, :d]
+        t = self.translation().detach().double().cpu().numpy()[:d]
+        out = np.eye(d + 1)
+        out[:d, :d] = rotation @ m @ rotation.T
+        out[:d, d] = geometry.centre + rotation @ t - out[:d, :d] @ geometry.centre
+        return out
+
 
 def optimise_linear(
     pair: Pair,
@@ -168,105 +138,127 @@ def optimise_linear(
     threads: int = 1,
     callback: Callback | None = None,
     clock: float | None = None,
-) -> tuple[F64, float, bool]:
+) -> LinearResult:
     """Find the linear map between two images.
 
     Parameters
     ----------
-    pair : the images; `pair.linear` (LPS, fixed → moving) is applied after what is found here.
-    kind : ``"rigid"`` or ``"affine"``.
-    search : try the centres of the images and of their masses too, not only the images as they lie.
-
-    Returns
-    -------
-    matrix : ``(d + 1, d + 1)`` LPS: the found map followed by `pair.linear`.
-    metric : mean LNCC² at the last level.
-    cancelled : whether the callback asked to stop.
+    pair : Pair
+        The images; `pair.linear` (LPS, fixed → moving) is applied after what is found here.
+    kind : str
+        ``"rigid"`` or ``"affine"``.
+    settings : LinearSettings
+    search : bool
+        Try the centres of the images and of their masses too, not only the images as they lie.
+    threads : int
+        CPU threads of the native ops; no result depends on it.
+    callback : callable, optional
+        Called with a `Progress` after every iteration; a true value cancels, and the best so far is kept.
+    clock : float, optional
+        ``time.perf_counter()`` when the registration began.
     """
     clock = time.perf_counter() if clock is None else clock
-    device = pair.fixed.device
-    fixed, _ = normalised(pair.fixed, pair.fixed_weight)
-    moving, _ = normalised(pair.moving, pair.moving_weight)
+    fixed = pair.fixed_intensity.normalised(pair.fixed)
+    moving = pair.moving_intensity.normalised(pair.moving)
     levels = [_Level(pair, fixed, moving, size, settings.linear_radius, threads) for size in settings.linear_size]
-    d, radius = pair.fixed_geometry.dimension, pair.fixed_geometry.half_extent
-    shifts = _starts(pair, fixed, moving) if search else [np.zeros(3)]
-    count = settings.linear_start_steps * len(shifts) + sum(settings.linear_steps)
-    done = 0
+    shifts = _starts(pair) if search else [np.zeros(3)]
+    descent = _Descent(pair, settings, levels, len(shifts), threads, callback, clock)
+    model, cost, cancelled = descent.best_start(shifts)
+    for level, iterations in enumerate(settings.linear_iterations):
+        if cancelled:
+            break
+        rigid = iterations if kind == "rigid" else iterations // 2 if level == 0 else 0
+        for affine, count in ((False, rigid), (True, iterations - rigid)):
+            if count and not cancelled:
+                cost, cancelled = descent.run(level, model, affine, count)
+    if 1 - cost < MIN_LINEAR_SIMILARITY and not cancelled:
+        # Nothing was found that is better than chance: a map made of noise would only do harm.
+        with torch.no_grad():
+            still = torch.eye(3, device=pair.fixed.device), torch.zeros(3, device=pair.fixed.device)
+            cost = float(levels[-1].cost(*still, pair.linear))
+        return LinearResult(pair.linear, 1 - cost, cancelled)
+    return LinearResult(pair.linear @ model.in_lps(pair.fixed_geometry), 1 - cost, cancelled)
 
-    def run(level: int, model: _Map, parameters: list[Tensor], steps: int) -> tuple[float, bool]:
-        nonlocal done
-        rate = settings.linear_rate * levels[level].step
-        optimiser = ops.Adam(parameters, (0.9, 0.95), threads=threads)
+
+class _Descent:
+    """The iterations of the linear stage, counted over all of it."""
+
+    def __init__(
+        self, pair: Pair, settings: LinearSettings, levels: list[_Level], starts: int, threads: int,
+        callback: Callback | None, clock: float,
+    ) -> None:  # fmt: skip
+        self.pair, self.settings, self.levels, self.threads = pair, settings, levels, threads
+        self.callback, self.clock, self.done = callback, clock, 0
+        self.count = settings.linear_start_iterations * starts + sum(settings.linear_iterations)
+
+    def best_start(self, shifts: list[F64]) -> tuple[_Map, float, bool]:
+        """Follow every start for a few iterations; the best, its cost, and whether the caller cancelled."""
+        geometry, device = self.pair.fixed_geometry, self.pair.fixed.device
+        tried: list[tuple[float, int, _Map]] = []
+        cancelled = False
+        for k, start in enumerate(shifts):
+            model = _Map(geometry.dimension, geometry.half_extent, device)
+            with torch.no_grad():
+                model.shift += torch.from_numpy(start).float().to(device)
+            if len(shifts) > 1:
+                cost, cancelled = self.run(0, model, False, self.settings.linear_start_iterations)
+            else:
+                cost = 1.0
+                self.done += self.settings.linear_start_iterations
+            tried.append((cost, k, model))
+            if cancelled:
+                break
+        cost, _, model = min(tried)[:3]
+        return model, cost, cancelled
+
+    def run(self, level: int, model: _Map, affine: bool, iterations: int) -> tuple[float, bool]:
+        """Iterations at one level; the least cost, where the parameters then stand, and whether the caller cancelled."""
+        parameters = [model.turn, model.shift, *([model.stretch] if affine else [])]
+        optimiser = ops.Adam(parameters, (0.9, 0.95), threads=self.threads)
         for p in parameters:
-            p.grad = None  # of steps in which it was not moved
-        cost, best, kept = 1.0, 2.0, [p.detach().clone() for p in parameters]
-        for step in range(steps):
-            loss = levels[level].cost(model.matrix(), model.translation(), pair.linear)
+            p.grad = None  # of iterations in which it was not moved
+        best, kept = 2.0, [p.detach().clone() for p in parameters]
+        cancelled = False
+        for iteration in range(iterations):
+            loss = self.levels[level].cost(model.matrix(), model.translation(), self.pair.linear)
             cost = float(loss.detach())
             if cost < best:
                 best, kept = cost, [p.detach().clone() for p in parameters]
             loss.backward()
-            optimiser.step(rate * (1 - 0.95 * step / steps))
-            done += 1
-            if callback is not None and callback(
-                Progress(
-                    "linear", level, len(levels), step, steps, 1 - cost, cost, time.perf_counter() - clock, done / count
-                )
-            ):
+            rate = self.settings.linear_learning_rate * (1 - 0.95 * iteration / iterations)
+            optimiser.step(rate * self.levels[level].voxel)
+            self.done += 1
+            if self._told(level, iteration, iterations, cost, rate):
+                cancelled = True
                 break
-        else:
-            step = steps
         with torch.no_grad():
             for p, k in zip(parameters, kept, strict=True):
                 p.copy_(k)
-        return best, step < steps
+        return best, cancelled
 
-    tried: list[tuple[float, int, _Map]] = []
-    cancelled = False
-    for k, start in enumerate(shifts):
-        model = _Map(d, radius, device)
-        with torch.no_grad():
-            model.shift += torch.from_numpy(start).float().to(device)
-        if len(shifts) > 1:
-            cost, cancelled = run(0, model, [model.turn, model.shift], settings.linear_start_steps)
-        else:
-            cost = 1.0
-            done += settings.linear_start_steps
-        tried.append((cost, k, model))
-        if cancelled:
-            break
-    cost, _, model = min(tried)[:3]
-    for level, steps in enumerate(settings.linear_steps):
-        if cancelled:
-            break
-        rigid = [model.turn, model.shift]
-        if kind == "affine":
-            if level == 0:
-                cost, cancelled = run(level, model, rigid, steps // 2)
-                if cancelled:
-                    break
-                cost, cancelled = run(level, model, [*rigid, model.stretch], steps - steps // 2)
-            else:
-                cost, cancelled = run(level, model, [*rigid, model.stretch], steps)
-        else:
-            cost, cancelled = run(level, model, rigid, steps)
-    if 1 - cost < WEAK_LINEAR and not cancelled:
-        # Nothing was found that is better than chance: a map made of noise would only do harm.
-        with torch.no_grad():
-            cost = float(levels[-1].cost(torch.eye(3, device=device), torch.zeros(3, device=device), pair.linear))
-        return pair.linear, 1 - cost, cancelled
-    geometry = pair.fixed_geometry
-    m = model.matrix().detach().double().cpu().numpy()[:d, :d]
-    t = model.translation().detach().double().cpu().numpy()[:d]
-    # about the centre of the fixed grid, from its axes to LPS
-    rotation = geometry.rotation
-    out = np.eye(d + 1)
-    out[:d, :d] = rotation @ m @ rotation.T
-    out[:d, d] = geometry.centre + rotation @ t - out[:d, :d] @ geometry.centre
-    return pair.linear @ out, 1 - cost, cancelled
+    def _told(self, level: int, iteration: int, iterations: int, cost: float, rate: float) -> bool:
+        if self.callback is None:
+            return False
+        seconds = time.perf_counter() - self.clock
+        return bool(
+            self.callback(
+                Progress(
+                    "linear",
+                    level,
+                    len(self.levels),
+                    iteration,
+                    iterations,
+                    1 - cost,
+                    cost,
+                    rate,
+                    seconds,
+                    self.done / self.count,
+                )  # fmt: skip
+            )
+        )
 
 
-def _starts(pair: Pair, fixed: Tensor, moving: Tensor) -> list[F64]:
+def _starts(pair: Pair) -> list[F64]:
     """Shifts in mm along the fixed axes that bring the images together in one sense or another."""
     f, m = pair.fixed_geometry, pair.moving_geometry
     back = np.linalg.inv(pair.linear)
@@ -279,8 +271,8 @@ def _starts(pair: Pair, fixed: Tensor, moving: Tensor) -> list[F64]:
 
     centres = shift(f.centre, m.centre)
     masses = shift(
-        f.index_to_physical(_mass(pair.fixed, pair.fixed_weight)[: f.dimension]),
-        m.index_to_physical(_mass(pair.moving, pair.moving_weight)[: m.dimension]),
+        f.index_to_physical(_mass(pair.fixed, pair.fixed_weight, pair.fixed_intensity.background)[: f.dimension]),
+        m.index_to_physical(_mass(pair.moving, pair.moving_weight, pair.moving_intensity.background)[: m.dimension]),
     )
     starts: list[F64] = [np.zeros(3)]
     for candidate in (centres, masses):
@@ -289,9 +281,8 @@ def _starts(pair: Pair, fixed: Tensor, moving: Tensor) -> list[F64]:
     return starts
 
 
-def _mass(image: Tensor, weight: Tensor | None) -> F64:
+def _mass(image: Tensor, weight: Tensor | None, value: float | None) -> F64:
     """Centre of mass in voxels ``(x, y, z)`` of what stands out from the background (from the minimum without one)."""
-    value = background(image)
     mass = (image - float(image.min())).double() if value is None else (image - value).abs().double()
     if weight is not None:
         mass = mass * weight

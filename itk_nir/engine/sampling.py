@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,17 +12,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
+from itk_nir.engine.settings import SamplingSettings
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
 
 
 class Field(Protocol):
-    """What can be baked: a trained field that knows its displacement on any regular grid."""
+    """What can be sampled: a trained field that knows its displacement on any regular grid."""
 
     @property
     def geometry(self) -> Geometry:
         """The fixed grid."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is evaluated."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that it uses."""
+
+    def displacement(self, points: F64, inverse: bool = False) -> F64:
+        """The displacement at physical points of fixed space, ``(N, d)`` LPS mm → ``(N, d)`` LPS mm."""
 
     def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
         """``(3, z, y, x)`` mm along the image axes at `positions` (voxels of the fixed image, ``[x, y, z]``)."""
@@ -34,41 +46,29 @@ class Field(Protocol):
         """First and last place of each axis (voxels of the fixed image, ``[x, y, z]``) where it may be other than 0."""
 
 
-@dataclass(frozen=True)
-class BakeSettings:
-    """How fine the baked grids are.
-
-    Attributes
-    ----------
-    bake_error : largest error, in voxels of the fixed image, that linear interpolation between the points of the grid
-        may make; the coarsest grid that keeps it is taken.
-    bake_spacing : spacing of the grid in voxels of the fixed image instead (1 is the fixed grid itself).
-    """
-
-    bake_error: float = 0.05
-    bake_spacing: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.bake_error > 0:
-            raise ValueError(f"bake_error must be above zero (voxels), got {self.bake_error}")
-        if self.bake_spacing is not None and self.bake_spacing < 1:
-            raise ValueError(f"bake_spacing must be a whole number of voxels, at least 1, got {self.bake_spacing}")
-
-
 @dataclass(frozen=True, eq=False)
-class Baked:
+class SampledField:
     """The displacement and its inverse on one grid over fixed space.
 
-    Attributes
+    Parameters
     ----------
-    geometry : the grid; same origin and direction as the fixed image, spacing a whole multiple of its.
-    forward, inverse : ``shape + (d,)`` float32, mm LPS. ``p -> p + forward(p)`` and back again.
-    spacing : of the grid, in voxels of the fixed image.
-    interpolation_error : bound, from the curvature of the field, of the error that linear interpolation makes between
-        the grid's points, voxels (it makes none at the points themselves).
-    inverse_error_mean, inverse_error_p99 : distance, in voxels of the fixed image, between a fixed point and where
-        forward followed by inverse takes it, over the voxels where the field was trained to look.
-    folded, folded_percent, jacobian_range, log_jacobian_sd : of ``p -> p + u(p)`` on the grid, same voxels.
+    geometry : Geometry
+        The grid; same origin and direction as the fixed image, spacing a whole multiple of its.
+    forward, inverse : ndarray
+        ``shape + (d,)`` float32, mm LPS. ``p -> p + forward(p)`` and back again.
+    spacing : int
+        Of the grid, in voxels of the fixed image.
+    interpolation_error : float
+        Bound, from the curvature of the field, of the error that linear interpolation makes between the grid's points,
+        voxels (it makes none at the points themselves).
+    inverse_error_mean, inverse_error_p99 : float
+        Distance, in voxels of the fixed image, between a fixed point and where forward followed by inverse takes it,
+        over the voxels that count.
+    folded : int
+    folded_percent : float
+    jacobian_range : tuple of float
+    log_jacobian_sd : float
+        Of ``p -> p + u(p)`` on the grid, same voxels.
     """
 
     geometry: Geometry
@@ -83,44 +83,37 @@ class Baked:
     jacobian_range: tuple[float, float]
     log_jacobian_sd: float
 
-    def metrics(self) -> dict[str, Any]:
-        """The numbers, by the names that reports give them."""
-        return {
-            "folded_voxels": self.folded,
-            "folded_percent": self.folded_percent,
-            "jacobian_range": list(self.jacobian_range),
-            "log_jacobian_sd": self.log_jacobian_sd,
-            "inverse_error_mean_voxels": self.inverse_error_mean,
-            "inverse_error_p99_voxels": self.inverse_error_p99,
-            "bake_spacing_voxels": self.spacing,
-            "bake_error_voxels": self.interpolation_error,
-        }
 
-
-def bake_grid(geometry: Geometry, step: int) -> Geometry:
+def every_nth_voxel(geometry: Geometry, step: int) -> Geometry:
     """The grid of every `step`-th voxel, long enough to cover the last one."""
     size = [math.ceil((n - 1) / step) + 1 if n > 1 else 1 for n in geometry.size]
     return Geometry.make(size, [s * step for s in geometry.spacing], geometry.origin, geometry.direction)
 
 
-def bake(field: Field, settings: BakeSettings, inside: Tensor, threads: int = 1) -> Baked:
+def sample_field(field: Field, settings: SamplingSettings, inside: Tensor | None = None) -> SampledField:
     """Evaluate a field and its inverse on a grid.
 
     Parameters
     ----------
-    field : trained field.
-    settings : how fine.
-    inside : ``(Z, Y, X)`` bool on the fixed grid: the voxels that the reported numbers are taken over.
+    field : Field
+        A trained field.
+    settings : SamplingSettings
+        How fine.
+    inside : Tensor, optional
+        ``(Z, Y, X)`` bool on the fixed grid: the voxels that the reported numbers are taken over; all when left out.
     """
+    threads = field.threads
+    if inside is None:
+        inside = torch.ones(*[1, *field.geometry.shape][-3:], dtype=torch.bool, device=field.device)
     geometry = field.geometry
     curvature = field.curvature()
     voxel = spacing_of(geometry).to(curvature.device)
-    for step in (4, 3, 2, 1) if settings.bake_spacing is None else (settings.bake_spacing,):
+    for step in (4, 3, 2, 1) if settings.field_spacing is None else (settings.field_spacing,):
         error = float((curvature * (step * voxel) ** 2 / 8).sum(0).max()) / min(geometry.spacing)
-        if error <= settings.bake_error:
+        if error <= settings.max_interpolation_error:
             break
     del curvature
-    grid = bake_grid(geometry, step)
+    grid = every_nth_voxel(geometry, step)
     # Beyond its support the field is zero, and so is the inverse: all work is done within it.
     part = [
         slice(max(0, math.floor(low / step) - 1), min(n, math.ceil(high / step) + 2))
@@ -139,12 +132,12 @@ def bake(field: Field, settings: BakeSettings, inside: Tensor, threads: int = 1)
     det = ops.jacobian_map(voxels, threads)[chosen]
     folded = int((det <= 0).sum())
     count = max(1, det.numel())
-    baked_inverse = _lps(inverse.mul_(spacing), grid, part)
+    inverse_lps = _lps(inverse.mul_(spacing), grid, part)
     del inverse
-    return Baked(
+    return SampledField(
         geometry=grid,
         forward=_lps(voxels.mul_(spacing), grid, part),
-        inverse=baked_inverse,
+        inverse=inverse_lps,
         spacing=step,
         interpolation_error=error,
         inverse_error_mean=float(gap.double().mean()) if gap.numel() else 0.0,

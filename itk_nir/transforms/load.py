@@ -19,7 +19,7 @@ from itk_nir.transforms.model import CompositeTransform, DisplacementField, Line
 _TRANSFORM_SUFFIXES = (".h5", ".hdf5", ".hdf", ".tfm", ".txt", ".mat", ".xfm")
 
 
-def load_transform(transform: Any, reference: Geometry | None = None, *, role: str = "transform") -> CompositeTransform:
+def read_transform(transform: Any, reference: Geometry | None = None, *, role: str = "transform") -> CompositeTransform:
     """Read a transform fixed → moving from whatever holds it.
 
     Parameters
@@ -51,7 +51,7 @@ def load_transform(transform: Any, reference: Geometry | None = None, *, role: s
     if isinstance(transform, (list, tuple)):
         if not transform:
             raise InputError(f"{role}: an empty list; give at least one transform")
-        return compose(*(load_transform(part, reference, role=role) for part in transform))
+        return compose(*(read_transform(part, reference, role=role) for part in transform))
     sitk = sys.modules.get("SimpleITK")
     if sitk is not None and isinstance(transform, sitk.Transform):
         from itk_nir.transforms.as_simpleitk import from_sitk

@@ -360,3 +360,9 @@ def _inverse_fourth_root(a: Tensor) -> Tensor:
     top = values[-1].clamp(min=torch.finfo(a.dtype).tiny)
     root = (values.clamp(min=0) + 1e-6 * top) ** -0.25
     return (vectors * root) @ vectors.T
+
+
+def instruction_set() -> str:
+    """The instruction set that the native ops use, or ``"torch"`` where they are missing."""
+    native = native_module()
+    return str(native.native.instruction_set()) if native else "torch"

@@ -1,0 +1,254 @@
+"""One resolution level of the deformable stage: its images, the field in training on it, and the loss.
+
+    1 - similarity  +  w_u E(u)  +  w_v / |Ω| ∫ |∇v|²  +  w_j / |Ω| ∫ max(margin - det ∇phi, 0)²
+
+with ``|Ω|`` the volume that is compared and ``E`` the regulariser's energy (`itk_nir.engine.regularisers`): all terms are
+dimensionless, so that weights hold for any image size, spacing and lattice. Everything is evaluated on the level's
+lattice and carried to voxels by separable splines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from itk_nir.engine import ops
+from itk_nir.engine.images import LevelGrids, Pair, counting_weight
+from itk_nir.engine.lattice import Banded, Domain
+from itk_nir.engine.metrics import LevelImages, LevelMetric, metric_named
+from itk_nir.engine.regularisers import LevelLattice, regulariser_named
+from itk_nir.engine.settings import DeformableSettings
+from itk_nir.engine.velocity_field import Lattices, SplineVelocity, VelocityField, flowed
+from itk_nir.errors import NothingToCompare
+from itk_nir.geometry import Geometry
+
+F64 = NDArray[np.float64]
+
+#: The corner of the cells from which an iteration's Jacobian determinants are taken. A cell has eight, and a cell is only
+#: free of folds where all are: taking turns costs no more than always the same, and leaves next to none.
+CORNERS = (0, 7, 3, 4, 5, 2, 6, 1)
+
+#: Adam's epsilon, as a share of the gradient of one window.
+EPSILON_SHARE = 2e-3
+
+#: Mean similarity (LNCC²) below which two images give little evidence of where things belong: noise alone can be fitted
+#: to that.
+MIN_RELIABLE_SIMILARITY = 0.25
+
+
+def low_similarity_factor(similarity: float) -> float:
+    """Factor on the diffusion weights of a level that begins at `similarity`: 1 from `MIN_RELIABLE_SIMILARITY` on.
+
+    With little evidence only smooth motion can be trusted. Where it brings the images together, the next level begins
+    above the threshold and is free again; where nothing does (another modality, another object), the images stay
+    about where they were instead of being torn to fit noise.
+    """
+    return min(1e4, max(1.0, (MIN_RELIABLE_SIMILARITY / max(similarity, 1e-6)) ** 4))
+
+
+class FieldInTraining:
+    """The field while it is optimised: the velocity in training, and the frozen one that it is composed with.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The fixed grid.
+    lattices : Lattices
+        Of all levels.
+    settings : DeformableSettings
+    seed : int
+        Of the network's first weights.
+    device : torch.device
+    threads : int
+    """
+
+    def __init__(
+        self, geometry: Geometry, lattices: Lattices, settings: DeformableSettings, seed: int, device: torch.device,
+        threads: int,
+    ) -> None:  # fmt: skip
+        self.geometry, self.lattices, self.settings, self.threads = geometry, lattices, settings, threads
+        self.velocity = SplineVelocity(
+            geometry, lattices, 0, settings.network, torch.Generator().manual_seed(seed), device, threads
+        )
+        self.coarse: SplineVelocity | None = None
+        #: The frozen field's displacement and its inverse's, in units of the lattice: what the other is composed with.
+        self.outer: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def spacing(self) -> float:
+        """Of the lattice, mm."""
+        return self.velocity.spacing
+
+    def freeze(self) -> None:
+        """Keep the velocity as the coarse one, and begin another at zero."""
+        self.coarse = self.velocity.requires_grad_(False)
+        self.velocity = SplineVelocity(
+            self.geometry, self.lattices, self.coarse.number, None, torch.Generator(),
+            self.coarse.control_points.device, self.threads,
+        )  # fmt: skip
+
+    def go_to(self, number: int) -> None:
+        """Go to the lattice `number`; the field stays what it is."""
+        self.velocity.refine(number)
+        if self.coarse is not None:
+            s = self.settings
+            self.outer = self.coarse.integrated(s.transform_model, s.integration_steps, number)
+
+    def displaced(self, v: Tensor) -> Tensor:
+        """Coefficients in mm → the displacement of the whole field in units of the lattice."""
+        s = self.settings
+        outer = None if self.outer is None else self.outer[0]
+        return flowed(v, outer, s.transform_model, s.integration_steps, self.spacing, self.threads)
+
+    def trained(self) -> VelocityField:
+        """The field as it stands."""
+        s = self.settings
+        return VelocityField(
+            self.geometry, self.velocity.requires_grad_(False), self.coarse, s.transform_model, s.integration_steps,
+            self.threads,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One level: the images at its resolution, where they count, and the weights of the loss.
+
+    Parameters
+    ----------
+    number : int
+        Counted from 0.
+    settings : DeformableSettings
+    metric : LevelMetric
+    grid_to_moving, displacement_to_moving : ndarray
+        The matrices of `ops.warp`; the displacement is in units of the lattice, which scaling and squaring works in.
+    spline : list of Banded
+        Lattice → voxels of the level.
+    energy : callable
+        The regulariser's.
+    cell : float
+        A cell of the lattice, as a share of the volume that is compared.
+    factor : float
+        On the diffusion weights, see `low_similarity_factor`.
+    epsilon : float
+        Adam's smallest number, for gradients per mm.
+    backward : _BackwardMetric or None
+        The similarity of the other direction, where that counts too.
+    threads : int
+    """
+
+    number: int
+    settings: DeformableSettings
+    metric: LevelMetric
+    grid_to_moving: F64
+    displacement_to_moving: F64
+    spline: list[Banded]
+    energy: Callable[[Tensor], Tensor]
+    cell: float
+    factor: float
+    epsilon: float
+    backward: _BackwardMetric | None
+    threads: int
+
+    @classmethod
+    def make(
+        cls, number: int, settings: DeformableSettings, pair: Pair, domain: Domain, images: tuple[Tensor, Tensor],
+        grids: LevelGrids, field: FieldInTraining,
+    ) -> Level:  # fmt: skip
+        """A level that begins with `field`; `images` are fixed and moving on `grids`.
+
+        Raises
+        ------
+        NothingToCompare
+            No position counts.
+        """
+        fixed, moving = images
+        threads, h = field.threads, field.spacing
+        spline = [a.evaluate(p) for a, p in zip(field.lattices.axes[field.velocity.number], grids.fixed, strict=True)]
+        index, vector = grids.voxel_map(pair, pair.linear)
+        vector = vector * h
+        with torch.no_grad():
+            start = ops.separable(field.displaced(field.velocity()), spline, threads)
+            weight = counting_weight(pair, grids, start, moving, index, vector, threads)
+        radius = settings.radius[number]
+        chosen = metric_named(settings.metric)
+        metric = chosen.prepare(LevelImages(fixed, moving, weight, radius, threads))
+        if metric.count < 1:
+            raise NothingToCompare(
+                "nothing to compare: the fixed image is flat, masked out or outside the moving image everywhere; check "
+                "the masks and that the images overlap (a linear stage or an initial transform may be needed)"
+            )
+        with torch.no_grad():
+            begin = float(metric(ops.warp(metric.moving, start, index, vector, threads)))
+        # Energies are sums over cells of volume h^d; |Ω| = count * voxel volume of the level.
+        voxel = grids.voxel(pair.fixed_geometry)
+        present = [s for s, n in zip(voxel, domain.size, strict=True) if n > 1]
+        cell = h ** len(present) / (metric.count * math.prod(present))
+        lattice = LevelLattice(h, cell, settings.lorentzian_scale, threads)
+        backward = None
+        if settings.symmetric:
+            target = ops.warp(moving, torch.zeros_like(start), index, vector, threads)
+            level = LevelImages(target, fixed, weight, radius, threads)
+            backward = _BackwardMetric(settings, chosen.prepare(level), np.diag(h / np.array(voxel)), h, threads)
+        return cls(
+            number, settings, metric, index, vector, spline,
+            energy=regulariser_named(settings.regulariser).energy(lattice),
+            cell=cell,
+            factor=low_similarity_factor(begin),
+            # A node's gradient is one window's share of the mean, per mm: Adam's smallest number must scale with both,
+            # or the size of the image and the unit of length would show.
+            epsilon=EPSILON_SHARE / (metric.count * min(pair.fixed_geometry.spacing)),
+            backward=backward,
+            threads=threads,
+        )  # fmt: skip
+
+    def similarity(self, u: Tensor) -> Tensor:
+        """The metric under a displacement on the lattice (its units)."""
+        matrices = self.grid_to_moving, self.displacement_to_moving
+        return self.metric(ops.warp_spline(self.metric.moving, u, self.spline, *matrices, self.threads))
+
+    def loss(self, field: FieldInTraining, iteration: int) -> tuple[Tensor, Tensor]:
+        """The similarity that the field has here, and the loss of this iteration."""
+        settings, threads, number = self.settings, self.threads, self.number
+        v = field.velocity()
+        u = field.displaced(v)
+        similarity = self.similarity(u)
+        if self.backward is not None:
+            similarity = (similarity + self.backward(v, field.outer, self.spline)) / 2
+        loss = 1 - similarity
+        if settings.smoothness[number]:
+            loss = loss + self.factor * settings.smoothness[number] * self.energy(u)
+        if settings.velocity_smoothness[number]:
+            weight = self.factor * settings.velocity_smoothness[number] * self.cell / field.spacing**2
+            loss = loss + weight * ops.diffusion(v, threads=threads)
+        if settings.jacobian_weight:
+            penalty = ops.jacobian_penalty(u, settings.jacobian_margin, CORNERS[iteration % 8], threads)
+            loss = loss + settings.jacobian_weight * self.cell * penalty
+        return similarity, loss
+
+
+@dataclass(frozen=True, eq=False)
+class _BackwardMetric:
+    """The similarity of the other direction: the fixed image through the inverse, the moving one by the linear map.
+
+    Both lie on the fixed grid of the level, so that all there is of a backward registration is the sign of ``v`` (and
+    the inverse of the coarse field, which comes first).
+    """
+
+    settings: DeformableSettings
+    metric: LevelMetric
+    displacement_to_voxels: F64
+    spacing: float
+    threads: int
+
+    def __call__(self, v: Tensor, outer: tuple[Tensor, Tensor] | None, spline: list[Banded]) -> Tensor:
+        u = ops.exponential(v, self.settings.integration_steps, -1 / self.spacing, self.threads)
+        if outer is not None:
+            u = ops.compose(u, outer[1], self.threads)
+        matrices = np.eye(4)[:3], self.displacement_to_voxels
+        return self.metric(ops.warp_spline(self.metric.moving, u, spline, *matrices, self.threads))

@@ -1,0 +1,220 @@
+"""What the deformable and the linear stage are told, as data (see `itk_nir.options`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from itk_nir.engine.coordinate_networks import FieldConfig
+from itk_nir.engine.metrics import METRICS, Metric
+from itk_nir.engine.regularisers import REGULARISERS, Regulariser
+from itk_nir.errors import OptionError
+from itk_nir.options import check, check_levels, option
+
+#: The network of the coarse field: sines of Fourier features (see `itk_nir.engine.coordinate_networks`). It is evaluated
+#: on a lattice of some thousand points, so its size hardly shows in the time of an iteration.
+COARSE_NETWORK = FieldConfig(
+    encoding="fourier", activation="sine", width=64, depth=2, omega=10.0, frequencies=64, scale=1.0
+)
+
+
+@dataclass(frozen=True)
+class DeformableSettings:
+    """What the deformable stage is told. Tuples have one value a level, coarsest first."""
+
+    kind: ClassVar[str] = "deformable"
+
+    metric: str | Metric = option(
+        "lncc", "similarity metric: a name, or an object with the protocol of `itk_nir.engine.metrics.Metric`",
+        choices=METRICS, public=True,
+    )  # fmt: skip
+    iterations: tuple[int, ...] = option(
+        (40, 20, 10), "most iterations of each level", at_least=0, per_level=True, public=True
+    )
+    shrink_factors: tuple[int, ...] = option(
+        (4, 2, 1),
+        "voxel size of each level, in voxels of the fixed image along its finest axis. Coarser axes are shrunk less, so "
+        "that levels are as isotropic as they can be. Two levels of one size may differ in their control points",
+        at_least=1, per_level=True, public=True,
+    )  # fmt: skip
+    smoothing_sigmas: tuple[float, ...] = option(
+        (0.4, 0.3, 0.6), "Gaussian sigma of each level, in voxels of the level", at_least=0, per_level=True, public=True
+    )
+    radius: tuple[int, ...] = option(
+        (5, 6, 8), "radius of the window of a windowed metric, in voxels of the level", at_least=1, per_level=True,
+        public=True,
+    )  # fmt: skip
+    learning_rates: tuple[float, ...] = option(
+        (1.0, 0.6, 0.4),
+        "first step of the optimiser (Adam) at each level, in voxels of the fixed image along its finest axis",
+        above=0, per_level=True, public=True,
+    )  # fmt: skip
+    regulariser: str | Regulariser = option(
+        "lorentzian",
+        "penalty on the displacement: a name, or an object with the protocol of "
+        "`itk_nir.engine.regularisers.Regulariser`",
+        choices=REGULARISERS, public=True,
+    )  # fmt: skip
+    smoothness: tuple[float, ...] = option(
+        (1.2, 0.65, 1.1), "weight of that penalty at each level; more is smoother", at_least=0, per_level=True,
+        public=True,
+    )  # fmt: skip
+    grid_spacing: tuple[float, ...] = option(
+        (1.0, 2.0, 2.0), "spacing of the control points of each level, in voxels of the level", above=0, per_level=True,
+        public=True,
+    )  # fmt: skip
+    transform_model: Literal["velocity", "displacement"] = option(
+        "velocity",
+        "what the field is: a stationary velocity that is integrated (a diffeomorphism), or the displacement itself",
+        choices=("velocity", "displacement"), public=True,
+    )  # fmt: skip
+    symmetric: bool = option(
+        False,
+        "also warp the fixed image by the inverse onto the moving one (seen through the linear map), and take the mean "
+        "of both similarities",
+        public=True,
+    )
+    convergence_window: int = option(10, "iterations over which convergence is judged", at_least=1, public=True)
+    convergence_threshold: float = option(
+        0.0,
+        "a level (or the warm-up of the network) ends when the mean loss of a window of iterations is less than this "
+        "below that of the window before; 0 means never",
+        at_least=0, public=True,
+    )  # fmt: skip
+
+    learning_rate_end: float = option(0.3, "share of the learning rate that the last iteration of a level has", above=0)
+    coarsest_grid_spacing: float = option(
+        16.0,
+        "spacing of the coarsest control points, where the network is evaluated, in voxels of the fixed image; a power "
+        "of two times that of every level",
+        above=0,
+    )
+    network: FieldConfig | None = option(
+        COARSE_NETWORK,
+        "coordinate network added to the control points, of the first field where fields are composed; None for none",
+    )
+    network_learning_rate: float = option(
+        0.2,
+        "step of the network's weights, in learning rates (as a share of the image's half-extent, the unit of its "
+        "output)",
+        above=0,
+    )
+    network_warmup: float = option(
+        0.5,
+        "share of the first level's iterations in which the network alone is trained, before the control points join it "
+        "(less where the images give little evidence)",
+        at_least=0, at_most=1,
+    )  # fmt: skip
+    composed: bool = option(
+        True, "whether the first level trains a field of its own, which the field of the other levels is composed with"
+    )
+    integration_steps: int = option(2, "squarings of scaling and squaring, which integrates a velocity", at_least=0)
+    lorentzian_scale: float = option(
+        0.32,
+        "gradient of the displacement from which on the 'lorentzian' penalty grows only with the logarithm; inf makes "
+        "it plain diffusion",
+        above=0, infinite=True,
+    )  # fmt: skip
+    velocity_smoothness: tuple[float, ...] = option(
+        (0.0, 0.0, 0.0), "weight of the diffusion of the velocity that is being trained, at each level", at_least=0,
+        per_level=True,
+    )  # fmt: skip
+    jacobian_weight: float = option(1.0, "weight of the Jacobian-determinant penalty", at_least=0)
+    jacobian_margin: float = option(0.4, "determinant below which that penalty sets in", at_least=0, at_most=1)
+    extra_iterations_below: int = option(
+        4_000_000,
+        "a block of fewer voxels gets more iterations, up to twice as many: this over its voxels; 0 for never",
+        at_least=0,
+    )
+    betas: tuple[float, float] = option((0.9, 0.99), "the two decay rates of Adam", at_least=0, below=1)
+
+    @property
+    def levels(self) -> int:
+        """How many levels there are."""
+        return len(self.shrink_factors)
+
+    def __post_init__(self) -> None:
+        check_levels(self, self.levels, "shrink_factors")
+        check(self)
+        if not self.levels or list(self.shrink_factors) != sorted(self.shrink_factors)[::-1]:
+            raise OptionError(f"shrink_factors must fall from level to level, got {self.shrink_factors}")
+        if sum(self.iterations) == 0:
+            raise OptionError(f"iterations must not all be zero, got {self.iterations}")
+        if self.symmetric and self.transform_model != "velocity":
+            raise OptionError(
+                "symmetric needs the inverse at every iteration, which only transform_model 'velocity' has; leave one "
+                "of them out"
+            )
+        for s, f in zip(self.grid_spacing, self.shrink_factors, strict=True):
+            k = math.log2(self.coarsest_grid_spacing / (s * f))
+            if not (k > -1e-6 and abs(k - round(k)) < 1e-6):
+                raise OptionError(
+                    f"grid_spacing {s} at shrink factor {f} is {s * f:g} voxels; coarsest_grid_spacing "
+                    f"({self.coarsest_grid_spacing:g}) must be that, or 2, 4, 8 … times that"
+                )
+
+    def halvings(self, level: int) -> int:
+        """How many times the coarsest lattice is halved for a level."""
+        return round(math.log2(self.coarsest_grid_spacing / (self.grid_spacing[level] * self.shrink_factors[level])))
+
+    def for_voxels(self, voxels: int) -> DeformableSettings:
+        """The settings with up to twice the iterations where the block is small, see `extra_iterations_below`.
+
+        An iteration on a small image costs little, and its time goes to start-up and files anyway.
+        """
+        factor = min(2.0, self.extra_iterations_below / max(1, voxels))
+        if factor <= 1:
+            return self
+        return replace(self, iterations=tuple(round(factor * n) for n in self.iterations))
+
+
+@dataclass(frozen=True)
+class LinearSettings:
+    """What the linear stage is told. Tuples have one value a level, coarsest first."""
+
+    linear_size: tuple[int, ...] = option(
+        (28, 56),
+        "voxels that the longest axis has at each level of the linear stage, about",
+        at_least=1,
+        per_level=True,
+    )
+    linear_iterations: tuple[int, ...] = option(
+        (120, 60), "iterations of each level of the linear stage", at_least=0, per_level=True
+    )
+    linear_start_iterations: int = option(
+        40, "iterations that every start of the linear stage gets before the best is chosen", at_least=0
+    )
+    linear_radius: int = option(4, "radius of the LNCC window of the linear stage, in voxels of the level", at_least=1)
+    linear_learning_rate: float = option(0.5, "first step of Adam in the linear stage, in voxels of the level", above=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+        if len(self.linear_size) != len(self.linear_iterations) or not self.linear_size:
+            raise OptionError(
+                f"linear_size has {len(self.linear_size)} values and linear_iterations {len(self.linear_iterations)}; "
+                "give both one value a level"
+            )
+        if sum(self.linear_iterations) == 0:
+            raise OptionError(
+                f"linear_iterations must not all be zero, got {self.linear_iterations}; linear='none' leaves the stage "
+                "out"
+            )
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How fine the displacement grids are that a trained field is sampled on."""
+
+    max_interpolation_error: float = option(
+        0.05,
+        "largest error, in voxels of the fixed image, that linear interpolation between the points of the displacement "
+        "grid may make; the coarsest grid that keeps it is taken",
+        above=0,
+    )
+    field_spacing: int | None = option(
+        None, "spacing of that grid in voxels of the fixed image instead (1 is the fixed grid itself)", at_least=1
+    )
+
+    def __post_init__(self) -> None:
+        check(self)

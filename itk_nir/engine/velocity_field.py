@@ -1,0 +1,368 @@
+"""The trained field: one velocity, or two whose flows are composed, each a coordinate network plus a B-spline lattice.
+
+    id + u = (id + u_1) o (id + u_2),    u_k = exp(v_k) - id   (or u_k = v_k)
+    v_k(x) = sum_j B_j(x) (N_k(x_j) + c_j)
+
+``B_j`` are the cubic B-splines of a lattice of control points ``x_j``, ``c_j`` free coefficients, and ``N_k`` a coordinate
+network that is evaluated at the control points of the coarsest lattice (and carried to finer ones exactly, by the
+two-scale relation). Displacements and velocities are mm along the image axes unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from itk_nir.engine import ops
+from itk_nir.engine.coordinate_networks import FieldConfig, build_field
+from itk_nir.engine.images import sizes
+from itk_nir.engine.lattice import Axis, Banded, cubic, shape_of
+from itk_nir.geometry import Geometry
+from itk_nir.options import rebuilt
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Lattices:
+    """Lattices of control points over one block of the fixed grid, each of half the spacing of the one before.
+
+    Parameters
+    ----------
+    axes : list of list of Axis
+        Coarsest first; each ``[x, y, z]`` in voxels of the fixed grid.
+    coarsest_spacing : float
+        Of the coarsest, mm, the same along all axes.
+    """
+
+    axes: list[list[Axis]]
+    coarsest_spacing: float
+
+    @classmethod
+    def halved(cls, coarsest: list[Axis], spacing: float, halvings: int) -> Lattices:
+        """The coarsest lattice and `halvings` finer ones."""
+        axes = [coarsest]
+        for _ in range(halvings):
+            axes.append([a.refined() for a in axes[-1]])
+        return cls(axes, spacing)
+
+    @cached_property
+    def _refinements(self) -> list[list[Banded]]:
+        return [[a.refine() for a in axes] for axes in self.axes[:-1]]
+
+    def spacing(self, number: int) -> float:
+        """Of lattice `number`, mm."""
+        return self.coarsest_spacing / 2**number
+
+    def refined(self, values: Tensor, start: int, stop: int, threads: int) -> Tensor:
+        """Coefficients on lattice `start` → of the same spline on the finer lattice `stop`."""
+        for k in range(start, stop):
+            values = ops.separable(values, self._refinements[k], threads)
+        return values
+
+    def nodes(self, geometry: Geometry) -> Tensor:
+        """The control points of the coarsest lattice, ``(N, d)`` field coordinates, x fastest."""
+        d = geometry.dimension
+        at = np.meshgrid(*[a.positions for a in self.axes[0][d - 1 :: -1]], indexing="ij")[::-1]
+        index = np.stack([x.ravel() for x in at], -1)
+        return torch.from_numpy(geometry.physical_to_field(geometry.index_to_physical(index))).float()
+
+
+class SplineVelocity(nn.Module):
+    """A velocity (or displacement) on a lattice: free coefficients, and those that a coordinate network gives.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The fixed grid.
+    lattices : Lattices
+        The network is evaluated on the coarsest.
+    number : int
+        The lattice that the free coefficients live on.
+    config : FieldConfig or None
+        What the network is made of.
+    generator : torch.Generator
+        Where the network's first weights are drawn from.
+    device : torch.device
+    threads : int
+    """
+
+    def __init__(
+        self, geometry: Geometry, lattices: Lattices, number: int, config: FieldConfig | None,
+        generator: torch.Generator, device: torch.device, threads: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.geometry, self.lattices, self.number, self.config = geometry, lattices, number, config
+        self.threads = threads
+        self.control_points = nn.Parameter(torch.zeros(3, *shape_of(lattices.axes[number]), device=device))
+        self.network: nn.Module | None = None
+        if config is not None:
+            self.network = build_field(config, geometry.dimension, generator, device, torch.float32)
+            self._nodes = lattices.nodes(geometry).to(device)
+
+    @property
+    def spacing(self) -> float:
+        """Of its lattice, mm."""
+        return self.lattices.spacing(self.number)
+
+    def refine(self, number: int) -> None:
+        """Go to the finer lattice `number`; the velocity stays what it is."""
+        with torch.no_grad():
+            finer = self.lattices.refined(self.control_points.detach(), self.number, number, self.threads)
+        self.number, self.control_points = number, nn.Parameter(finer.clone())
+
+    def moved(self, change: Tensor) -> SplineVelocity:
+        """The same velocity with `change` (mm) added to its control points; the network is shared."""
+        out = copy.copy(self)
+        out._parameters = {"control_points": nn.Parameter(self.control_points + change, requires_grad=False)}
+        return out
+
+    def forward(self) -> Tensor:
+        """The coefficients on its lattice, ``(3, z, y, x)`` mm."""
+        if self.network is None:
+            return self.control_points
+        out = self.network(self._nodes) * self.geometry.half_extent
+        d = out.shape[1]
+        shape = shape_of(self.lattices.axes[0])
+        flat = out.T.reshape(d, *shape)
+        given = flat if d == 3 else torch.cat([flat, flat.new_zeros(3 - d, *shape)])
+        return self.lattices.refined(given, 0, self.number, self.threads) + self.control_points
+
+    def integrated(self, model: str, integration_steps: int, number: int) -> tuple[Tensor, Tensor]:
+        """Its displacement and that of its inverse on the finer lattice `number`, in units of that lattice."""
+        h, threads = self.spacing, self.threads
+        with torch.no_grad():
+            v = self()
+            if model == "velocity":
+                forward = ops.exponential(v, integration_steps, 1 / h, threads)
+                backward = ops.exponential(v, integration_steps, -1 / h, threads)
+            else:
+                forward = v / h
+                backward = ops.invert(forward, -forward, threads)[0]
+            scale = 2 ** (number - self.number)
+            return (
+                self.lattices.refined(forward, self.number, number, threads) * scale,
+                self.lattices.refined(backward, self.number, number, threads) * scale,
+            )
+
+
+def flowed(v: Tensor, outer: Tensor | None, model: str, integration_steps: int, spacing: float, threads: int) -> Tensor:
+    """``(id + outer) o exp(v) - id``: `v` in mm, `outer` and what comes out in units of the lattice."""
+    if model == "velocity":
+        return ops.exponential(v, integration_steps, 1 / spacing, threads, outer=outer)
+    return v / spacing if outer is None else ops.compose(outer, v / spacing, threads)
+
+
+@dataclass(frozen=True, eq=False)
+class VelocityField:
+    """A trained field over the fixed grid.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The fixed grid.
+    fine : SplineVelocity
+        The field that was trained last; its lattice is the one that everything is evaluated on.
+    coarse : SplineVelocity or None
+        The field of the first level, which `fine` is composed with.
+    transform_model : str
+        ``"velocity"`` or ``"displacement"``.
+    integration_steps : int
+        Of scaling and squaring.
+    threads : int
+    unfolded : Tensor or None
+        ``(3, z, y, x)`` units of the lattice: where folds had to be removed from the coarse displacement, what it is
+        after that; it stands in place of the integral of `coarse`.
+    """
+
+    geometry: Geometry
+    fine: SplineVelocity
+    coarse: SplineVelocity | None = None
+    transform_model: str = "velocity"
+    integration_steps: int = 2
+    threads: int = 1
+    unfolded: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is evaluated."""
+        return self.fine.control_points.device
+
+    @property
+    def axes(self) -> list[Axis]:
+        """The lattice, ``[x, y, z]`` in voxels of the fixed grid."""
+        return self.fine.lattices.axes[self.fine.number]
+
+    @property
+    def spacing(self) -> float:
+        """Of the lattice, mm."""
+        return self.fine.spacing
+
+    @cached_property
+    def coarse_displacements(self) -> tuple[Tensor, Tensor] | None:
+        """The coarse field's displacement and its inverse's on the lattice, in its units; None without one."""
+        if self.coarse is None:
+            return None
+        forward, backward = self.coarse.integrated(self.transform_model, self.integration_steps, self.fine.number)
+        if self.unfolded is None:
+            return forward, backward
+        return self.unfolded, ops.invert(self.unfolded, backward, self.threads)[0]
+
+    @cached_property
+    def forward(self) -> Tensor:
+        """Displacement at the control points, ``(3, z, y, x)`` mm along the image axes."""
+        with torch.no_grad():
+            outer = None if self.coarse_displacements is None else self.coarse_displacements[0]
+            return self.displaced(self.fine(), outer) * self.spacing
+
+    @cached_property
+    def backward(self) -> Tensor:
+        """The inverse's: exact for velocities up to the lattice, by Newton's method for a displacement."""
+        h = self.spacing
+        with torch.no_grad():
+            if self.transform_model == "displacement":
+                u = self.forward / h
+                return ops.invert(u, -u, self.threads)[0] * h
+            u = ops.exponential(self.fine(), self.integration_steps, -1 / h, self.threads)
+            if self.coarse_displacements is not None:
+                u = ops.compose(u, self.coarse_displacements[1], self.threads)
+            return u * h
+
+    def displaced(self, v: Tensor, outer: Tensor | None) -> Tensor:
+        """The displacement, in units of the lattice, that the coefficients `v` (mm) of the fine field make."""
+        return flowed(v, outer, self.transform_model, self.integration_steps, self.spacing, self.threads)
+
+    def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
+        """The displacement on a regular grid at `positions` (voxels of the fixed image, ``[x, y, z]``).
+
+        ``(3, len z, len y, len x)`` mm along the image axes; zero beyond the lattice.
+        """
+        lattice = self.backward if inverse else self.forward
+        matrices = [a.evaluate(p) for a, p in zip(self.axes, positions, strict=True)]
+        return ops.separable(lattice, matrices, self.threads)
+
+    def support(self) -> list[tuple[float, float]]:
+        """First and last place of each axis (voxels of the fixed image, ``[x, y, z]``) where it may be other than 0."""
+        # A spline reaches two spacings to either side.
+        ends = [(a.start - 2 * a.spacing, a.start + a.spacing * (a.count + 1)) for a in self.axes]
+        return [(max(0.0, a), min(n - 1.0, b)) for (a, b), n in zip(ends, sizes(self.geometry), strict=True)]
+
+    def curvature(self) -> Tensor:
+        """``(3, z, y, x)``: length of the second derivative along each axis at the control points, 1/mm."""
+        return second_differences(self.forward) / self.spacing**2
+
+    def displacement(self, points: F64, inverse: bool = False) -> F64:
+        """The displacement at any physical points of fixed space, ``(N, d)`` LPS mm → ``(N, d)`` LPS mm."""
+        d = self.geometry.dimension
+        lattice = (self.backward if inverse else self.forward).double().cpu().numpy()
+        index = self.geometry.physical_to_index(points)
+        out = np.zeros((len(index), d))
+        for begin in range(0, len(index), 1 << 15):
+            part = index[begin : begin + (1 << 15)]
+            value = np.zeros((3, len(part)))
+            for z, wz in _neighbours(self.axes[2], part[:, 2] if d == 3 else np.zeros(len(part))):
+                for y, wy in _neighbours(self.axes[1], part[:, 1]):
+                    for x, wx in _neighbours(self.axes[0], part[:, 0]):
+                        value += lattice[:, z, y, x] * (wx * wy * wz)
+            out[begin : begin + len(part)] = value[:d].T
+        return out @ self.geometry.rotation.T
+
+
+def second_differences(u: Tensor) -> Tensor:
+    """``|u(i - 1) - 2 u(i) + u(i + 1)|`` along x, y and z at every point, ``(3, z, y, x)``; zero at the rim."""
+    out = torch.zeros_like(u)
+    for a in range(3):
+        axis = 3 - a
+        n = u.shape[axis]
+        if n > 2:
+            d = u.narrow(axis, 0, n - 2) - 2 * u.narrow(axis, 1, n - 2) + u.narrow(axis, 2, n - 2)
+            out[a].narrow(axis - 1, 1, n - 2).copy_(d.square().sum(0).sqrt())
+    return out
+
+
+def _neighbours(axis: Axis, position: F64) -> Iterator[tuple[NDArray[np.int64], F64]]:
+    """The control points whose splines reach each position, and their weights; one after the other."""
+    if axis.count == 1:
+        yield np.zeros(len(position), np.int64), np.ones(len(position))
+        return
+    t = (position - axis.start) / axis.spacing
+    base = np.floor(t).astype(np.int64)
+    for k in range(-1, 3):
+        node = base + k
+        inside = (node >= 0) & (node < axis.count)
+        yield np.where(inside, node, 0), cubic(t - node) * inside
+
+
+# --- as plain values, for a file -------------------------------------------------------------------------------------
+
+
+def describe(field: VelocityField) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """A trained field as JSON's values and named arrays; `restore` is the way back."""
+    arrays: dict[str, NDArray[Any]] = {}
+    parts = {"fine": field.fine} | ({} if field.coarse is None else {"coarse": field.coarse})
+    for name, part in parts.items():
+        for key, value in part.state_dict().items():
+            arrays[f"{name}.{key}"] = np.ascontiguousarray(value.detach().cpu().numpy())
+    if field.unfolded is not None:
+        arrays["unfolded"] = field.unfolded.cpu().numpy()
+    description = {
+        "axes": [dataclasses.asdict(a) for a in field.fine.lattices.axes[0]],
+        "coarsest_spacing": field.fine.lattices.coarsest_spacing,
+        "transform_model": field.transform_model,
+        "integration_steps": field.integration_steps,
+        **{
+            name: {
+                "lattice": part.number,
+                "network": None if part.config is None else dataclasses.asdict(part.config),
+            }
+            for name, part in parts.items()
+        },
+    }
+    return description, arrays
+
+
+def restore(
+    description: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], geometry: Geometry, *, device: torch.device,
+    threads: int,
+) -> VelocityField:  # fmt: skip
+    """The trained field of `describe`.
+
+    Raises
+    ------
+    KeyError, ValueError, RuntimeError
+        Parts that are missing or do not fit together.
+    """
+    axes = [Axis(**a) for a in description["axes"]]
+    parts = {name: description[name] for name in ("fine", "coarse") if name in description}
+    finest = max(int(part["lattice"]) for part in parts.values())
+    lattices = Lattices.halved(axes, float(description["coarsest_spacing"]), finest)
+    velocities = {}
+    for name, part in parts.items():
+        config = None if part["network"] is None else rebuilt(FieldConfig, part["network"])
+        velocity = SplineVelocity(
+            geometry, lattices, int(part["lattice"]), config, torch.Generator().manual_seed(0), device, threads
+        )
+        prefix = f"{name}."
+        state = {k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith(prefix)}
+        velocity.load_state_dict(state)
+        velocities[name] = velocity.requires_grad_(False)
+    if description["transform_model"] not in ("velocity", "displacement"):
+        raise ValueError(f"an unknown transform model {description['transform_model']!r}")
+    unfolded = None
+    if "unfolded" in arrays:
+        unfolded = torch.from_numpy(arrays["unfolded"].copy()).to(device)
+        if tuple(unfolded.shape) != (3, *shape_of(lattices.axes[velocities["fine"].number])):
+            raise ValueError(f"an unfolded displacement of shape {tuple(unfolded.shape)}")
+    return VelocityField(
+        geometry, velocities["fine"], velocities.get("coarse"), description["transform_model"],
+        int(description["integration_steps"]), threads, unfolded,
+    )  # fmt: skip

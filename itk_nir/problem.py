@@ -1,0 +1,179 @@
+"""What is to be registered: everything read, matched and checked, once, before any long work."""
+
+from __future__ import annotations
+
+import numbers
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from itk_nir.checks import check_dimensions, check_pair, match_mask
+from itk_nir.engine.execution import device_named, thread_count
+from itk_nir.engine.images import Pair, as_volume
+from itk_nir.errors import InputError, OptionError
+from itk_nir.images import Volume, load_image
+from itk_nir.loading import load_transform
+from itk_nir.resample import resample_array
+from itk_nir.settings import Settings
+from itk_nir.transforms.composition import field_then_linear
+from itk_nir.transforms.model import CompositeTransform
+
+F64 = NDArray[np.float64]
+
+LINEAR_STAGES = ("affine", "rigid", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A registration that is ready to run.
+
+    Parameters
+    ----------
+    fixed, moving : Volume
+        The two images.
+    fixed_mask, moving_mask : Volume or None
+        On their image's grid, zeros and ones.
+    start : CompositeTransform or None
+        The caller's initial transform, fixed → moving.
+    settings : Settings
+    linear : str
+        The linear stage: ``"affine"``, ``"rigid"`` or ``"none"``.
+    deformable : bool
+        Whether a deformable stage follows.
+    seed : int
+    device : torch.device
+    threads : int
+    notes : tuple of str
+        What was found odd, one sentence each.
+    clock : float
+        ``time.perf_counter()`` when it all began.
+    """
+
+    fixed: Volume
+    moving: Volume
+    fixed_mask: Volume | None
+    moving_mask: Volume | None
+    start: CompositeTransform | None
+    settings: Settings
+    linear: str
+    deformable: bool
+    seed: int
+    device: torch.device
+    threads: int
+    notes: tuple[str, ...]
+    clock: float
+
+    @classmethod
+    def prepare(
+        cls,
+        fixed: Any,
+        moving: Any,
+        settings: Settings,
+        *,
+        linear: str = "affine",
+        deformable: bool = True,
+        fixed_mask: Any = None,
+        moving_mask: Any = None,
+        initial_transform: Any = None,
+        seed: int = 0,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> Problem:
+        """Read and check what `itk_nir.register` was given.
+
+        Raises
+        ------
+        InputError
+            An image, mask or transform that cannot be used.
+        OptionError
+            An argument that it cannot be.
+        """
+        clock = time.perf_counter()
+        seed = _checked_stages(linear, deformable, seed)
+        where, count = device_named(device), thread_count(threads)
+        a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
+        start = None
+        if initial_transform is not None:
+            start = load_transform(initial_transform, a.geometry, role="initial transform")
+        check_dimensions(a, b, start)
+        notes: list[str] = []
+        masks: list[Volume | None] = []
+        for given, image, role in ((fixed_mask, a, "fixed mask"), (moving_mask, b, "moving mask")):
+            mask = None
+            if given is not None:
+                mask, found = match_mask(load_image(given, role), image)
+                notes += found
+            masks.append(mask)
+        notes = [*check_pair(a, b, start, linear=linear), *notes]
+        return cls(a, b, *masks, start, settings, linear, deformable, seed, where, count, tuple(notes), clock)
+
+    @property
+    def tail(self) -> CompositeTransform | None:
+        """The start where it is not linear: it stays a part of its own behind the linear map."""
+        return None if self.start is None or self.start.is_linear else self.start
+
+    def pair(self) -> Pair:
+        """The images as the engine sees them.
+
+        A linear start is the linear map that the stages begin with; through any other the moving image is resampled on
+        the fixed grid first.
+        """
+        grid = self.fixed.geometry
+        linear = np.eye(grid.dimension + 1)
+        source, mask = self.moving, self.moving_mask
+        if self.tail is not None:
+            source, mask = self._moving_through(self.tail)
+        elif self.start is not None:
+            linear = field_then_linear(self.start).transforms[-1].matrix  # type: ignore[union-attr]
+        return Pair.make(
+            self._tensor(self.fixed.array),
+            grid,
+            self._tensor(source.array),
+            source.geometry,
+            linear,
+            None if self.fixed_mask is None else self._tensor(self.fixed_mask.array),
+            None if mask is None else self._tensor(mask.array),
+        )
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        return as_volume(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device))
+
+    def _moving_through(self, start: CompositeTransform) -> tuple[Volume, Volume | None]:
+        """The moving image (and its mask) seen through the caller's transform, on the fixed grid."""
+        grid, source = self.fixed.geometry, self.moving.geometry
+        array = resample_array(self.moving.array, source, start, grid, "linear", threads=self.threads)
+        ones = np.ones_like(self.moving.array) if self.moving_mask is None else self.moving_mask.array
+        seen = resample_array(ones, source, start, grid, "nearest", threads=self.threads) > 0.5
+        if not seen.any():
+            raise InputError(
+                "initial transform: takes the fixed image wholly outside the moving image; check its direction (fixed "
+                "→ moving, LPS mm)"
+            )
+        moved = replace(self.moving, array=array, geometry=grid)
+        if self.moving_mask is None and seen.all():
+            return moved, None
+        extent = replace(moved, array=seen.astype(np.float32), name="initial transform's extent")
+        return moved, extent
+
+
+def _checked_stages(linear: str, deformable: bool, seed: int) -> int:
+    """The seed as a plain whole number.
+
+    Raises
+    ------
+    OptionError
+        A word or value that cannot be.
+    """
+    if not isinstance(linear, str) or linear not in LINEAR_STAGES:
+        raise OptionError(f"linear is one of {', '.join(map(repr, LINEAR_STAGES))}, got {linear!r}")
+    if not isinstance(deformable, (bool, np.bool_)):
+        raise OptionError(f"deformable is True or False, got {deformable!r}")
+    if not deformable and linear == "none":
+        raise OptionError("linear='none' with deformable=False leaves nothing to do; ask for one of the two stages")
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise OptionError(f"seed is a whole number that is not negative, got {seed!r}")
+    return int(seed)
