@@ -1,10 +1,12 @@
-"""The ANTs face: a script written for ANTsPy with one line changed, the files that ANTs reads, the command line."""
+"""The ANTs interface: a script for ANTsPy with one line changed, the files that ANTs reads, the command line."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,19 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from itk_nir.compat import ants as face
 from itk_nir.cli import ants as ants_cli
-from itk_nir.compat.ants import OPTIONS, SCRIPT_TYPES, TYPES, parse_type, registration, to_ants
+from itk_nir.compat import engine_options
+from itk_nir.compat.ants import (
+    NO_COUNTERPART,
+    OPTIONS,
+    SCRIPT_TYPES,
+    TYPES,
+    parse_type,
+    register_options,
+    registration,
+    to_ants,
+)
+from itk_nir.compat.ants.arguments import kind_options
 from itk_nir.errors import InputError, ItkNirError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
@@ -242,6 +254,13 @@ def test_the_signature_is_that_of_antspy() -> None:
     assert {what for what, _ in OPTIONS.values()} == {"honoured", "approximated", "refused"}
 
 
+def test_the_options_that_stand_for_anothers_exist() -> None:
+    """``set linear_steps=`` and the like name options that `itk_nir.register` has."""
+    named = {name for _, meaning in OPTIONS.values() for name in re.findall(r"\bset (\w+)=", meaning)}
+    assert len(named) >= 5
+    assert named <= engine_options("default")
+
+
 REFUSED = {
     "grad_step": 0.1, "flow_sigma": 2, "total_sigma": 0.5, "aff_sampling": 64, "aff_iterations": (10, 10),
     "aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0), "multivariate_extras": [("CC", None, None, 1, 2)],
@@ -272,6 +291,7 @@ def test_every_refused_option_is_an_error_that_names_it(oblique: dict[int, Phant
         ({"type_of_transform": "Rigid", "reg_iterations": (10, 5)}, "no meaning for 'Rigid'"),
         ({"type_of_transform": "Translation"}, "'Translation' has no counterpart"),
         ({"type_of_transform": "Similarity"}, "'Similarity' has no counterpart"),
+        ({"type_of_transform": "t"}, "unknown type_of_transform 't'"),
         ({"type_of_transform": "TV[4]"}, r"TV\[4\]"),
         ({"type_of_transform": "SyNBold"}, "SyNBold"),
         ({"type_of_transform": "Syn"}, "did you mean 'SyN'"),
@@ -296,6 +316,11 @@ def test_types_map_to_stages_and_presets() -> None:
     assert parse_type("antsRegistrationSyN[so]") == SCRIPT_TYPES["so"]
     assert parse_type("antsRegistrationSyNRepro[r]") == SCRIPT_TYPES["r"]
     assert parse_type("antsRegistrationSyN[s,4]").radius == 4
+    four = {"linear": "affine", "deformable": True, "preset": "default", "radius": 4}
+    assert kind_options(parse_type("antsRegistrationSyN[s,4]")) == four
+    given = {"radius": 2, "preset": "fast"}
+    assert kind_options(parse_type("antsRegistrationSyN[s,4]"), given) == {**four, **given}
+    assert "radius" not in kind_options(replace(SCRIPT_TYPES["r"], radius=4))
     quick = parse_type("antsRegistrationSyNQuick[sr]")
     assert (quick.linear, quick.deformable, quick.preset) == ("rigid", True, "fast")
 
@@ -318,7 +343,7 @@ def test_what_the_options_become(
     steps = [(p.level, p.steps) for p in seen if p.stage == "deformable"]
     assert set(steps) == {(0, 7), (1, 5)}
     assert "deformable level 2/2 step 5/5" in capsys.readouterr().out
-    kind, settings = face._options(
+    kind, settings = register_options(
         {**{n: p.default for n, p in inspect.signature(registration).parameters.items()},
          "reg_iterations": [100, 70, 50, 20], "syn_metric": "CC", "syn_sampling": 3},
         {"random_seed": 5},
@@ -455,6 +480,7 @@ def test_the_page_runs_and_lists_every_option(tmp_path: Path, monkeypatch: pytes
     for name, kind in TYPES.items():
         assert f"| `{name}` | {kind.linear} | {'yes' if kind.deformable else 'no'} | {kind.preset} |" in text
     for name, kind in SCRIPT_TYPES.items():
-        assert f"| `antsRegistrationSyN[{name}]` | {kind.linear} |" in text
-    for name in face._NO_COUNTERPART:
-        assert f"`{name}` (" in text or name == "t"
+        deformation = "yes" if kind.deformable else "no"
+        assert f"| `antsRegistrationSyN[{name}]` | {kind.linear} | {deformation} | {kind.preset} |" in text
+    for name, why in NO_COUNTERPART.items():
+        assert f"`{name}` ({why})" in text

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 import itk_nir
+from itk_nir.compat import engine_options
 from itk_nir.compat.elastix import (
     HONOURED,
+    INSTEAD,
     INTERPOLATORS,
     METRICS,
     NO_MEANING,
@@ -31,9 +33,10 @@ from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, save_image, to_itk
 from itk_nir.resample import resample_array
-from itk_nir.transforms.formats.elastix import read_elastix
 from itk_nir.transforms.as_itk import field_to_itk
+from itk_nir.transforms.formats.elastix import read_elastix
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
+from tests.docs_blocks import DOCS, run_blocks
 from tests.grids import turned
 
 itk = pytest.importorskip("itk")
@@ -163,7 +166,11 @@ def test_transformix_reproduces_the_image(d: int, order: int, tmp_path: Path, mo
     # And it is a registration.
     f = itk.array_from_image(fixed)
     start = resample_array(
-        itk.array_from_image(moving), moving_grid, CompositeTransform((LinearTransform.identity(d),)), fixed_grid, "linear"
+        itk.array_from_image(moving),
+        moving_grid,
+        CompositeTransform((LinearTransform.identity(d),)),
+        fixed_grid,
+        "linear",
     )
     assert np.abs(ours - f)[seen].mean() < 0.35 * np.abs(start - f)[seen].mean()
     p = fixed_grid.grid()[seen & (f > 25)]
@@ -510,7 +517,10 @@ def test_parameter_files_and_the_log(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_own_folder_goes_when_python_ends() -> None:
-    code = "from itk_nir.compat.elastix import _own_folder as f; p = f(); (p / 'x').touch(); print(p); print(f())"
+    code = (
+        "from itk_nir.compat.elastix.files import temporary_folder as f; "
+        "p = f(); (p / 'x').touch(); print(p); print(f())"
+    )
     env = {**os.environ, "PYTHONPATH": str(Path(itk_nir.__file__).resolve().parents[1])}
     out = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
     first, second = out.split()
@@ -520,17 +530,16 @@ def test_own_folder_goes_when_python_ends() -> None:
 
 
 def test_docs_name_every_parameter_and_run(tmp_path: Path, monkeypatch: Any) -> None:
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("docs_blocks", Path(__file__).parents[1] / "docs_blocks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    blocks = module_from_spec(spec)
-    spec.loader.exec_module(blocks)
-    text = (blocks.DOCS / "coming_from_elastix.md").read_text()
+    text = (DOCS / "coming_from_elastix.md").read_text(encoding="utf-8")
     meaningless = [name for names in NO_MEANING.values() for name in names]
     for name in (*HONOURED, *ONLY, *meaningless, *TRANSFORMS, *METRICS, *INTERPOLATORS, *REFUSED):
         assert f"`{name}`" in text, name
+    rows = {row[0]: row for row in (line.strip("| ").split(" | ") for line in text.splitlines()) if len(row) == 3}
+    assert set(INSTEAD) == set(NO_MEANING)
+    for group, instead in INSTEAD.items():
+        assert rows[group][2] == instead
+        assert set(NO_MEANING[group]) <= set(re.findall(r"`(\w+)`", rows[group][1]))
+        assert set(re.findall(r"(\w+)=", instead)) <= engine_options("default")
     monkeypatch.chdir(tmp_path)
     fixed, moving, fixed_grid, moving_grid = pair(2)
     save_image(itk.array_from_image(fixed), fixed_grid, tmp_path / "fixed.nii.gz")
@@ -538,7 +547,7 @@ def test_docs_name_every_parameter_and_run(tmp_path: Path, monkeypatch: Any) -> 
     labels = (itk.array_from_image(moving) > 40).astype(np.uint8)
     save_image(labels, moving_grid, tmp_path / "labels.nii.gz")
     (tmp_path / "out").mkdir()
-    names = blocks.run_blocks("coming_from_elastix.md")
+    names = run_blocks("coming_from_elastix.md")
     ours, theirs = itk.array_from_image(names["result_image"]), itk.array_from_image(names["again"])
     assert np.abs(ours - itk.array_from_image(fixed)).mean() < 8
     seen = inside(read_elastix(names["parameters"]), fixed_grid, moving_grid)

@@ -1,0 +1,232 @@
+"""From ANTs' arguments to those of `itk_nir.register`: the only file here that names options of the latter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from itk_nir.compat import STAND_IN, engine_options, level_options, nearest_name
+from itk_nir.compat.ants.options import (
+    FIXED_VALUES,
+    NO_COUNTERPART,
+    NO_SCRIPT_COUNTERPART,
+    OPTIONS,
+    REG_ITERATIONS,
+    SCRIPT_TYPES,
+    SYN_SAMPLING,
+    TYPES,
+    Kind,
+)
+from itk_nir.errors import OptionError
+
+_SCRIPT = re.compile(r"antsRegistrationSyN(Quick)?(Repro)?(?:\[(\w+)(?:,([\d.]+))?\])?$")
+
+
+def parse_type(name: Any) -> Kind:
+    """What one of ANTsPy's types of transform asks for.
+
+    Parameters
+    ----------
+    name : str or sequence of one str
+        A key of `TYPES`, or ``"antsRegistrationSyN[x]"``, ``"antsRegistrationSyNQuick[x]"`` or
+        ``"antsRegistrationSyNRepro[x]"`` with a key of `SCRIPT_TYPES` for ``x``; a radius of CC may follow the type, as
+        in ``"antsRegistrationSyN[s,4]"``. An empty name is ``"SyN"``, as in ANTsPy.
+
+    Returns
+    -------
+    Kind
+        Stages, preset and radius.
+
+    Raises
+    ------
+    OptionError
+        A type that has no counterpart here, or is unknown to ANTs (with the nearest name).
+    """
+    if isinstance(name, (list, tuple)) and len(name) == 1:
+        name = name[0]
+    if not isinstance(name, str):
+        raise OptionError(f"type_of_transform is a name such as 'SyN', got {name!r}")
+    if name in TYPES or name == "":
+        return TYPES[name or "SyN"]
+    if name in NO_COUNTERPART:
+        raise OptionError(f"type_of_transform {name!r} has no counterpart here: {NO_COUNTERPART[name]}")
+    if re.match(r"TV\[\d+\]$", name):
+        raise OptionError(f"type_of_transform {name!r} has no counterpart here: use 'SyNOnly' or 'SyN'")
+    script = _SCRIPT.match(name)
+    if script is None:
+        known = [*TYPES, *NO_COUNTERPART, "antsRegistrationSyN[s]", "antsRegistrationSyNQuick[s]"]
+        raise OptionError(
+            f"unknown type_of_transform {name!r}{nearest_name(name, known)}; see docs/coming_from_ants.md"
+        )
+    quick, _, letters, number = script.groups()
+    kind = parse_script_type(letters or "s", f"type_of_transform {name!r}")
+    if quick:
+        kind = replace(kind, preset="fast")
+    if number is not None:
+        if quick or not (letters.startswith("s") and number.isdigit()):
+            raise OptionError(
+                f"type_of_transform {name!r}: only the radius of CC can follow the letter, as in "
+                "'antsRegistrationSyN[s,4]'; bins and spline distances have no counterpart here"
+            )
+        kind = replace(kind, radius=int(number))
+    return kind
+
+
+def parse_script_type(letters: str, where: str) -> Kind:
+    """What one of the types of antsRegistrationSyN.sh asks for.
+
+    Parameters
+    ----------
+    letters : str
+        A key of `SCRIPT_TYPES`: ``"s"``, ``"so"``, ``"r"``, ...
+    where : str
+        What to call it in messages, for example ``"-t"``.
+
+    Returns
+    -------
+    Kind
+        Stages, with the default preset and its radius.
+
+    Raises
+    ------
+    OptionError
+        A type that has no counterpart here, or that the script does not have.
+    """
+    if letters in NO_SCRIPT_COUNTERPART:
+        what, instead = NO_SCRIPT_COUNTERPART[letters]
+        raise OptionError(f"{where}: {what} has no counterpart here; {instead}")
+    if letters not in SCRIPT_TYPES:
+        raise OptionError(f"{where}: there is no type {letters!r}; give one of {', '.join(SCRIPT_TYPES)}")
+    return SCRIPT_TYPES[letters]
+
+
+def kind_options(kind: Kind, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Options of `itk_nir.register` for a type of transform.
+
+    Parameters
+    ----------
+    kind : Kind
+        What the type asks for.
+    options : mapping of str to object, optional
+        Options of `itk_nir.register` that go before what the type would set.
+
+    Returns
+    -------
+    dict of str to object
+        Keywords for `itk_nir.register`: stages, preset, radius of the metric and `options`.
+    """
+    settings: dict[str, Any] = {"preset": kind.preset, **(options or {})}
+    if kind.radius is not None and kind.deformable:
+        settings.setdefault("radius", kind.radius)
+    return {"linear": kind.linear, "deformable": kind.deformable, **settings}
+
+
+def register_options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple[Kind, dict[str, Any]]:
+    """What the caller of `registration` asks for, as a kind and options of `itk_nir.register`.
+
+    Parameters
+    ----------
+    given : mapping of str to object
+        Values of all named arguments of `registration`, the images left out.
+    extra : mapping of str to object
+        The other keywords: ``random_seed`` and options of `itk_nir.register`.
+
+    Returns
+    -------
+    kind : Kind
+        What the type of transform asks for.
+    options : dict of str to object
+        Options of `itk_nir.register` that go before what the type would set (see `kind_options`).
+
+    Raises
+    ------
+    OptionError
+        An option that is refused, does not exist (with the nearest name) or has a value it cannot have.
+    """
+    kind = parse_type(given["type_of_transform"])
+    _check_refused(given)
+    preset = extra.get("preset", kind.preset)
+    _check_names(extra, preset)
+    _check_linear(given)
+    options = {**_deformable_options(given, kind, preset), **extra}
+    if "random_seed" in options:
+        if "seed" in options:
+            raise OptionError("random_seed and seed are the same option; give one of them")
+        options["seed"] = options.pop("random_seed")
+    return kind, options
+
+
+def _check_refused(given: Mapping[str, Any]) -> None:
+    for name, only in FIXED_VALUES.items():
+        value = given[name]
+        value = tuple(value) if isinstance(value, list) else value
+        if value is not only and value != only:
+            raise OptionError(f"{name}={given[name]!r} is refused: {OPTIONS[name][1]} (only {only!r} can be had)")
+
+
+def _check_names(extra: Mapping[str, Any], preset: str) -> None:
+    # What ANTs' own arguments decide.
+    own = {"linear", "deformable", "fixed_mask", "moving_mask", "initial_transform"}
+    allowed = (engine_options(preset) - own) | {"random_seed"}
+    for name in extra:
+        if name not in allowed:
+            raise OptionError(
+                f"unknown option {name!r}{nearest_name(name, {*allowed, *OPTIONS})}; ANTs' options and those of "
+                "itk_nir.register can be given"
+            )
+
+
+def _check_linear(given: Mapping[str, Any]) -> None:
+    rate = given["aff_random_sampling_rate"]
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+        raise OptionError(f"aff_random_sampling_rate is above 0 and at most 1, got {rate!r}")
+    if str(given["aff_metric"]).lower() not in ("mattes", "mi", "gc"):
+        raise OptionError(
+            f"aff_metric={given['aff_metric']!r} is refused: 'mattes', 'MI' and 'GC' are approximated by {STAND_IN}"
+        )
+
+
+def _deformable_options(given: Mapping[str, Any], kind: Kind, preset: str) -> dict[str, Any]:
+    """Radius and levels of the deformable stage, where they are not ANTsPy's defaults."""
+    metric, sampling = str(given["syn_metric"]).lower(), given["syn_sampling"]
+    iterations = tuple(given["reg_iterations"]) if isinstance(given["reg_iterations"], Sequence) else ()
+    if not kind.deformable:
+        if metric != "mattes" or sampling != SYN_SAMPLING or iterations != REG_ITERATIONS:
+            raise OptionError(
+                f"syn_metric, syn_sampling and reg_iterations have no meaning for {given['type_of_transform']!r}, "
+                "which has no deformable stage; leave them out"
+            )
+        return {}
+    if metric not in ("cc", "mattes", "mi"):
+        raise OptionError(
+            f"syn_metric={given['syn_metric']!r} is refused: it compares intensities as such; 'CC' is {STAND_IN}, "
+            "which is what runs here"
+        )
+    out: dict[str, Any] = {}
+    if sampling != SYN_SAMPLING:
+        out["radius"] = _radius(sampling, metric)
+    if iterations != REG_ITERATIONS:
+        out.update(_levels(iterations, given["reg_iterations"], preset))
+    return out
+
+
+def _radius(sampling: Any, metric: str) -> int:
+    if metric != "cc":
+        raise OptionError(
+            f"syn_sampling={sampling!r} is refused: bins have no meaning; with syn_metric='CC' it is the radius"
+        )
+    if isinstance(sampling, bool) or not isinstance(sampling, int) or sampling < 1:
+        raise OptionError(f"syn_sampling is the radius of CC in voxels, at least 1, got {sampling!r}")
+    return sampling
+
+
+def _levels(iterations: tuple[Any, ...], given: Any, preset: str) -> dict[str, Any]:
+    """Levels with the shrink factors …, 4, 2, 1, without those of 0 iterations."""
+    if not iterations or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in iterations):
+        raise OptionError(f"reg_iterations has one whole number a level, got {given!r}")
+    levels = [(2 ** (len(iterations) - 1 - k), n) for k, n in enumerate(iterations) if n > 0]
+    if not levels:
+        raise OptionError("reg_iterations is all zero, which leaves nothing to do; use a linear type of transform")
+    return level_options(preset, [factor for factor, _ in levels], most_steps=[n for _, n in levels])

@@ -1,0 +1,153 @@
+"""ANTs' files: results under ANTs' names, and transforms to start from."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itk_nir.atomic import all_or_none, split_prefix
+from itk_nir.checks import check_output_prefix
+from itk_nir.errors import InputError
+from itk_nir.geometry import Geometry
+from itk_nir.images import save_image
+from itk_nir.resample import resample_array
+from itk_nir.transforms.formats.ants import write_ants
+from itk_nir.transforms.formats.itk_h5 import write_h5
+from itk_nir.transforms.load import load_transform
+from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
+
+if TYPE_CHECKING:
+    from itk_nir.result import RegistrationResult
+
+_BRACKETED = re.compile(r"\[(.+?)\s*,\s*([01])\]$")
+
+
+def write_files(
+    result: RegistrationResult, prefix: str, *, composite: bool = False, images: bool = False
+) -> dict[str, Any]:
+    """Write what ANTs writes, under its names: all files appear, complete, or none.
+
+    Parameters
+    ----------
+    result : RegistrationResult
+        What `itk_nir.register` gave back.
+    prefix : str
+        Start of all names, ``P`` below: a folder (with a slash at its end) or a folder and the start of a name.
+        Missing folders are made.
+    composite : bool, default False
+        Write ``PComposite.h5`` and ``PInverseComposite.h5`` in place of ``P0GenericAffine.mat``, ``P1Warp.nii.gz`` and
+        ``P1InverseWarp.nii.gz``.
+    images : bool, default False
+        Write ``PWarped.nii.gz`` (the moving image on the fixed grid) and ``PInverseWarped.nii.gz`` (the fixed image on
+        the moving grid) too.
+
+    Returns
+    -------
+    dict
+        ``fwdtransforms`` and ``invtransforms`` as `registration` returns them, and ``images``, a list of paths.
+
+    Raises
+    ------
+    InputError
+        A prefix that cannot be written to.
+    """
+    check_output_prefix(prefix)
+    folder, start = split_prefix(prefix)
+    with all_or_none(folder) as stage:
+        if composite:
+            write_h5(result.chain, stage / f"{start}Composite.h5")
+            write_h5(result.chain.inverse(), stage / f"{start}InverseComposite.h5")
+        else:
+            write_ants(result.chain, f"{stage}{os.sep}{start}", result.fixed.geometry)
+        if images:
+            save_image(result.warped_array, result.fixed.geometry, stage / f"{start}Warped.nii.gz")
+            save_image(warped_fixed(result), result.moving.geometry, stage / f"{start}InverseWarped.nii.gz")
+        written = {path.name for path in stage.iterdir()}
+
+    def named(*endings: str) -> list[str]:
+        return [str(folder / f"{start}{e}") for e in endings if f"{start}{e}" in written]
+
+    if composite:
+        forward: Any = named("Composite.h5")[0]
+        backward: Any = named("InverseComposite.h5")[0]
+    else:
+        forward = named("1Warp.nii.gz", "0GenericAffine.mat")
+        backward = named("0GenericAffine.mat", "1InverseWarp.nii.gz")
+    return {
+        "fwdtransforms": forward,
+        "invtransforms": backward,
+        "images": named("Warped.nii.gz", "InverseWarped.nii.gz"),
+    }
+
+
+def warped_fixed(result: RegistrationResult) -> NDArray[np.float32]:
+    """Resample the fixed image on the moving grid.
+
+    Parameters
+    ----------
+    result : RegistrationResult
+        What `itk_nir.register` gave back.
+
+    Returns
+    -------
+    ndarray of float32, shape ``result.moving.geometry.shape``
+        One linear interpolation of the fixed image through the inverse transform (moving → fixed); 0 outside.
+    """
+    fixed, moving = result.fixed, result.moving
+    out: NDArray[np.float32] = resample_array(
+        fixed.array, fixed.geometry, result.chain.inverse(), moving.geometry, "linear"
+    )
+    return out
+
+
+def load_initial_transform(initial: Any, reference: Geometry) -> CompositeTransform | None:
+    """Read ANTs' initial transforms as one composite transform, fixed → moving.
+
+    Parameters
+    ----------
+    initial : path, str, sequence of these, or None
+        Each one a file of a transform, ``"[file,1]"`` for the inverse of one, or ``"Identity"``. The first of a
+        sequence is the first that a fixed point meets.
+    reference : Geometry
+        The fixed grid (LPS mm), on which transforms that have no grid of their own are sampled where that is needed.
+
+    Returns
+    -------
+    CompositeTransform or None
+        None for None: the registration looks for a start by itself.
+
+    Raises
+    ------
+    InputError
+        An empty sequence, something that is no name of a file, ANTs' ``[fixed,moving,n]``, or a file that cannot be
+        read as a transform of this dimension.
+    """
+    if initial is None:
+        return None
+    parts = list(initial) if isinstance(initial, (list, tuple)) else [initial]
+    if not parts:
+        raise InputError("initial transform: an empty list; give at least one file, or None")
+    return compose(*(_load_one(part, reference) for part in parts))
+
+
+def _load_one(part: Any, reference: Geometry) -> CompositeTransform:
+    if not isinstance(part, (str, os.PathLike)):
+        raise InputError(
+            f"initial transform: ANTs takes names of files, got {type(part).__name__}; write it to a file, or give "
+            "it to itk_nir.register"
+        )
+    text = os.fspath(part)
+    if text.lower() == "identity":
+        return CompositeTransform((LinearTransform.identity(reference.dimension),))
+    bracketed = _BRACKETED.match(text)
+    if (text.startswith("[") and bracketed is None) or (bracketed is not None and "," in bracketed[1]):
+        raise InputError(
+            f"initial transform {text}: give a file, or [file,1] for its inverse; alignment of the centres is what "
+            "happens without an initial transform"
+        )
+    transform = load_transform(bracketed[1] if bracketed else text, reference, role="initial transform")
+    return transform.inverse() if bracketed and bracketed[2] == "1" else transform

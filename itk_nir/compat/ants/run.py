@@ -1,0 +1,225 @@
+"""The call: ``registration`` with ANTsPy's signature, and `run_kind`, which ``itk-nir ants`` uses too.
+
+The file is not called registration.py, because the package has a function of that name.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from itk_nir.checks import check_output_prefix
+from itk_nir.compat.ants.arguments import kind_options, register_options
+from itk_nir.compat.ants.files import load_initial_transform, warped_fixed, write_files
+from itk_nir.compat.ants.images import as_volume, to_ants
+from itk_nir.compat.ants.options import OPTIONS, Kind
+from itk_nir.errors import InputError
+from itk_nir.images import Volume
+
+if TYPE_CHECKING:
+    from itk_nir.engine.progress import Callback, Progress
+    from itk_nir.result import RegistrationResult
+
+
+def registration(
+    fixed: Any,
+    moving: Any,
+    type_of_transform: str = "SyN",
+    initial_transform: Any = None,
+    outprefix: str = "",
+    mask: Any = None,
+    moving_mask: Any = None,
+    mask_all_stages: bool = False,
+    grad_step: float = 0.2,
+    flow_sigma: float = 3,
+    total_sigma: float = 0,
+    aff_metric: str = "mattes",
+    aff_sampling: int = 32,
+    aff_random_sampling_rate: float = 0.2,
+    syn_metric: str = "mattes",
+    syn_sampling: int = 32,
+    reg_iterations: Sequence[int] = (40, 20, 0),
+    aff_iterations: Sequence[int] = (2100, 1200, 1200, 10),
+    aff_shrink_factors: Sequence[int] = (6, 4, 2, 1),
+    aff_smoothing_sigmas: Sequence[int] = (3, 2, 1, 0),
+    write_composite_transform: bool = False,
+    verbose: bool = False,
+    multivariate_extras: Any = None,
+    restrict_transformation: Any = None,
+    smoothing_in_mm: bool = False,
+    singleprecision: bool = True,
+    use_legacy_histogram_matching: bool = False,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """``ants.registration`` with its signature, files and return value.
+
+    Parameters
+    ----------
+    fixed, moving : ants.ANTsImage, itk.Image, SimpleITK.Image or path
+        2D or 3D images of one grey value, both of one modality.
+    type_of_transform : str, default "SyN"
+        A key of `TYPES`, or ``"antsRegistrationSyN[x]"`` or ``"antsRegistrationSyNQuick[x]"`` with a key of
+        `SCRIPT_TYPES`.
+    initial_transform : path, str or sequence of these, optional
+        Files of transforms fixed → moving in ANTs' order, ``"[file,1]"`` for the inverse of one, or ``"Identity"``.
+        Left out, the best of several starts is taken.
+    outprefix : str, default ""
+        Start of the names of all files, ``P`` below; empty for a new folder under the system's temporary folder, which
+        stays.
+    mask, moving_mask : image as `fixed`, optional
+        Above 0 where the fixed or the moving image counts, in every stage.
+    mask_all_stages : bool, default False
+        Without effect: masks count in every stage.
+    aff_metric : {"mattes", "MI", "GC"}
+        Squared local correlation stands in for each.
+    aff_random_sampling_rate : float, default 0.2
+        Above 0 and at most 1; all voxels are used whatever it is.
+    syn_metric : {"mattes", "MI", "CC"}
+        Squared local correlation stands in for each.
+    syn_sampling : int, default 32
+        With ``syn_metric="CC"`` the radius of the window in voxels of the level; 32 is the preset's own radius.
+    reg_iterations : sequence of int, default (40, 20, 0)
+        One number a level with the shrink factors …, 4, 2, 1: most iterations of the level, 0 to leave it out. The
+        default stands for the preset's own levels.
+    write_composite_transform : bool, default False
+        Write ``PComposite.h5`` and ``PInverseComposite.h5`` in place of the single files.
+    verbose : bool, default False
+        Print a line when a level begins and ends.
+    grad_step, flow_sigma, total_sigma : float
+        Refused unless ANTsPy's default.
+    aff_sampling : int
+        Refused unless ANTsPy's default.
+    aff_iterations, aff_shrink_factors, aff_smoothing_sigmas : sequence of int
+        Refused unless ANTsPy's default.
+    multivariate_extras, restrict_transformation : object
+        Refused unless None.
+    smoothing_in_mm, singleprecision, use_legacy_histogram_matching : bool
+        Refused unless ANTsPy's default.
+    **kwargs : object
+        ``random_seed``, and every option of `itk_nir.register` (``preset``, ``device``, ``threads``, ``callback``,
+        ...), which goes before what the type of transform would set.
+
+    Returns
+    -------
+    dict
+        ``warpedmovout`` : ants.ANTsImage
+            The moving image on the fixed grid.
+        ``warpedfixout`` : ants.ANTsImage
+            The fixed image on the moving grid.
+        ``fwdtransforms`` : list of str, or str
+            Files for ``ants.apply_transforms(fixed, moving, ...)``: ``[P1Warp.nii.gz, P0GenericAffine.mat]``, or the
+            .mat alone after a linear type; with `write_composite_transform` one path as text.
+        ``invtransforms`` : list of str, or str
+            Files for ``ants.apply_transforms(moving, fixed, ...)``: ``[P0GenericAffine.mat, P1InverseWarp.nii.gz]``;
+            the matrix is the forward one, which ANTs inverts by itself in this list.
+
+    Raises
+    ------
+    InputError
+        An image, mask or transform that cannot be used, or a prefix that cannot be written to.
+    OptionError
+        An option that is refused, does not exist (with the nearest name) or has a value it cannot have.
+
+    Notes
+    -----
+    Points go the other way: ``ants.apply_transforms_to_points(d, points, tx["fwdtransforms"])`` takes fixed points to
+    the moving image. `OPTIONS` says of every option what becomes of it and why.
+
+    Examples
+    --------
+    >>> tx = registration(fixed, moving, "SyN", outprefix="case1_")
+    >>> warped = ants.apply_transforms(fixed, moving, tx["fwdtransforms"])
+    """
+    # First, while the arguments are all that is in the scope.
+    given = {name: value for name, value in locals().items() if name in OPTIONS}
+    if isinstance(fixed, (list, tuple)) or moving is None:
+        raise InputError("registration takes two images; raw antsRegistration arguments cannot be used")
+    kind, options = register_options(given, kwargs)
+    # Before the work and not after it.
+    check_output_prefix(outprefix or os.path.join(tempfile.gettempdir(), ""))
+    if verbose:
+        options["callback"] = _printing(options.get("callback"))
+    result = run_kind(
+        as_volume(fixed, "fixed image"),
+        as_volume(moving, "moving image"),
+        kind,
+        mask=None if mask is None else as_volume(mask, "mask"),
+        moving_mask=None if moving_mask is None else as_volume(moving_mask, "moving mask"),
+        initial_transform=initial_transform,
+        options=options,
+    )
+    prefix = outprefix or tempfile.mkdtemp(prefix="itk_nir_") + os.sep
+    files = write_files(result, prefix, composite=write_composite_transform)
+    return {
+        "warpedmovout": to_ants(result.warped_array, result.fixed.geometry),
+        "warpedfixout": to_ants(warped_fixed(result), result.moving.geometry),
+        "fwdtransforms": files["fwdtransforms"],
+        "invtransforms": files["invtransforms"],
+    }
+
+
+def run_kind(
+    fixed: Volume,
+    moving: Volume,
+    kind: Kind,
+    *,
+    mask: Any = None,
+    moving_mask: Any = None,
+    initial_transform: Any = None,
+    options: Mapping[str, Any] | None = None,
+) -> RegistrationResult:
+    """`itk_nir.register` for one of ANTs' types of transform.
+
+    Parameters
+    ----------
+    fixed, moving : Volume
+        The images.
+    kind : Kind
+        What the type of transform asks for (see `parse_type`).
+    mask, moving_mask : Volume, itk.Image, SimpleITK.Image or path, optional
+        Above 0 where the image counts.
+    initial_transform : path, str or sequence of these, optional
+        Files of transforms fixed → moving, as for `registration`.
+    options : mapping of str to object, optional
+        Options of `itk_nir.register`, which go before what the type would set.
+
+    Returns
+    -------
+    RegistrationResult
+        Fixed → moving, LPS mm.
+
+    Raises
+    ------
+    InputError
+        An image, mask or transform that cannot be used.
+    OptionError
+        An option that does not exist or has a value it cannot have.
+    """
+    # Here, because it imports torch: reading the tables and files must not wait for that.
+    from itk_nir.registration import register
+
+    return register(
+        fixed,
+        moving,
+        fixed_mask=mask,
+        moving_mask=moving_mask,
+        initial_transform=load_initial_transform(initial_transform, fixed.geometry),
+        **kind_options(kind, options),
+    )
+
+
+def _printing(callback: Callback | None) -> Callback:
+    """A callback that prints a line when a level begins or ends, and then calls `callback`."""
+
+    def report(progress: Progress) -> bool | None:
+        if progress.step in (0, progress.steps - 1):
+            print(
+                f"{progress.stage} level {progress.level + 1}/{progress.levels} step {progress.step + 1}/"
+                f"{progress.steps} LNCC² {progress.metric:.4f} {progress.seconds:.1f} s",
+                flush=True,
+            )
+        return None if callback is None else callback(progress)
+
+    return report

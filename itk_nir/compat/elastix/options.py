@@ -1,0 +1,158 @@
+"""Parameters and keywords of elastix, as data: what becomes of each here.
+
+``docs/coming_from_elastix.md`` shows the same tables, and the tests compare the two.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: Class of elastix' transform → stage of ours.
+TRANSFORMS = {
+    "TranslationTransform": "rigid",
+    "EulerTransform": "rigid",
+    "SimilarityTransform": "affine",
+    "AffineTransform": "affine",
+    "BSplineTransform": "deformable",
+    "RecursiveBSplineTransform": "deformable",
+}
+#: Linear classes that are only taken before a stage that can do what they cannot, since the result would be of another
+#: class otherwise.
+WEAKER = ("TranslationTransform", "SimilarityTransform")
+
+#: Similarities that are approximated by local normalised cross-correlation, and penalties by our own regularity.
+METRICS = (
+    "AdvancedMattesMutualInformation", "NormalizedMutualInformation", "AdvancedNormalizedCorrelation",
+    "AdvancedMeanSquares", "TransformBendingEnergyPenalty",
+)  # fmt: skip
+
+#: Interpolator of the result → our interpolation (None: `FinalBSplineInterpolationOrder` decides).
+INTERPOLATORS = {
+    "FinalBSplineInterpolator": None,
+    "FinalBSplineInterpolatorFloat": None,
+    "FinalLinearInterpolator": "linear",
+    "FinalNearestNeighborInterpolator": "nearest",
+}
+#: `FinalBSplineInterpolationOrder` → our interpolation.
+ORDERS = {"0": "nearest", "1": "linear", "3": "bspline"}
+#: Parameters of the resampled image as elastix has them where nothing is said.
+DEFAULT_OUTPUT = {"FinalBSplineInterpolationOrder": ("3",)}
+
+#: elastix' names of pixel types → NumPy's.
+PIXELS = {
+    "float": "float32", "double": "float64", "char": "int8", "unsigned char": "uint8", "short": "int16",
+    "unsigned short": "uint16", "int": "int32", "unsigned int": "uint32", "float32": "float32", "float64": "float64",
+}  # fmt: skip
+
+#: Parameters that are done as asked.
+HONOURED = (
+    "Transform", "AutomaticTransformInitialization", "RandomSeed", "FixedImageDimension", "MovingImageDimension",
+    "ResampleInterpolator", "FinalBSplineInterpolationOrder", "DefaultPixelValue", "WriteResultImage",
+    "ResultImageFormat", "ResultImagePixelType", "CompressResultImage",
+)  # fmt: skip
+
+#: Parameters of which only these values can be had: any other is an error.
+ONLY: dict[str, tuple[str, ...]] = {
+    "Metric": METRICS,
+    "AutomaticTransformInitializationMethod": ("GeometricalCenter", "CenterOfGravity"),
+    "HowToCombineTransforms": ("Compose",),
+    "UseDirectionCosines": ("true",),
+    "Registration": ("MultiResolutionRegistration", "MultiMetricMultiResolutionRegistration"),
+    "Resampler": ("DefaultResampler",),
+    "InitialTransformParameterFileName": ("NoInitialTransform", ""),
+    "InitialTransformParametersFileName": ("NoInitialTransform", ""),
+    "ErodeMask": ("false",),
+    "ErodeFixedMask": ("false",),
+    "ErodeMovingMask": ("false",),
+    "UseCyclicTransform": ("false",),
+    "WriteFinalTransformParameters": ("true",),
+    "WriteIterationInfo": ("false",),
+    "WriteResultImageAfterEachResolution": ("false",),
+    "WriteResultImageAfterEachIteration": ("false",),
+    "WriteTransformParametersEachResolution": ("false",),
+    "WriteTransformParametersEachIteration": ("false",),
+    "WritePyramidImagesAfterEachResolution": ("false",),
+    "ITKTransformOutputFileNameExtension": ("",),
+}
+
+#: Parameters of elastix' own way to search, which have no meaning here; the preset and its options decide instead.
+NO_MEANING: dict[str, tuple[str, ...]] = {
+    "optimiser": (
+        "Optimizer", "MaximumNumberOfIterations", "AutomaticParameterEstimation", "AutomaticScalesEstimation",
+        "ASGDParameterEstimationMethod", "UseAdaptiveStepSizes", "MaximumStepLength",
+        "MaximumDisplacementEstimationMethod", "NumberOfGradientMeasurements", "NumberOfJacobianMeasurements",
+        "NumberOfSamplesForExactGradient", "NumberOfSamplesForNoiseCompensationFactor", "NumberOfBandStructureSamples",
+        "UseNoiseCompensation", "SigmoidInitialTime", "SigmoidMax", "SigmoidMin", "SigmoidScaleFactor", "SP_a", "SP_A",
+        "SP_alpha", "SP_c", "SP_gamma", "MinimumStepLength", "MinimumGradientMagnitude", "RelaxationFactor",
+        "GradientMagnitudeTolerance", "ValueTolerance", "StopIfWolfeNotSatisfied", "LBFGSUpdateAccuracy",
+        "LineSearchValueTolerance", "LineSearchGradientTolerance", "MaximumNumberOfLineSearchIterations",
+        "ShowExactMetricValue", "NoiseCompensation",
+    ),
+    "samples": (
+        "ImageSampler", "NumberOfSpatialSamples", "NewSamplesEveryIteration", "CheckNumberOfSamples",
+        "RequiredRatioOfValidSamples", "MaximumNumberOfSamplingAttempts", "UseRandomSampleRegion", "SampleRegionSize",
+        "SampleGridSpacing", "FixedImageBSplineInterpolationOrder", "Interpolator", "BSplineInterpolationOrder",
+    ),
+    "similarity": (
+        "NumberOfHistogramBins", "NumberOfFixedHistogramBins", "NumberOfMovingHistogramBins", "FixedKernelBSplineOrder",
+        "MovingKernelBSplineOrder", "FixedLimitRangeRatio", "MovingLimitRangeRatio", "UseFastAndLowMemoryVersion",
+        "UseJacobianPreconditioning", "FiniteDifferenceDerivative", "SubtractMean", "UseNormalization",
+        "UseMultiThreadingForMetrics", "UseRelativeWeights",
+    ),
+    "levels": (
+        "NumberOfResolutions", "FixedImagePyramid", "MovingImagePyramid", "ImagePyramidSchedule",
+        "FixedImagePyramidSchedule", "MovingImagePyramidSchedule", "ImagePyramidRescaleSchedule",
+        "ImagePyramidSmoothingSchedule", "FixedImagePyramidRescaleSchedule", "FixedImagePyramidSmoothingSchedule",
+        "MovingImagePyramidRescaleSchedule", "MovingImagePyramidSmoothingSchedule",
+    ),
+    "grid": (
+        "FinalGridSpacingInPhysicalUnits", "FinalGridSpacingInVoxels", "GridSpacingSchedule",
+        "BSplineTransformSplineOrder", "PassiveEdgeWidth", "UpsampleGridOption",
+    ),
+    "memory": ("FixedInternalImagePixelType", "MovingInternalImagePixelType"),
+}  # fmt: skip
+
+#: Group of `NO_MEANING` → what decides instead.
+INSTEAD: dict[str, str] = {
+    "optimiser": "`steps=`, `learning_rates=`",
+    "samples": "every voxel of a level counts",
+    "similarity": "`radius=`, `displacement_diffusion=`",
+    "levels": "`shrink_factors=`, `smoothing_sigmas=`",
+    "grid": "`lattice_spacing=`",
+    "memory": "always float",
+}
+
+#: Keywords of ``itk.elastix_registration_method`` that cannot be had, and what to do instead.
+REFUSED = {
+    "fixed_point_set_file_name": "landmarks do not take part in a registration",
+    "moving_point_set_file_name": "landmarks do not take part in a registration",
+    "fixed_points": "landmarks do not take part in a registration",
+    "moving_points": "landmarks do not take part in a registration",
+    "log_to_file": "log_to_console=True prints the same lines; or give callback=",
+    "log_file_name": "log_to_console=True prints the same lines; or give callback=",
+    "log_level": "log_to_console=True prints what there is",
+    "initial_transform_parameter_object_file_name": "did you mean initial_transform_parameter_file_name?",
+}
+
+#: Every parameter that may be given, the numbered ones of `has_no_meaning` left out.
+KNOWN = (*HONOURED, *ONLY, *(name for names in NO_MEANING.values() for name in names))
+
+_MEANINGLESS = frozenset(name for names in NO_MEANING.values() for name in names)
+# Of the n-th metric.
+_NUMBERED = re.compile(r"Metric\d+(Weight|RelativeWeight|Use)$")
+
+
+def has_no_meaning(name: str) -> bool:
+    """Tell whether a parameter belongs to elastix' own way to search.
+
+    Parameters
+    ----------
+    name : str
+        Name of a parameter.
+
+    Returns
+    -------
+    bool
+        Whether it is in `NO_MEANING`, or the weight of one of several metrics (``Metric0Weight``, ...).
+    """
+    return name in _MEANINGLESS or _NUMBERED.match(name) is not None
