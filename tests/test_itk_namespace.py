@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from itk_nir.compat import itk as filters
+import itk_nir.compat.itk
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {"itk/Configuration/NIRConfig.py", "itk/Configuration/NIR_snake_case.py", "itk/NIRPython.py"}
@@ -57,10 +57,10 @@ def test_the_configuration_names_what_there_is() -> None:
     functions = runpy.run_path(str(folder / "NIR_snake_case.py"))["snake_case_functions"]
     module = runpy.run_path(str(folder / "NIRPython.py"))
     assert [(name, held) for name, _, held, _ in config["templates"]] == [("NIRRegistrationMethod",) * 2]
-    assert module["NIRRegistrationMethod"] is filters.NIRRegistrationMethod
+    assert module["NIRRegistrationMethod"] is itk_nir.compat.itk.NIRRegistrationMethod
     for function in functions:
         # ITK's loader calls the second for each.
-        assert module[function] is getattr(filters, function)
+        assert module[function] is getattr(itk_nir.compat.itk, function)
         module[f"{function}_init_docstring"]()
 
 
@@ -126,7 +126,7 @@ def test_a_wheel(environment: Path, tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if name.startswith("itk/")} == FILES
-    assert {f"itk_nir/{name}" for name in ("__init__.py", "filters.py", "slicer.py")} <= names
+    assert {f"itk_nir/{name}" for name in ("__init__.py", "compat/itk/filter.py", "cli/slicer.py")} <= names
     assert {f"itk_nir/slicer_cli/NIRRegistration.{ending}" for ending in ("py", "xml")} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"itk", "itk_nir"}
     pip(environment, "install", "--no-deps", wheel)

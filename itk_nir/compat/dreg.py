@@ -1,11 +1,13 @@
 """itk-dreg: large images registered block by block, each pair of blocks by this package.
 
+Importing this module needs itk-dreg (``pip install itk-nir[dreg]``).
+
+Examples
+--------
 >>> from itk_nir.compat.dreg import BlockPairRegistration
 >>> schedule = itk_dreg.register.register_images(
 ...     block_registration_method=BlockPairRegistration(preset="fast"), ...
 ... )
-
-Importing this module needs itk-dreg (``pip install itk-nir[dreg]``).
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from itk_nir.settings import make_settings
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image
+from itk_nir.settings import make_settings
 from itk_nir.transforms.load import load_transform
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, compose
 
@@ -28,41 +30,56 @@ try:
 except ImportError as error:
     raise ImportError(f"itk_nir.compat.dreg needs itk-dreg and dask ({error}): pip install 'itk-nir[dreg]'") from error
 
+__all__ = ["BlockPairRegistration", "BlockResult"]
+
 logger = logging.getLogger(__name__)
 
 
 class BlockResult(BlockPairRegistrationResult):
     """What one pair of blocks gave.
 
+    Parameters
+    ----------
+    mapping : CompositeTransform
+        Where the initial transform takes a fixed point → moving point (LPS mm).
+    domain : Geometry
+        The box where `mapping` holds.
+    inverse_domain : Geometry
+        That of its inverse: the moving block.
+    metrics : dict
+        Of the registration, see `RegistrationResult.metrics`.
+
     Attributes
     ----------
-    status : ``BlockRegStatus.SUCCESS``.
-    transform : ``itk.CompositeTransform[itk.D, d]``: where the initial transform takes a fixed point → moving point.
-        It is run *after* the initial transform, which it does not contain.
-    transform_domain : image without pixels: the box where `transform` holds.
-    inv_transform, inv_transform_domain : the inverse of `transform`, and the box of the moving block.
-    metrics : of the registration, see `RegistrationResult.metrics`.
+    status : BlockRegStatus
+        ``SUCCESS``.
+    transform : itk.CompositeTransform[itk.D, d]
+        `mapping`. It is run *after* the initial transform, which it does not contain.
+    transform_domain : itk.Image[itk.F, d]
+        `domain`, as an image without pixels.
+    inv_transform : itk.CompositeTransform[itk.D, d]
+        The inverse of `transform`.
+    inv_transform_domain : itk.Image[itk.F, d]
+        `inverse_domain`, as an image without pixels.
     """
 
     # The base class is not initialised: it multiplies the sizes of the domains with np.product, which NumPy 2 no longer
     # has, to find empty ones. A Geometry is never empty.
-    def __init__(self, chain: CompositeTransform, domain: Geometry, inverse_domain: Geometry, metrics: dict[str, Any]) -> None:
+    def __init__(
+        self, mapping: CompositeTransform, domain: Geometry, inverse_domain: Geometry, metrics: dict[str, Any]
+    ) -> None:
         from itk_nir.transforms.as_itk import to_itk
 
-        self.chain, self.domain, self.inverse_domain, self.metrics = chain, domain, inverse_domain, metrics
+        self.mapping, self.domain, self.inverse_domain, self.metrics = mapping, domain, inverse_domain, metrics
         self.status = BlockRegStatus.SUCCESS
-        self.transform = to_itk(chain)
+        self.transform = to_itk(mapping)
         self.transform_domain = _empty_image(domain)
-        self.inv_transform = to_itk(chain.inverse())
+        self.inv_transform = to_itk(mapping.inverse())
         self.inv_transform_domain = _empty_image(inverse_domain)
 
     # ITK's objects are made again on the other side, so that a result can travel between dask's workers.
-    def __getstate__(self) -> dict[str, Any]:
-        return {"chain": self.chain, "domain": self.domain, "inverse_domain": self.inverse_domain,
-                "metrics": self.metrics}  # fmt: skip
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.mapping, self.domain, self.inverse_domain, self.metrics)
 
 
 class BlockPairRegistration(BlockPairRegistrationMethod):
@@ -70,13 +87,23 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
 
     Parameters
     ----------
-    preset, linear, seed, device, threads : as for `itk_nir.register`. `linear` is ``"none"`` here: aligning the whole
-        images is the task of the initial transform, and blocks hold too little to do it better.
-    options : options of the preset, by name.
+    preset : str
+        As for `itk_nir.register`.
+    linear : {"none", "rigid", "affine"}
+        The linear stage. ``"none"`` by default: aligning the whole images is the task of the initial transform, and
+        blocks hold too little to do it better.
+    seed : int
+        At least 0; every random draw comes from it.
+    device : {"auto", "cpu", "cuda"}
+    threads : int, optional
+        CPU threads for one pair of blocks; all by default.
+    **options
+        Options of the preset, by name.
 
     Raises
     ------
-    OptionError : an option that does not exist or does not fit, when the object is made.
+    OptionError
+        An option that does not exist or does not fit, said when the object is made.
     """
 
     def __init__(
@@ -113,14 +140,19 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
 
         Parameters
         ----------
-        fixed_subimage, moving_subimage : ``itk.Image`` of 2 or 3 dimensions; their buffered regions are registered.
-        initial_transform : an ITK transform of the whole images, fixed → moving, or None.
-        block_info : where the block lies, for messages.
-        **context : what `register_images` hands to every part of it (options of the reduction, ...); not looked at.
+        fixed_subimage, moving_subimage : itk.Image
+            Of 2 or 3 dimensions; their buffered regions are registered.
+        initial_transform : itk.Transform, optional
+            Of the whole images, fixed → moving (LPS mm).
+        block_info : itk_dreg BlockInfo, optional
+            Where the block lies, for messages.
+        **context
+            What `register_images` hands to every part of it (options of the reduction, ...); not looked at.
 
         Returns
         -------
-        A `BlockResult`; where the pair cannot be registered (an empty block, no overlap), one with the status FAILURE.
+        BlockResult
+            Where the pair cannot be registered (an empty block, no overlap), a result with the status ``FAILURE``.
         """
         where = getattr(block_info, "chunk_index", "?")
         try:
@@ -136,26 +168,28 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         for block in (fixed, moving):
             if block.array.min() == block.array.max():
                 raise InputError(f"{block.name}: one value everywhere, nothing to register")
-        start = None
-        if initial_transform is not None:
-            start = load_transform(initial_transform, fixed.geometry, role="initial transform")
-            undo = _undo(fixed.geometry, start)
-            start = CompositeTransform(start.transforms, undo.transforms)
-        result = register(
-            fixed, moving, preset=self.preset, linear=self.linear, seed=self.seed, device=self.device,
-            threads=self.threads, initial_transform=start, **self.options,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "preset": self.preset, "linear": self.linear, "seed": self.seed, "device": self.device,
+            "threads": self.threads, **self.options,
+        }  # fmt: skip
+        grid = fixed.geometry
+        if initial_transform is None:
+            result = register(fixed, moving, **options)
+            return BlockResult(result.chain, grid, moving.geometry, result.metrics)
+        start = load_transform(initial_transform, grid, role="initial transform")
+        back = _inverse_over_block(grid, start)
+        start = CompositeTransform(start.transforms, back.transforms)
+        result = register(fixed, moving, initial_transform=start, **options)
         # Ours is phi = T_initial ∘ A ∘ (id + u) from fixed space; wanted is the part that runs after T_initial.
-        chain = result.chain if start is None else compose(undo, result.chain)
-        domain = fixed.geometry if start is None else _box(fixed.geometry, start)
-        return BlockResult(chain, domain, moving.geometry, result.metrics)
+        return BlockResult(compose(back, result.chain), _box(grid, start), moving.geometry, result.metrics)
 
 
-def _undo(block: Geometry, start: CompositeTransform) -> CompositeTransform:
-    """The inverse of the initial transform for the points of a block, in steps that exist: ``start = L ∘ (id + w)``.
+def _inverse_over_block(block: Geometry, start: CompositeTransform) -> CompositeTransform:
+    """The inverse of the initial transform for the points of a block.
 
-    `L` is the affine map nearest to it over the block and `w` what is left. Beyond the block `w` stays what it is at
-    the rim: the transform itself may end there.
+    It is made of transforms that can be written, by ``start = L ∘ (id + w)``: `L` is the affine map nearest to it over
+    the block and `w` what is left. Beyond the block `w` stays what it is at the rim: the transform itself may end
+    there.
     """
     if start.is_linear:
         return start.inverse()

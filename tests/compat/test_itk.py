@@ -15,14 +15,16 @@ import itk
 import numpy as np
 import pytest
 
-import itk_nir
-from itk_nir.settings import PRESETS, options_of
+import itk_nir.compat.itk
+from itk_nir.compat.itk import NIRRegistrationMethod, nir_registration_method
+from itk_nir.compat.itk.lifetime import Link, kept
+from itk_nir.compat.itk.options import COUNTERPARTS, method_table, option_table
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
-from itk_nir.compat.itk import NIRRegistrationMethod, _kept, nir_registration_method
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_itk
 from itk_nir.phantom import brain_phantom
-from tests.docs_blocks import run_blocks
+from itk_nir.settings import PRESETS, options_of
+from tests.docs_blocks import DOCS, run_blocks
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 #: A registration of a fraction of a second that moves something.
@@ -209,7 +211,7 @@ def test_the_functional_form(pair: tuple[Any, Any]) -> None:
     # An image of its own: it does not run the registration again.
     pair[1].Modified()
     gc.collect()
-    assert not _kept
+    assert not kept
     assert array(itk.median_image_filter(warped, radius=0)).shape == wanted.warped_array.shape
 
 
@@ -389,18 +391,18 @@ def test_observers_hear_in_order_with_live_values(pair: tuple[Any, Any]) -> None
 
 def test_observers_can_be_taken_away(pair: tuple[Any, Any]) -> None:
     registration = NIRRegistrationMethod.New(*pair, **QUICK)
-    kept, gone = runs_of(registration), []
+    left, gone = runs_of(registration), []
     tag = registration.AddObserver(itk.EndEvent(), lambda: gone.append(1))
     assert registration.HasObserver(itk.EndEvent())
     assert not registration.HasObserver(itk.AbortEvent())
     registration.RemoveObserver(tag)
     registration.Update()
-    assert (len(kept), gone) == (1, [])
+    assert (len(left), gone) == (1, [])
     registration.RemoveAllObservers()
     assert not registration.HasObserver(itk.EndEvent())
     registration.Modified()
     registration.Update()
-    assert len(kept) == 1
+    assert len(left) == 1
 
 
 @pytest.mark.parametrize("event", ["Start", "MultiResolutionIteration", "Iteration", "Progress"])
@@ -520,7 +522,7 @@ def test_a_failure_below_is_told_in_one_line(pair: tuple[Any, Any], capfd: pytes
         downstream.Update()
     del registration, downstream
     gc.collect()
-    assert not _kept
+    assert not kept
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("itk-nir: registration failed: OptionError: ")
@@ -530,6 +532,8 @@ def test_what_cannot_be_registered_is_refused_at_once(pair: tuple[Any, Any]) -> 
     new = NIRRegistrationMethod.New
     with pytest.raises(InputError, match=r"fixed image: got str; .*itk\.imread"):
         new("fixed.nii.gz", pair[1])
+    with pytest.raises(InputError, match="fixed image: got str"):
+        new(*pair).SetFixedImage("fixed.nii.gz")
     with pytest.raises(InputError, match="moving image: is 3D, but this filter is 2D"):
         new(pair[0], make_pair(3)[1])
     with pytest.raises(InputError, match="fixed image: is 4D"):
@@ -585,6 +589,28 @@ def test_an_unknown_name_is_an_attribute_error(name: str, nearest: str) -> None:
         getattr(NIRRegistrationMethod.New(), name)
 
 
+def test_methods_of_other_filters_are_translated() -> None:
+    """The docs' table is made of the data that messages come from, and names what there is."""
+    assert method_table() in (DOCS / "coming_from_itk.md").read_text(encoding="utf-8")
+    registration = NIRRegistrationMethod.New()
+    for theirs, here in (names for one in COUNTERPARTS for names in one.methods):
+        assert here in dir(registration)
+        assert theirs == here or not hasattr(registration, theirs)
+    with pytest.raises(AttributeError, match=r"has no 'SetShrinkFactorsPerLevel'; here it is SetShrinkFactors$"):
+        registration.SetShrinkFactorsPerLevel([4, 2, 1])
+    with pytest.raises(AttributeError, match=r"has no 'SetMetric': SetPreset and its options choose them$"):
+        registration.SetMetric(None)
+
+
+def test_options_are_methods_with_a_name_and_a_meaning() -> None:
+    registration = NIRRegistrationMethod.New()
+    for camel, option in option_table().items():
+        for verb in ("Set", "Get"):
+            method = getattr(registration, verb + camel)
+            assert method.__name__ == verb + camel
+            assert option.name in method.__doc__ or camel == "InitialTransform"
+
+
 def test_an_unknown_option_is_refused(pair: tuple[Any, Any]) -> None:
     with pytest.raises(AttributeError, match="did you mean 'SetSeed'"):
         NIRRegistrationMethod.New(*pair, sed=3)
@@ -621,11 +647,17 @@ def build(pair: tuple[Any, Any], observe: bool = False) -> tuple[Any, list[int]]
     return itk.MedianImageFilter.New(registration, Radius=0), runs
 
 
+def sweeps() -> int:
+    """How often the garbage collector calls this package."""
+    return len([c for c in gc.callbacks if c.__module__.startswith("itk_nir.")])
+
+
 @pytest.mark.parametrize("observe", [False, True])
 def test_a_registration_lives_as_long_as_what_is_downstream(pair: tuple[Any, Any], observe: bool) -> None:
     downstream, runs = build(pair, observe)
     gc.collect()
-    assert len(_kept) == 1
+    assert len(kept) == 1
+    assert sweeps() == 1
     downstream.Update()
     assert len(runs) == 1
     assert np.array_equal(array(downstream), itk_nir.register(*pair, **QUICK).warped_array)
@@ -633,13 +665,13 @@ def test_a_registration_lives_as_long_as_what_is_downstream(pair: tuple[Any, Any
     downstream.Update()
     downstream.Update()
     assert len(runs) == 2
-    inside = weakref.ref(next(iter(_kept))._link)
+    inside = weakref.ref(next(iter(kept)).link)
     del downstream
     gc.collect()
-    assert not _kept
+    assert not kept
     gc.collect()  # the cycle through the observer
     assert inside() is None  # the C++ filter held it
-    assert not [c for c in gc.callbacks if c.__module__ == "itk_nir.compat.itk"]
+    assert sweeps() == 0
 
 
 def test_a_chain_of_registrations_goes_as_a_whole(pair: tuple[Any, Any]) -> None:
@@ -648,27 +680,53 @@ def test_a_chain_of_registrations_goes_as_a_whole(pair: tuple[Any, Any]) -> None
     end = shift(second)
     del first, second
     gc.collect()
-    assert len(_kept) >= 1
+    assert len(kept) >= 1
     end.Update()
     del end
     gc.collect()
-    assert not _kept
+    assert not kept
+
+
+def test_what_is_upstream_of_one_that_goes_may_stay(pair: tuple[Any, Any]) -> None:
+    first = NIRRegistrationMethod.New(*pair, **QUICK)
+    second = NIRRegistrationMethod.New(pair[0], first, **QUICK)
+    end, other = shift(second), shift(first)
+    del first, second
+    gc.collect()
+    assert (len(kept), sweeps()) == (1, 1)  # the second, which holds the first
+    del end
+    gc.collect()
+    assert (len(kept), sweeps()) == (1, 1)  # the first
+    other.Update()
+    del other
+    gc.collect()
+    assert (len(kept), sweeps()) == (0, 0)
+
+
+def links() -> set[int]:
+    """What the C++ filters that there are call in Python."""
+    return {id(thing) for thing in gc.get_objects() if isinstance(thing, Link)}
 
 
 def test_without_anything_downstream_nothing_lingers(pair: tuple[Any, Any]) -> None:
     """No cycle through C++, which no garbage collector would see: all goes with the last name, at once."""
+    before = links()
     registration = NIRRegistrationMethod.New(*pair, **QUICK, initial_transform=itk.AffineTransform[itk.D, 2].New())
     registration.AddObserver(itk.ProgressEvent(), lambda: None)
     registration.Update()
-    link, result = weakref.ref(registration._link), weakref.ref(registration.GetResult())
+    result = weakref.ref(registration.GetResult())
+    deleted: list[int] = []
+    registration.GetOutput().GetSource().AddObserver(itk.DeleteEvent(), lambda: deleted.append(1))
+    assert len(links() - before) == 1
     gc.disable()
     try:
         del registration
-        assert link() is None
+        assert deleted == [1]
+        assert links() == before
         assert result() is None
     finally:
         gc.enable()
-    assert not _kept
+    assert not kept
 
 
 def test_a_failure_leaves_nothing_behind(pair: tuple[Any, Any]) -> None:
@@ -679,7 +737,7 @@ def test_a_failure_leaves_nothing_behind(pair: tuple[Any, Any]) -> None:
     del registration
     gc.collect()
     assert gone() is None
-    assert not _kept
+    assert not kept
 
 
 def test_an_initial_transform_forgets_the_filter(pair: tuple[Any, Any]) -> None:
@@ -705,16 +763,27 @@ def test_the_output_outlives_the_filter(pair: tuple[Any, Any]) -> None:
     assert np.array_equal(array(itk.median_image_filter(image, radius=0)), wanted)
     del image
     gc.collect()
-    assert not _kept
+    assert not kept
 
 
 def test_a_c_plus_plus_filter_without_its_python_object_does_not_crash(pair: tuple[Any, Any]) -> None:
     registration = NIRRegistrationMethod.New(*pair, **QUICK)
-    inner = registration._filter
+    inner = registration.GetOutput().GetSource()
     del registration
     gc.collect()
     with pytest.raises(RuntimeError):
-        super(type(inner), inner).Update()
+        inner.Update()
+
+
+def test_importing_is_light() -> None:
+    script = """
+import sys
+from itk_nir.compat.itk import NIRRegistrationMethod, nir_registration_method
+NIRRegistrationMethod.New()
+print(*sorted({"itk", "torch", "SimpleITK"} & set(sys.modules)))
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=ENV)
+    assert (out.returncode, out.stdout.strip()) == (0, ""), out.stderr
 
 
 def test_the_interpreter_ends_well_with_pipelines_alive() -> None:
@@ -748,8 +817,8 @@ def test_the_page_for_itk_users(
     monkeypatch.chdir(tmp_path)
     for name, image in zip(("fixed", "moving"), pairs[d], strict=True):
         itk.imwrite(image, f"{name}.nii.gz")
-    monkeypatch.setattr(itk, "NIRRegistrationMethod", NIRRegistrationMethod, raising=False)
-    monkeypatch.setattr(itk, "nir_registration_method", nir_registration_method, raising=False)
+    for name in ("NIRRegistrationMethod", "nir_registration_method"):  # whatever is installed, and without loading it
+        monkeypatch.setitem(vars(itk), name, getattr(itk_nir.compat.itk, name))
     names = run_blocks("coming_from_itk.md", {"QUICK": QUICK}, without=() if d == 3 else ("3d",))
     assert np.ptp(array(names["warped"])) > 50
     assert (tmp_path / "warped.nii.gz").exists()
