@@ -222,7 +222,7 @@ def _run(
     if callback is not None:
         callback(
             Progress("bake", 0, 1, 0, 1, trace[-1].metric if trace else 0.0, trace[-1].loss if trace else 0.0,
-                     time.perf_counter() - clock, 1.0)
+                     0.0, time.perf_counter() - clock, 1.0)
         )  # fmt: skip
 
     about = {k: metrics[k] for k in ("preset", "seed", "device", "versions")} | {"settings": asdict(settings)}

@@ -206,13 +206,14 @@ def optimise_linear(
             if cost < best:
                 best, kept = cost, [p.detach().clone() for p in parameters]
             loss.backward()
-            optimiser.step(rate * (1 - 0.95 * step / steps))
+            decay = 1 - 0.95 * step / steps
+            optimiser.step(rate * decay)
             done += 1
-            if callback is not None and callback(
-                Progress(
-                    "linear", level, len(levels), step, steps, 1 - cost, cost, time.perf_counter() - clock, done / count
-                )
-            ):
+            now = Progress(
+                "linear", level, len(levels), step, steps, 1 - cost, cost, settings.linear_rate * decay,
+                time.perf_counter() - clock, done / count,
+            )  # fmt: skip
+            if callback is not None and callback(now):
                 break
         else:
             step = steps

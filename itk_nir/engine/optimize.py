@@ -632,14 +632,14 @@ def _train(
         for s, k in zip(settings.steps, settings.shrink_factors, strict=True)
     ]
 
-    def goes_on(now: TraceStep) -> bool:
+    def goes_on(now: TraceStep, learning_rate: float) -> bool:
         trace.append(now)
         if callback is None:
             return True
         steps = settings.steps[now.level]
         done = sum(work[: now.level]) + work[now.level] * (now.step + 1) / steps
         report = Progress(
-            "deformable", now.level, settings.levels, now.step, steps, now.metric, now.loss,
+            "deformable", now.level, settings.levels, now.step, steps, now.metric, now.loss, learning_rate,
             time.perf_counter() - clock, done / sum(work),
         )  # fmt: skip
         return not callback(report)
@@ -781,10 +781,11 @@ class _Level:
         return similarity, loss
 
 
-def _descend(level: _Level, model: _Model, goes_on: Callable[[TraceStep], bool], keep_best: bool) -> str:
+def _descend(level: _Level, model: _Model, goes_on: Callable[[TraceStep, float], bool], keep_best: bool) -> str:
     """The steps of a level; returns what ended them.
 
-    goes_on : told of every step, and asked whether there shall be another.
+    goes_on : told of every step and its learning rate (in voxels of the fixed image), and asked whether there shall be
+        another.
     keep_best : where it says no, the field goes back to the step with the least loss, not to the last one.
     """
     settings, threads = level.settings, level.threads
@@ -797,7 +798,8 @@ def _descend(level: _Level, model: _Model, goes_on: Callable[[TraceStep], bool],
         # Its gradients are per half-extent of the image, not per mm.
         own = level.smallest * model.half_extent
         weights = rule(list(model.network.parameters()), settings.momentum, own, threads)
-    rate = settings.learning_rates[level.number] * min(model.geometry.spacing)
+    finest = min(model.geometry.spacing)
+    rate = settings.learning_rates[level.number] * finest
     smooth = [
         [
             gaussian_matrix(a.count, np.arange(a.count, dtype=float), settings.gradient_smoothing)
@@ -819,7 +821,8 @@ def _descend(level: _Level, model: _Model, goes_on: Callable[[TraceStep], bool],
         losses.append(now.loss)
         if keep_best and (best is None or now.loss < best[0]):
             best = now.loss, {k: p.detach().clone() for k, p in model.state_dict().items()}
-        if not goes_on(now):
+        decay = 1 - (1 - settings.learning_rate_end) * step / max(1, steps - 1)
+        if not goes_on(now, rate * decay / finest):
             if best is not None:
                 model.load_state_dict(best[1])
             return "cancelled"
@@ -827,7 +830,6 @@ def _descend(level: _Level, model: _Model, goes_on: Callable[[TraceStep], bool],
             for p, matrices in zip(lattices, smooth, strict=True):
                 if p.grad is not None:
                     p.grad = ops.separable(p.grad, matrices, threads)
-        decay = 1 - (1 - settings.learning_rate_end) * step / max(1, steps - 1)
         if step >= alone:
             optimiser.step(rate * decay)
         if weights is not None:

@@ -17,6 +17,9 @@ class Progress:
     step, steps : current step in the level, counted from 0, and how many it has at most.
     metric : similarity now (1 is perfect for LNCC and NCC).
     loss : what is minimised: 1 - similarity plus the weighted penalties.
+    learning_rate : of this step, as the optimiser was or will be given it: in voxels of the level for the linear stage,
+        in voxels of the fixed image (along its finest axis) for a deformation on a grid of control points, in the unit
+        of the network's weights with preset ``"paper"``; 0 where nothing is optimised.
     seconds : since the registration began.
     fraction : share of the whole work that is done, 0 to 1 (an estimate made from voxels and steps).
     """
@@ -28,6 +31,7 @@ class Progress:
     steps: int
     metric: float
     loss: float
+    learning_rate: float
     seconds: float
     fraction: float
 
