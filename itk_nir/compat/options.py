@@ -1,4 +1,4 @@
-"""What the interfaces share: how a table of options says what becomes of each, and options of `register` made of theirs."""
+"""What the interfaces share: the entries of their tables of options, and levels as options of `register`."""
 
 from __future__ import annotations
 
