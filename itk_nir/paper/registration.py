@@ -274,14 +274,15 @@ def optimise_points(
                     f"({phase.learning_rate}) or raise the regularisation"
                 )
             share = step / max(phase.steps - 1, 1)
-            adam.step(phase.learning_rate + share * (phase.learning_rate_end - phase.learning_rate))
+            rate = phase.learning_rate + share * (phase.learning_rate_end - phase.learning_rate)
+            adam.step(rate)
             metric = 1.0 - similarity
             trace.append(TraceStep(level, step, metric, loss))
             if callback is not None:
                 done = (sum(costs[:level]) + costs[level] * (step + 1) / phase.steps) / sum(costs)
                 seconds = time.perf_counter() - began
                 levels = len(settings.phases)
-                state = Progress("deformable", level, levels, step, phase.steps, metric, loss, seconds, done)
+                state = Progress("deformable", level, levels, step, phase.steps, metric, loss, rate, seconds, done)
                 cancelled = bool(callback(state))
                 if cancelled:
                     break

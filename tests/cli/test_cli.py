@@ -121,7 +121,7 @@ def test_a_setting_without_name_or_value(assignment: str) -> None:
 def test_progress_bar_shows_level_step_metric_and_time_left() -> None:
     stream = io.StringIO()
     bar = ProgressBar(stream, interval=0.0)
-    bar(Progress("deformable", 1, 3, 36, 60, 0.8123, 0.2, 75.0, 0.5))
+    bar(Progress("deformable", 1, 3, 36, 60, 0.8123, 0.2, 0.6, 75.0, 0.5))
     shown = stream.getvalue()
     for part in ("deformable", "level 2/3", "step  37/60", "metric 0.8123", "50%", "1:15 left"):
         assert part in shown
@@ -135,7 +135,7 @@ def test_progress_bar_does_not_flood_the_terminal_but_shows_the_end() -> None:
     stream = io.StringIO()
     bar = ProgressBar(stream, interval=1000.0)
     for step in range(50):
-        bar(Progress("linear", 0, 1, step, 50, 0.5, 0.5, 1.0, (step + 1) / 50))
+        bar(Progress("linear", 0, 1, step, 50, 0.5, 0.5, 0.1, 1.0, (step + 1) / 50))
     assert stream.getvalue().count("\r") == 2
     assert "step  50/50" in stream.getvalue()
 

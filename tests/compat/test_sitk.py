@@ -1,10 +1,15 @@
-"""The SimpleITK face: flows written for SimpleITK's class with one line changed, its protocol, what it returns."""
+"""The SimpleITK interface: flows written for SimpleITK's class with one line changed, its protocol, what it returns."""
 
 from __future__ import annotations
 
 import gc
+import inspect
 import re
-from collections.abc import Callable
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from itk_nir.compat.options import OptionSupport, approximated, honoured, refused
 from itk_nir.compat.sitk import OPTIONS, ImageRegistrationMethod
+from itk_nir.compat.sitk.options import OPTIMISERS, register_options
+from itk_nir.engine import ops
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
 from itk_nir.geometry import Geometry
-from itk_nir.images import to_sitk
+from itk_nir.images import load_image, to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
+from itk_nir.settings import make_settings, options_of
 from tests.docs_blocks import DOCS, run_blocks
 from tests.grids import centred, turned
 
@@ -477,12 +486,8 @@ def test_setters_reach_the_engine(oblique: dict[int, Phantom]) -> None:
     R.SetMetricSamplingPercentage(0.1, 17)
     R.SetNumberOfThreads(1)
     R.SetInitialTransform(zero_field(fixed))
-    from itk_nir.compat.sitk import _Model
-    from itk_nir.settings import make_settings
-    from itk_nir.images import load_image
-
-    volume = load_image(fixed, "fixed image")
-    options = R._settings(_Model.of(R.GetInitialTransform(), volume.geometry), volume)
+    grid = load_image(fixed, "fixed image").geometry
+    options = register_options(R._setup, True, grid)
     assert options["shrink_factors"] == (6, 3, 1)
     np.testing.assert_allclose(options["smoothing_sigmas"], (0.5, 1 / 3, 0))  # 2.4 mm voxels
     assert options["steps"] == (10, 10, 5)
@@ -491,10 +496,10 @@ def test_setters_reach_the_engine(oblique: dict[int, Phantom]) -> None:
     engine = make_settings("fast", **{k: v for k, v in options.items() if k not in ("seed", "threads")}).engine
     assert engine.learning_rates == (0.5, 0.5, 0.5)  # type: ignore[union-attr]
     R.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
-    options = R._settings(_Model.of(R.GetInitialTransform(), volume.geometry), volume)
+    options = register_options(R._setup, True, grid)
     np.testing.assert_allclose(options["smoothing_sigmas"], (1.2, 0.8, 0))
     R.SetOptimizerAsGradientDescent(1.0, 10)
-    options = R._settings(_Model.of(rigid(2), volume.geometry), volume)
+    options = register_options(R._setup, False, grid)
     assert options["linear_size"] == (14, 28, 82)  # the longest axis is 82.5 times the finest spacing
     assert options["linear_steps"] == (10, 10, 10)
     assert options["linear_radius"] == 3
@@ -541,12 +546,96 @@ def test_metric_evaluate_is_smallest_at_the_truth(oblique: dict[int, Phantom]) -
     assert at_truth < at_identity - 0.2
 
 
+# --- the learning rate -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def rates_given() -> Iterator[list[tuple[Any, float]]]:
+    """Every optimiser that steps meanwhile, with the rate it is given: looked at from outside, nothing is replaced."""
+    seen: list[tuple[Any, float]] = []
+    step = inspect.unwrap(ops.Adam.step).__code__
+
+    def look(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code is step:
+            seen.append((frame.f_locals["self"], frame.f_locals["rate"]))
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(before)
+
+
+def rates_told(R: ImageRegistrationMethod) -> dict[int, list[float]]:
+    """Level -> what `GetOptimizerLearningRate` says in each of its iterations, once `R` has run."""
+    told: dict[int, list[float]] = defaultdict(list)
+    R.AddCommand(sitk.sitkIterationEvent, lambda: told[R.GetCurrentLevel()].append(R.GetOptimizerLearningRate()))
+    return told
+
+
+def test_the_learning_rate_of_a_linear_stage_is_the_optimisers(oblique: dict[int, Phantom]) -> None:
+    R = quick(linear_size=(16, 32), linear_steps=(20, 10), linear_rate=0.4)
+    R.SetInitialTransform(rigid(2))
+    assert R.GetOptimizerLearningRate() == 0
+    told = rates_told(R)
+    with rates_given() as given:
+        R.Execute(*pair(oblique[2]))
+    extent = 2 * oblique[2].geometry.half_extent
+    mm = [rate * extent / size for level, size in enumerate((16, 32)) for rate in told[level]]
+    np.testing.assert_allclose(mm, [rate for _, rate in given], rtol=1e-12)
+    np.testing.assert_allclose(told[0], 0.4 * (1 - 0.95 * np.arange(20) / 20), rtol=1e-12)
+    np.testing.assert_allclose(told[1], 0.4 * (1 - 0.95 * np.arange(10) / 10), rtol=1e-12)
+    assert R.GetOptimizerLearningRate() == told[1][-1]  # of the last iteration, whatever came after it
+
+
+@BOTH
+def test_the_learning_rate_of_a_deformation_is_the_optimisers(oblique: dict[int, Phantom], d: int) -> None:
+    fixed, moving = pair(oblique[d])
+    R = ImageRegistrationMethod(preset="fast", steps=(8, 5, 3), threads=1, device="cpu")
+    R.SetInitialTransform(zero_field(fixed))
+    told = rates_told(R)
+    with rates_given() as given:
+        R.Execute(fixed, moving)
+    preset = options_of("fast")
+    for level, (n, rate) in enumerate(zip((8, 5, 3), preset["learning_rates"], strict=True)):
+        np.testing.assert_allclose(told[level], np.linspace(rate, rate * preset["learning_rate_end"], n), rtol=1e-12)
+    # Control points are (3, z, y, x); the weights of the network, which goes first and alone, have at most two axes.
+    points = [rate for optimiser, rate in given if optimiser.parameters[0].ndim == 4]
+    weights = [rate for optimiser, rate in given if optimiser.parameters[0].ndim < 4]
+    mm = np.array([rate for level in range(3) for rate in told[level]]) * min(oblique[d].geometry.spacing)
+    assert 5 + 3 < len(points) < 8 + 5 + 3
+    np.testing.assert_allclose(points, mm[-len(points) :], rtol=1e-12)
+    np.testing.assert_allclose(np.array(weights) / weights[0], mm[:8] / mm[0], rtol=1e-12)
+    assert R.GetOptimizerLearningRate() == told[2][-1]
+
+
+def test_the_learning_rate_of_the_paper_preset_is_the_optimisers(oblique: dict[int, Phantom]) -> None:
+    fixed, moving = pair(oblique[2])
+    first, second = options_of("paper")["phases"]
+    phases = (
+        replace(first, steps=11, learning_rate=3e-3, learning_rate_end=3e-4),
+        replace(second, steps=4, learning_rate=2e-3, learning_rate_end=2e-3),
+    )
+    R = ImageRegistrationMethod(preset="paper", phases=phases, threads=1, device="cpu")
+    R.SetInitialTransform(zero_field(fixed))
+    told = rates_told(R)
+    with rates_given() as given:
+        R.Execute(fixed, moving)
+    np.testing.assert_allclose([*told[0], *told[1]], [rate for _, rate in given], rtol=1e-12)
+    assert len(told[0]) == 11
+    assert told[0][0] == pytest.approx(3e-3)
+    assert told[0][5] == pytest.approx(0.00165)
+    assert told[0][10] == pytest.approx(3e-4)
+    assert told[1] == [2e-3] * 4
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
 def test_every_method_of_simpleitk_is_there_or_refused_by_name() -> None:
     R = ImageRegistrationMethod()
-    own = set(vars(ImageRegistrationMethod))
+    own = {name for owner in ImageRegistrationMethod.__mro__[:-1] for name in vars(owner)}
     theirs = {n for n in dir(sitk.ImageRegistrationMethod) if not n.startswith("_") and n != "thisown"}
     for name in sorted(theirs - own):
         with pytest.raises(OptionError, match=f"{name} is refused: ."):
@@ -557,6 +646,72 @@ def test_every_method_of_simpleitk_is_there_or_refused_by_name() -> None:
     assert refused - conditional - {"SetGlobalDefault…"} <= theirs - own
     assert {n for n in theirs if n.startswith("Set")} <= {*OPTIONS, *SETTERS_UNDER_ANOTHER_NAME}
     assert {what for what, _ in OPTIONS.values()} == {"honoured", "approximated", "refused"}
+
+
+def test_an_entry_of_a_table_of_options() -> None:
+    assert [entry("why") for entry in (honoured, approximated, refused)] == [
+        OptionSupport(status, "why") for status in ("honoured", "approximated", "refused")
+    ]
+    error = OPTIONS["SetNumberOfWorkUnits"].refusal("SetNumberOfWorkUnits(3)")
+    assert isinstance(error, OptionError)
+    assert str(error) == "SetNumberOfWorkUnits(3) is refused: use SetNumberOfThreads"
+
+
+def their_parameters(name: str) -> list[tuple[str, str | None]]:
+    """Names and defaults of a method's parameters, as SimpleITK's own help says them."""
+    text = getattr(sitk.ImageRegistrationMethod, name).__doc__
+    inside = re.search(rf"{name}\(ImageRegistrationMethod self, (.*)\)\n", text)
+    assert inside
+    out = []
+    for parameter in inside[1].split(", "):
+        declared, _, default = parameter.partition("=")
+        out.append((declared.split()[-1], default or None))
+    return out
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMISERS))
+def test_optimisers_are_called_as_simpleitks(name: str) -> None:
+    method = getattr(ImageRegistrationMethod, name)
+    assert (method.__name__, method.__qualname__) == (name, f"ImageRegistrationMethod.{name}")
+    own = list(inspect.signature(method).parameters.values())[1:]
+    theirs = their_parameters(name)
+    assert [p.name for p in own] == [parameter for parameter, _ in theirs]
+    words = {"Never": 0, "Once": 1, "EachIteration": 2, "False": False, "True": True}
+    for p, (_, default) in zip(own, theirs, strict=True):
+        assert p.name in method.__doc__
+        assert (p.default is p.empty) == (default is None)
+        if default is None or p.name in ("lowerBound", "upperBound"):  # said in C++: no bounds
+            continue
+        value = words[default.rpartition("::")[2]] if default.rpartition("::")[2] in words else float(default)
+        assert p.default == value
+        assert isinstance(p.default, p.annotation)
+    # All by position, and all by name, come to the same.
+    values = {p.name: {float: 0.5, int: 7}[p.annotation] if p.default is p.empty else p.default for p in own}
+    values["numberOfIterations"] = 7
+    setups = []
+    for positional, named in ((values.values(), {}), ((), values)):
+        R = ImageRegistrationMethod()
+        getattr(R, name)(*positional, **named)
+        setups.append(R._setup)
+    assert setups[0] == setups[1]
+    assert setups[0].iterations == 7
+    with pytest.raises(TypeError, match=rf"{name}\(\): .*'nonsense'"):
+        getattr(R, name)(**values, nonsense=1)
+    with pytest.raises(TypeError, match=rf"{name}\(\): too many positional"):
+        getattr(R, name)(*values.values(), 1)
+
+
+def test_iterations_and_step_size_are_taken_from_the_optimiser() -> None:
+    R = ImageRegistrationMethod()
+    R.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-4, 30, maximumStepSizeInPhysicalUnits=2.5)
+    assert (R._setup.iterations, R._setup.largest_step) == (30, 2.5)
+    R.SetOptimizerAsLBFGSB()
+    assert (R._setup.iterations, R._setup.largest_step) == (500, 0.0)
+    R.SetOptimizerAsLBFGS2()
+    assert R._setup.iterations is None
+    with pytest.raises(OptionError, match=r"maximumStepSizeInPhysicalUnits is not negative \(mm\), got -1"):
+        R.SetOptimizerAsGradientDescent(1.0, 10, maximumStepSizeInPhysicalUnits=-1)
+    assert R._setup.iterations is None  # what is refused changes nothing
 
 
 SETTERS_UNDER_ANOTHER_NAME = {

@@ -1,0 +1,160 @@
+"""What the interfaces share: the entries of their tables of options, and levels as options of `register`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from itk_nir.errors import OptionError
+
+#: What is used in place of metrics that allow the contrast to differ, in words for warnings and documentation.
+STAND_IN = "squared local correlation (LNCC²)"
+
+
+class OptionSupport(NamedTuple):
+    """What becomes of an option (or a method) of another program: an entry of an interface's table.
+
+    Make it with `honoured`, `approximated` or `refused`.
+
+    Attributes
+    ----------
+    status : {"honoured", "approximated", "refused"}
+        Whether it means here what it means there, has a documented substitute, or raises `OptionError`.
+    meaning : str
+        What exactly that is; for a refused one, why or what to use instead. The documentation shows the same words.
+
+    Examples
+    --------
+    >>> refused("use SetNumberOfThreads").refusal("SetNumberOfWorkUnits")
+    OptionError('SetNumberOfWorkUnits is refused: use SetNumberOfThreads')
+    """
+
+    status: Literal["honoured", "approximated", "refused"]
+    meaning: str
+
+    def refusal(self, what: str) -> OptionError:
+        """The error to raise where the option is given: `what` is its name, or the name with its value."""
+        return OptionError(f"{what} is refused: {self.meaning}")
+
+
+def honoured(meaning: str) -> OptionSupport:
+    """An option that means here what it means there."""
+    return OptionSupport("honoured", meaning)
+
+
+def approximated(meaning: str) -> OptionSupport:
+    """An option with a documented substitute."""
+    return OptionSupport("approximated", meaning)
+
+
+def refused(meaning: str) -> OptionSupport:
+    """An option that raises `OptionError`."""
+    return OptionSupport("refused", meaning)
+
+
+def level_options(
+    preset: str,
+    shrink_factors: Sequence[int],
+    *,
+    smoothing_sigmas: Sequence[float] | None = None,
+    most_steps: int | Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Options of `register` that give the deformable stage these levels.
+
+    Parameters
+    ----------
+    preset : str
+        The preset whose options they override.
+    shrink_factors : sequence of int
+        Coarsest first, in voxels of the fixed image along its finest axis.
+    smoothing_sigmas : sequence of float, optional
+        One a level: mm divided by the finest spacing of the fixed image (not by that of the level).
+    most_steps : int or sequence of int, optional
+        Upper limit of the iterations of a level, for all or for each; a preset that needs fewer takes fewer.
+
+    Returns
+    -------
+    dict
+        Name of the option -> value.
+
+    Raises
+    ------
+    OptionError
+        A preset without levels, factors below 1 or that rise, or unlike lengths.
+    """
+    from itk_nir.settings import options_of
+
+    known = options_of(preset)
+    if "shrink_factors" not in known:
+        raise OptionError(f"preset {preset!r} has no resolution levels to set; use 'fast', 'default' or 'accurate'")
+    factors = tuple(int(f) for f in shrink_factors)
+    n = len(factors)
+    if n == 0 or min(factors) < 1 or list(factors) != sorted(factors, reverse=True):
+        raise OptionError(f"shrink factors are at least 1 and fall from level to level, got {list(shrink_factors)}")
+    # Control points about one voxel of the level apart, two at full resolution, as in the presets; the spacings of all
+    # levels must be powers of two times one another.
+    spacings = [max(2.0, 2.0 ** math.ceil(math.log2(f))) for f in factors]
+    out: dict[str, Any] = {
+        "shrink_factors": factors,
+        "lattice_spacing": tuple(s / f for s, f in zip(spacings, factors, strict=True)),
+        "coarsest_lattice": max(16.0, *spacings),
+        "steps": limited(known["steps"], n, most_steps),
+    }
+    if smoothing_sigmas is not None:
+        if len(smoothing_sigmas) != n:
+            raise OptionError(
+                f"there are {n} shrink factors but {len(smoothing_sigmas)} smoothing sigmas; give as many"
+            )
+        out["smoothing_sigmas"] = tuple(float(s) / f for s, f in zip(smoothing_sigmas, factors, strict=True))
+    return out
+
+
+def limited(steps: Sequence[int], levels: int, most: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The iterations of a preset for another number of levels, none above a limit.
+
+    Parameters
+    ----------
+    steps : sequence of int
+        The preset's, one a level: cut, or the last one repeated.
+    levels : int
+        How many are wanted.
+    most : int or sequence of int, optional
+        The limit, for all levels or for each.
+
+    Returns
+    -------
+    tuple of int
+        One a level.
+
+    Raises
+    ------
+    OptionError
+        A limit below 1, or limits for another number of levels.
+    """
+    own = (tuple(steps) + (steps[-1],) * levels)[:levels]
+    if most is None:
+        return own
+    limits = (most,) * levels if isinstance(most, int) else tuple(most)
+    if len(limits) != levels:
+        raise OptionError(f"there are {levels} levels but {len(limits)} numbers of iterations; give as many")
+    if min(limits) < 1:
+        raise OptionError(f"iterations are at least 1 a level, got {list(limits)}")
+    return tuple(min(a, b) for a, b in zip(own, limits, strict=True))
+
+
+def engine_options(preset: str) -> set[str]:
+    """Names that `register` takes with this preset, beside the images."""
+    from itk_nir.registration import register
+    from itk_nir.settings import options_of
+
+    named = set(inspect.signature(register).parameters) - {"fixed", "moving", "options"}
+    return named | set(options_of(preset))
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """``", did you mean 'x'?"``, or nothing where no known name is like it."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f", did you mean {close[0]!r}?" if close else ""

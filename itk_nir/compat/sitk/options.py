@@ -1,0 +1,327 @@
+"""What becomes of each of SimpleITK's methods, the optimisers' parameters, and options of `register` made of both."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from itk_nir.compat.options import (
+    STAND_IN,
+    OptionSupport,
+    approximated,
+    honoured,
+    level_options,
+    limited,
+    refused,
+)
+from itk_nir.errors import OptionError
+from itk_nir.geometry import Geometry
+
+#: Method of SimpleITK's class -> what becomes of it. Getters follow their setters.
+OPTIONS: dict[str, OptionSupport] = {
+    "SetInitialTransform": honoured(
+        "its class is what is optimised: Euler, VersorRigid3D → rigid; Affine → affine; DisplacementField, BSpline → "
+        "deformable; the last of a composite. Other linear classes (translation, similarity, scale) are refused"
+    ),
+    "SetInitialTransformAsBSpline": approximated(
+        "the spline is the start; the result is a displacement field, and a spline given in place stays as it was; "
+        "scale factors are refused"
+    ),
+    "SetMovingInitialTransform": honoured("applied after the optimised transform, and no part of what is returned"),
+    "SetFixedInitialTransform": refused("identity only; resample the fixed image, or use SetMovingInitialTransform"),
+    "SetVirtualDomain": refused("the fixed image's grid is the virtual domain"),
+    "SetVirtualDomainFromImage": refused("the fixed image's grid is the virtual domain"),
+    "SetMetricAsANTSNeighborhoodCorrelation": honoured(f"{STAND_IN} with this radius, in voxels of the level"),
+    "SetMetricAsCorrelation": approximated(f"{STAND_IN} with the preset's radius, with a warning"),
+    "SetMetricAsMattesMutualInformation": approximated(
+        f"{STAND_IN} with the preset's radius, with a warning; good within one modality, whatever the contrast"
+    ),
+    "SetMetricAsJointHistogramMutualInformation": approximated("as SetMetricAsMattesMutualInformation"),
+    "SetMetricAsMeanSquares": refused("it compares intensities as such; use SetMetricAsANTSNeighborhoodCorrelation(4)"),
+    "SetMetricAsDemons": refused("it compares intensities as such; use SetMetricAsANTSNeighborhoodCorrelation(4)"),
+    "SetMetricFixedMask": honoured("above 0 where the fixed image counts; any grid"),
+    "SetMetricMovingMask": honoured("above 0 where the moving image counts; any grid"),
+    "SetMetricSamplingStrategy": approximated("all voxels are used, as with NONE"),
+    "SetMetricSamplingPercentage": approximated("all voxels are used; the seed is honoured"),
+    "SetMetricSamplingPercentagePerLevel": approximated("all voxels are used; the seed is honoured"),
+    "MetricUseFixedImageGradientFilterOn": refused("gradients are exact; …Off is what happens"),
+    "MetricUseMovingImageGradientFilterOn": refused("gradients are exact; …Off is what happens"),
+    "SetOptimizerAsGradientDescent": approximated(
+        "the engine's own optimiser; numberOfIterations is honoured as the most iterations of a level, "
+        "maximumStepSizeInPhysicalUnits as the learning rate a deformation begins with; learning rate, convergence and "
+        "everything else are its own"
+    ),
+    "SetOptimizerAsGradientDescentLineSearch": approximated("as SetOptimizerAsGradientDescent"),
+    "SetOptimizerAsConjugateGradientLineSearch": approximated("as SetOptimizerAsGradientDescent"),
+    "SetOptimizerAsRegularStepGradientDescent": approximated("as SetOptimizerAsGradientDescent"),
+    "SetOptimizerAsLBFGSB": approximated("as SetOptimizerAsGradientDescent; bounds are refused"),
+    "SetOptimizerAsLBFGS2": approximated("as SetOptimizerAsGradientDescent; 0 iterations mean the preset's"),
+    "SetOptimizerAsAmoeba": refused("use SetOptimizerAsGradientDescent"),
+    "SetOptimizerAsPowell": refused("use SetOptimizerAsGradientDescent"),
+    "SetOptimizerAsOnePlusOneEvolutionary": refused("use SetOptimizerAsGradientDescent"),
+    "SetOptimizerAsExhaustive": refused("without an initial transform the best of several starts is looked for"),
+    "SetOptimizerScales": refused("parameters are in mm already, so nothing is to be scaled"),
+    "SetOptimizerScalesFromPhysicalShift": honoured("which is what happens: parameters are in mm"),
+    "SetOptimizerScalesFromIndexShift": approximated("as SetOptimizerScalesFromPhysicalShift"),
+    "SetOptimizerScalesFromJacobian": approximated("as SetOptimizerScalesFromPhysicalShift"),
+    "SetOptimizerWeights": refused("every parameter is optimised"),
+    "SetShrinkFactorsPerLevel": honoured("the levels of what is optimised (of the deformation, where both run)"),
+    "SetSmoothingSigmasPerLevel": honoured(
+        "for a deformation (at full resolution from 0.75 voxels on); a linear stage smooths as its levels ask for"
+    ),
+    "SetSmoothingSigmasAreSpecifiedInPhysicalUnits": honoured("mm by default, else voxels of the fixed image"),
+    "SetInterpolator": honoured("sitkLinear only; others are refused (resample with what you like afterwards)"),
+    "SetNumberOfThreads": honoured("0 means all"),
+    "SetNumberOfWorkUnits": refused("use SetNumberOfThreads"),
+    "SetGlobalDefault…": refused("settings of the whole process are not touched; use SetNumberOfThreads"),
+    "AddCommand": honoured("Start, MultiResolutionIteration, Iteration, Progress, Abort, End, Any"),
+    "StopRegistration": honoured("ends the run after this iteration; the best so far is returned"),
+    "Abort": honoured("ends the run after this iteration; Execute raises RegistrationCancelled"),
+    "MetricEvaluate": honoured("the negative metric of the whole images where the initial transforms take them"),
+    "GetMetricValue": honoured("the negative mean LNCC², so that smaller is better, as in SimpleITK"),
+    "GetMetricNumberOfValidPoints": refused("the engine does not report it"),
+    "GetOptimizerIteration": honoured("iterations of the level so far"),
+    "GetOptimizerLearningRate": honoured(
+        "that of this iteration: in voxels of the level for a linear stage, of the fixed image for a deformation, in "
+        "the unit of the network's weights with preset 'paper'"
+    ),
+    "GetOptimizerConvergenceValue": approximated(
+        "decrease of the metric per iteration, by a straight line through the last 10; the largest float before"
+    ),
+    "GetOptimizerPosition": approximated("the parameters of the returned transform; refused while it runs"),
+    "GetOptimizerScales": honoured("ones"),
+    "GetOptimizerWeights": honoured("empty: none"),
+    "GetOptimizerStopConditionDescription": honoured("why the run ended"),
+    "SetDebug": refused("use AddCommand"),
+}
+
+_STOPPING = {"convergenceMinimumValue": 1e-6, "convergenceWindowSize": 10}
+_LINE_SEARCH = {
+    "lineSearchLowerLimit": 0.0,
+    "lineSearchUpperLimit": 5.0,
+    "lineSearchEpsilon": 0.01,
+    "lineSearchMaximumIterations": 20,
+}
+_STEP_SIZE = {"estimateLearningRate": 1, "maximumStepSizeInPhysicalUnits": 0.0}
+
+#: Method that chooses an optimiser -> its parameters in SimpleITK's order, with their defaults; a type stands for one
+#: that must be given.
+OPTIMISERS: dict[str, dict[str, Any]] = {
+    "SetOptimizerAsGradientDescent": {
+        "learningRate": float,
+        "numberOfIterations": int,
+        **_STOPPING,
+        **_STEP_SIZE,
+    },
+    "SetOptimizerAsGradientDescentLineSearch": {
+        "learningRate": float,
+        "numberOfIterations": int,
+        **_STOPPING,
+        **_LINE_SEARCH,
+        **_STEP_SIZE,
+    },
+    "SetOptimizerAsConjugateGradientLineSearch": {
+        "learningRate": float,
+        "numberOfIterations": int,
+        **_STOPPING,
+        **_LINE_SEARCH,
+        **_STEP_SIZE,
+    },
+    "SetOptimizerAsRegularStepGradientDescent": {
+        "learningRate": float,
+        "minStep": float,
+        "numberOfIterations": int,
+        "relaxationFactor": 0.5,
+        "gradientMagnitudeTolerance": 1e-4,
+        "estimateLearningRate": 0,
+        "maximumStepSizeInPhysicalUnits": 0.0,
+    },
+    "SetOptimizerAsLBFGSB": {
+        "gradientConvergenceTolerance": 1e-5,
+        "numberOfIterations": 500,
+        "maximumNumberOfCorrections": 5,
+        "maximumNumberOfFunctionEvaluations": 2000,
+        "costFunctionConvergenceFactor": 1e7,
+        "lowerBound": -sys.float_info.max,
+        "upperBound": sys.float_info.max,
+        "trace": False,
+    },
+    "SetOptimizerAsLBFGS2": {
+        "solutionAccuracy": 1e-5,
+        "numberOfIterations": 0,
+        "hessianApproximateAccuracy": 6,
+        "deltaConvergenceDistance": 0,
+        "deltaConvergenceTolerance": 1e-5,
+        "lineSearchMaximumEvaluations": 40,
+        "lineSearchMinimumStep": 1e-20,
+        "lineSearchMaximumStep": 1e20,
+        "lineSearchAccuracy": 1e-4,
+    },
+}
+
+
+def optimiser_signature(name: str) -> inspect.Signature:
+    """The signature of a method of `OPTIMISERS`, as SimpleITK has it."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("self", kind)]
+    for parameter, default in OPTIMISERS[name].items():
+        if isinstance(default, type):
+            parameters.append(inspect.Parameter(parameter, kind, annotation=default))
+        else:
+            parameters.append(inspect.Parameter(parameter, kind, default=default, annotation=type(default)))
+    return inspect.Signature(parameters, return_annotation=None)
+
+
+@dataclass
+class Setup:
+    """What the setters have said, as far as it becomes options of `register`.
+
+    Attributes
+    ----------
+    preset : str
+        The preset whose values hold where nothing is said.
+    options : dict
+        Options of `register` that were given by name.
+    radius : int, optional
+        Of the window of the local correlation, in voxels of the level.
+    seed : int, optional
+        Of every random draw.
+    iterations : int, optional
+        The most iterations of a level.
+    largest_step : float
+        The learning rate that a deformation begins with, in mm; 0 for the preset's.
+    shrink_factors : tuple of int, optional
+        One a level, coarsest first.
+    sigmas : tuple of float, optional
+        Of the Gaussian smoothing, one a level.
+    sigmas_in_mm : bool
+        Whether `sigmas` are mm, else voxels of the fixed image.
+    threads : int
+        CPU threads; 0 for all that the process may use.
+    """
+
+    preset: str = "default"
+    options: dict[str, Any] = field(default_factory=dict)
+    radius: int | None = None
+    seed: int | None = None
+    iterations: int | None = None
+    largest_step: float = 0.0
+    shrink_factors: tuple[int, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+    sigmas_in_mm: bool = True
+    threads: int = 0
+
+    def set_optimiser(self, name: str, values: dict[str, Any]) -> None:
+        """Take the optimiser's parameters.
+
+        Parameters
+        ----------
+        name : str
+            A method of `OPTIMISERS`.
+        values : dict
+            All its parameters -> their values.
+
+        Raises
+        ------
+        OptionError
+            Iterations below 1, a negative or infinite step size, or bounds.
+        """
+        largest = sys.float_info.max
+        if values.get("lowerBound", -largest) > -largest or values.get("upperBound", largest) < largest:
+            raise OptionError(f"{name}: bounds are refused, parameters are free; leave them out")
+        iterations = values["numberOfIterations"]
+        if name == "SetOptimizerAsLBFGS2" and not iterations:
+            iterations = None
+        elif isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+            raise OptionError(f"{name}: numberOfIterations is a whole number of at least 1, got {iterations!r}")
+        step = values.get("maximumStepSizeInPhysicalUnits", 0.0)
+        if not 0 <= step < float("inf"):
+            raise OptionError(f"{name}: maximumStepSizeInPhysicalUnits is not negative (mm), got {step!r}")
+        self.iterations, self.largest_step = iterations, float(step)
+
+
+def register_options(setup: Setup, deformable: bool, fixed: Geometry) -> dict[str, Any]:
+    """What the setters have said, as options of `register`.
+
+    Parameters
+    ----------
+    setup : Setup
+        What they have said.
+    deformable : bool
+        Whether it is for a deformation, else for a linear registration.
+    fixed : Geometry
+        The fixed image's grid.
+
+    Returns
+    -------
+    dict
+        Name of the option -> value.
+
+    Raises
+    ------
+    OptionError
+        Settings that do not go together, or that the preset or the stage cannot have.
+    """
+    out = dict(setup.options)
+    if setup.threads:
+        out["threads"] = setup.threads
+    if setup.seed is not None:
+        out["seed"] = setup.seed
+    if setup.sigmas is not None:
+        if setup.shrink_factors is None:
+            raise OptionError("SetSmoothingSigmasPerLevel needs SetShrinkFactorsPerLevel with as many levels")
+        if len(setup.sigmas) != len(setup.shrink_factors):
+            raise OptionError(
+                f"there are {len(setup.shrink_factors)} shrink factors but {len(setup.sigmas)} smoothing sigmas; give "
+                "as many"
+            )
+    return {**out, **(_deformable_options if deformable else _linear_options)(setup, fixed)}
+
+
+def _linear_options(setup: Setup, fixed: Geometry) -> dict[str, Any]:
+    if setup.largest_step > 0:
+        raise OptionError(
+            "maximumStepSizeInPhysicalUnits has no meaning for a rigid or affine registration; leave it at 0"
+        )
+    out: dict[str, Any] = {}
+    voxels = 2 * fixed.half_extent / min(fixed.spacing)
+    sizes = tuple(max(4, round(voxels / factor)) for factor in setup.shrink_factors or ())
+    if sizes:
+        out["linear_size"] = sizes
+    if sizes or setup.iterations is not None:
+        own = _own_iterations(setup, "linear_steps")
+        out["linear_steps"] = limited(own, len(sizes) or len(own), setup.iterations)
+    if setup.radius is not None:
+        out["linear_radius"] = setup.radius
+    return out
+
+
+def _deformable_options(setup: Setup, fixed: Geometry) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    finest = min(fixed.spacing)
+    if setup.radius is not None:
+        out["radius"] = setup.radius
+    if setup.shrink_factors is not None:
+        unit = finest if setup.sigmas_in_mm else 1.0
+        sigmas = None if setup.sigmas is None else [s / unit for s in setup.sigmas]
+        out |= level_options(setup.preset, setup.shrink_factors, smoothing_sigmas=sigmas, most_steps=setup.iterations)
+        if "steps" in setup.options:
+            out["steps"] = limited(_own_iterations(setup, "steps"), len(setup.shrink_factors), setup.iterations)
+    elif setup.iterations is not None:
+        own = _own_iterations(setup, "steps")
+        if not own:
+            raise OptionError(f"preset {setup.preset!r} has phases of its own, so no number of iterations fits it")
+        out["steps"] = limited(own, len(own), setup.iterations)
+    if setup.largest_step > 0:
+        out["learning_rates"] = setup.largest_step / finest
+    return out
+
+
+def _own_iterations(setup: Setup, name: str) -> tuple[int, ...]:
+    """Iterations of each level where the setters say nothing: the caller's option, else the preset's."""
+    from itk_nir.settings import options_of
+
+    value = setup.options.get(name, options_of(setup.preset).get(name, ()))
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)

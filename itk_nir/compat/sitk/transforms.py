@@ -1,0 +1,286 @@
+"""What the initial transform asks for, and the transform that `Execute` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itk_nir.errors import InputError, OptionError
+from itk_nir.geometry import Geometry
+from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
+
+if TYPE_CHECKING:
+    from itk_nir.result import RegistrationResult
+
+RIGID = ("Euler2DTransform", "Euler3DTransform", "VersorRigid3DTransform")
+AFFINE = ("AffineTransform",)
+DEFORMABLE = ("DisplacementFieldTransform", "BSplineTransform")
+IDENTITY = ("IdentityTransform",)
+
+
+@dataclass(frozen=True, eq=False)
+class TransformModel:
+    """What the initial transform asks for: the part that is optimised, and what a composite applies after it.
+
+    Attributes
+    ----------
+    given : SimpleITK.Transform or None
+        The initial transform.
+    optimised : SimpleITK.Transform or None
+        The part that is optimised: all of it, or the last one of a composite.
+    name : str
+        The class of that part; ``"IdentityTransform"`` where nothing is given.
+    own : CompositeTransform or None
+        The map of that part, where the search begins; None where it does nothing.
+    tail : CompositeTransform or None
+        What a composite applies after that part.
+    grid : Geometry
+        The fixed image's.
+    """
+
+    given: Any
+    optimised: Any
+    name: str
+    own: CompositeTransform | None
+    tail: CompositeTransform | None
+    grid: Geometry
+
+    @classmethod
+    def of(cls, given: Any, grid: Geometry) -> TransformModel:
+        """The model of an initial transform (None for none).
+
+        Raises
+        ------
+        InputError
+            A transform of another dimension than the fixed image, or a displacement field without a field.
+        OptionError
+            A class of transform that is not optimised here.
+        """
+        import SimpleITK as sitk
+
+        if given is None:
+            return cls(None, None, "IdentityTransform", None, None, grid)
+        if given.GetDimension() != grid.dimension:
+            raise InputError(f"initial transform: is {given.GetDimension()}D but the fixed image is {grid.dimension}D")
+        optimised, tail = given.Downcast(), None
+        if isinstance(optimised, sitk.CompositeTransform):
+            parts = [optimised.GetNthTransform(i) for i in range(optimised.GetNumberOfTransforms())]
+            if not parts:
+                return cls(given, None, "IdentityTransform", None, None, grid)
+            # ITK optimises the transform that was added last, which a fixed point meets first.
+            optimised = parts[-1].Downcast()
+            if len(parts) > 1:
+                tail = compose(*(as_composite(part, grid) for part in reversed(parts[:-1])))
+        name = _checked_class(optimised)
+        own = None if name in IDENTITY or _is_zero(optimised, name) else as_composite(optimised, grid)
+        return cls(given, optimised, name, own, tail, grid)
+
+    @property
+    def deformable(self) -> bool:
+        """Whether a deformation is optimised."""
+        return self.name in (*DEFORMABLE, *IDENTITY)
+
+    @property
+    def linear(self) -> str:
+        """The linear stage: ``"rigid"``, ``"affine"`` or ``"none"``."""
+        return "rigid" if self.name in RIGID else "affine" if self.name in (*AFFINE, *IDENTITY) else "none"
+
+    def start(self, after: CompositeTransform | None) -> CompositeTransform | None:
+        """Everything that a fixed point meets after what is going to be found.
+
+        Parameters
+        ----------
+        after : CompositeTransform or None
+            The moving initial transform.
+
+        Returns
+        -------
+        CompositeTransform or None
+            None where the search may begin anywhere.
+        """
+        parts = [c for c in (self.own, self.tail, after) if c is not None]
+        if parts:
+            return compose(*parts)
+        # A given start, if only the identity, is where the search begins; without one the best start is looked for.
+        return None if self.given is None else CompositeTransform((LinearTransform.identity(self.grid.dimension),))
+
+    def deliver(self, result: RegistrationResult, after: CompositeTransform | None, in_place: bool) -> Any:
+        """The optimised transform as `Execute` returns it.
+
+        Parameters
+        ----------
+        result : RegistrationResult
+            Of the run that began at ``start(after)``: the whole map, fixed -> moving.
+        after : CompositeTransform or None
+            The moving initial transform, which is no part of what is returned.
+        in_place : bool
+            Whether the given transform becomes the result.
+
+        Returns
+        -------
+        SimpleITK.Transform
+            The given transform, a displacement field for a B-spline in place, else a composite.
+        """
+        import SimpleITK as sitk
+
+        from itk_nir.transforms.as_simpleitk import to_sitk
+
+        part = self._without_what_follows(result, after)
+        if self.name in IDENTITY:
+            found = [to_sitk(CompositeTransform((transform,))) for transform in reversed(part.transforms)]
+            return sitk.CompositeTransform([*self._tail_parts(), *found])
+        if in_place and isinstance(self.given, sitk.DisplacementFieldTransform):
+            return self._as_field(part, self.given)
+        optimised = self._as_field(part) if self.deformable else self._as_linear(part)
+        if in_place and self.name != "BSplineTransform":
+            return self._put(optimised)
+        if in_place and self.tail is None:
+            return optimised
+        return sitk.CompositeTransform([*self._tail_parts(), optimised])
+
+    def _without_what_follows(self, result: RegistrationResult, after: CompositeTransform | None) -> CompositeTransform:
+        """What was found, with the own start of the optimised transform, without tail and moving initial transform."""
+        linear, deformation = found_parts(result, self.deformable)
+        start, own = self.start(after), self.own
+        if start is None or start.is_linear:
+            # A linear start is multiplied into the linear map.
+            own = None
+            following = [c for c in (self.tail, after) if c is not None]
+            if following:
+                linear = LinearTransform(_matrix(compose(*following).inverse()) @ linear.matrix)
+        return compose(*(part for part in (deformation, linear, own) if part is not None))
+
+    def _tail_parts(self) -> list[Any]:
+        """What a given composite applies after the optimised part, in SimpleITK's order."""
+        import SimpleITK as sitk
+
+        given = None if self.given is None else self.given.Downcast()
+        if not isinstance(given, sitk.CompositeTransform):
+            return []
+        return [given.GetNthTransform(i) for i in range(given.GetNumberOfTransforms() - 1)]
+
+    def _as_linear(self, part: CompositeTransform) -> Any:
+        """A copy of the optimised transform, its centre kept, with the parameters that were found."""
+        d = part.dimension
+        matrix = _matrix(part)
+        out = type(self.optimised)(self.optimised)
+        m = matrix[:d, :d]
+        if self.name in RIGID:
+            u, _, v = np.linalg.svd(m)
+            m = u @ v
+        centre = np.asarray(self.optimised.GetCenter())
+        out.SetMatrix(m.ravel().tolist())
+        out.SetTranslation((matrix[:d, d] - centre + m @ centre).tolist())
+        return out
+
+    def _as_field(self, part: CompositeTransform, out: Any = None) -> Any:
+        """A displacement field on the grid of the given one, or of the fixed image; with its inverse where it has one.
+
+        It goes into `out` where that is given. The images are made for it alone: SimpleITK lets a transform share the
+        memory of an image that came from another transform's ``GetDisplacementField``, and frees it with that one.
+        """
+        import SimpleITK as sitk
+
+        from itk_nir.images import to_sitk as image_to_sitk
+
+        grid = self.grid
+        if self.name == "DisplacementFieldTransform":
+            image = self.optimised.GetDisplacementField()
+            grid = Geometry.make(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+        vectors = part.displacement_on(grid).vectors.astype(np.float64)
+        if out is None:
+            out = sitk.DisplacementFieldTransform(part.dimension)
+        out.SetDisplacementField(image_to_sitk(vectors, grid))
+        if part.inverse_transforms is not None:
+            back = part.inverse().displacement_on(grid).vectors.astype(np.float64)
+            out.SetInverseDisplacementField(image_to_sitk(back, grid))
+        return out
+
+    def _put(self, optimised: Any) -> Any:
+        """The result in the object that was given in place, and that object."""
+        import SimpleITK as sitk
+
+        if isinstance(self.given, sitk.CompositeTransform):
+            self.given.RemoveTransform()
+            self.given.AddTransform(optimised)
+        else:
+            self.given.SetParameters(optimised.GetParameters())
+        return self.given
+
+
+def found_parts(result: RegistrationResult, deformable: bool) -> tuple[LinearTransform, CompositeTransform | None]:
+    """The linear map of a result (with a linear start in it), and the deformation before it with its inverse.
+
+    This is the one place that takes a result apart.
+    """
+    linear = LinearTransform(np.asarray(result.metrics["linear_matrix"], float))
+    if not deformable:
+        return linear, None
+    chain = result.chain
+    assert chain.inverse_transforms is not None
+    return linear, CompositeTransform(chain.transforms[:1], chain.inverse_transforms[-1:])
+
+
+def as_composite(transform: Any, grid: Geometry | None) -> CompositeTransform:
+    """An initial transform of SimpleITK as this package's; `grid` is that of the fixed image, where it is known."""
+    from itk_nir.transforms.load import load_transform
+
+    return load_transform(transform, grid, role="initial transform")
+
+
+def checked_transform(transform: Any, method: str) -> Any:
+    """The argument of a method that takes a transform of SimpleITK.
+
+    Raises
+    ------
+    InputError
+        Anything else, naming the method.
+    """
+    import SimpleITK as sitk
+
+    if not isinstance(transform, sitk.Transform):
+        raise InputError(f"{method}: takes a SimpleITK transform, got {type(transform).__name__}")
+    return transform
+
+
+def _checked_class(transform: Any) -> str:
+    """Name of the class of a transform that can be optimised."""
+    name = type(transform).__name__
+    if name == "Transform":
+        name = str(transform.GetName())
+    if name not in (*RIGID, *AFFINE, *DEFORMABLE, *IDENTITY):
+        raise OptionError(
+            f"SetInitialTransform: a {name} has no counterpart here; give an Euler, VersorRigid3D, Affine, "
+            "DisplacementField or BSpline transform, or none for affine and deformable"
+        )
+    if name == "DisplacementFieldTransform" and not transform.GetDisplacementField().GetNumberOfPixels():
+        raise InputError(
+            "initial transform: a DisplacementFieldTransform without a field; make it from an image on the fixed "
+            "grid: sitk.DisplacementFieldTransform(sitk.TransformToDisplacementField(sitk.Transform(d, "
+            "sitk.sitkIdentity), sitk.sitkVectorFloat64, size, origin, spacing, direction))"
+        )
+    return name
+
+
+def _is_zero(transform: Any, name: str) -> bool:
+    """Whether a deformable start does nothing."""
+    if name not in DEFORMABLE:
+        return False
+    import SimpleITK as sitk
+
+    if name == "DisplacementFieldTransform":
+        vectors: NDArray[Any] = sitk.GetArrayViewFromImage(transform.GetDisplacementField())
+        return not vectors.any()
+    return not np.any(transform.GetParameters())
+
+
+def _matrix(transform: CompositeTransform) -> NDArray[np.float64]:
+    """The homogeneous matrix of a composite of linear transforms."""
+    matrix = np.eye(transform.dimension + 1)
+    for part in transform.transforms:
+        assert isinstance(part, LinearTransform)
+        matrix = part.matrix @ matrix
+    return matrix
