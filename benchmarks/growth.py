@@ -4,7 +4,7 @@
 
 The pair is the brain phantom at its own resolution, resampled to cubes of N voxels an edge over the same field of
 view, written as uncompressed NIfTI. Every size is one run of ``itk-nir register``; its wall time, CPU time and peak
-memory come from the operating system, and what of its processor time the host gave to others (see `compare.py`).
+memory come from the operating system, and what of its processor time the host gave to others (see `measure.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from compare import DISTURBED, Usage, _itk_nir, _processor, least_disturbed, measure
+from measure import DISTURBED, Usage, itk_nir_command, least_disturbed, measure, processor_name
 
 SIZES = (96, 128, 192, 256, 320, 384, 512)
 
@@ -83,7 +83,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def run(edge: int, options: argparse.Namespace, folder: Path) -> Usage:
     """One size, again where it was disturbed: the run that lost least."""
     command = [
-        *_itk_nir(), "register", "--preset", options.preset, "--linear", "none", "--fixed",
+        *itk_nir_command(), "register", "--preset", options.preset, "--linear", "none", "--fixed",
         str(folder / f"fixed_{edge}.nii"), "--moving", str(folder / f"moving_{edge}.nii"), "--output",
         f"{folder}/out_", "--threads", str(options.threads),
     ]  # fmt: skip
@@ -132,7 +132,7 @@ def main() -> int:
     lines = [
         "# Growth with the size of the images",
         "",
-        f"{_processor()} ({os.cpu_count()} cores), {options.threads} threads, Python {platform.python_version()}, "
+        f"{processor_name()} ({os.cpu_count()} cores), {options.threads} threads, Python {platform.python_version()}, "
         f"preset `{options.preset}`, deformable only, one run of each size, {datetime.date.today()}. Made by "
         "`benchmarks/growth.py`.",
         "",

@@ -78,7 +78,7 @@ def _greedy(smoothing: str) -> Callable[[Job], tuple[Steps, Steps]]:
         start = ""
         if job.linear == "affine":
             program.execute(f"{pair} -a -dof 12 -ia-image-centers -n 100x50x10 -o affine_ras.txt")
-            _ras_to_itk(Path("affine_ras.txt"), Path("affine.tfm"))
+            ras_to_itk(Path("affine_ras.txt"), Path("affine.tfm"))
             forward.append({"file": "affine.tfm"})
             start = "-it affine_ras.txt"
         program.execute(f"{pair} {start} -n 100x100x40 {smoothing} -wp 0 -o warp.nii")
@@ -101,7 +101,7 @@ def _greedy_program(job: Job) -> tuple[Any, str]:
     return (picsl_greedy.Greedy3D(), "2x2x2") if three else (picsl_greedy.Greedy2D(), "2x2")
 
 
-def _ras_to_itk(ras: Path, itk: Path) -> None:
+def ras_to_itk(ras: Path, itk: Path) -> None:
     """greedy's homogeneous matrix of RAS coordinates as an ITK transform file (LPS)."""
     rows = [[float(word) for word in line.split()] for line in ras.read_text().splitlines() if line.strip()]
     d = len(rows) - 1

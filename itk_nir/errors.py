@@ -27,11 +27,29 @@ class SelfCheckWarning(UserWarning):
     """A transform file was written, but read back it is not the transform to the wanted tolerance."""
 
 
-def one_line(error: BaseException | str) -> str:
-    """The telling line of a message that may be pages long.
+#: Control characters and line separators, which would cut a message or steer a terminal, and what to print for them.
+_CONTROL_CHARACTERS = {code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 
-    ITK's exceptions put it last, behind ``"ITK ERROR: Class(0x…): "``; Python's put it first.
+
+def escaped(text: str) -> str:
+    """Write control characters (a file name may hold line ends) as escapes, so that the text is one line.
+
+    Examples
+    --------
+    >>> print(escaped("a file\\nof two lines"))
+    a file\\nof two lines
     """
+    return text.translate(_CONTROL_CHARACTERS)
+
+
+def one_line(error: BaseException | str) -> str:
+    """Find the telling line of a message that may be pages long.
+
+    ITK's exceptions put it last, behind ``"ITK ERROR: Class(0x...): "``; Python's put it first. A message of this
+    package is one line by itself: line ends in it belong to a file's name and are escaped.
+    """
+    if isinstance(error, ItkNirError) and str(error).strip():
+        return escaped(str(error).strip())
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__ if isinstance(error, BaseException) else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,30 +14,49 @@ from numpy.typing import NDArray
 from itk_nir.errors import ItkNirError
 from itk_nir.geometry import Geometry
 from itk_nir.images import temporary_name
+from itk_nir.resample import resample
+from itk_nir.transforms.model import CompositeTransform, LinearTransform
 
 if TYPE_CHECKING:
     from itk_nir.result import RegistrationResult
 
 _COLUMNS = ("fixed", "moving", "warped", "|difference| before", "|difference| after", "deformation")
+_DIFFERENCES = (3, 4)  # columns that show one
 _BACKGROUND = "#101216"
 _TEXT = "#e6e6e6"
 _LINES = ("#ffb454", "#5ac8fa")
 
 
 @dataclass(frozen=True)
-class _Panel:
+class Panel:
     """One slice plane of the fixed grid.
 
-    title : what plane it is.
-    image_axes : the index axes ``(across, down)`` of the picture.
-    flips : whether (across, down) run against the index.
-    fixed_axis : the index axis that stands still and the index it stands at; None in 2D.
+    Attributes
+    ----------
+    title : str
+        What plane it is.
+    image_axes : tuple of int
+        The index axes ``(across, down)`` of the picture.
+    flips : tuple of bool
+        Whether (across, down) run against the index.
+    fixed_axis : tuple of int or None
+        The index axis that stands still and the index it stands at; None in 2D.
     """
 
     title: str
     image_axes: tuple[int, int]
     flips: tuple[bool, bool]
     fixed_axis: tuple[int, int] | None
+
+    def extent(self, geometry: Geometry) -> tuple[float, float]:
+        """Width and height of the picture in mm."""
+        across, down = (geometry.size[axis] * geometry.spacing[axis] for axis in self.image_axes)
+        return across, down
+
+    def aspect(self, geometry: Geometry) -> float:
+        """Height of a pixel over its width."""
+        across, down = self.image_axes
+        return geometry.spacing[down] / geometry.spacing[across]
 
     def cut(self, array: NDArray[Any]) -> NDArray[Any]:
         """``([D,] H, W)`` → the picture ``(down, across)``."""
@@ -61,8 +80,47 @@ class _Panel:
         return out
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """Where the columns of the picture go: in 2D two rows of three, in 3D one row a slice.
+
+    Attributes
+    ----------
+    rows, across : int
+        Number of cells down and across.
+    heights : list of float
+        Height of every row in mm.
+    width : float
+        Width of a cell in mm.
+    inches : float
+        Inches of the picture for one mm.
+    gap : float
+        Space between the rows, as a share of their height.
+    """
+
+    rows: int
+    across: int
+    heights: list[float]
+    width: float
+    inches: float
+    gap: float
+
+    @classmethod
+    def of(cls, panels: Sequence[Panel], geometry: Geometry) -> _Layout:
+        extents = [panel.extent(geometry) for panel in panels]
+        width = max(across for across, _ in extents)
+        heights = [down for _, down in extents]
+        if len(panels) == 1:
+            return cls(2, 3, heights * 2, width, 4.0 / width, gap=0.08)
+        return cls(len(panels), len(_COLUMNS), heights, width, 2.6 / width, gap=0.03)
+
+    def cell(self, panel: int, column: int) -> tuple[int, int]:
+        """Row and column of the grid for one column of one panel."""
+        return divmod(panel * len(_COLUMNS) + column, self.across)
+
+
 def picture(result: RegistrationResult, path: str | os.PathLike[str], *, title: str | None = None) -> Path:
-    """Draw a registration: fixed, moving, warped, |difference| before and after, and the deformation.
+    """Draw a registration: fixed, moving, warped, absolute difference before and after, and the deformation.
 
     In 3D every row is one of three orthogonal slices through the middle of what is bright in the fixed image;
     "moving" is the moving image on the fixed grid before any registration. Each image is scaled by its own
@@ -71,21 +129,23 @@ def picture(result: RegistrationResult, path: str | os.PathLike[str], *, title: 
 
     Parameters
     ----------
-    result : of `itk_nir.register`.
-    path : the picture to write, the suffix says in which format (.png, .jpg, .pdf, .svg). It appears whole or not.
-    title : a line above the picture.
+    result : RegistrationResult
+        What `itk_nir.register` returned.
+    path : path
+        The picture to write; the suffix says in which format (.png, .jpg, .pdf, .svg). It appears whole or not at all.
+    title : str, optional
+        A line above the picture.
 
     Returns
     -------
-    The path.
+    pathlib.Path
+        The picture.
 
     Raises
     ------
-    ItkNirError : matplotlib is not installed, or the folder does not exist.
+    ItkNirError
+        If matplotlib is not installed, or the folder does not exist.
     """
-    from itk_nir.resample import resample
-    from itk_nir.transforms.model import CompositeTransform, LinearTransform
-
     geometry = result.fixed.geometry
     identity = CompositeTransform((LinearTransform.identity(geometry.dimension),))
     before = resample(result.moving, identity, geometry, "linear")
@@ -106,68 +166,93 @@ def draw(
     fixed: NDArray[Any],
     before: NDArray[Any],
     after: NDArray[Any],
-    transform_points: Any,
+    transform_points: Callable[[NDArray[Any]], NDArray[Any]],
     *,
     title: str,
 ) -> Path:
-    """`picture` for arrays on one grid: `before` and `after` are the moving image on the fixed grid.
+    """Draw what `picture` draws, from arrays on one grid.
 
-    `transform_points` maps ``(N, d)`` fixed points to moving points, LPS mm.
+    Parameters
+    ----------
+    path : path
+        The picture to write.
+    geometry : Geometry
+        The grid of the three images.
+    fixed, before, after : array, ``([D,] H, W)``
+        The fixed image, and the moving image on its grid before and after registration.
+    transform_points : callable
+        Maps ``(N, d)`` fixed points to moving points, LPS mm.
+    title : str
+        A line above the picture.
+
+    Returns
+    -------
+    pathlib.Path
+        The picture.
+
+    Raises
+    ------
+    ItkNirError
+        If matplotlib is not installed, or the folder does not exist.
     """
+    panels = slice_panels(geometry, fixed)
+    layout = _Layout.of(panels, geometry)
+    figure, grid = _figure(layout, title)
+    images = [_scaled(array) for array in (fixed, before, after)]
+    spread = max(float(np.percentile(np.abs(images[1] - images[0]), 99.5)), 1e-6)
+    for row, panel in enumerate(panels):
+        for column, content in enumerate(_contents(panel, images)):
+            axes = figure.add_subplot(grid[layout.cell(row, column)])
+            _show(axes, content, panel.aspect(geometry), spread if column in _DIFFERENCES else None)
+            if row == 0:
+                axes.set_title(_COLUMNS[column], color=_TEXT, fontsize=11, pad=5)
+        first, deformation = figure.axes[-len(_COLUMNS)], figure.axes[-1]
+        first.text(0.02, 0.03, panel.title, color=_TEXT, fontsize=8, transform=first.transAxes)
+        _grid_lines(deformation, panel, geometry, transform_points)
+    return _save(figure, Path(path))
+
+
+def _figure(layout: _Layout, title: str) -> tuple[Any, Any]:
+    """An empty figure with its title, and the grid of its cells."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ItkNirError("pictures need matplotlib: pip install 'itk-nir[picture]'") from error
-
-    panels = _panels(geometry, fixed)
-    scaled = [_scaled(a) for a in (fixed, before, after)]
-    columns = len(_COLUMNS)
-    sizes = [
-        tuple(geometry.size[a] * geometry.spacing[a] for a in panel.image_axes) for panel in panels
-    ]  # (width, height) in mm
-    # 2D: two rows of three; 3D: one row a slice, six columns.
-    rows, across = (2, 3) if len(panels) == 1 else (len(panels), columns)
-    heights = [sizes[0][1]] * 2 if len(panels) == 1 else [s[1] for s in sizes]
-    width = max(s[0] for s in sizes)
-    inches = (4.0 if len(panels) == 1 else 2.6) / width
-    figure = Figure(
-        figsize=(across * width * inches + 0.3, sum(heights) * inches + 0.9), facecolor=_BACKGROUND, dpi=130
-    )
+    width = layout.across * layout.width * layout.inches + 0.3
+    height = sum(layout.heights) * layout.inches + 0.9
+    figure = Figure(figsize=(width, height), facecolor=_BACKGROUND, dpi=130)
     FigureCanvasAgg(figure)
+    figure.suptitle(title, color=_TEXT, fontsize=13, y=1 - 0.14 / height, va="top")
     grid = figure.add_gridspec(
-        rows, across, height_ratios=heights, left=0.01, right=0.99, bottom=0.01, top=1 - 0.75 / figure.get_figheight(),
-        wspace=0.03, hspace=0.08 if len(panels) == 1 else 0.03,
+        layout.rows, layout.across, height_ratios=layout.heights, left=0.01, right=0.99, bottom=0.01,
+        top=1 - 0.75 / height, wspace=0.03, hspace=layout.gap,
     )  # fmt: skip
-    figure.suptitle(title, color=_TEXT, fontsize=13, y=1 - 0.14 / figure.get_figheight(), va="top")
-    spread = max(float(np.percentile(np.abs(scaled[1] - scaled[0]), 99.5)), 1e-6)
-    for row, panel in enumerate(panels):
-        f, b, a = (panel.cut(s) for s in scaled)
-        contents = (f, b, a, np.abs(b - f), np.abs(a - f), f)
-        for column, (name, content) in enumerate(zip(_COLUMNS, contents, strict=True)):
-            cell = grid[divmod(column, across)] if len(panels) == 1 else grid[row, column]
-            axes = figure.add_subplot(cell)
-            axes.set_axis_off()
-            aspect = geometry.spacing[panel.image_axes[1]] / geometry.spacing[panel.image_axes[0]]
-            difference = name.startswith("|")
-            axes.imshow(
-                content,
-                cmap="inferno" if difference else "gray",
-                vmin=0,
-                vmax=spread if difference else 1,
-                aspect=aspect,
-                interpolation="antialiased" if max(content.shape) > 300 else "bicubic",
-            )
-            if row == 0:
-                axes.set_title(name, color=_TEXT, fontsize=11, pad=5)
-            if column == 0 and panel.title:
-                axes.text(0.02, 0.03, panel.title, color=_TEXT, fontsize=8, transform=axes.transAxes)
-            if name == "deformation":
-                _grid_lines(axes, panel, geometry, transform_points)
-    return _save(figure, Path(path))
+    return figure, grid
 
 
-def _grid_lines(axes: Any, panel: _Panel, geometry: Geometry, transform_points: Any) -> None:
+def _contents(panel: Panel, images: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+    """What the columns of a panel show; the lines of the last one are drawn over the fixed image."""
+    fixed, before, after = (panel.cut(image) for image in images)
+    return fixed, before, after, np.abs(before - fixed), np.abs(after - fixed), fixed
+
+
+def _show(axes: Any, content: NDArray[Any], aspect: float, spread: float | None) -> None:
+    """One cell: an image from 0 to 1 in grey, or a difference from 0 to `spread` in colour."""
+    axes.set_axis_off()
+    axes.imshow(
+        content,
+        cmap="gray" if spread is None else "inferno",
+        vmin=0,
+        vmax=1 if spread is None else spread,
+        aspect=aspect,
+        interpolation="antialiased" if max(content.shape) > 300 else "bicubic",
+    )
+
+
+def _grid_lines(
+    axes: Any, panel: Panel, geometry: Geometry, transform_points: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
     """Lines of constant moving position, measured along the two axes of the slice."""
     index = panel.index(geometry)
     points = geometry.index_to_physical(index)
@@ -180,10 +265,10 @@ def _grid_lines(axes: Any, panel: _Panel, geometry: Geometry, transform_points: 
         axes.contour(value, levels=levels, colors=colour, linewidths=0.6, linestyles="solid", alpha=0.85)
 
 
-def _panels(geometry: Geometry, fixed: NDArray[Any]) -> list[_Panel]:
+def slice_panels(geometry: Geometry, fixed: NDArray[Any]) -> list[Panel]:
     """The slices to show: one in 2D; axial, coronal and sagittal ones as radiologists hang them in 3D."""
     if geometry.dimension == 2:
-        return [_Panel("", (0, 1), (False, False), None)]
+        return [Panel("", (0, 1), (False, False), None)]
     closest = _index_axes(geometry)  # LPS axis → (index axis, runs against it)
     middle = _middle(fixed)
     panels = []
@@ -192,7 +277,7 @@ def _panels(geometry: Geometry, fixed: NDArray[Any]) -> list[_Panel]:
         if down == 2:  # superior is up
             j_flip = not j_flip
         at = middle[closest[still][0]]
-        panels.append(_Panel(title, (i, j), (i_flip, j_flip), (closest[still][0], at)))
+        panels.append(Panel(title, (i, j), (i_flip, j_flip), (closest[still][0], at)))
     return panels
 
 

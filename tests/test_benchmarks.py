@@ -21,8 +21,9 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("no benchmarks: they are not part of a source distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
-score, pairs, peers, compare, study, growth = (
-    importlib.import_module(name) for name in ("score", "pairs", "peers", "compare", "study", "growth")
+score, pairs, peers, measure, page, compare, study, growth = (
+    importlib.import_module(name)
+    for name in ("score", "pairs", "peers", "measure", "page", "compare", "study", "growth")
 )
 
 SPACING = np.array([1.0, 1.5, 2.0])
@@ -219,7 +220,7 @@ def test_landmarks_match_by_number_or_by_row(tmp_path: Path) -> None:
 def test_greedys_matrix_becomes_an_itk_one(tmp_path: Path) -> None:
     ras = np.array([[0.9, 0.1, 0.2, 5.0], [-0.1, 1.1, 0.0, -3.0], [0.3, 0.0, 1.0, 2.0], [0, 0, 0, 1]])
     (tmp_path / "ras.txt").write_text("\n".join(" ".join(map(str, row)) for row in ras) + "\n")
-    peers._ras_to_itk(tmp_path / "ras.txt", tmp_path / "itk.tfm")
+    peers.ras_to_itk(tmp_path / "ras.txt", tmp_path / "itk.tfm")
     point = np.array([10.0, -20.0, 30.0, 1.0])  # LPS
     flip = np.diag([-1.0, -1.0, 1.0, 1.0])
     found = sitk.ReadTransform(str(tmp_path / "itk.tfm")).TransformPoint(point[:3].tolist())
@@ -228,7 +229,7 @@ def test_greedys_matrix_becomes_an_itk_one(tmp_path: Path) -> None:
 
 def test_a_process_is_measured_whole(tmp_path: Path) -> None:
     code = "import time; block = b'x' * 200_000_000; time.sleep(0.3); print(len(block)); raise SystemExit(5)"
-    used = compare.measure([sys.executable, "-c", code], tmp_path / "log", threads=1, cwd=tmp_path)
+    used = measure.measure([sys.executable, "-c", code], tmp_path / "log", threads=1, cwd=tmp_path)
     assert used.status == 5
     assert used.wall > 0.3
     # A child starts with the memory of its parent, here that of the test runner.
@@ -237,17 +238,17 @@ def test_a_process_is_measured_whole(tmp_path: Path) -> None:
     assert used.cpu < used.wall + 0.5
     assert (tmp_path / "log").read_text().strip() == "200000000"
     endless = [sys.executable, "-c", "import time; time.sleep(60)"]
-    assert compare.measure(endless, tmp_path / "log", threads=1, cwd=tmp_path, timeout=0.2).status == -9
+    assert measure.measure(endless, tmp_path / "log", threads=1, cwd=tmp_path, timeout=0.2).status == -9
 
 
 def test_time_that_the_host_gave_to_others_is_known() -> None:
-    now = compare._processor_time()
+    now = measure.processor_time()
     if sys.platform == "linux":
         assert now is not None
         assert now[0] > 0
-    assert compare._stolen((100.0, 7.0), (130.0, 17.0)) == 25
-    assert compare._stolen((100.0, 7.0), (100.0, 7.0)) == 0
-    assert compare._stolen(None, (1.0, 1.0)) is None
+    assert measure.stolen_percent((100.0, 7.0), (130.0, 17.0)) == 25
+    assert measure.stolen_percent((100.0, 7.0), (100.0, 7.0)) == 0
+    assert measure.stolen_percent(None, (1.0, 1.0)) is None
 
 
 @pytest.mark.parametrize("program", [compare, study, growth])
@@ -265,12 +266,12 @@ def test_a_disturbed_run_is_done_again_and_every_run_is_kept(tmp_path: Path, mon
 
     def run(name: str, pair: Any, folder: Path, threads: int, timeout: float) -> Any:
         if name == "elastix":
-            raise compare.RunFailed("failed with status 1")
+            raise measure.RunFailed("failed with status 1")
         (folder / "transforms.json").write_text('{"forward": []}')
         part = next(stolen[name])
         if part < 0:
-            raise compare.RunFailed("took longer than 9 s")
-        return compare.Usage(0, wall=10 + part, cpu=10.0, peak=1.0, stolen=part)
+            raise measure.RunFailed("took longer than 9 s")
+        return measure.Usage(0, wall=10 + part, cpu=10.0, peak=1.0, stolen=part)
 
     monkeypatch.setattr(compare, "run", run)
     monkeypatch.setattr(compare, "score", lambda pair, manifest: {"dice": 0.5 if manifest is None else 0.7})
@@ -302,21 +303,21 @@ def test_rows_of_an_earlier_page_are_kept_with_their_date() -> None:
     before = {"dice": 0.5, "inside": "fixed mask", "inside_voxels": 9}
     old = {"date": "2020-01-01", "results": [content("greedy", 50.0) | {"failed": {"elastix": "not done"}}]}
     new = content("nir-fast", 5.0) | {"before": before}
-    both = compare.with_earlier(new, old, ["nir-fast"])
+    both = page.with_earlier(new, old, ["nir-fast"])
     assert both["earlier"] == {"greedy": "2020-01-01", "elastix": "2020-01-01"}
-    rows = compare.summary(both)
+    rows = page.summary(both)
     assert rows["greedy"]["wall"] == 50
     assert not any("wall_ratio" in row for row in rows.values())  # not of the same run
-    assert not any("wall_ratio" in row for row in compare.over_pairs([rows, rows]).values())
+    assert not any("wall_ratio" in row for row in page.over_pairs([rows, rows]).values())
     facts = {"date": "d", "processor": "p", "cores": 2, "threads": 1, "repeats": 3, "command": "c", "skipped": {}}
-    page = compare.report("set", facts | {"versions": {}}, [both], None)
-    assert "medians over 1 turn in" in page
-    assert "greedy NCC 100x100x40 (2020-01-01) | 0.7000" in page
-    assert "elastix B-spline NCC: not done" in page
-    again = compare.with_earlier(content("nir-fast", 4.0), {"date": "2021-01-01", "results": [both]}, ["nir-fast"])
+    text = page.report("set", facts | {"versions": {}}, [both], None)
+    assert "medians over 1 turn in" in text
+    assert "greedy NCC 100x100x40 (2020-01-01) | 0.7000" in text
+    assert "elastix B-spline NCC: not done" in text
+    again = page.with_earlier(content("nir-fast", 4.0), {"date": "2021-01-01", "results": [both]}, ["nir-fast"])
     assert again["earlier"]["greedy"] == "2020-01-01"
-    assert list(compare.with_earlier(new, old, ["nir-fast", "greedy", "elastix"])["runs"]) == ["nir-fast"]
-    assert compare.with_earlier(new, None, ["nir-fast"]) is new
+    assert list(page.with_earlier(new, old, ["nir-fast", "greedy", "elastix"])["runs"]) == ["nir-fast"]
+    assert page.with_earlier(new, None, ["nir-fast"]) is new
 
 
 def test_medians_ratios_and_table() -> None:
@@ -331,19 +332,19 @@ def test_medians_ratios_and_table() -> None:
         "runs": dict([runs("nir-fast", [5.0, 4.0, 90.0], 0.75), runs("greedy", [50.0, 40.0, 60.0], 0.7)]),
         "failed": {"elastix": "failed with status 1"},
     }
-    rows = compare.summary(result)
+    rows = page.summary(result)
     assert rows["nir-fast"]["wall"] == 5.0
     assert rows["nir-fast"]["wall_ratio"] == pytest.approx(0.1)
-    mean = compare.over_pairs([rows, {"greedy": rows["greedy"]}])
+    mean = page.over_pairs([rows, {"greedy": rows["greedy"]}])
     assert list(mean) == ["greedy"]  # who did not do every pair has no mean
-    lines = compare.table(result["before"], rows)
+    lines = page.table(result["before"], rows)
     assert lines[0].startswith("| method | Dice | time s |")
     assert lines[2].startswith("| before | 0.5000 | – |")
     facts = {"date": "d", "processor": "p", "cores": 2, "threads": 1, "repeats": 9, "command": "c"}
-    page = compare.report("set", facts | {"versions": {}, "skipped": {"greedy": "not installed"}}, [result], None)
-    assert "medians over 3 turns" in page
-    assert "failed with status 1" in page
-    assert "Skipped: greedy" in page
+    text = page.report("set", facts | {"versions": {}, "skipped": {"greedy": "not installed"}}, [result], None)
+    assert "medians over 3 turns" in text
+    assert "failed with status 1" in text
+    assert "Skipped: greedy" in text
 
 
 def test_every_arm_of_the_study_is_a_registration() -> None:
@@ -379,11 +380,11 @@ def test_page_of_the_study_has_the_pairs_that_every_arm_has_had(tmp_path: Path) 
     study.write(arguments, ["b", "c"], rows, scales)
     assert not (tmp_path / "s.md").exists()
     study.write(arguments, ["a", "b"], rows, scales)
-    page = (tmp_path / "s.md").read_text()
-    assert "Pairs: a." in page
-    assert "| 0.5000 |  |" in page
-    assert "| 0.6000 | 1 of 1 |" in page
-    assert "--turned 12,8 --name s --turns 0" in page
+    text = (tmp_path / "s.md").read_text()
+    assert "Pairs: a." in text
+    assert "| 0.5000 |  |" in text
+    assert "| 0.6000 | 1 of 1 |" in text
+    assert "--turned 12,8 --name s --turns 0" in text
     assert "0.9" in (tmp_path / "s.json").read_text()
 
 
@@ -399,7 +400,7 @@ def test_growth_repeats_a_disturbed_run(tmp_path: Path, monkeypatch: pytest.Monk
         log.write_text("out of memory")
         part = next(stolen, -1.0)
         (tmp_path / "out_report.json").write_text(json.dumps(part))
-        return compare.Usage(int(part == -1.0), wall=1.0, cpu=1.0, peak=1.0, stolen=part)
+        return measure.Usage(int(part == -1.0), wall=1.0, cpu=1.0, peak=1.0, stolen=part)
 
     monkeypatch.setattr(growth, "measure", measured)
     options = argparse.Namespace(preset="default", threads=1, tries=3)

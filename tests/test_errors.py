@@ -31,3 +31,13 @@ def test_kinds_can_be_caught_as_the_builtin_and_as_ours() -> None:
 )
 def test_one_line_finds_the_telling_line(text: str, line: str) -> None:
     assert errors.one_line(ValueError(text)) == line
+
+
+def test_one_line_keeps_a_file_name_of_two_lines_whole() -> None:
+    assert errors.one_line(errors.InputError("image a\nb.nii: no such file")) == "image a\\nb.nii: no such file"
+    assert errors.one_line(errors.ItkNirError(" a\x1b[2Kb\u2028c ")) == "a\\x1b[2Kb\\u2028c"
+    assert errors.one_line(errors.OptionError("")) == "OptionError"
+
+
+def test_a_failed_self_check_is_a_warning_that_is_shown_by_default() -> None:
+    assert issubclass(errors.SelfCheckWarning, UserWarning)

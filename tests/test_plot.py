@@ -10,7 +10,7 @@ from itk_nir.errors import ItkNirError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume
 from itk_nir.phantom import Phantom
-from itk_nir.plot import _panels, draw, picture
+from itk_nir.plot import draw, picture, slice_panels
 from itk_nir.result import RegistrationResult
 from itk_nir.transforms.model import CompositeTransform, DisplacementField
 
@@ -73,7 +73,7 @@ def test_slices_hang_as_radiologists_hang_them(direction: np.ndarray) -> None:
     grid = Geometry.make((9, 10, 11), (1.0, 1.2, 0.8), (5.0, -7.0, 3.0), u @ v)
     position = grid.grid() - grid.centre
     wanted = {"axial": (0, 1, 1), "coronal": (0, 2, -1), "sagittal": (1, 2, -1)}
-    panels = _panels(grid, np.ones(grid.shape))
+    panels = slice_panels(grid, np.ones(grid.shape))
     assert [p.title for p in panels] == list(wanted)
     for panel in panels:
         across, down, sign = wanted[panel.title]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from itk_nir.cli.arguments import PRESETS
+from itk_nir.cli.console import names, note_if_folder, progress, summary, tell
 from itk_nir.errors import InputError, OptionError
 
 
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the command ``ants`` to the subparsers of ``itk-nir``; its ``run`` default is `run`."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command ``ants`` to the subparsers of ``itk-nir``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
         "ants",
         help="register two images with the flags of antsRegistrationSyN.sh",
         description="Takes the flags of antsRegistrationSyN.sh and writes its files: PREFIXWarped.nii.gz, "
@@ -60,7 +62,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("-z", dest="collapse", choices=("0", "1"), default="1", help="refused unless 1")
     parser.add_argument(
         "--preset",
-        choices=("fast", "default", "accurate", "paper"),
+        choices=PRESETS,
         default="default",
         help="not a flag of ANTs: how long to work (fast for antsRegistrationSyNQuick.sh; default: default)",
     )
@@ -71,39 +73,44 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Register and write the files; 0 when all of them are complete.
+    """Register and write the files.
+
+    Returns
+    -------
+    int
+        0: all of them are complete.
 
     Raises
     ------
-    InputError, OptionError : before any work begins.
+    InputError, OptionError
+        Before any work begins.
     """
     from dataclasses import replace
 
-    from itk_nir.cli import _progress, _summary
+    from itk_nir.checks import check_output_prefix
     from itk_nir.compat.ants import parse_script_type, run_kind, write_files
     from itk_nir.images import load_image
-    from itk_nir.checks import check_output_prefix
 
     kind = replace(parse_script_type(args.type, "-t"), preset=args.preset, radius=args.radius)
     _refuse(args)
     if args.radius is not None and not kind.deformable:
         raise OptionError(f"-r has no meaning with -t {args.type}, which has no deformable stage; leave it out")
     check_output_prefix(args.output)
+    note_if_folder(args.output)
     mask, moving_mask = _masks(args.masks)
     fixed = load_image(args.fixed[0], "fixed image")
     moving = load_image(args.moving[0], "moving image")
     if fixed.dimension != args.dimension:
         raise InputError(f"-d {args.dimension}: {fixed.name} is {fixed.dimension}D; give -d {fixed.dimension}")
     options: dict[str, Any] = {"seed": args.seed, "device": args.device, "threads": args.threads}
-    with _progress() as callback:
+    with progress() as callback:
         options["callback"] = callback
         result = run_kind(
             fixed, moving, kind, mask=mask, moving_mask=moving_mask, initial_transform=args.initial, options=options
         )
     files = write_files(result, args.output, images=True)
-    names = dict.fromkeys([*files["images"], *files["fwdtransforms"], *files["invtransforms"]])
-    summary = _summary(result) if kind.deformable else f"registered: similarity {result.metrics['similarity']:.4f}"
-    print(f"{summary}; wrote {', '.join(names)}")
+    written = dict.fromkeys([*files["images"], *files["fwdtransforms"], *files["invtransforms"]])
+    tell(f"{summary(result)}; wrote {names(written)}")
     return 0
 
 
@@ -111,8 +118,8 @@ def _refuse(args: argparse.Namespace) -> None:
     if len(args.fixed) > 1 or len(args.moving) > 1:
         raise OptionError("-f and -m can be given once: one image pair at a time")
     for flag, value, only, why in (
-        ("-s", args.spline, 26, "the deformation has no spline distance; itk-nir register --set lattice_spacing=…"),
-        ("-g", args.step, 0.1, "steps are the preset's; itk-nir register --set learning_rates=…"),
+        ("-s", args.spline, 26, "the deformation has no spline distance; itk-nir register --set lattice_spacing=..."),
+        ("-g", args.step, 0.1, "steps are the preset's; itk-nir register --set learning_rates=..."),
         ("-j", args.histogram, "0", "the metric does not see the contrast; match the histograms beforehand"),
         ("-z", args.collapse, "1", "the stages are one linear map and one deformation"),
     ):

@@ -3,8 +3,8 @@
 The folder `CLI_FOLDER` holds what Slicer looks for: ``NIRRegistration.py``, ``NIRRegistration.xml`` side by side. The
 same command line without Slicer: ``python -m itk_nir.cli.slicer --fixed F --moving M --outputVolume W``.
 
-With ``--xml`` nothing but the description goes to standard output; otherwise nothing but progress does. Exit status: 0
-when every output is complete, 2 for arguments and inputs that cannot be used, 1 for other failures.
+With ``--xml`` nothing but the description goes to standard output; otherwise nothing but progress does. The exit status
+is that of the other commands.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from itk_nir.cli.arguments import REGISTER_FLAGS, add_debug, parse_settings
+from itk_nir.cli.console import exit_status, standard_streams, tell
+from itk_nir.errors import InputError
+
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Progress
 
@@ -23,26 +27,44 @@ if TYPE_CHECKING:
 CLI_FOLDER = Path(__file__).parents[1] / "slicer_cli"
 DESCRIPTION = CLI_FOLDER / "NIRRegistration.xml"
 
+#: The flags of `register`'s own arguments: the names of Slicer's parameters have capitals where others have dashes.
+FLAGS = REGISTER_FLAGS | {
+    "fixed_mask": "--fixedMask",
+    "moving_mask": "--movingMask",
+    "initial_transform": "--initialTransform",
+}
+
 _OUTPUTS = ("outputVolume", "outputTransform", "outputInverseTransform")
 #: Transforms and displacement fields that Slicer reads.
 _TRANSFORMS = (".h5", ".tfm", ".nrrd", ".mha", ".nii.gz")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if "--xml" in arguments:
-        sys.stdout.write(DESCRIPTION.read_text(encoding="utf-8"))
-        return 0
-    options = _parser().parse_args(arguments)
-    from itk_nir.cli import exit_status
+    """Run the command line.
 
-    return exit_status(lambda: _register(options), "interrupted")
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Everything behind the name of the program; by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit status, one of `itk_nir.cli.console.STATUSES`.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with standard_streams():
+        if "--xml" in arguments:
+            sys.stdout.write(DESCRIPTION.read_text(encoding="utf-8"))
+            return 0
+        options = _parser().parse_args(arguments)
+        return exit_status(lambda: _register(options), "interrupted", debug=options.debug)
 
 
 def _register(options: argparse.Namespace) -> None:
-    from itk_nir.cli import _settings
-    from itk_nir.errors import InputError
+    settings = parse_settings(
+        [part for part in options.settings.split(";") if part.strip()], option="--settings", flags=FLAGS
+    )
     from itk_nir.checks import check_output_prefix
 
     outputs = [getattr(options, name) for name in _OUTPUTS]
@@ -53,13 +75,11 @@ def _register(options: argparse.Namespace) -> None:
     for path in filter(None, outputs[1:]):
         if not path.endswith(_TRANSFORMS):
             raise InputError(f"{path}: Slicer reads no such transform; end it in one of {', '.join(_TRANSFORMS)}")
-    settings = _settings([part for part in options.settings.split(";") if part.strip()])
-
     from itk_nir.images import save_image
     from itk_nir.registration import register
     from itk_nir.transforms.save import save_transform
 
-    _tell("<filter-start><filter-name>NIR Registration</filter-name></filter-start>")
+    tell("<filter-start><filter-name>NIR Registration</filter-name></filter-start>")
     result = register(
         options.fixed,
         options.moving,
@@ -81,15 +101,11 @@ def _register(options: argparse.Namespace) -> None:
         save_transform(result.chain, options.outputTransform, reference=fixed)
     if options.outputInverseTransform:
         save_transform(result.chain.inverse(), options.outputInverseTransform, reference=moving)
-    _tell("<filter-end><filter-name>NIR Registration</filter-name></filter-end>")
+    tell("<filter-end><filter-name>NIR Registration</filter-name></filter-end>")
 
 
 def _progress(progress: Progress) -> None:
-    _tell(f"<filter-progress>{min(max(progress.fraction, 0.0), 1.0):.4f}</filter-progress>")
-
-
-def _tell(line: str) -> None:
-    print(line, flush=True)
+    tell(f"<filter-progress>{min(max(progress.fraction, 0.0), 1.0):.4f}</filter-progress>")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="NIRRegistration", description=root.findtext("description"), allow_abbrev=False
     )
     parser.add_argument("--xml", action="store_true", help="print the description that Slicer reads")
+    add_debug(parser)
+    parser.set_defaults(debug=False)
     for parameter in root.iterfind("parameters/*"):
         flag = parameter.findtext("longflag")
         if flag is None:  # the label and the description of the group

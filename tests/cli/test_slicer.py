@@ -14,11 +14,11 @@ import pytest
 import SimpleITK as sitk
 
 import itk_nir
-from itk_nir.settings import PRESETS
+from itk_nir.cli.slicer import CLI_FOLDER, DESCRIPTION, FLAGS, main
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.phantom import Phantom, brain_phantom
-from itk_nir.cli.slicer import CLI_FOLDER, DESCRIPTION, main
+from itk_nir.settings import PRESETS
 
 QUICK = "steps = (4, 2, 1); linear_steps=(4,); linear_size=(16,); linear_start_steps=2"
 ENV = {**os.environ, "PYTHONPATH": str(Path(itk_nir.__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
@@ -137,6 +137,7 @@ def test_a_run_as_slicer_starts_it(pair: tuple[Phantom, Path], tmp_path: Path) -
         ([], "nothing to make; choose at least one output"),
         (["--outputVolume", "w.nrrd", "--initialTransform", "missing.h5"], "missing.h5: no such file"),
         (["--outputVolume", "w.nrrd", "--settings", "stepz=3"], "did you mean 'steps'"),
+        (["--outputVolume", "w.nrrd", "--settings", "steps=1; fixed_mask=m.nrrd"], "give it as --fixedMask m.nrrd"),
         (["--outputTransform", "t.docx"], "t.docx: Slicer reads no such transform"),
     ],
 )
@@ -157,3 +158,14 @@ def test_an_unknown_flag_is_refused(pair: tuple[Phantom, Path], capsys: pytest.C
         main(arguments(pair[1], "--presets", "fast"))
     assert stop.value.code == 2
     assert "--presets" in capsys.readouterr().err
+
+
+def test_flags_that_messages_name_are_those_of_the_description() -> None:
+    root = ElementTree.parse(DESCRIPTION).getroot()
+    there = {p.findtext("longflag") for p in root.iterfind("parameters/*")}
+    assert {flag for flag in FLAGS.values() if flag} <= there
+
+
+def test_the_description_needs_no_encoding() -> None:
+    """It is printed on whatever standard output is, and what is replaced there would be another description."""
+    assert DESCRIPTION.read_bytes().isascii()

@@ -1,0 +1,87 @@
+"""``itk-nir apply``: an image, a label map or points through a transform."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from itk_nir.cli.arguments import one_or_list
+from itk_nir.cli.console import names, tell
+from itk_nir.errors import InputError
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command ``apply`` to the subparsers of ``itk-nir``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "apply",
+        help="warp an image, a label map or points",
+        description="Carry an image (with --image) onto the reference grid, or points (with --points) from fixed to "
+        "moving space, through a transform. Points go the way opposite to images.",
+    )
+    parser.set_defaults(run=run)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--image", metavar="IMAGE", help="image or label map in moving space")
+    what.add_argument("--points", metavar="CSV", help="table with a header x,y[,z] in LPS mm; other columns are kept")
+    parser.add_argument(
+        "--transform",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="transform file (ITK, elastix) or displacement field, fixed -> moving; several in the order in which "
+        "they meet a fixed point",
+    )
+    parser.add_argument("--inverse", action="store_true", help="through the inverse of the transform")
+    parser.add_argument("--reference", metavar="IMAGE", help="image that gives the output grid (default: --image)")
+    parser.add_argument("--output", required=True, metavar="FILE", help="image or table to write")
+    parser.add_argument(
+        "--interpolation",
+        choices=("auto", "linear", "nearest", "bspline"),
+        default="auto",
+        help="default auto: nearest for label maps, linear for everything else",
+    )
+    parser.add_argument("--labels", action="store_true", help="the image is a label map: nearest, always")
+    parser.add_argument(
+        "--default", type=float, default=0.0, metavar="VALUE", help="value where the image does not reach (default: 0)"
+    )
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Carry what was given through the transform, and write it."""
+    if options.points is not None:
+        _apply_to_points(options)
+    else:
+        _apply_to_image(options)
+
+
+def _apply_to_points(options: argparse.Namespace) -> None:
+    if options.reference or options.labels or options.interpolation != "auto":
+        raise InputError("--points takes no --reference, --labels or --interpolation; leave them out")
+    from itk_nir.images import load_points, save_points
+    from itk_nir.transforms.load import load_transform
+
+    table = load_points(options.points)
+    transform = load_transform(one_or_list(options.transform))
+    if transform.dimension != table.points.shape[1]:
+        table = load_points(options.points, transform.dimension)
+    transform = transform.inverse() if options.inverse else transform
+    save_points(table, transform.map(table.points), options.output)
+    tell(f"{len(table.points)} points; wrote {names([options.output])}")
+
+
+def _apply_to_image(options: argparse.Namespace) -> None:
+    if options.labels and options.interpolation not in ("auto", "nearest"):
+        raise InputError(f"--labels are never interpolated: --interpolation {options.interpolation} cannot be had")
+    from itk_nir.images import load_image, save_image
+    from itk_nir.resample import is_label_map, resample
+    from itk_nir.transforms.load import load_transform
+
+    volume = load_image(options.image, "image", native=True)
+    reference = load_image(options.reference, "reference image").geometry if options.reference else volume.geometry
+    transform = load_transform(one_or_list(options.transform), reference)
+    transform = transform.inverse() if options.inverse else transform
+    mode = "nearest" if options.labels else options.interpolation
+    if mode == "auto":
+        mode = "nearest" if is_label_map(volume.array) else "linear"
+    save_image(resample(volume, transform, reference, mode, options.default), reference, options.output)
+    tell(f"{'x'.join(map(str, reference.size))} voxels, {mode}; wrote {names([options.output])}")

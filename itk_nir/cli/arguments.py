@@ -1,0 +1,143 @@
+"""Arguments that several commands share: their types, their names, and the values of ``--set``."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from itk_nir.errors import OptionError
+
+PRESETS = ("fast", "default", "accurate", "paper")
+FORMATS = ("itk", "ants", "elastix", "slicer", "nifti")
+
+#: Arguments of `itk_nir.register` that are no setting of a preset: the flag for each, None where there is none.
+REGISTER_FLAGS: dict[str, str | None] = {
+    "fixed": "--fixed",
+    "moving": "--moving",
+    "preset": "--preset",
+    "linear": "--linear",
+    "deformable": None,
+    "fixed_mask": "--fixed-mask",
+    "moving_mask": "--moving-mask",
+    "initial_transform": "--initial-transform",
+    "seed": "--seed",
+    "device": "--device",
+    "threads": "--threads",
+    "callback": None,
+}
+
+#: What a bare word means as a value or within one, in small or capital letters.
+_WORDS = {
+    "true": True,
+    "false": False,
+    "none": None,
+    "inf": math.inf,
+    "infinity": math.inf,
+    "nan": math.nan,
+}
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add what every command that registers has: preset, seed, device and threads."""
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="how much work (default: default)")
+    parser.add_argument("--seed", type=int, default=0, help="of every random draw (default: 0)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Add ``--debug``; without it the options have no such name, so that it may stand before or behind a command."""
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="log what is done to standard error, and show the traceback of an error",
+    )
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return value
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Read ``X,Y[,Z]``, for argparse."""
+    return tuple(positive(part) for part in text.split(","))
+
+
+def one_or_list(files: list[str] | None) -> Any:
+    """A single file by itself, several as the list they are."""
+    return files[0] if files is not None and len(files) == 1 else files
+
+
+def parse_settings(
+    assignments: Sequence[str], *, option: str = "--set", flags: Mapping[str, str | None] = REGISTER_FLAGS
+) -> dict[str, Any]:
+    """Read the settings of a preset that the user overrides.
+
+    Parameters
+    ----------
+    assignments : sequence of str
+        ``"NAME=VALUE"`` each. A value is a Python literal; true, false, none, inf and nan are words for theirs;
+        anything else is text. The dashes of a name are underscores.
+    option : str
+        The flag that they came with, for messages.
+    flags : mapping of str to str or None
+        Names that are no settings but arguments of their own, and their flags.
+
+    Returns
+    -------
+    dict of str
+        The values by name.
+
+    Raises
+    ------
+    OptionError
+        For anything that is no assignment, and for the names in `flags`.
+
+    Examples
+    --------
+    >>> parse_settings(["shrink_factors=(4, 2)", "strain-scale=inf"])
+    {'shrink_factors': (4, 2), 'strain_scale': inf}
+    """
+    settings: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name, text = name.strip().replace("-", "_"), text.strip()
+        if not equals or not name.isidentifier():
+            raise OptionError(f"{option} {assignment}: write it as OPTION=VALUE; `itk-nir presets` lists the options")
+        if name in flags:
+            flag = flags[name]
+            instead = "is not an option of the command line" if flag is None else f"give it as {flag} {text}"
+            raise OptionError(f"{option} {assignment}: {name} is no setting of a preset, {instead}")
+        try:
+            settings[name] = _value(text)
+        except (RecursionError, MemoryError):  # of Python's parser, which says so for deep nesting
+            raise OptionError(f"{option} {name}=...: the value is nested too deeply to be read") from None
+    return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(_KnownWords().visit(ast.parse(text, mode="eval")))
+    except (ValueError, SyntaxError, TypeError):
+        return text
+
+
+class _KnownWords(ast.NodeTransformer):
+    """Puts the values of `_WORDS` in the place of the words, wherever in an expression they stand."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        word = node.id.lower()
+        return ast.copy_location(ast.Constant(_WORDS[word]), node) if word in _WORDS else node

@@ -1,0 +1,57 @@
+"""``itk-nir convert``: a transform as another program's files."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from itk_nir.cli.arguments import FORMATS, one_or_list
+from itk_nir.cli.console import names, note_if_folder, tell
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command ``convert`` to the subparsers of ``itk-nir``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "convert",
+        help="turn a transform into another program's files",
+        description="Read a transform fixed -> moving in any format and write it in the one that the name OUT tells: "
+        ".h5, .tfm, .mat (ITK; .mat for linear ones), .nii.gz, .nrrd, .mha (displacement field), "
+        "TransformParameters.N.txt (elastix).",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "transform",
+        nargs="+",
+        metavar="IN",
+        help="transform file or displacement field; several in the order in which they meet a fixed point, as ANTs "
+        "lists them: 1Warp.nii.gz 0GenericAffine.mat",
+    )
+    parser.add_argument("output", metavar="OUT", help="file to write; with --format ants the start of the names")
+    parser.add_argument(
+        "--reference",
+        metavar="IMAGE",
+        help="fixed image: where a conversion cannot be exact, the transform is sampled on its grid",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="ants writes 1Warp.nii.gz, 0GenericAffine.mat, 1InverseWarp.nii.gz; nifti a field in RAS (intent 1006); "
+        "default: what the name tells",
+    )
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Read the transform, write it and say how far the files are from it."""
+    from itk_nir.images import load_image
+    from itk_nir.transforms.load import load_transform
+    from itk_nir.transforms.save import save_transform
+
+    if options.format == "ants":
+        note_if_folder(options.output)
+    reference = load_image(options.reference, "reference image").geometry if options.reference else None
+    transform = load_transform(one_or_list(options.transform), reference)
+    paths, written = save_transform(transform, options.output, format=options.format, reference=reference)
+    tell(f"wrote {names(paths)}; read back: {max(written.differences.values()):.1e} mm off at most")
+    for name, gap in written.sampling.items():
+        tell(f"{name}: sampled on a grid, which between its voxels is off by up to {gap:.2g} mm")

@@ -1,0 +1,49 @@
+"""The command ``itk-nir`` itself: its parser, made of the commands' own, and `main`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from itk_nir import __version__
+from itk_nir.cli import ants, apply, convert, demo, presets, register
+from itk_nir.cli.arguments import add_debug
+from itk_nir.cli.console import STATUSES, exit_status, standard_streams
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Everything behind the name of the program; by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit status, one of `itk_nir.cli.console.STATUSES`.
+
+    Raises
+    ------
+    SystemExit
+        From ``--help``, ``--version``, wrong arguments, and when the process is asked to end.
+    """
+    with standard_streams():
+        options = _parser().parse_args(arguments)
+        return exit_status(lambda: options.run(options), "interrupted; nothing was left behind", debug=options.debug)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="itk-nir",
+        description="Deformable registration of medical images by neural fields, as ITK transforms.",
+        epilog="Exit status: " + "; ".join(f"{number} {meaning}" for number, meaning in STATUSES.items()) + ".",
+    )
+    parser.add_argument("--version", action="version", version=f"itk-nir {__version__}")
+    add_debug(parser)
+    parser.set_defaults(debug=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (register, apply, convert, ants, demo, presets):
+        add_debug(command.add_parser(commands))
+    return parser

@@ -1,0 +1,110 @@
+"""``itk-nir register``: two images in, a transform and the warped image out."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from itk_nir.cli.arguments import FORMATS, add_common, one_or_list, parse_settings
+from itk_nir.cli.console import names, note_if_folder, progress, require_matplotlib, summary, tell
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command ``register`` to the subparsers of ``itk-nir``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "register",
+        help="register two images",
+        description="Find the transform between two images. Writes PREFIXWarped.nii.gz (moving on the fixed grid), "
+        "PREFIXComposite.h5 (fixed -> moving, what resampling needs), PREFIXInverseComposite.h5, PREFIXreport.json; "
+        "with --format, the transforms as another program's files.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--fixed", required=True, metavar="IMAGE", help="image that stays")
+    parser.add_argument("--moving", required=True, metavar="IMAGE", help="image that is brought onto it")
+    parser.add_argument("--output", required=True, metavar="PREFIX", help="start of the names of all files written")
+    parser.add_argument(
+        "--linear",
+        choices=("none", "rigid", "affine"),
+        default="affine",
+        help="linear stage before the deformation (default: affine)",
+    )
+    parser.add_argument("--fixed-mask", metavar="IMAGE", help="where in the fixed image similarity counts")
+    parser.add_argument("--moving-mask", metavar="IMAGE", help="the same in the moving image")
+    parser.add_argument(
+        "--initial-transform",
+        action="append",
+        metavar="FILE",
+        help="start from this transform file or displacement field, fixed -> moving; may be given several times, in "
+        "the order in which they meet a fixed point. It becomes part of the result",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="override one setting of the preset (`itk-nir presets` lists them); may be given several times",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="itk",
+        help="whose transform files: itk (Composite.h5), ants (1Warp.nii.gz, 0GenericAffine.mat, 1InverseWarp.nii.gz), "
+        "elastix (TransformParameters.N.txt), slicer (Displacement.nrrd), nifti (DisplacementField.nii.gz, RAS); "
+        "default: itk",
+    )
+    parser.add_argument("--picture", action="store_true", help="write PREFIXregistration.png too")
+    add_common(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Register the images, write all files or none, and print one line about the result."""
+    settings = parse_settings(options.set)
+    _check_output(options)
+    with progress() as callback:
+        from itk_nir.engine import ops
+        from itk_nir.registration import register
+
+        ops.return_blocks_from(8 << 20)
+        began = time.perf_counter()
+        result = register(
+            options.fixed,
+            options.moving,
+            preset=options.preset,
+            linear=options.linear,
+            fixed_mask=options.fixed_mask,
+            moving_mask=options.moving_mask,
+            initial_transform=one_or_list(options.initial_transform),
+            seed=options.seed,
+            device=options.device,
+            threads=options.threads,
+            callback=callback,
+            **settings,
+        )
+    paths = result.save(options.output, options.format)
+    if options.picture:
+        from itk_nir.plot import picture
+
+        try:
+            paths["picture"] = picture(result, f"{options.output}registration.png")
+        except BaseException:
+            for path in paths.values():  # all files or none
+                path.unlink(missing_ok=True)
+            raise
+    tell(f"{summary(result)}, {time.perf_counter() - began:.1f} s; wrote {names(paths.values())}")
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    """Refuse what cannot be written, before the work rather than after it."""
+    from itk_nir.checks import check_output_prefix
+
+    check_output_prefix(options.output)
+    note_if_folder(options.output)
+    if options.picture:
+        require_matplotlib()
+    if options.format == "nifti":  # the one that not every dimension has
+        from itk_nir.images import load_image
+        from itk_nir.transforms.save import check_format
+
+        check_format(options.format, load_image(options.fixed, "fixed image").dimension)

@@ -1,0 +1,119 @@
+"""The parser, the help, and what the commands `demo` and `presets` print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from itk_nir import __version__, settings
+from itk_nir.cli import main
+from itk_nir.cli.arguments import FORMATS, PRESETS
+from itk_nir.transforms import save as formats
+from tests.cli.commands import process
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"itk-nir {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["register", "--fixed", "f.nii"], "--moving"),
+        (["register", "--fixed", "f", "--moving", "m", "--output", "o", "--set", "seed=3"], "--seed 3"),
+        (["apply", "--points", "p.csv", "--transform", "t.h5", "--output", "q.csv", "--labels"], "--labels"),
+        (["presets", "best"], "best"),
+    ],
+)
+def test_arguments_are_read_before_anything_heavy_is_imported(arguments: list[str], message: str) -> None:
+    program = (
+        "import sys\nfrom itk_nir.cli import main\n"
+        f"try:\n    status = main({arguments!r})\n"
+        "except SystemExit as stop:\n    status = stop.code\n"
+        "print(status, sorted({'torch', 'numpy', 'itk', 'SimpleITK', 'h5py', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    done = process("-c", program)
+    assert done.stdout == "2 []\n"
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_help_on_a_console_that_is_not_utf_8(encoding: str) -> None:
+    program = (
+        "from itk_nir.cli import main\nfrom itk_nir.cli.slicer import main as slicer\n"
+        "for run, *words in ((main,), (main, 'register'), (main, 'apply'), (main, 'convert'), (main, 'ants'), "
+        "(main, 'demo'), (main, 'presets'), (slicer,)):\n"
+        "    try:\n        run([*words, '--help'])\n"
+        "    except SystemExit as stop:\n        print('status', stop.code)\n"
+    )
+    done = process("-c", program, PYTHONIOENCODING=encoding)
+    assert done.stderr == ""
+    assert done.stdout.count("status 0\n") == 8
+    assert "fixed -> moving" in done.stdout
+    assert "\\u" not in done.stdout
+
+
+def test_debug_may_stand_before_or_behind_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, debug in ((["presets"], False), (["presets", "--debug"], True), (["--debug", "presets"], True)):
+        assert main(arguments) == 0
+        out, err = capsys.readouterr()
+        assert "accurate" in out
+        assert (f"itk-nir {__version__}, Python" in err) == debug
+        assert ("torch " in err) == debug
+
+
+@pytest.mark.parametrize("command", ["register", "apply", "convert", "ants", "demo", "presets"])
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"itk-nir {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["register", "--fixed", "f", "--moving", "m"],
+        ["register", "--fixed", "f", "--moving", "m", "--output", "o", "--preset", "best"],
+        ["register", "--fixed", "f", "--moving", "m", "--output", "o", "--threads", "0"],
+        ["apply", "--transform", "t", "--output", "o"],
+        ["apply", "--image", "i", "--points", "p", "--transform", "t", "--output", "o"],
+        ["register", "--fixed", "f", "--moving", "m", "--output", "o", "--format", "minc"],
+        ["convert", "t.h5"],
+        ["convert", "t.h5", "t.nii.gz", "--format", "minc"],
+        ["demo", "--size", "10,x"],
+    ],
+)
+def test_wrong_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: itk-nir" in capsys.readouterr().err
+
+
+def test_demo_reports_the_true_error(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "demo"
+    arguments = ["--dimension", "2", "--size", "80,96", "--preset", "fast", "--device", "cpu", "--threads", "1"]
+    assert main(["demo", "--output", str(folder), *arguments]) == 0
+    out = capsys.readouterr().out
+    mean = next(line.split() for line in out.splitlines() if line.strip().startswith("mean"))
+    assert float(mean[2]) < 0.5 * float(mean[1])
+    assert "white matter" in out
+    for name in ("registration.png", "Warped.nii.gz", "Composite.h5", "fixed.nii.gz", "moving_labels.nii.gz"):
+        assert (folder / name).stat().st_size > 1000
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuple(settings.PRESETS) == PRESETS
+    assert FORMATS == formats.FORMATS
+    assert main(["presets"]) == 0
+    everything = capsys.readouterr().out
+    assert all(name in everything for name in PRESETS)
+    assert main(["presets", "fast"]) == 0
+    fast = capsys.readouterr().out
+    assert all(f"  {name} = " in fast for name in settings.options_of("fast"))
