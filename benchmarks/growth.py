@@ -144,7 +144,7 @@ def main() -> int:
         stolen = "–" if row["stolen"] is None else f"{row['stolen']:.0f}"
         lines.append(
             f"| {row['edge']} | {row['edge'] ** 3 / 1e6:.1f} | {row['wall']:.1f} | {parts['deformable']:.1f} | "
-            f"{parts['bake']:.1f} | {row['cpu']:.1f} | {stolen} | {row['peak']:.2f} | "
+            f"{parts['sampling']:.1f} | {row['cpu']:.1f} | {stolen} | {row['peak']:.2f} | "
             f"{row['peak'] * 1e9 / row['edge'] ** 3:.0f} |"
         )
     if len(rows) > 1:

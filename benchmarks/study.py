@@ -3,9 +3,9 @@
     python benchmarks/study.py --pairs 'brain_oasis,brain_t1/*,lung_ct' --output docs/benchmarks
     python benchmarks/study.py --pairs 'brain_oasis,brain_t1/*,lung_ct' --turned 12,8 --name study_turned
 
-An arm is a set of options of `itk_nir.register`. What its steps cost beside the reference's (the preset named by
+An arm is a set of options of `itk_nir.make_settings`. What its iterations cost beside the reference's (the preset named by
 --preset) is measured first, on the first pair, in short runs of both in alternation, of which the quickest count: other
-work on the machine slows a run down, never speeds it up. All its steps are then scaled by that ratio, and the run is
+work on the machine slows a run down, never speeds it up. All its iterations are then scaled by that ratio, and the run is
 scored. Linear stages are done once a pair and shared; with --turned they are spoilt by a rotation and a shift, as a
 linear stage that failed or was left out would be. Scores are `score.py`'s, from the exported transforms.
 """
@@ -26,11 +26,6 @@ from pairs import Pair, data_folder, find_pairs
 from score import score
 
 SIREN: dict[str, Any] = {"encoding": "none", "activation": "sine", "width": 64, "depth": 2, "omega": 10.0}
-FEATURES: dict[str, Any] = {
-    "kind": "grid", "decoder": "mlp", "activation": "relu", "cells": (10, 20, 40), "features": 4, "width": 32,
-    "depth": 1,
-}  # fmt: skip
-
 LATTICE: dict[str, Any] = {"network": None, "composed": False}
 
 #: Arm → (what it is, options). A "network" is a dict of `FieldConfig` arguments.
@@ -39,36 +34,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "free lattice": ("one free velocity lattice, refined from level to level", LATTICE),
     "composed lattices": ("the default without its network", {"network": None}),
     "not composed": ("the default as one field: network and lattice, refined from level to level", {"composed": False}),
-    "network and lattice at once": ("the default, no steps of the network alone", {"network_alone": 0.0}),
-    "Kronecker-factored steps": (
-        "the default, the network's gradients whitened by Kronecker factors",
-        {"network_step": "kronecker"},
-    ),
+    "network and lattice at once": ("the default, no iterations of the network alone", {"network_warmup": 0.0}),
     "SIREN": ("the default with a SIREN 64x2 on the bare coordinates", {"network": SIREN}),
-    "composed feature grids": (
-        "a Fourier-SIREN and feature grids, then feature grids composed with them; half the rates",
-        {"grids": "pyramid", "learning_rates": (0.5, 0.3, 0.2)},
-    ),
-    "feature grids": (
-        "feature grids, 16 voxels down to the finest, linear decoder, as one field; half the rates",
-        {**LATTICE, "grids": "pyramid", "learning_rates": (0.5, 0.3, 0.2)},
-    ),
-    "grids + MLP decoder": (
-        "three feature grids decoded by a perceptron, evaluated every 4 voxels",
-        {"network": FEATURES, "grids": "none", "coarsest_lattice": 4.0, "network_rate": 0.3},
-    ),
-    "SIREN alone": (
-        "SIREN 64x2 alone, evaluated every 8 voxels",
-        {"network": SIREN, "grids": "none", "coarsest_lattice": 8.0},
-    ),
-    "Fourier-SIREN alone": (
-        "Fourier-SIREN 64x2 alone, evaluated every 8 voxels",
-        {"grids": "none", "coarsest_lattice": 8.0},
-    ),
-    "free lattice, smoothed": (
-        "the free lattice, its gradient smoothed by one spacing before Adam",
-        {**LATTICE, "gradient_smoothing": 1.0},
-    ),
     "free lattice, half rates": (
         "the free lattice with half the rates",
         {**LATTICE, "learning_rates": (0.5, 0.3, 0.2)},
@@ -76,23 +43,22 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "symmetric": ("the default, forward and backward similarity", {"symmetric": True}),
     "plain diffusion": (
         "the default with a quadratic penalty, a tenth of the weight",
-        {"strain_scale": float("inf"), "displacement_diffusion": (0.12, 0.06, 0.1)},
+        {"regulariser": "diffusion", "smoothness": (0.12, 0.06, 0.1)},
     ),
-    "displacement": ("the default without integration", {"flow": "displacement"}),
-    "five squarings": ("the default with 32 integration steps instead of 4", {"squarings": 5}),
+    "displacement": ("the default without integration", {"transform_model": "displacement"}),
+    "five squarings": ("the default with 32 integration steps instead of 4", {"integration_steps": 5}),
     "no fold penalty": ("the default without the Jacobian penalty", {"jacobian_weight": 0.0}),
-    "centre gradient": ("the default with the centre term of the LNCC gradient only", {"centre_gradient": True}),
 }
 
 
-def options(arm: str, scale: float, steps: tuple[int, ...]) -> dict[str, Any]:
-    """The options of an arm with all steps multiplied by `scale`."""
+def options(arm: str, scale: float, iterations: tuple[int, ...]) -> dict[str, Any]:
+    """The options of an arm with all iterations multiplied by `scale`."""
     from itk_nir.engine.coordinate_networks import FieldConfig
 
     out = dict(ARMS[arm][1])
     if out.get("network"):
         out["network"] = FieldConfig(**out["network"])
-    out["steps"] = tuple(max(1, round(s * scale)) for s in steps)
+    out["iterations"] = tuple(max(1, round(n * scale)) for n in iterations)
     return out
 
 
@@ -106,7 +72,7 @@ def main() -> int:
         "--turns",
         type=int,
         default=2,
-        help="short runs that the ratio of the times is taken from; 0: the same steps, not the same time",
+        help="short runs that the ratio of the times is taken from; 0: the same iterations, not the same time",
     )
     parser.add_argument(
         "--turned", default="0,0", metavar="DEGREES,MM", help="rotation and shift that every linear start is spoilt by"
@@ -121,7 +87,7 @@ def main() -> int:
 
     warnings.simplefilter("ignore")
     arms = ["default", *(a for a in arguments.arms.split(",") if a != "default")]
-    steps = preset_settings(arguments.preset).engine.steps  # type: ignore[union-attr]
+    iterations = preset_settings(arguments.preset).deformable.iterations
     patterns = arguments.pairs.split(",")
     pairs = [p for p in find_pairs(data_folder(arguments.data)) if any(fnmatch.fnmatch(p.name, w) for w in patterns)]
     if not pairs:
@@ -129,9 +95,10 @@ def main() -> int:
     from itk_nir.result import RegistrationResult
 
     def run(pair: Pair, start: Any, arm: str, scale: float) -> RegistrationResult:
+        settings = itk_nir.make_settings(arguments.preset, **options(arm, scale, iterations))
         return itk_nir.register(
-            pair.fixed, pair.moving, preset=arguments.preset, threads=arguments.threads, fixed_mask=pair.fixed_mask,
-            linear="none", initial_transform=start, **options(arm, scale, steps),
+            pair.fixed, pair.moving, preset=settings, threads=arguments.threads, fixed_mask=pair.fixed_mask,
+            linear="none", initial_transform=start,
         )  # fmt: skip
 
     degrees, shift = (float(x) for x in arguments.turned.split(","))
@@ -142,15 +109,15 @@ def main() -> int:
         for _ in range(arguments.turns):
             for name in quickest:
                 result = run(pairs[0], starts[pairs[0].name], name, 0.4)
-                quickest[name] = min(quickest[name], result.metrics["seconds"]["deformable"])
+                quickest[name] = min(quickest[name], result.report.seconds["deformable"])
         scales[arm] = quickest["default"] / quickest[arm] if arguments.turns else 1.0
-        print(f"{arm}: steps x {scales[arm]:.2f}", flush=True)
+        print(f"{arm}: iterations x {scales[arm]:.2f}", flush=True)
     rows: dict[str, dict[str, dict[str, float]]] = {arm: {} for arm in arms}
     for pair in pairs:
         for arm in arms:
             result = run(pair, starts[pair.name], arm, scales[arm])
             found = scores_of(result, pair)
-            seconds = result.metrics["seconds"]["deformable"]
+            seconds = result.report.seconds["deformable"]
             row: dict[str, float] = {
                 k: found[k] for k in ("dice", "tre", "lncc", "folds", "sd_log_jacobian") if k in found
             }
@@ -170,7 +137,7 @@ def linear_start(pair: Pair, threads: int) -> Any:
     result = itk_nir.register(
         pair.fixed, pair.moving, linear=pair.linear, fixed_mask=pair.fixed_mask, threads=threads, deformable=False
     )
-    return np.asarray(result.metrics["linear_matrix"])
+    return np.asarray(result.report.affine_matrix)
 
 
 def turned(pair: Pair, start: Any, degrees: float, shift: float) -> Any:
@@ -223,13 +190,13 @@ def write(
     degrees, shift = arguments.turned.split(",")
     whole = float(degrees) == float(shift) == 0
     rule = (
-        f"steps of every arm scaled to the time of the first (ratios: quickest of {arguments.turns} short runs in "
+        f"iterations of every arm scaled to the time of the first (ratios: quickest of {arguments.turns} short runs in "
         f"alternation on {pairs[0]})"
         if arguments.turns
-        else "the same steps for every arm"
+        else "the same iterations for every arm"
     )
     lines = [
-        f"# Which field: equal {'time' if arguments.turns else 'steps'}{'' if whole else ', from a bad start'}",
+        f"# Which field: equal {'time' if arguments.turns else 'iterations'}{'' if whole else ', from a bad start'}",
         "",
         f"{arguments.threads} threads, preset `{arguments.preset}`; {rule}. Made by",
         "",
@@ -245,7 +212,7 @@ def write(
         "Dice: mean over the brain pairs, and in how many of them the arm is ahead of the default. TRE in mm. The "
         "rest: means over all pairs.",
         "",
-        "| arm | what it is | Dice | ahead | TRE | LNCC | SD log J | folds % | steps scaled by |",
+        "| arm | what it is | Dice | ahead | TRE | LNCC | SD log J | folds % | iterations scaled by |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for arm, by_pair in rows.items():

@@ -118,7 +118,7 @@ def _refuse(args: argparse.Namespace) -> None:
     if len(args.fixed) > 1 or len(args.moving) > 1:
         raise OptionError("-f and -m can be given once: one image pair at a time")
     for flag, value, only, why in (
-        ("-s", args.spline, 26, "the deformation has no spline distance; itk-nir register --set lattice_spacing=..."),
+        ("-s", args.spline, 26, "the deformation has no spline distance; itk-nir register --set grid_spacing=..."),
         ("-g", args.step, 0.1, "steps are the preset's; itk-nir register --set learning_rates=..."),
         ("-j", args.histogram, "0", "the metric does not see the contrast; match the histograms beforehand"),
         ("-z", args.collapse, "1", "the stages are one linear map and one deformation"),

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import ast
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from itk_nir.errors import OptionError
+
+if TYPE_CHECKING:
+    from itk_nir.settings import Settings
 
 PRESETS = ("fast", "default", "accurate", "paper")
 FORMATS = ("itk", "ants", "elastix", "slicer", "nifti")
@@ -74,6 +78,18 @@ def positive(text: str) -> int:
 def sizes(text: str) -> tuple[int, ...]:
     """Read ``X,Y[,Z]``, for argparse."""
     return tuple(positive(part) for part in text.split(","))
+
+
+def settings_of(preset: str, given: Mapping[str, Any]) -> Settings:
+    """The preset with what ``--set`` says; names of before 0.2 are told of, as a warning that users see."""
+    from itk_nir.settings import make_settings
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settings = make_settings(preset, **given)
+    for warning in caught:
+        warnings.warn(f"--set: {warning.message}", UserWarning, stacklevel=2)
+    return settings
 
 
 def one_or_list(files: list[str] | None) -> Any:

@@ -297,18 +297,16 @@ def summary(result: RegistrationResult) -> str:
 
     A linear result has no deformation to speak of; a run that was cut short has no similarity.
     """
-    metrics = result.metrics
-    start, similarity = metrics.get("similarity_start"), metrics.get("similarity")
+    report = result.report
+    start, similarity = report.similarity_start, report.similarity
     parts: list[str] = []
-    if isinstance(similarity, float):
-        before = f"{start:.4f} to " if isinstance(start, float) else ""
+    if similarity is not None:
+        before = f"{start:.4f} to " if start is not None else ""
         parts.append(f"similarity {before}{similarity:.4f}")
-    for text, key in (
-        ("folds {:.4f} %", "folded_percent"),
-        ("inverse error {:.3f} voxels", "inverse_error_mean_voxels"),
-    ):
-        if isinstance(metrics.get(key), float):
-            parts.append(text.format(metrics[key]))
+    if report.folded_percent is not None:
+        parts.append(f"folds {report.folded_percent:.4f} %")
+    if report.inverse_error_mean_voxels is not None:
+        parts.append(f"inverse error {report.inverse_error_mean_voxels:.3f} voxels")
     return f"registered: {', '.join(parts)}" if parts else "registered"
 
 
@@ -316,7 +314,7 @@ def summary(result: RegistrationResult) -> str:
 
 
 class ProgressBar:
-    """One line on a terminal: stage, level, step, metric, share done, time left. Call it with each `Progress`.
+    """One line on a terminal: stage, level, iteration, metric, share done, time left. Call it with each `Progress`.
 
     Parameters
     ----------
@@ -350,7 +348,7 @@ class ProgressBar:
         left = f"{_clock(progress.seconds * (1 - done) / done)} left" if done > 0.01 else ""
         return (
             f"{progress.stage:<10} level {progress.level + 1}/{progress.levels}  "
-            f"step {progress.step + 1:>3}/{progress.steps}  metric {progress.metric:.4f}  {bar} {done:4.0%}  {left}"
+            f"iteration {progress.iteration + 1:>3}/{progress.iterations}  metric {progress.metric:.4f}  {bar} {done:4.0%}  {left}"
         )
 
     def message(self, text: str) -> None:

@@ -44,7 +44,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Read the transform, write it and say how far the files are from it."""
     from itk_nir.images import load_image
-    from itk_nir.transforms.load import load_transform
+    from itk_nir.loading import load_transform
     from itk_nir.transforms.save import save_transform
 
     if options.format == "ants":

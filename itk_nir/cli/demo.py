@@ -106,7 +106,7 @@ def _print_dice(phantom: Phantom, result: RegistrationResult) -> None:
     from itk_nir.resample import resample
 
     labels = Volume(phantom.moving_labels, phantom.geometry, "labels", "sitk", phantom.moving_labels.dtype)
-    warped = resample(labels, result.chain, phantom.geometry, "nearest")
+    warped = resample(labels, result.mapping, phantom.geometry, "nearest")
     scores = {}
     for name, value in LABELS.items():
         truth = phantom.fixed_labels == value

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from itk_nir.cli.arguments import FORMATS, add_common, one_or_list, parse_settings
+from itk_nir.cli.arguments import FORMATS, add_common, one_or_list, parse_settings, settings_of
 from itk_nir.cli.console import names, note_if_folder, progress, require_matplotlib, summary, tell
+
+if TYPE_CHECKING:
+    from itk_nir.result import RegistrationResult
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -60,7 +65,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Register the images, write all files or none, and print one line about the result."""
-    settings = parse_settings(options.set)
+    given = parse_settings(options.set)
     _check_output(options)
     with progress() as callback:
         from itk_nir.engine import ops
@@ -71,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
         result = register(
             options.fixed,
             options.moving,
-            preset=options.preset,
+            preset=settings_of(options.preset, given),
             linear=options.linear,
             fixed_mask=options.fixed_mask,
             moving_mask=options.moving_mask,
@@ -80,19 +85,23 @@ def run(options: argparse.Namespace) -> None:
             device=options.device,
             threads=options.threads,
             callback=callback,
-            **settings,
         )
-    paths = result.save(options.output, options.format)
-    if options.picture:
-        from itk_nir.plot import picture
-
-        try:
-            paths["picture"] = picture(result, f"{options.output}registration.png")
-        except BaseException:
-            for path in paths.values():  # all files or none
-                path.unlink(missing_ok=True)
-            raise
+    paths = _save_with_picture(result, options) if options.picture else result.save(options.output, options.format)
     tell(f"{summary(result)}, {time.perf_counter() - began:.1f} s; wrote {names(paths.values())}")
+
+
+def _save_with_picture(result: RegistrationResult, options: argparse.Namespace) -> dict[str, Path]:
+    """Draw first, so that a picture that fails leaves the files of an earlier run as they are."""
+    from itk_nir.atomic import replacing
+    from itk_nir.plot import picture
+
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = picture(result, f"{folder}/registration.png").read_bytes()
+    paths = result.save(options.output, options.format)
+    paths["picture"] = Path(f"{options.output}registration.png")
+    with replacing(paths["picture"]) as temporary:
+        temporary.write_bytes(drawn)
+    return paths
 
 
 def _check_output(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from itk_nir.cli.arguments import REGISTER_FLAGS, add_debug, parse_settings
+from itk_nir.cli.arguments import REGISTER_FLAGS, add_debug, parse_settings, settings_of
 from itk_nir.cli.console import exit_status, standard_streams, tell
 from itk_nir.errors import InputError
 
@@ -83,7 +83,7 @@ def _register(options: argparse.Namespace) -> None:
     result = register(
         options.fixed,
         options.moving,
-        preset=options.preset,
+        preset=settings_of(options.preset, settings),
         linear=options.linear,
         fixed_mask=options.fixedMask or None,
         moving_mask=options.movingMask or None,
@@ -92,15 +92,14 @@ def _register(options: argparse.Namespace) -> None:
         device=options.device,
         threads=options.threads or None,
         callback=_progress,
-        **settings,
     )
     fixed, moving = result.fixed.geometry, result.moving.geometry
     if options.outputVolume:
         save_image(result.warped_array, fixed, options.outputVolume)
     if options.outputTransform:
-        save_transform(result.chain, options.outputTransform, reference=fixed)
+        save_transform(result.mapping, options.outputTransform, reference=fixed)
     if options.outputInverseTransform:
-        save_transform(result.chain.inverse(), options.outputInverseTransform, reference=moving)
+        save_transform(result.mapping.inverse(), options.outputInverseTransform, reference=moving)
     tell("<filter-end><filter-name>NIR Registration</filter-name></filter-end>")
 
 

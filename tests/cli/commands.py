@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import itk_nir
 
 #: Settings of a registration that is over at once and moves nothing.
-STILL = ("--set", "steps=1", "--set", "learning_rates=1e-6")
+STILL = ("--set", "iterations=1", "--set", "learning_rates=1e-6")
 
 
 def register_arguments(pair: dict[str, str], prefix: Path | str, *more: str) -> list[str]:

@@ -75,10 +75,10 @@ def test_words_and_text_in_values(text: str, value: object) -> None:
 
 def test_infinity_and_no_number_reach_the_settings() -> None:
     assert math.isnan(parse_settings(["x=nan"])["x"])
-    assert make_settings("default", **parse_settings(["strain_scale=inf"])).engine.strain_scale == math.inf
+    assert make_settings("default", **parse_settings(["lorentzian_scale=inf"])).deformable.lorentzian_scale == math.inf
 
 
 @pytest.mark.parametrize("text", ["-" * 5000 + "1", "1" + "+1" * 100_000, "[" * 150 + "]" * 150])
 def test_a_value_that_is_nested_deeply_is_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["register", "--fixed", "f", "--moving", "m", "--output", "o", "--set", f"steps={text}"]) == 2
-    assert "steps" in error_line(capsys)
+    assert main(["register", "--fixed", "f", "--moving", "m", "--output", "o", "--set", f"iterations={text}"]) == 2
+    assert "iterations" in error_line(capsys)

@@ -19,6 +19,7 @@ import pytest
 from itk_nir.cli import exit_status, main
 from itk_nir.cli.console import STATUSES, ProgressBar, names, note_if_folder, say, standard_streams, summary, tell
 from itk_nir.engine.progress import Progress
+from itk_nir.report import Report
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled, SelfCheckWarning
 from itk_nir.result import RegistrationResult
 from tests.cli.commands import STILL, error_line, process, register_arguments
@@ -210,7 +211,7 @@ def test_a_prefix_that_is_a_folder_is_noted(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize(
-    ("metrics", "text"),
+    ("measured", "text"),
     [
         (
             {"similarity_start": 0.5, "similarity": 0.75, "folded_percent": 0.0, "inverse_error_mean_voxels": 0.01},
@@ -221,8 +222,8 @@ def test_a_prefix_that_is_a_folder_is_noted(tmp_path: Path, capsys: pytest.Captu
         ({}, "registered"),
     ],
 )
-def test_the_closing_line(metrics: dict[str, Any], text: str) -> None:
-    result: Any = SimpleNamespace(metrics=metrics)
+def test_the_closing_line(measured: dict[str, Any], text: str) -> None:
+    result: Any = SimpleNamespace(report=Report(**measured))
     assert summary(result) == text
 
 
@@ -232,9 +233,9 @@ def test_the_closing_line(metrics: dict[str, Any], text: str) -> None:
 def test_progress_bar_shows_level_step_metric_and_time_left() -> None:
     stream = io.StringIO()
     bar = ProgressBar(stream, interval=0.0)
-    bar(Progress("deformable", 1, 3, 36, 60, 0.8123, 0.2, 75.0, 0.5))
+    bar(Progress("deformable", 1, 3, 36, 60, 0.8123, 0.2, 0.3, 75.0, 0.5))
     shown = stream.getvalue()
-    for part in ("deformable", "level 2/3", "step  37/60", "metric 0.8123", "50%", "1:15 left"):
+    for part in ("deformable", "level 2/3", "iteration  37/60", "metric 0.8123", "50%", "1:15 left"):
         assert part in shown
     assert shown.startswith("\r")
     assert "\n" not in shown
@@ -246,15 +247,15 @@ def test_progress_bar_does_not_flood_the_terminal_but_shows_the_end() -> None:
     stream = io.StringIO()
     bar = ProgressBar(stream, interval=1000.0)
     for step in range(50):
-        bar(Progress("linear", 0, 1, step, 50, 0.5, 0.5, 1.0, (step + 1) / 50))
+        bar(Progress("linear", 0, 1, step, 50, 0.5, 0.5, 0.1, 1.0, (step + 1) / 50))
     assert stream.getvalue().count("\r") == 2
-    assert "step  50/50" in stream.getvalue()
+    assert "iteration  50/50" in stream.getvalue()
 
 
 @pytest.mark.parametrize(("encoding", "bar"), [("utf-8", "━━╌╌"), ("ascii", "##.."), ("cp1252", "##..")])
 def test_progress_bar_in_the_characters_of_the_terminal(encoding: str, bar: str) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    ProgressBar(stream, width=4)(Progress("deformable", 1, 3, 36, 60, 0.8123, 0.2, 75.0, 0.5))
+    ProgressBar(stream, width=4)(Progress("deformable", 1, 3, 36, 60, 0.8123, 0.2, 0.3, 75.0, 0.5))
     assert bar in stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
 
 
@@ -264,7 +265,7 @@ def test_a_terminal_that_has_gone_stops_nothing() -> None:
             raise OSError(5, "Input/output error")
 
     bar = ProgressBar(Gone(), interval=0.0)
-    bar(Progress("deformable", 1, 3, 36, 60, 0.8123, 0.2, 75.0, 0.5))
+    bar(Progress("deformable", 1, 3, 36, 60, 0.8123, 0.2, 0.3, 75.0, 0.5))
     bar.clear()
 
 

@@ -67,7 +67,7 @@ def test_register_writes_complete_files_that_other_tools_read(
 def test_register_writes_the_files_of_another_program(
     pair: dict[str, str], phantom_2d: Phantom, tmp_path: Path, capsys
 ) -> None:
-    more = ["--format", "ants", *STILL, "--set", "bake_spacing=2"]
+    more = ["--format", "ants", *STILL, "--set", "field_spacing=2"]
     assert main(register_arguments(pair, f"{tmp_path}/a/", *more)) == 0
     assert {p.name for p in (tmp_path / "a").iterdir()} == {
         "0GenericAffine.mat", "1InverseWarp.nii.gz", "1Warp.nii.gz", "Warped.nii.gz", "report.json",

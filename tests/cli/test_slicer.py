@@ -20,7 +20,7 @@ from itk_nir.images import save_image
 from itk_nir.phantom import Phantom, brain_phantom
 from itk_nir.settings import PRESETS
 
-QUICK = "steps = (4, 2, 1); linear_steps=(4,); linear_size=(16,); linear_start_steps=2"
+QUICK = "iterations = (4, 2, 1); linear_iterations=(4,); linear_size=(16,); linear_start_iterations=2"
 ENV = {**os.environ, "PYTHONPATH": str(Path(itk_nir.__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
 
 
@@ -136,8 +136,8 @@ def test_a_run_as_slicer_starts_it(pair: tuple[Phantom, Path], tmp_path: Path) -
     [
         ([], "nothing to make; choose at least one output"),
         (["--outputVolume", "w.nrrd", "--initialTransform", "missing.h5"], "missing.h5: no such file"),
-        (["--outputVolume", "w.nrrd", "--settings", "stepz=3"], "did you mean 'steps'"),
-        (["--outputVolume", "w.nrrd", "--settings", "steps=1; fixed_mask=m.nrrd"], "give it as --fixedMask m.nrrd"),
+        (["--outputVolume", "w.nrrd", "--settings", "stepz=3"], "did you mean 'iterations'"),
+        (["--outputVolume", "w.nrrd", "--settings", "iterations=1; fixed_mask=m.nrrd"], "give it as --fixedMask m.nrrd"),
         (["--outputTransform", "t.docx"], "t.docx: Slicer reads no such transform"),
     ],
 )
