@@ -73,8 +73,7 @@ double lncc_prepare(Constant fixed, OptionalConstant weight, int radius, float e
 }
 
 double lncc(Constant fixed, OptionalConstant weight, Constant inverse_count, Constant mean, Constant inverse_variance,
-            Constant moving, int radius, float epsilon, OptionalArray gradient, bool centre_only, Array scratch,
-            int threads) {
+            Constant moving, int radius, float epsilon, OptionalArray gradient, Array scratch, int threads) {
   const Size n = size_of(fixed, 0);
   need_radius(radius);
   for (const Constant *a : {&inverse_count, &mean, &inverse_variance, &moving}) {
@@ -89,7 +88,7 @@ double lncc(Constant fixed, OptionalConstant weight, Constant inverse_count, Con
                     inverse_variance.data()};
   float *g = gradient ? gradient->data() : nullptr;
   nb::gil_scoped_release release;
-  return kernels().lncc(f, moving.data(), n, radius, epsilon, g, centre_only, scratch.data(), threads);
+  return kernels().lncc(f, moving.data(), n, radius, epsilon, g, scratch.data(), threads);
 }
 
 void pack(Constant planar, Array packed, float scale, int threads) {
@@ -137,13 +136,12 @@ double invert(Constant u, Array v, int iterations, float tolerance, int threads)
   return kernels().invert(u.data(), v.data(), n, iterations, tolerance, threads);
 }
 
-double diffusion(Constant u, Array gradient, std::vector<double> weights, double scale, int threads) {
+double diffusion(Constant u, Array gradient, double scale, int threads) {
   const Size n = size_of(u, 1);
   need(same(size_of(gradient, 1), n) && gradient.shape(0) == u.shape(0), "diffusion: shapes disagree");
-  need(weights.size() == 3, "diffusion: expected three weights");
   need(scale > 0, "diffusion: scale must be positive");
   nb::gil_scoped_release release;
-  return kernels().diffusion(u.data(), gradient.data(), int(u.shape(0)), n, weights.data(), scale, threads);
+  return kernels().diffusion(u.data(), gradient.data(), int(u.shape(0)), n, scale, threads);
 }
 
 double jacobian_penalty(Constant u, Array gradient, float margin, int corner, int threads) {

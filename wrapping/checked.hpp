@@ -26,8 +26,7 @@ double lncc_prepare(Constant fixed, OptionalConstant weight, int radius, float e
                     Array inverse_variance, int threads);
 // `scratch` is (3, z, y, x); of any shape where there is no gradient.
 double lncc(Constant fixed, OptionalConstant weight, Constant inverse_count, Constant mean, Constant inverse_variance,
-            Constant moving, int radius, float epsilon, OptionalArray gradient, bool centre_only, Array scratch,
-            int threads);
+            Constant moving, int radius, float epsilon, OptionalArray gradient, Array scratch, int threads);
 
 void pack(Constant planar, Array packed, float scale, int threads);
 void unpack(Constant packed, Array planar, float scale, int threads);
@@ -40,7 +39,7 @@ void inverse_error(Constant u, Constant v, std::vector<double> scale, Array erro
 
 void jacobian(Constant u, Array determinant, int threads);
 double jacobian_penalty(Constant u, Array gradient, float margin, int corner, int threads);
-double diffusion(Constant u, Array gradient, std::vector<double> weights, double scale, int threads);
+double diffusion(Constant u, Array gradient, double scale, int threads);
 
 void adam(Array parameter, Constant gradient, Array first, Array second, float beta1, float beta2, float rate,
           float correction, float epsilon, int threads);

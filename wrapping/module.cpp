@@ -1,5 +1,5 @@
-// The native CPU ops of itk_nir: one module, bound here. No array is ever converted: one of another type or layout would
-// be copied, and what is written to the copy of an output is lost.
+// The native CPU ops of itk_nir: one module, bound here. No array is ever converted: one of another type or layout
+// would be copied, and what is written to the copy of an output is lost.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
@@ -66,7 +66,7 @@ NB_MODULE(_native, m) {
         array("inverse_count"), array("mean"), array("inverse_variance"), arg("threads"));
   m.def("lncc", &checked::lncc, array("fixed"), array("weight").none(), array("inverse_count"), array("mean"),
         array("inverse_variance"), array("moving"), arg("radius"), arg("epsilon"), array("gradient").none(),
-        arg("centre_only"), array("scratch"), arg("threads"));
+        array("scratch"), arg("threads"));
 
   m.def("pack", &checked::pack, array("planar"), array("packed"), arg("scale"), arg("threads"));
   m.def("unpack", &checked::unpack, array("packed"), array("planar"), arg("scale"), arg("threads"));
@@ -82,7 +82,7 @@ NB_MODULE(_native, m) {
   m.def("jacobian", &checked::jacobian, array("u"), array("determinant"), arg("threads"));
   m.def("jacobian_penalty", &checked::jacobian_penalty, array("u"), array("gradient"), arg("margin"), arg("corner"),
         arg("threads"));
-  m.def("diffusion", &checked::diffusion, array("u"), array("gradient"), arg("weights"), arg("scale"), arg("threads"));
+  m.def("diffusion", &checked::diffusion, array("u"), array("gradient"), arg("scale"), arg("threads"));
 
   m.def("adam", &checked::adam, array("parameter"), array("gradient"), array("first"), array("second"), arg("beta1"),
         arg("beta2"), arg("rate"), arg("correction"), arg("epsilon"), arg("threads"));

@@ -1,12 +1,10 @@
 // Sums of squared differences between neighbours.
 
-// sum_i s^2 log(1 + g_i / s^2) and its gradient, g_i = sum_a w_a |u(i + e_a) - u(i)|^2 over all components, inverse =
-// 1 / s^2: ordinary diffusion whose differences at a node are weighted by 1 / (1 + g_i / s^2). A task is a block of
-// planes and rows, with the weights of one plane and one row before it made again: only two planes of them are held.
-double robust_diffusion(const float *u, float *gradient, int components, Size n, const double *weights, float inverse,
-                        int threads) {
+// sum_i s^2 log(1 + g_i / s^2) and its gradient, g_i = sum_a |u(i + e_a) - u(i)|^2 over all components, s^2 given by its
+// inverse: ordinary diffusion whose differences at a node are weighted by 1 / (1 + g_i / s^2). A task is a block of planes
+// and rows, with the weights of one plane and one row before it made again: only two planes of them are held.
+double robust_diffusion(const float *u, float *gradient, int components, Size n, float inverse, int threads) {
   const long count = n.count(), stride_y = n.x, stride_z = static_cast<long>(n.x) * n.y;
-  const float wx = float(weights[0]), wy = float(weights[1]), wz = float(weights[2]);
   const int depth = 8, height = 32, last = n.x - 1, lanes = 16;
   const int blocks_y = (n.y + height - 1) / height, blocks_z = (n.z + depth - 1) / depth;
   const long width = static_cast<long>(lanes) * ((n.x + lanes - 1) / lanes);
@@ -43,7 +41,7 @@ double robust_diffusion(const float *u, float *gradient, int components, Size n,
           const float *__restrict cy = c + up_y, *__restrict cz = c + up_z;
           const auto squares = [&](int x, float after) {
             const float dx = after - c[x], dy = cy[x] - c[x], dz = cz[x] - c[x];
-            return (wx * dx * dx + wy * dy * dy + wz * dz * dz) * inverse;
+            return (dx * dx + dy * dy + dz * dz) * inverse;
           };
           if (k == 0) {
 #pragma omp simd
@@ -83,8 +81,8 @@ double robust_diffusion(const float *u, float *gradient, int components, Size n,
           float *__restrict g = gradient + k * count + at;
           const auto slope = [&](int x, float before, float after, float weight) {
             const float m = c[x];
-            const float in = wx * weight * (m - before) + wy * wya[x] * (m - ya[x]) + wz * wza[x] * (m - za[x]);
-            const float out = wx * (after - m) + wy * (yb[x] - m) + wz * (zb[x] - m);
+            const float in = weight * (m - before) + wya[x] * (m - ya[x]) + wza[x] * (m - za[x]);
+            const float out = (after - m) + (yb[x] - m) + (zb[x] - m);
             return 2.f * (in - w[x] * out);
           };
           g[0] = slope(0, c[0], c[std::min(1, last)], 0.f);
@@ -100,14 +98,12 @@ double robust_diffusion(const float *u, float *gradient, int components, Size n,
   return sum_rows(sums) / inverse;
 }
 
-// sum_a w_a sum_i (u(i + e_a) - u(i))^2 and its gradient, one component plane after another.
-double diffusion(const float *u, float *gradient, int components, Size n, const double *weights, double scale,
-                 int threads) {
+// sum_a sum_i (u(i + e_a) - u(i))^2 and its gradient, one component plane after another.
+double diffusion(const float *u, float *gradient, int components, Size n, double scale, int threads) {
   // Below this, the logarithm is its argument to rounding, and the scale is soon too large for the floats.
   const float inverse = float(1 / (scale * scale));
-  if (inverse > 1e-30f) return robust_diffusion(u, gradient, components, n, weights, inverse, threads);
+  if (inverse > 1e-30f) return robust_diffusion(u, gradient, components, n, inverse, threads);
   const long count = n.count(), stride_y = n.x, stride_z = static_cast<long>(n.x) * n.y;
-  const float wx = float(weights[0]), wy = float(weights[1]), wz = float(weights[2]);
   std::vector<double> sums(static_cast<long>(components) * n.z);
   parallel_for(components * n.z, threads, [&](int t) {
     const int z = t % n.z;
@@ -124,7 +120,7 @@ double diffusion(const float *u, float *gradient, int components, Size n, const 
       float *__restrict g = out + y * stride_y;
       const auto slope = [&](int x, float before, float after) {
         const float twice = 2.f * c[x];
-        return 2.f * (wx * (twice - before - after) + wy * (twice - ya[x] - yb[x]) + wz * (twice - za[x] - zb[x]));
+        return 2.f * ((twice - before - after) + (twice - ya[x] - yb[x]) + (twice - za[x] - zb[x]));
       };
       const int last = n.x - 1;
       g[0] = slope(0, c[0], c[std::min(1, last)]);

@@ -36,7 +36,7 @@ double lncc_prepare(const float *fixed, const float *weight, Size n, int radius,
 }
 
 double lncc(const LnccFixed &fixed, const float *moving, Size n, int radius, float epsilon, float *gradient,
-            bool centre_only, float *scratch, int threads) {
+            float *scratch, int threads) {
   const long count = n.count();
   float *sa = scratch, *sc = scratch + count, *sq = scratch + 2 * count;
   const float least = std::max(epsilon, 1e-30f);
@@ -105,36 +105,29 @@ double lncc(const LnccFixed &fixed, const float *moving, Size n, int radius, flo
         rows[row] = row_sum(n.x, [&](int x) { return cc[x]; });
       });
   if (!gradient) return sum_rows(rows);
-  const auto combine = [&](long at, const float *a, const float *c, const float *q) {
-    const float *__restrict m = moving + at;
-    const float *__restrict f = fixed.image + at;
-    float *__restrict g = gradient + at;
-#pragma omp simd
-    for (int x = 0; x < n.x; ++x) g[x] = a[x] + f[x] * c[x] + m[x] * q[x];
-    if (fixed.weight) {
-      const float *__restrict w = fixed.weight + at;
-      for (int x = 0; x < n.x; ++x) g[x] *= w[x];
-    }
-  };
-  if (centre_only) {
-    parallel_for(n.z, threads, [&](int z) {
-      for (int y = 0; y < n.y; ++y) {
+  // What a voxel is to every window that it lies in.
+  box_sums<3>(
+      n, radius, threads,
+      [&](int z, int y, float **out) {
         const long at = (static_cast<long>(z) * n.y + y) * n.x;
-        combine(at, sa + at, sc + at, sq + at);
-      }
-    });
-  } else {
-    box_sums<3>(
-        n, radius, threads,
-        [&](int z, int y, float **out) {
-          const long at = (static_cast<long>(z) * n.y + y) * n.x;
-          std::memcpy(out[0], sa + at, sizeof(float) * n.x);
-          std::memcpy(out[1], sc + at, sizeof(float) * n.x);
-          std::memcpy(out[2], sq + at, sizeof(float) * n.x);
-        },
-        [&](int z, int y, float **sum) {
-          combine((static_cast<long>(z) * n.y + y) * n.x, sum[0], sum[1], sum[2]);
-        });
-  }
+        std::memcpy(out[0], sa + at, sizeof(float) * n.x);
+        std::memcpy(out[1], sc + at, sizeof(float) * n.x);
+        std::memcpy(out[2], sq + at, sizeof(float) * n.x);
+      },
+      [&](int z, int y, float **sum) {
+        const long at = (static_cast<long>(z) * n.y + y) * n.x;
+        const float *__restrict a = sum[0];
+        const float *__restrict c = sum[1];
+        const float *__restrict q = sum[2];
+        const float *__restrict m = moving + at;
+        const float *__restrict f = fixed.image + at;
+        float *__restrict g = gradient + at;
+#pragma omp simd
+        for (int x = 0; x < n.x; ++x) g[x] = a[x] + f[x] * c[x] + m[x] * q[x];
+        if (fixed.weight) {
+          const float *__restrict w = fixed.weight + at;
+          for (int x = 0; x < n.x; ++x) g[x] *= w[x];
+        }
+      });
   return sum_rows(rows);
 }

@@ -5,14 +5,17 @@
 // interpolation, again a vector at a time. `Line`: `moving` is longer than one voxel along x. `Spline`: `u` is a spline
 // whose last axis is still to be evaluated.
 template <bool WithGradient, bool Line, bool Spline>
-void warp_rows(const float *__restrict moving, Size m, const Displacement &u, Size n, const double *index,
-               const double *vector, float *__restrict warped, float *__restrict gradient, long row0, long row1) {
+void warp_rows(const float *__restrict moving, Size m, const Displacement &u, Size n, const double *grid_to_moving,
+               const double *displacement_to_moving, float *__restrict warped, float *__restrict gradient, long row0,
+               long row1) {
   constexpr int run = 64;
   const long count = n.count();
-  const float a00 = float(vector[0]), a01 = float(vector[1]), a02 = float(vector[2]);
-  const float a10 = float(vector[3]), a11 = float(vector[4]), a12 = float(vector[5]);
-  const float a20 = float(vector[6]), a21 = float(vector[7]), a22 = float(vector[8]);
-  const float tx = float(index[0]), ty = float(index[4]), tz = float(index[8]);
+  const auto entry = [&](int k) { return float(displacement_to_moving[k]); };
+  const float a00 = entry(0), a01 = entry(1), a02 = entry(2);
+  const float a10 = entry(3), a11 = entry(4), a12 = entry(5);
+  const float a20 = entry(6), a21 = entry(7), a22 = entry(8);
+  const double *const rx = grid_to_moving, *const ry = rx + 4, *const rz = ry + 4;
+  const float tx = float(rx[0]), ty = float(ry[0]), tz = float(rz[0]);
   const float hx = float(m.x - 1), hy = float(m.y - 1), hz = float(m.z - 1);
   const float lx = float(std::max(0, m.x - 2)), ly = float(std::max(0, m.y - 2)), lz = float(std::max(0, m.z - 2));
   const int px = m.x, pxy = m.x * m.y;
@@ -22,9 +25,9 @@ void warp_rows(const float *__restrict moving, Size m, const Displacement &u, Si
   float p00[2 * run], p10[2 * run], p01[2 * run], p11[2 * run], evaluated[Spline ? 3 * run : 1];
   for (long row = row0; row < row1; ++row) {
     const int z = static_cast<int>(row / n.y), y = static_cast<int>(row % n.y);
-    const float bx = float(index[1] * y + index[2] * z + index[3]);
-    const float by = float(index[5] * y + index[6] * z + index[7]);
-    const float bz = float(index[9] * y + index[10] * z + index[11]);
+    const float bx = float(rx[1] * y + rx[2] * z + rx[3]);
+    const float by = float(ry[1] * y + ry[2] * z + ry[3]);
+    const float bz = float(rz[1] * y + rz[2] * z + rz[3]);
     for (int x0 = 0; x0 < n.x; x0 += run) {
       const int length = std::min(run, n.x - x0);
       const long first = row * n.x + x0;
@@ -114,8 +117,8 @@ auto warp_rows_of(bool line) {
   return line ? warp_rows<WithGradient, true, Spline> : warp_rows<WithGradient, false, Spline>;
 }
 
-void warp(const float *moving, Size m, const Displacement &u, Size n, const double *index, const double *vector,
-          float *warped, float *gradient, int threads) {
+void warp(const float *moving, Size m, const Displacement &u, Size n, const double *grid_to_moving,
+          const double *displacement_to_moving, float *warped, float *gradient, int threads) {
   const bool line = m.x > 1;
   const auto rows_of = u.taps ? (gradient ? warp_rows_of<true, true>(line) : warp_rows_of<false, true>(line))
                               : (gradient ? warp_rows_of<true, false>(line) : warp_rows_of<false, false>(line));
@@ -123,6 +126,7 @@ void warp(const float *moving, Size m, const Displacement &u, Size n, const doub
   const long step = std::max<long>(1, 16384 / n.x);
   const int tasks = static_cast<int>((rows + step - 1) / step);
   parallel_for(tasks, threads, [&](int t) {
-    rows_of(moving, m, u, n, index, vector, warped, gradient, t * step, std::min(rows, (t + 1) * step));
+    const long first = t * step, last = std::min(rows, first + step);
+    rows_of(moving, m, u, n, grid_to_moving, displacement_to_moving, warped, gradient, first, last);
   });
 }
