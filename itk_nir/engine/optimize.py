@@ -100,8 +100,6 @@ class LatticeSettings:
         with grids ``"none"``: the network alone is one field).
     radius : radius of the LNCC window in voxels of the level.
     epsilon : variance below which a window of the normalised images counts as flat.
-    centre_gradient : use the gradient of the centre term alone (see `ops.Lncc`), times the voxels of a window, so that
-        it weighs against the penalties about as much as the whole gradient does.
     flow : ``"velocity"`` (integrated, diffeomorphic) or ``"displacement"``.
     squarings : of scaling and squaring.
     displacement_diffusion : weights w_u of the penalty on the gradients of the displacement, one a level.
@@ -112,7 +110,6 @@ class LatticeSettings:
         mean of both similarities.
     jacobian_weight, jacobian_margin : weight w_j and margin of the Jacobian-determinant penalty.
     momentum : the two decay rates of Adam.
-    network_step : how the weight matrices of the network are stepped: ``"adam"`` or ``"kronecker"`` (`ops.Kronecker`).
     gradient_smoothing : sigma, in lattice spacings, of a Gaussian on the gradient of every lattice before its step.
     convergence_window, convergence_threshold : a level (or the steps of the network alone) ends when the mean loss of a
         window of steps is less than `threshold` below that of the window before; threshold 0 means never.
@@ -132,7 +129,6 @@ class LatticeSettings:
     composed: bool = True
     radius: tuple[int, ...] = (5, 6, 8)
     epsilon: float = 1e-4
-    centre_gradient: bool = False
     flow: str = "velocity"
     squarings: int = 2
     displacement_diffusion: tuple[float, ...] = (1.2, 0.65, 1.1)
@@ -143,7 +139,6 @@ class LatticeSettings:
     jacobian_weight: float = 1.0
     jacobian_margin: float = 0.4
     momentum: tuple[float, float] = (0.9, 0.99)
-    network_step: str = "adam"
     gradient_smoothing: float = 0.0
     convergence_window: int = 10
     convergence_threshold: float = 0.0
@@ -193,8 +188,6 @@ class LatticeSettings:
             raise ValueError(f"flow is 'velocity' or 'displacement', got {self.flow!r}")
         if self.symmetric and self.flow != "velocity":
             raise ValueError("symmetric needs the inverse at every step, which only flow 'velocity' has")
-        if self.network_step not in ("adam", "kronecker"):
-            raise ValueError(f"network_step is 'adam' or 'kronecker', got {self.network_step!r}")
         for s, f in zip(self.lattice_spacing, self.shrink_factors, strict=True):
             k = math.log2(self.coarsest_lattice / (s * f)) if s > 0 else math.nan
             if not (k > -1e-6 and abs(k - round(k)) < 1e-6):
@@ -696,7 +689,6 @@ class _Grids:
 class _Level:
     """One level: the images at its resolution, where they count, and the weights of the loss.
 
-    window : voxels in the window of the local correlation.
     cell : a cell of the lattice, as a share of the domain.
     stiff : factor on the weights of the diffusion, see `stiffening`.
     smallest : Adam's smallest number, for gradients per mm.
@@ -710,7 +702,6 @@ class _Level:
     spline: list[Banded]
     lncc: ops.Lncc
     mirror: _Mirror | None
-    window: int
     cell: float
     stiff: float
     smallest: float
@@ -748,7 +739,6 @@ class _Level:
             mirror = _Mirror.make(settings, radius, size, h, fixed, moving, index, vector, weight, threads)
         return cls(
             number, settings, moving, index, vector, spline, lncc, mirror,
-            window=(2 * radius + 1) ** len(present),
             cell=h ** len(present) / (lncc.count * math.prod(present)),
             stiff=stiffening(begin),
             # A node's gradient is one window's share of the mean, per mm: Adam's smallest number must scale with both,
@@ -763,11 +753,9 @@ class _Level:
         v = model()
         u = model.displaced(v)
         warped = ops.warp_spline(self.moving, u, self.spline, self.index, self.vector, threads)
-        similarity = self.lncc(warped, settings.centre_gradient)
+        similarity = self.lncc(warped)
         if self.mirror is not None:
             similarity = (similarity + self.mirror(v, model.coarse, self.spline)) / 2
-        if settings.centre_gradient:  # the value stays, the gradient grows
-            similarity = similarity.detach() + self.window * (similarity - similarity.detach())
         loss = 1 - similarity
         if settings.displacement_diffusion[self.number]:
             weight_u = self.stiff * settings.displacement_diffusion[self.number] * self.cell
@@ -791,12 +779,11 @@ def _descend(level: _Level, model: _Model, goes_on: Callable[[TraceStep], bool],
     steps = settings.steps[level.number]
     lattices = list(model.grids.values())
     optimiser = ops.Adam(lattices, settings.momentum, level.smallest, threads)
-    weights: ops.Adam | ops.Kronecker | None = None
+    weights: ops.Adam | None = None
     if model.network is not None:
-        rule = ops.Kronecker if settings.network_step == "kronecker" else ops.Adam
         # Its gradients are per half-extent of the image, not per mm.
         own = level.smallest * model.half_extent
-        weights = rule(list(model.network.parameters()), settings.momentum, own, threads)
+        weights = ops.Adam(list(model.network.parameters()), settings.momentum, own, threads)
     rate = settings.learning_rates[level.number] * min(model.geometry.spacing)
     smooth = [
         [
@@ -874,7 +861,7 @@ class _Mirror:
         if coarse is not None:
             u = ops.compose(u, coarse[1], self.threads)
         warped = ops.warp_spline(self.image, u, spline, self.index, self.vector, self.threads)
-        return self.lncc(warped, self.settings.centre_gradient)
+        return self.lncc(warped)
 
 
 @ops.reused_memory()
