@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+#: `invert` works on so many voxels at a time, which bounds the memory that it takes.
+BLOCK = 1 << 19
+#: Determinant of the local Jacobian at or below which Newton's step is worth nothing.
+LEAST_DETERMINANT = 0.05
+#: Longest step of `invert`, voxels: the Jacobian is that of one cell.
+LONGEST_STEP = 2.0
+
 
 def banded(x: Tensor, start: Tensor, weights: Tensor) -> Tensor:
     """Apply a banded matrix along the middle axis.
@@ -215,14 +222,96 @@ def exponential(velocity: Tensor, integration_steps: int, scale: float = 1.0) ->
     return u
 
 
-def invert(displacement: Tensor, start: Tensor, iterations: int = 50) -> tuple[Tensor, float]:
-    """The displacement ``v`` with ``v(y) + u(y + v(y)) = 0`` by fixed-point iteration, and its largest residual."""
-    v = start
-    x = identity(v.shape[1:], v)
-    for _ in range(iterations):
-        v = -_corner_sum(displacement, x + v)
-    residual = v + _corner_sum(displacement, x + v)
-    return v, float(residual.square().sum(0).max().sqrt())
+def _value_and_slopes(image: Tensor, position: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What `_corner_sum` is at ``position (3, N)``, and its derivatives along x, y and z, each ``(C, N)``."""
+    base = torch.zeros_like(position[0], dtype=torch.long)
+    fractions, inside, strides, stride = [], [], [], 1
+    for p, n in zip(position, image.shape[:0:-1], strict=True):
+        # So written that what is not a number comes to lie at 0.
+        at = torch.where(p > 0, p.clamp(max=n - 1), torch.zeros_like(p))
+        low = at.floor().clamp(max=max(0, n - 2))
+        base = base + low.long() * stride
+        fractions.append(at - low)
+        inside.append((at == p).to(p.dtype))  # beyond the edge the value is constant
+        strides.append(stride if n > 1 else 0)
+        stride *= n
+    flat = image.reshape(image.shape[0], -1)
+    (fx, fy, fz), (sx, sy, sz) = fractions, strides
+
+    def along_x(offset: int) -> tuple[Tensor, Tensor]:
+        value = flat[:, base + offset]
+        slope = flat[:, base + (offset + sx)] - value
+        return value + fx * slope, slope
+
+    (w00, d00), (w10, d10), (w01, d01), (w11, d11) = (along_x(s) for s in (0, sy, sz, sy + sz))
+    e0, e1 = w10 - w00, w11 - w01
+    r0, r1 = w00 + fy * e0, w01 + fy * e1
+    t0, t1 = d00 + fy * (d10 - d00), d01 + fy * (d11 - d01)
+    slopes = [t0 + fz * (t1 - t0), e0 + fz * (e1 - e0), r1 - r0]
+    return r0 + fz * (r1 - r0), [s * i for s, i in zip(slopes, inside, strict=True)]
+
+
+def _newton_step(residual: Tensor, slopes: list[Tensor]) -> Tensor:
+    """The damped step ``(3, N)`` for the residual of ``w + u(x + w)``, whose Jacobian is ``I + slopes`` (columns)."""
+    columns = [torch.stack([s[i] + 1 if i == a else s[i] for i in range(3)]) for a, s in enumerate(slopes)]
+    # The rows of the adjugate: the inverse times the determinant.
+    rows = [torch.linalg.cross(columns[(a + 1) % 3], columns[(a + 2) % 3], dim=0) for a in range(3)]
+    determinant = (columns[0] * rows[0]).sum(0)
+    good = determinant > LEAST_DETERMINANT
+    step = torch.stack([(row * residual).sum(0) for row in rows]) / torch.where(good, determinant, 1.0)
+    step = step * (LONGEST_STEP / step.square().sum(0).sqrt().clamp(min=LONGEST_STEP))
+    # Where the map is close to singular or folded, Newton's step is worthless: fall back on the fixed point.
+    return torch.where(good, step, 0.5 * residual)
+
+
+@torch.no_grad()
+def invert(displacement: Tensor, start: Tensor, iterations: int = 20) -> tuple[Tensor, float]:
+    """The inverse of a displacement: ``v`` with ``v(y) + u(y + v(y)) = 0`` at every node ``y`` of the grid.
+
+    Newton's method with the Jacobian of the trilinear interpolant in the cell that a point is in, no step longer than
+    two voxels; half a step of the fixed-point iteration where the determinant is below 0.05. Every node keeps the best
+    of what it came by.
+
+    Parameters
+    ----------
+    displacement : Tensor
+        ``u``, ``(3, Z, Y, X)``, voxels.
+    start : Tensor
+        ``(3, Z, Y, X)``, voxels: a first guess of ``v``.
+    iterations : int
+        Most steps.
+
+    Returns
+    -------
+    inverse : Tensor
+        ``v``, ``(3, Z, Y, X)``, voxels.
+    residual : float
+        The largest ``|v(y) + u(y + v(y))|`` of all nodes, voxels.
+
+    Notes
+    -----
+    Nothing is read back from the device before the end. On the CPU, where that costs nothing, a block of voxels ends
+    when all of them are at the square root of the rounding error.
+    """
+    tolerance = torch.finfo(start.dtype).eps  # of the squared residual
+    x, first = identity(start.shape[1:], start).reshape(3, -1), start.reshape(3, -1)
+    inverse, worst = torch.empty_like(first), first.new_zeros(())
+    for begin in range(0, x.shape[1], BLOCK):
+        part = slice(begin, begin + BLOCK)
+        v = best = first[:, part]
+        least = torch.full_like(v[0], torch.inf)
+        for k in range(iterations + 1):
+            value, slopes = _value_and_slopes(displacement, x[:, part] + v)
+            residual = v + value
+            size = residual.square().sum(0)
+            best = torch.where(size < least, v, best)
+            least = torch.where(size < least, size, least)
+            if k == iterations or (v.device.type == "cpu" and float(least.max()) <= tolerance):
+                break
+            v = v - _newton_step(residual, slopes)
+        inverse[:, part] = best
+        worst = torch.maximum(worst, least.max())
+    return inverse.reshape(start.shape), float(worst.sqrt())
 
 
 def inverse_pair(displacement: Tensor, start: Tensor, relaxation: float, scale: Tensor) -> tuple[Tensor, Tensor]:
