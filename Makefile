@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard wrapping/* wrapping/itk/*)
+BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard wrapping/* wrapping/itk/* wrapping/kernels/*)
 
 .PHONY: help setup test lint demo native clean
 

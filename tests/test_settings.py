@@ -107,7 +107,7 @@ def test_option_that_resembles_nothing_and_option_of_another_preset() -> None:
         ("default", "flow", 3),
         ("default", "squarings", 2.0),
         ("default", "squarings", True),
-        ("default", "centre_gradient", 1),
+        ("default", "symmetric", 1),
         ("default", "momentum", (0.9,)),
         ("default", "momentum", 0.9),
         ("default", "network", "siren"),

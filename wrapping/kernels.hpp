@@ -37,16 +37,18 @@ struct Kernels {
   // out[o, start[i] + k, j] = sum_i,k weights[i, k] in[o, i, j] factor[i, j]: its adjoint on a product.
   void (*banded_adjoint)(const float *in, const float *factor, float *out, int outer, int n_in, int n_out, long inner,
                          const int *start, const float *weights, int taps, int threads);
-  // warped(i) = moving(index (i, 1) + vector u(i)), gradient = d warped / d u; trilinear, clamped to the edge.
-  // `index` is 3x4 (voxels of the output → voxels of `moving`), `vector` 3x3 (unit of u → voxels of `moving`).
-  void (*warp)(const float *moving, Size moving_size, const Displacement &u, Size size, const double *index,
-               const double *vector, float *warped, float *gradient, int threads);
+  // warped(i) = moving(grid_to_moving (i, 1) + displacement_to_moving u(i)), gradient = d warped / d u; trilinear,
+  // clamped to the edge. The matrices are 3x4 (voxels of the output → voxels of `moving`) and 3x3 (unit of u → voxels
+  // of `moving`).
+  void (*warp)(const float *moving, Size moving_size, const Displacement &u, Size size,
+               const double *grid_to_moving, const double *displacement_to_moving, float *warped,
+               float *gradient, int threads);
   // Returns the number of windows that count.
   double (*lncc_prepare)(const float *fixed, const float *weight, Size size, int radius, float epsilon,
                          float *inverse_count, float *mean, float *inverse_variance, int threads);
   // Returns the sum of the squared local correlation; gradient of that sum with respect to `moving` where not null.
   double (*lncc)(const LnccFixed &fixed, const float *moving, Size size, int radius, float epsilon, float *gradient,
-                 bool centre_only, float *scratch, int threads);
+                 float *scratch, int threads);
   void (*pack)(const float *planar, float *packed, long count, float scale, int threads);
   void (*unpack)(const float *packed, float *planar, long count, float scale, int threads);
   // out = inner + outer(x + inner(x)), packed, trilinear, clamped.
@@ -56,9 +58,8 @@ struct Kernels {
                           float *grad_inner, Size size, int threads);
   // Solves y + v(y) + u(y + v(y)) = y for v by Newton's method from `v` as given; returns the largest residual, voxels.
   double (*invert)(const float *u, float *v, Size size, int iterations, float tolerance, int threads);
-  // Return the energy, overwrite the gradient. `weights` and components in x, y, z order; `scale` > 0, may be infinite.
-  double (*diffusion)(const float *u, float *gradient, int components, Size size, const double *weights, double scale,
-                      int threads);
+  // Return the energy, overwrite the gradient. `scale` > 0, may be infinite.
+  double (*diffusion)(const float *u, float *gradient, int components, Size size, double scale, int threads);
   double (*jacobian_penalty)(const float *u, float *gradient, Size size, float margin, int corner, int threads);
 };
 

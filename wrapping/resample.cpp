@@ -6,8 +6,9 @@
 
 namespace itk_nir {
 
-void resample(const float *moving, Size m, const float *displacement, int components, Size n, const double *index,
-              const double *vector, float outside, float *out, int threads) {
+void resample(const float *moving, Size m, const float *displacement, int components, Size n,
+              const double *grid_to_moving, const double *displacement_to_moving, float outside, float *out,
+              int threads) {
   const long sx = m.x > 1 ? 1 : 0, sy = m.y > 1 ? m.x : 0, sz = m.z > 1 ? static_cast<long>(m.x) * m.y : 0;
   const double last[3] = {m.x - 1.0, m.y - 1.0, m.z - 1.0};
   parallel_for(n.z, threads, [&](int z) {
@@ -22,8 +23,8 @@ void resample(const float *moving, Size m, const float *displacement, int compon
         long at[3];
         bool inside = true;
         for (int a = 0; a < 3; ++a) {
-          const double q = index[4 * a] * x + index[4 * a + 1] * y + index[4 * a + 2] * z + index[4 * a + 3] +
-                           vector[3 * a] * u[0] + vector[3 * a + 1] * u[1] + vector[3 * a + 2] * u[2];
+          const double *const t = grid_to_moving + 4 * a, *const v = displacement_to_moving + 3 * a;
+          const double q = t[0] * x + t[1] * y + t[2] * z + t[3] + v[0] * u[0] + v[1] * u[1] + v[2] * u[2];
           inside = inside && q >= -0.5 && q < last[a] + 0.5;  // false for NaN, too
           const double c = std::min(std::max(q, 0.0), last[a]);
           at[a] = std::min(static_cast<long>(c), static_cast<long>(std::max(0.0, last[a] - 1)));

@@ -1,4 +1,8 @@
-"""The ops by the native module: float32 on the CPU, with their gradients, on a given number of threads."""
+"""The ops by the native module: float32 on the CPU, with their gradients, on a given number of threads.
+
+The module refuses arrays of another type or layout: what comes from outside goes through `_f32`, which copies it where
+it must, and outputs are made here. The arguments are those of the ops of the same names (`images`, `displacements`).
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,12 @@ import torch
 from torch import Tensor
 
 import itk_nir._native as native
+from itk_nir.engine.ops.dispatch import thread_count
 from itk_nir.engine.ops.pool import empty
 
 
 def _f32(x: Tensor) -> Tensor:
-    return x.detach().contiguous()
+    return x.detach().to(torch.float32).contiguous()
 
 
 #: A banded matrix: where its rows start, and their weights.
@@ -28,6 +33,8 @@ def _banded(x: Tensor, rows: Rows, threads: int) -> Tensor:
 
 
 class Banded(torch.autograd.Function):
+    """A banded matrix along the middle axis of ``x (outer, n, inner)``, see `reference.banded`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Rows, back: Rows, threads: int) -> Tensor:
         ctx.back, ctx.threads = back, threads
@@ -39,13 +46,16 @@ class Banded(torch.autograd.Function):
 
 
 class Warp(torch.autograd.Function):
+    """See `images.warp`."""
+
     @staticmethod
     def forward(
-        ctx: Any, moving: Tensor, displacement: Tensor, index: np.ndarray, vector: np.ndarray, threads: int
-    ) -> Tensor:
+        ctx: Any, moving: Tensor, displacement: Tensor, grid_to_moving: np.ndarray, displacement_to_moving: np.ndarray,
+        threads: int,
+    ) -> Tensor:  # fmt: skip
         warped = empty(displacement.shape[1:])
         gradient = empty(displacement.shape) if displacement.requires_grad else None
-        native.warp(_f32(moving), _f32(displacement), index, vector, warped, gradient, threads)
+        native.warp(_f32(moving), _f32(displacement), grid_to_moving, displacement_to_moving, warped, gradient, threads)
         ctx.gradient = gradient
         return warped
 
@@ -60,8 +70,8 @@ class WarpSpline(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, moving: Tensor, lattice: Tensor, rows: list[Rows], back: list[Rows], index: np.ndarray,
-        vector: np.ndarray, threads: int,
+        ctx: Any, moving: Tensor, lattice: Tensor, rows: list[Rows], back: list[Rows], grid_to_moving: np.ndarray,
+        displacement_to_moving: np.ndarray, threads: int,
     ) -> Tensor:  # fmt: skip
         c, lz, ly, lx = lattice.shape
         nx, ny, nz = (weights.shape[0] for _, weights in rows)
@@ -70,8 +80,9 @@ class WarpSpline(torch.autograd.Function):
         warped = empty((nz, ny, nx))
         gradient = empty((c, nz, ny, nx)) if lattice.requires_grad else None
         native.warp_spline(
-            _f32(moving), half.reshape(c, lz, ny, nx), *rows[2], index, vector, warped, gradient, threads
-        )
+            _f32(moving), half.reshape(c, lz, ny, nx), *rows[2], grid_to_moving, displacement_to_moving, warped,
+            gradient, threads,
+        )  # fmt: skip
         ctx.gradient, ctx.lattice, ctx.along_z, ctx.back, ctx.threads = gradient, lattice.shape, rows[2], back, threads
         return warped
 
@@ -88,24 +99,26 @@ class WarpSpline(torch.autograd.Function):
 
 
 class Lncc(torch.autograd.Function):
+    """The mean squared local correlation with a fixed image, see `images.Lncc`."""
+
     @staticmethod
-    def forward(ctx: Any, moving: Tensor, fixed: LnccFixed, centre_only: bool, threads: int) -> Tensor:
+    def forward(ctx: Any, moving: Tensor, fixed: LnccFixed, threads: int) -> Tensor:
         gradient = empty(moving.shape) if moving.requires_grad else None
         scratch = empty((3, *moving.shape) if moving.requires_grad else (0, 0, 0, 0))
         total = native.lncc(
             fixed.image, fixed.weight, fixed.inverse_count, fixed.mean, fixed.inverse_variance, _f32(moving),
-            fixed.radius, fixed.epsilon, gradient, centre_only, scratch, threads,
+            fixed.radius, fixed.epsilon, gradient, scratch, threads,
         )  # fmt: skip
         ctx.gradient, ctx.count = gradient, max(1.0, fixed.count)
         return moving.new_tensor(total / ctx.count)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return ctx.gradient.mul_(float(grads[0]) / ctx.count), None, None, None
+        return ctx.gradient.mul_(float(grads[0]) / ctx.count), None, None
 
 
 class LnccFixed:
-    """The sums of the fixed image, made once a level."""
+    """The local sums of a fixed image, see `images.Lncc`: `count` windows of them count."""
 
     def __init__(self, image: Tensor, weight: Tensor | None, radius: int, epsilon: float, threads: int) -> None:
         self.image, self.weight = _f32(image), None if weight is None else _f32(weight)
@@ -129,14 +142,16 @@ def _unpack(p: Tensor, scale: float, threads: int) -> Tensor:
 
 
 class Exponential(torch.autograd.Function):
-    """exp(scale v), and (id + outer) o exp(scale v) where there is an `outer`: packed once for all."""
+    """``exp(scale v)``, and ``(id + outer) o exp(scale v)`` where there is an `outer`: packed once for all."""
 
     @staticmethod
-    def forward(ctx: Any, velocity: Tensor, outer: Tensor | None, squarings: int, scale: float, threads: int) -> Tensor:
-        ctx.scale, ctx.threads = scale * 0.5**squarings, threads
+    def forward(
+        ctx: Any, velocity: Tensor, outer: Tensor | None, integration_steps: int, scale: float, threads: int
+    ) -> Tensor:
+        ctx.scale, ctx.threads = scale * 0.5**integration_steps, threads
         u = _pack(velocity, ctx.scale, threads)
         stack = []
-        for _ in range(squarings):
+        for _ in range(integration_steps):
             out = empty(u.shape)
             native.compose(u, u, out, threads)
             stack.append(u)
@@ -174,6 +189,8 @@ def _compose_adjoint(a: Tensor, b: Tensor, g: Tensor, outer_too: bool, threads: 
 
 
 class Compose(torch.autograd.Function):
+    """See `displacements.compose`."""
+
     @staticmethod
     def forward(ctx: Any, outer: Tensor, inner: Tensor, threads: int) -> Tensor:
         a, b = _pack(outer, 1.0, threads), _pack(inner, 1.0, threads)
@@ -191,19 +208,23 @@ class Compose(torch.autograd.Function):
 
 
 class Diffusion(torch.autograd.Function):
+    """See `displacements.diffusion`."""
+
     @staticmethod
-    def forward(ctx: Any, u: Tensor, weights: tuple[float, float, float], scale: float, threads: int) -> Tensor:
+    def forward(ctx: Any, u: Tensor, scale: float, threads: int) -> Tensor:
         gradient = empty(u.shape)
-        energy = native.diffusion(_f32(u), gradient, list(weights), scale, threads)
+        energy = native.diffusion(_f32(u), gradient, scale, threads)
         ctx.gradient = gradient
         return u.new_tensor(energy)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return ctx.gradient.mul_(float(grads[0])), None, None, None
+        return ctx.gradient.mul_(float(grads[0])), None, None
 
 
 class JacobianPenalty(torch.autograd.Function):
+    """See `displacements.jacobian_penalty`."""
+
     @staticmethod
     def forward(ctx: Any, u: Tensor, margin: float, corner: int, threads: int) -> Tensor:
         gradient = empty(u.shape)
@@ -219,6 +240,7 @@ class JacobianPenalty(torch.autograd.Function):
 def invert(
     displacement: Tensor, start: Tensor, iterations: int, tolerance: float, threads: int
 ) -> tuple[Tensor, float]:
+    """As `displacements.invert`, with the most steps and the residual at which a node ends, voxels."""
     u, v = _pack(displacement, 1.0, threads), _pack(start, 1.0, threads)
     worst = native.invert(u, v, iterations, tolerance, threads)
     return _unpack(v, 1.0, threads), worst
@@ -227,6 +249,7 @@ def invert(
 def inverse_pair(
     displacement: Tensor, start: Tensor, relaxation: float, scale: list[float], threads: int
 ) -> tuple[Tensor, Tensor]:
+    """As `displacements.inverse_pair`; `relaxation` as for `reference.inverse_pair`."""
     u, v = _pack(displacement, 1.0, threads), _pack(start, 1.0, threads)
     native.invert(u, v, 20, 1e-3, threads)
     native.balance(u, v, relaxation, threads)
@@ -237,6 +260,7 @@ def inverse_pair(
 
 
 def jacobian_map(displacement: Tensor, threads: int) -> Tensor:
+    """See `displacements.jacobian_map`."""
     out = empty(displacement.shape[1:])
     native.jacobian(_f32(displacement), out, threads)
     return out
@@ -244,11 +268,45 @@ def jacobian_map(displacement: Tensor, threads: int) -> Tensor:
 
 def adam(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, betas: tuple[float, float], rate: float,
          correction: float, epsilon: float, threads: int) -> None:  # fmt: skip
+    """As `reference.adam`. Parameter and moments must be contiguous float32: they are changed in place."""
     native.adam(parameter.detach(), _f32(gradient), first, second, *betas, rate, correction, epsilon, threads)
 
 
-def resample(moving: np.ndarray, displacement: np.ndarray | None, index: np.ndarray, vector: np.ndarray,
-             outside: float, shape: tuple[int, int, int], threads: int) -> np.ndarray:  # fmt: skip
+def resample(moving: np.ndarray, displacement: np.ndarray | None, grid_to_moving: np.ndarray,
+             displacement_to_moving: np.ndarray, outside: float, shape: tuple[int, int, int],
+             threads: int) -> np.ndarray:  # fmt: skip
+    """A whole image through a displacement field and a linear map, in one pass: trilinear.
+
+    ``out(i) = moving(grid_to_moving (i, 1) + displacement_to_moving u(i))``
+
+    Parameters
+    ----------
+    moving : ndarray
+        ``(Z', Y', X')``.
+    displacement : ndarray or None
+        ``u``, ``(Z, Y, X, 2 or 3)``, any unit, the components of a voxel side by side; None for zero.
+    grid_to_moving : ndarray
+        ``(3, 4)``, voxel ``i = (x, y, z)`` of the output → voxel of `moving`.
+    displacement_to_moving : ndarray
+        ``(3, 3)``, unit of the displacement → voxels of `moving`.
+    outside : float
+        The value where that is more than half a voxel beyond the outermost centres of `moving`.
+    shape : tuple of int
+        ``(Z, Y, X)`` of the output.
+    threads : int
+        Most threads.
+
+    Returns
+    -------
+    ndarray
+        ``(Z, Y, X)``, float32.
+    """
     out = np.empty(shape, np.float32)
-    native.resample(moving, displacement, index, vector, outside, out, threads)
+    native.resample(
+        np.ascontiguousarray(moving, np.float32),
+        None if displacement is None else np.ascontiguousarray(displacement, np.float32),
+        np.ascontiguousarray(grid_to_moving, np.float64),
+        np.ascontiguousarray(displacement_to_moving, np.float64),
+        outside, out, thread_count(threads),
+    )  # fmt: skip
     return out

@@ -1,0 +1,106 @@
+"""Which implementation of an op runs, on how many threads, and the memory of the process."""
+
+from __future__ import annotations
+
+import operator
+import os
+import warnings
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: The native ops never start more threads: beyond the processors of the machine, more only wait for one another.
+MOST_THREADS = max(64, os.cpu_count() or 1)
+
+
+@lru_cache(maxsize=1)
+def native_module() -> ModuleType | None:
+    """The native ops, as `ops.cpu` wraps them.
+
+    Returns
+    -------
+    module or None
+        None, with one warning, where the native module was not built.
+    """
+    try:
+        from itk_nir.engine.ops import cpu
+    except ImportError as error:
+        warnings.warn(
+            f"itk_nir: the native CPU ops are not available ({error}); the slow torch ones run instead. "
+            "Reinstall the package with a C++17 compiler at hand to get them.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return cpu
+
+
+def native_for(x: Tensor) -> Any:
+    """The native ops where they can work on a tensor.
+
+    Parameters
+    ----------
+    x : Tensor
+        What decides: the native ops are for float32 on the CPU.
+
+    Returns
+    -------
+    module or None
+        See `native_module`; None for any other type or device.
+    """
+    return native_module() if x.device.type == "cpu" and x.dtype == torch.float32 else None
+
+
+def thread_count(threads: int) -> int:
+    """The number of threads that the native ops are told.
+
+    Parameters
+    ----------
+    threads : int
+        Any whole number from 1 on. No result depends on it.
+
+    Returns
+    -------
+    int
+        `threads`, at most `MOST_THREADS`.
+
+    Raises
+    ------
+    ValueError
+        `threads` is below 1.
+    """
+    count = operator.index(threads)
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    return min(count, MOST_THREADS)
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, where the native module knows how."""
+    native = native_module()
+    if native:
+        native.native.release_memory()
+
+
+def return_blocks_from(size: int) -> None:
+    """Have the allocator give large blocks back when they are freed, for the rest of the process.
+
+    For a process of our own: it is the command line that asks for it, never `register`.
+
+    Parameters
+    ----------
+    size : int
+        Bytes from which on a block is large.
+    """
+    native = native_module()
+    if native:
+        native.native.return_blocks_from(size)
+
+
+def instruction_set() -> str:
+    """The instruction set that the native ops use, or ``"torch"`` where they are missing."""
+    native = native_module()
+    return str(native.native.instruction_set()) if native else "torch"

@@ -1,0 +1,216 @@
+"""Ops on images: separable matrices, warps, and the local correlation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from itk_nir.engine.lattice import Banded
+from itk_nir.engine.ops import reference
+from itk_nir.engine.ops.dispatch import native_for, thread_count
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _ById:
+    """A cache key that stands for one object, whatever it holds."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and other.value is self.value
+
+
+@lru_cache(maxsize=256)
+def _tensors(matrix: _ById, device: torch.device) -> tuple[Tensor, Tensor]:
+    b = matrix.value
+    start, weights = np.ascontiguousarray(b.start, np.int32), np.ascontiguousarray(b.weights, np.float32)
+    return torch.from_numpy(start).to(device), torch.from_numpy(weights).to(device)
+
+
+def separable(x: Tensor, matrices: list[Banded], threads: int = 1) -> Tensor:
+    """Apply a banded matrix along each axis, in the order that keeps the intermediate results smallest.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``(C, Z, Y, X)``.
+    matrices : list of Banded
+        Along x, y and z, in this order.
+    threads : int
+        Of the native op.
+
+    Returns
+    -------
+    Tensor
+        ``(C, Z', Y', X')``, as many as the matrices have rows.
+    """
+    threads, native = thread_count(threads), native_for(x)
+    grows = sum(m.n_out for m in matrices) > sum(m.n_in for m in matrices)
+    for a in (0, 1, 2) if grows else (2, 1, 0):
+        m, axis = matrices[a], 3 - a
+        shape = list(x.shape)
+        flat = x.reshape(int(np.prod(shape[:axis])), shape[axis], int(np.prod(shape[axis + 1 :])))
+        rows = _tensors(_ById(m), x.device)
+        if native:
+            flat = native.Banded.apply(flat, rows, _tensors(_ById(m.transpose), x.device), threads)
+        else:
+            flat = reference.banded(flat, *rows)
+        shape[axis] = m.n_out
+        x = flat.reshape(shape)
+    return x
+
+
+def warp(
+    moving: Tensor, displacement: Tensor, grid_to_moving: F64, displacement_to_moving: F64, threads: int = 1
+) -> Tensor:
+    """An image seen through a displacement, then a linear map: trilinear, the value at the edge beyond it.
+
+    ``warped(i) = moving(grid_to_moving (i, 1) + displacement_to_moving u(i))``; the gradient is that by the
+    displacement alone.
+
+    Parameters
+    ----------
+    moving : Tensor
+        ``(Z', Y', X')``.
+    displacement : Tensor
+        ``u``, ``(3, Z, Y, X)``, fixed → moving, any unit, components ``x, y, z`` first.
+    grid_to_moving : ndarray
+        ``(3, 4)``, voxel ``i = (x, y, z)`` of the output → voxel of `moving`.
+    displacement_to_moving : ndarray
+        ``(3, 3)``, unit of the displacement → voxels of `moving`.
+    threads : int
+        Of the native op.
+
+    Returns
+    -------
+    Tensor
+        ``(Z, Y, X)``.
+    """
+    threads, native = thread_count(threads), native_for(displacement)
+    points, vectors = _float64(grid_to_moving), _float64(displacement_to_moving)
+    if native:
+        result: Tensor = native.Warp.apply(moving, displacement, points, vectors, threads)
+        return result
+    return reference.warp(moving, displacement, torch.from_numpy(points), torch.from_numpy(vectors))
+
+
+def _float64(matrix: F64) -> F64:
+    return np.ascontiguousarray(matrix, np.float64)
+
+
+def warp_spline(
+    moving: Tensor, lattice: Tensor, matrices: list[Banded], grid_to_moving: F64, displacement_to_moving: F64,
+    threads: int = 1,
+) -> Tensor:  # fmt: skip
+    """`warp` by the displacement that a spline lattice stands for: ``warp(moving, separable(lattice, matrices), …)``.
+
+    The native op never holds the displacement of all voxels.
+
+    Parameters
+    ----------
+    moving : Tensor
+        ``(Z', Y', X')``.
+    lattice : Tensor
+        ``(3, z, y, x)``, coefficients of the displacement, any unit, components ``x, y, z`` first.
+    matrices : list of Banded
+        Coefficients → values at the voxels of the output, along x, y and z.
+    grid_to_moving, displacement_to_moving : ndarray
+        ``(3, 4)`` and ``(3, 3)``, as for `warp`.
+    threads : int
+        Of the native op.
+
+    Returns
+    -------
+    Tensor
+        ``(Z, Y, X)``.
+    """
+    threads, native = thread_count(threads), native_for(lattice)
+    if not native:
+        return warp(moving, separable(lattice, matrices, threads), grid_to_moving, displacement_to_moving, threads)
+    rows = [_tensors(_ById(m), lattice.device) for m in matrices]
+    back = [_tensors(_ById(m.transpose), lattice.device) for m in matrices]
+    points, vectors = _float64(grid_to_moving), _float64(displacement_to_moving)
+    result: Tensor = native.WarpSpline.apply(moving, lattice, rows, back, points, vectors, threads)
+    return result
+
+
+@dataclass(frozen=True)
+class Lncc:
+    """Local normalised cross-correlation with one fixed image, whose local sums are made once (see `make`).
+
+    Attributes
+    ----------
+    fixed : Tensor
+        ``(Z, Y, X)``.
+    weight : Tensor or None
+        ``(Z, Y, X)``, 0 to 1; None where every voxel counts.
+    radius : int
+        Of the window, voxels.
+    epsilon : float
+        Variance below which a window counts as flat, in squared units of intensity.
+    threads : int
+        Of the native op.
+    count : float
+        Number of windows that count, see `reference.lncc`.
+    prepared : object
+        The local sums for the native op; None where the reference runs.
+    """
+
+    fixed: Tensor
+    weight: Tensor | None
+    radius: int
+    epsilon: float
+    threads: int
+    count: float
+    prepared: Any
+
+    @classmethod
+    def make(cls, fixed: Tensor, weight: Tensor | None, radius: int, epsilon: float, threads: int = 1) -> Lncc:
+        """Make the local sums of a fixed image.
+
+        Parameters
+        ----------
+        fixed, weight, radius, epsilon, threads
+            See the attributes.
+
+        Returns
+        -------
+        Lncc
+            What measures moving images on the grid of `fixed`.
+        """
+        threads, native = thread_count(threads), native_for(fixed)
+        if native:
+            prepared = native.LnccFixed(fixed, weight, radius, epsilon, threads)
+            return cls(fixed, weight, radius, epsilon, threads, prepared.count, prepared)
+        _, count = reference.lncc(fixed, fixed, weight, radius, epsilon)
+        return cls(fixed, weight, radius, epsilon, threads, float(count), None)
+
+    def __call__(self, moving: Tensor) -> Tensor:
+        """Mean squared local correlation with a moving image.
+
+        Parameters
+        ----------
+        moving : Tensor
+            ``(Z, Y, X)``, on the grid of the fixed image.
+
+        Returns
+        -------
+        Tensor
+            Scalar, 0 to 1.
+        """
+        if self.prepared is not None:
+            result: Tensor = native_for(moving).Lncc.apply(moving, self.prepared, self.threads)
+            return result
+        total, count = reference.lncc(self.fixed, moving, self.weight, self.radius, self.epsilon)
+        return total / count.clamp(min=1)

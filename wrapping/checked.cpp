@@ -1,0 +1,201 @@
+#include "checked.hpp"
+
+#include "adam.hpp"
+#include "bake.hpp"
+#include "instruction_set.hpp"
+#include "resample.hpp"
+
+namespace itk_nir::checked {
+
+namespace {
+
+// The width of a window is an int, and the sums of one row of windows must fit in memory.
+void need_radius(int radius) { need(radius >= 1 && radius < (1 << 15), "lncc: radius must be 1 to 32767"); }
+
+}  // namespace
+
+void banded(Constant in, Array out, Integers start, Constant weights, int threads) {
+  need(in.ndim() == 3 && out.ndim() == 3, "banded: expected (outer, n, inner) arrays");
+  need(out.shape(0) == in.shape(0) && out.shape(2) == in.shape(2), "banded: in and out disagree");
+  need_rows(start, weights, out.shape(1), in.shape(1));
+  if (out.size() == 0) return;
+  nb::gil_scoped_release release;
+  kernels().banded(in.data(), out.data(), long(in.shape(0)), int(in.shape(1)), int(out.shape(1)), long(in.shape(2)),
+                   start.data(), weights.data(), int(weights.shape(1)), threads);
+}
+
+void banded_adjoint(Constant in, Constant factor, Array out, Integers start, Constant weights, int threads) {
+  need(in.ndim() == 3 && out.ndim() == 3 && factor.ndim() == 2, "banded_adjoint: expected (outer, n, inner) arrays");
+  need(out.shape(0) == in.shape(0) && out.shape(2) == in.shape(2), "banded_adjoint: in and out disagree");
+  need(factor.shape(0) == in.shape(1) && factor.shape(1) == in.shape(2), "banded_adjoint: in and factor disagree");
+  need(in.shape(0) < (size_t(1) << 31), "banded_adjoint: more than 2^31 rows");
+  need_rows(start, weights, in.shape(1), out.shape(1));
+  nb::gil_scoped_release release;
+  kernels().banded_adjoint(in.data(), factor.data(), out.data(), int(in.shape(0)), int(in.shape(1)), int(out.shape(1)),
+                           long(in.shape(2)), start.data(), weights.data(), int(weights.shape(1)), threads);
+}
+
+void warp(Constant moving, Constant displacement, Matrix grid_to_moving, Square displacement_to_moving, Array warped,
+          OptionalArray gradient, int threads) {
+  const Size m = size_of(moving, 0), n = size_of(warped, 0);
+  need(same(size_of(displacement, 1), n) && displacement.shape(0) == 3, "warp: displacement must be (3, z, y, x)");
+  if (gradient) need(same(size_of(*gradient, 1), n) && gradient->shape(0) == 3, "warp: gradient must be (3, z, y, x)");
+  float *g = gradient ? gradient->data() : nullptr;
+  nb::gil_scoped_release release;
+  const Displacement u{displacement.data(), nullptr, nullptr, 0, 0};
+  kernels().warp(moving.data(), m, u, n, grid_to_moving.data(), displacement_to_moving.data(), warped.data(), g,
+                 threads);
+}
+
+void warp_spline(Constant moving, Constant half, Integers start, Constant weights, Matrix grid_to_moving,
+                 Square displacement_to_moving, Array warped, OptionalArray gradient, int threads) {
+  const Size m = size_of(moving, 0), n = size_of(warped, 0), h = size_of(half, 1);
+  need(half.shape(0) == 3 && h.x == n.x && h.y == n.y, "warp_spline: the spline must be (3, nodes, y, x)");
+  need_rows(start, weights, n.z, h.z);
+  if (gradient) need(same(size_of(*gradient, 1), n) && gradient->shape(0) == 3, "warp: gradient must be (3, z, y, x)");
+  float *g = gradient ? gradient->data() : nullptr;
+  nb::gil_scoped_release release;
+  const Displacement u{half.data(), start.data(), weights.data(), int(weights.shape(1)), h.z};
+  kernels().warp(moving.data(), m, u, n, grid_to_moving.data(), displacement_to_moving.data(), warped.data(), g,
+                 threads);
+}
+
+double lncc_prepare(Constant fixed, OptionalConstant weight, int radius, float epsilon, Array inverse_count, Array mean,
+                    Array inverse_variance, int threads) {
+  const Size n = size_of(fixed, 0);
+  need_radius(radius);
+  for (const Array *a : {&inverse_count, &mean, &inverse_variance}) need(same(size_of(*a, 0), n), "lncc: shapes");
+  if (weight) need(same(size_of(*weight, 0), n), "lncc: weight and fixed disagree");
+  const float *w = weight ? weight->data() : nullptr;
+  nb::gil_scoped_release release;
+  return kernels().lncc_prepare(fixed.data(), w, n, radius, epsilon, inverse_count.data(), mean.data(),
+                                inverse_variance.data(), threads);
+}
+
+double lncc(Constant fixed, OptionalConstant weight, Constant inverse_count, Constant mean, Constant inverse_variance,
+            Constant moving, int radius, float epsilon, OptionalArray gradient, Array scratch, int threads) {
+  const Size n = size_of(fixed, 0);
+  need_radius(radius);
+  for (const Constant *a : {&inverse_count, &mean, &inverse_variance, &moving}) {
+    need(same(size_of(*a, 0), n), "lncc: shapes disagree");
+  }
+  if (weight) need(same(size_of(*weight, 0), n), "lncc: weight and fixed disagree");
+  if (gradient) {
+    need(same(size_of(*gradient, 0), n), "lncc: gradient and fixed disagree");
+    need(same(size_of(scratch, 1), n) && scratch.shape(0) == 3, "lncc: scratch must be (3, z, y, x)");
+  }
+  const LnccFixed f{fixed.data(), weight ? weight->data() : nullptr, inverse_count.data(), mean.data(),
+                    inverse_variance.data()};
+  float *g = gradient ? gradient->data() : nullptr;
+  nb::gil_scoped_release release;
+  return kernels().lncc(f, moving.data(), n, radius, epsilon, g, scratch.data(), threads);
+}
+
+void pack(Constant planar, Array packed, float scale, int threads) {
+  const Size n = size_of(planar, 1);
+  need(planar.shape(0) == 3 && same(packed_size(packed), n), "pack: shapes disagree");
+  nb::gil_scoped_release release;
+  kernels().pack(planar.data(), packed.data(), n.count(), scale, threads);
+}
+
+void unpack(Constant packed, Array planar, float scale, int threads) {
+  const Size n = size_of(planar, 1);
+  need(planar.shape(0) == 3 && same(packed_size(packed), n), "unpack: shapes disagree");
+  nb::gil_scoped_release release;
+  kernels().unpack(packed.data(), planar.data(), n.count(), scale, threads);
+}
+
+void compose(Constant outer, Constant inner, Array out, int threads) {
+  const Size n = packed_size(inner);
+  need(same(packed_size(outer), n) && same(packed_size(out), n), "compose: shapes disagree");
+  nb::gil_scoped_release release;
+  kernels().compose(outer.data(), inner.data(), out.data(), n, threads);
+}
+
+void compose_adjoint(Constant outer, Constant inner, Constant grad, Array grad_outer, Array grad_inner, int threads) {
+  const Size n = packed_size(inner);
+  need(same(packed_size(outer), n) && same(packed_size(grad), n) && same(packed_size(grad_outer), n) &&
+           same(packed_size(grad_inner), n),
+       "compose_adjoint: shapes disagree");
+  nb::gil_scoped_release release;
+  kernels().compose_adjoint(outer.data(), inner.data(), grad.data(), grad_outer.data(), grad_inner.data(), n, threads);
+}
+
+void compose_adjoint_inner(Constant outer, Constant inner, Constant grad, Array grad_inner, int threads) {
+  const Size n = packed_size(inner);
+  need(same(packed_size(outer), n) && same(packed_size(grad), n) && same(packed_size(grad_inner), n),
+       "compose_adjoint_inner: shapes disagree");
+  nb::gil_scoped_release release;
+  kernels().compose_adjoint(outer.data(), inner.data(), grad.data(), nullptr, grad_inner.data(), n, threads);
+}
+
+double invert(Constant u, Array v, int iterations, float tolerance, int threads) {
+  const Size n = packed_size(u);
+  need(same(packed_size(v), n), "invert: shapes disagree");
+  nb::gil_scoped_release release;
+  return kernels().invert(u.data(), v.data(), n, iterations, tolerance, threads);
+}
+
+double diffusion(Constant u, Array gradient, double scale, int threads) {
+  const Size n = size_of(u, 1);
+  need(same(size_of(gradient, 1), n) && gradient.shape(0) == u.shape(0), "diffusion: shapes disagree");
+  need(scale > 0, "diffusion: scale must be positive");
+  nb::gil_scoped_release release;
+  return kernels().diffusion(u.data(), gradient.data(), int(u.shape(0)), n, scale, threads);
+}
+
+double jacobian_penalty(Constant u, Array gradient, float margin, int corner, int threads) {
+  const Size n = size_of(u, 1);
+  need(u.shape(0) == 3 && gradient.shape(0) == 3 && same(size_of(gradient, 1), n), "jacobian_penalty: shapes disagree");
+  need(corner >= 0 && corner < 8, "jacobian_penalty: corner is 0 to 7");
+  nb::gil_scoped_release release;
+  return kernels().jacobian_penalty(u.data(), gradient.data(), n, margin, corner, threads);
+}
+
+void resample(Constant moving, OptionalConstant displacement, Matrix grid_to_moving, Square displacement_to_moving,
+              float outside, Array out, int threads) {
+  const Size m = size_of(moving, 0), n = size_of(out, 0);
+  int components = 0;
+  if (displacement) {
+    const Constant &u = *displacement;
+    need(u.ndim() == 4 && (u.shape(3) == 2 || u.shape(3) == 3), "resample: displacement must be (z, y, x, 2 or 3)");
+    need(same(grid_size(u, 0), n), "resample: shapes disagree");
+    components = int(u.shape(3));
+  }
+  const float *u = displacement ? displacement->data() : nullptr;
+  nb::gil_scoped_release release;
+  itk_nir::resample(moving.data(), m, u, components, n, grid_to_moving.data(), displacement_to_moving.data(), outside,
+                    out.data(), threads);
+}
+
+void balance(Constant u, Array v, float relaxation, int threads) {
+  const Size n = packed_size(u);
+  need(same(packed_size(v), n), "balance: shapes disagree");
+  nb::gil_scoped_release release;
+  itk_nir::balance(u.data(), v.data(), n, relaxation, threads);
+}
+
+void inverse_error(Constant u, Constant v, std::vector<double> scale, Array error, int threads) {
+  const Size n = packed_size(u);
+  need(same(packed_size(v), n) && same(size_of(error, 0), n) && scale.size() == 3, "inverse_error: shapes disagree");
+  nb::gil_scoped_release release;
+  itk_nir::inverse_error(u.data(), v.data(), n, scale.data(), error.data(), threads);
+}
+
+void jacobian(Constant u, Array determinant, int threads) {
+  const Size n = size_of(u, 1);
+  need(u.shape(0) == 3 && same(size_of(determinant, 0), n), "jacobian: shapes disagree");
+  nb::gil_scoped_release release;
+  itk_nir::jacobian(u.data(), n, determinant.data(), threads);
+}
+
+void adam(Array parameter, Constant gradient, Array first, Array second, float beta1, float beta2, float rate,
+          float correction, float epsilon, int threads) {
+  const size_t n = parameter.size();
+  need(gradient.size() == n && first.size() == n && second.size() == n, "adam: sizes disagree");
+  nb::gil_scoped_release release;
+  itk_nir::adam(parameter.data(), gradient.data(), first.data(), second.data(), long(n), beta1, beta2, rate, correction,
+                epsilon, threads);
+}
+
+}  // namespace itk_nir::checked
