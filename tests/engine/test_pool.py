@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import tracemalloc
 
 import hypothesis.strategies as st
 import numpy as np
@@ -45,6 +46,21 @@ def test_views_and_arrays_keep_their_memory() -> None:
     gc.collect()
     assert bool((view == 1).all())
     assert bool((array == 2).all())
+
+
+def test_what_outlives_its_pool_keeps_nothing_else() -> None:
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        with reused():
+            kept, late, early = empty(SHAPE), empty(SHAPE), empty(SHAPE)
+            del early  # into the pool
+        del late  # after it
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert kept.numel() * 4 <= held < 1.5 * kept.numel() * 4
 
 
 def test_graphs_keep_what_they_need_for_their_gradients() -> None:

@@ -1,6 +1,6 @@
-"""Memory that the steps of an optimisation use again.
+"""Memory that the iterations of an optimisation use again.
 
-Every step needs the same large arrays. Taken from the system and given back each time, they cost more time in page
+Every iteration needs the same large arrays. Taken from the system and given back each time, they cost more time in page
 faults than some of the ops cost in arithmetic; kept by the C library for reuse, they lie about in pieces that larger
 arrays do not fit in. Within `reused`, what `empty` gave comes back to a pool of its own as soon as nothing refers to
 it any more, and goes back to the system at the end.
@@ -30,11 +30,11 @@ _here = threading.local()
 class _Lent(np.ndarray):
     """A view of a block that gives it back to its pool when it dies. A tensor made of it keeps it alive."""
 
-    home: deque[NDArray[np.float32]] | None = None
+    home: _Pool | None = None
 
     def __del__(self) -> None:
         if self.home is not None and isinstance(self.base, np.ndarray):
-            self.home.append(self.base)
+            self.home.give_back(self.base)
 
 
 class _Pool:
@@ -42,6 +42,7 @@ class _Pool:
         # What dies in another thread, or while the pool is being searched, may append at any time.
         self.returned: deque[NDArray[np.float32]] = deque()
         self.free: list[NDArray[np.float32]] = []
+        self.closed = False
 
     def take(self, count: int) -> NDArray[np.float32]:
         while self.returned:
@@ -49,20 +50,30 @@ class _Pool:
         fit = [k for k, b in enumerate(self.free) if count <= b.size and LEAST_SHARE * b.size <= count]
         block = self.free.pop(min(fit, key=lambda k: self.free[k].size)) if fit else np.empty(count, np.float32)
         lent = block[:count].view(_Lent)
-        lent.home = self.returned
+        lent.home = self
         return lent
+
+    def give_back(self, block: NDArray[np.float32]) -> None:
+        if not self.closed:
+            self.returned.append(block)
+
+    def close(self) -> None:
+        """What is still lent lives on, and keeps this pool alive: it must hold nothing any more."""
+        self.closed = True
+        self.returned.clear()
+        self.free.clear()
 
 
 @contextmanager
 def reused() -> Iterator[None]:
     """Within it, `empty` on this thread takes memory that it gave before and that is no longer used."""
     before = getattr(_here, "pool", None)
-    _here.pool = _Pool()
+    _here.pool = pool = _Pool()
     try:
         yield
     finally:
-        # What is still lent keeps its own block (and the queue it returns to) alive, nothing else does.
         _here.pool = before
+        pool.close()
 
 
 def empty(shape: tuple[int, ...] | torch.Size) -> Tensor:
