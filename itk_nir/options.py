@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import numbers
+import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -255,3 +256,48 @@ def nearest_name(name: str, known: Iterable[str], synonyms: Mapping[str, str] | 
     folded = {n.lower(): n for n in reversed(names)}
     close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.75)
     return f", did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def rebuilt(hint: Any, value: Any) -> Any:
+    """JSON's lists and tables as the tuples and dataclasses they were.
+
+    Parameters
+    ----------
+    hint : type
+        Of the value: a dataclass, or any type a field of one has.
+    value : object
+        What `dataclasses.asdict` made of it, through JSON or not.
+
+    Returns
+    -------
+    object
+        Of the type `hint`. Fields that the table lacks have their defaults.
+
+    Raises
+    ------
+    ValueError
+        A field that the class does not have, or a value that it does not allow.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Settings:
+    ...     radii: tuple[int, ...] = (4,)
+    >>> rebuilt(Settings, {"radii": [3, 2]})
+    Settings(radii=(3, 2))
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = typing.get_type_hints(hint)
+        names = {f.name for f in dataclasses.fields(hint)}
+        unknown = sorted(set(value) - names)
+        if unknown:
+            raise ValueError(f"{hint.__name__} has no {', '.join(unknown)}: of another version")
+        return hint(**{name: rebuilt(hints[name], v) for name, v in value.items()})
+    if origin is tuple:
+        inner = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
+        return tuple(rebuilt(h, v) for h, v in zip(inner, value, strict=True))
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else rebuilt(next(a for a in arguments if a is not type(None)), value)
+    return value
