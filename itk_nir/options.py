@@ -216,29 +216,6 @@ def _in_words(hint: Any) -> str:
     return f"a {hint.__name__}" if isinstance(hint, type) else str(hint)
 
 
-def rebuilt(hint: Any, value: Any) -> Any:
-    """JSON's lists and tables as the tuples and dataclasses that the type `hint` says they were.
-
-    Raises
-    ------
-    ValueError
-        Names that a dataclass lacks: the values are of a later version.
-    """
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        hints = typing.get_type_hints(hint)
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            raise ValueError(f"{hint.__name__} has no {', '.join(unknown)}: of a later version")
-        return hint(**{name: rebuilt(hints[name], v) for name, v in value.items()})
-    if origin is tuple:
-        inner = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
-        return tuple(rebuilt(h, v) for h, v in zip(inner, value, strict=True))
-    if origin in (typing.Union, types.UnionType) and value is not None:
-        return rebuilt(next(a for a in arguments if a is not type(None)), value)
-    return value
-
-
 #: What users of other tools call an option or argument of `itk_nir.register`.
 SYNONYMS: dict[str, str] = {
     "steps": "iterations", "niter": "iterations", "number_of_iterations": "iterations", "reg_iterations": "iterations",
@@ -277,3 +254,48 @@ def nearest_name(name: str, known: Iterable[str], synonyms: Mapping[str, str] | 
     word = name.lower().replace("-", "_")
     close = [word] if word in words else difflib.get_close_matches(word, list(words), n=1, cutoff=0.75)
     return f", did you mean {words[close[0]]!r}?" if close else ""
+
+
+def rebuilt(hint: Any, value: Any) -> Any:
+    """JSON's lists and tables as the tuples and dataclasses they were.
+
+    Parameters
+    ----------
+    hint : type
+        Of the value: a dataclass, or any type a field of one has.
+    value : object
+        What `dataclasses.asdict` made of it, through JSON or not.
+
+    Returns
+    -------
+    object
+        Of the type `hint`. Fields that the table lacks have their defaults.
+
+    Raises
+    ------
+    ValueError
+        A field that the class does not have, or a value that it does not allow.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Settings:
+    ...     radii: tuple[int, ...] = (4,)
+    >>> rebuilt(Settings, {"radii": [3, 2]})
+    Settings(radii=(3, 2))
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        hints = typing.get_type_hints(hint)
+        names = {f.name for f in dataclasses.fields(hint)}
+        unknown = sorted(set(value) - names)
+        if unknown:
+            raise ValueError(f"{hint.__name__} has no {', '.join(unknown)}: of another version")
+        return hint(**{name: rebuilt(hints[name], v) for name, v in value.items()})
+    if origin is tuple:
+        inner = [arguments[0]] * len(value) if arguments[1:] == (...,) else arguments
+        return tuple(rebuilt(h, v) for h, v in zip(inner, value, strict=True))
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else rebuilt(next(a for a in arguments if a is not type(None)), value)
+    return value

@@ -2,9 +2,16 @@
 
 A field is either a coordinate network (an encoding, then a multi-layer perceptron with sine or ReLU activation) or a
 stack of feature grids read by splines and decoded by a linear map or a small perceptron. Every part is chosen by its
-name in `ENCODINGS`, `ACTIVATIONS` or `FIELDS`. A field of any kind is exactly zero before its first step, so that a
+name in `FIELDS`, `ENCODINGS` or `ACTIVATIONS`. A field of any kind is exactly zero before its first step, so that a
 registration starts from the identity. All random numbers come from the generator that is passed in; the modules of
 `torch.nn` that draw from the global generator when they are built are not used.
+
+Notes
+-----
+An entry from outside is as good as ours: put a class (or function) with the call of `FieldFactory` into `FIELDS`, and
+its name can be chosen as ``FieldConfig(kind=...)``, for the network of the deformable stage and for the phases of
+preset ``paper``. What it needs to be told it takes from the `FieldConfig`, or holds itself. `ENCODINGS` takes
+subclasses of `Encoding` in the same way, `ACTIVATIONS` those of `Activation`.
 
 References
 ----------
@@ -13,73 +20,174 @@ References
    Functions", NeurIPS 2020: the sine layer and its initialisation (section 3.2).
 .. [3] Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains",
    NeurIPS 2020: Gaussian Fourier features (section 6).
+.. [4] He, Zhang, Ren, Sun, "Delving Deep into Rectifiers", ICCV 2015: the initialisation of ReLU layers.
+
+Examples
+--------
+An affine field, for what a linear stage has left over:
+
+>>> import torch
+>>> from itk_nir.engine.coordinate_networks import FIELDS, FieldConfig, build_field
+>>> class Affine(torch.nn.Module):
+...     def __init__(self, config, dimension, generator, extent):
+...         super().__init__()
+...         self.matrix = torch.nn.Parameter(torch.zeros(dimension, dimension))
+...         self.shift = torch.nn.Parameter(torch.zeros(dimension))
+...     def forward(self, points):
+...         return points @ self.matrix.T + self.shift
+>>> FIELDS["affine"] = Affine
+>>> field = build_field(FieldConfig(kind="affine"), 3, torch.Generator().manual_seed(0))
+>>> with torch.no_grad():
+...     _ = field.shift.copy_(torch.tensor([0.1, 0.0, -0.2]))
+...     field(torch.zeros(2, 3))
+tensor([[ 0.1000,  0.0000, -0.2000],
+        [ 0.1000,  0.0000, -0.2000]])
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from itk_nir.engine.interpolation import sample
+from itk_nir.errors import OptionError
+from itk_nir.options import check, option
 
 #: Half-width of the uniform start of feature grids that a perceptron decodes: enough to tell places apart, too little
 #: to print noise into the first displacements.
 FEATURE_START = 1e-2
 
 
-@dataclass(frozen=True)
-class FieldConfig:
-    """What a field is made of.
+class FieldFactory(Protocol):
+    """What `FIELDS` holds: makes an untrained field. A module class whose constructor takes these arguments is one."""
+
+    def __call__(
+        self, config: FieldConfig, dimension: int, generator: Generator, extent: tuple[float, ...]
+    ) -> nn.Module:
+        """An untrained field.
+
+        Parameters
+        ----------
+        config : FieldConfig
+            What the user chose.
+        dimension : int
+            2 or 3.
+        generator : Generator
+            On the CPU; the only source of random numbers.
+        extent : tuple of float
+            Half-extent of the image along ``(x, y[, z])`` in field units; the largest is 1.
+
+        Returns
+        -------
+        Module
+            On the CPU, float32. It maps ``(N, dimension)`` field coordinates to ``(N, dimension)`` vectors in field
+            units, is exactly zero there before its first step, and each of its parameters gets a gradient by autograd.
+            The same configuration and state of the generator give the same parameters, names and shapes.
+        """
+
+
+class Encoding(nn.Module):
+    """What the coordinates become before the perceptron. A subclass has `forward`, ``(N, dimension)`` → ``(N, size)``.
+
+    Parameters
+    ----------
+    config : FieldConfig
+        What the user chose.
+    dimension : int
+        2 or 3.
+    generator : Generator
+        On the CPU; the only source of random numbers.
 
     Attributes
     ----------
-    kind : a name in `FIELDS`: ``"mlp"`` or ``"grid"``.
-    encoding : a name in `ENCODINGS`: ``"none"``, ``"positional"`` or ``"fourier"`` (``mlp`` only).
-    activation : a name in `ACTIVATIONS`: ``"sine"`` or ``"relu"``.
-    width, depth : units of a hidden layer, and how many hidden layers there are (at least one).
-    omega : frequency inside the sine, ``sin(omega * (W x + b))``; the initialisation is divided by the same number.
-    frequencies : Gaussian vectors of ``fourier`` (twice as many features), octaves of ``positional``.
-    scale : standard deviation of the Gaussian vectors, in periods per largest extent of the image.
-    bound : with a number, the output is ``bound * tanh(output / bound)``, in field units.
-    cells : cells of each feature grid along the largest extent, coarse to fine.
-    features : features a node of each grid.
-    spline : ``"linear"`` or ``"cubic"`` reading of the grids.
-    decoder : ``"linear"`` or ``"mlp"`` (with `width`, `depth`, `activation`, `omega`) behind the grids.
+    size : int
+        Number of features.
     """
 
-    kind: str = "mlp"
-    encoding: str = "fourier"
-    activation: str = "sine"
-    width: int = 128
-    depth: int = 2
-    omega: float = 30.0
-    frequencies: int = 128
-    scale: float = 1.5
-    bound: float | None = None
-    cells: tuple[int, ...] = (8, 16, 32)
-    features: int = 4
-    spline: str = "cubic"
-    decoder: str = "mlp"
+    size: int
+
+    def __init__(self, config: FieldConfig, dimension: int, generator: Generator) -> None:
+        super().__init__()
+
+
+class Activation(nn.Module):
+    """What follows the dense layers of a perceptron. A subclass has `forward`, element by element.
+
+    Parameters
+    ----------
+    config : FieldConfig
+        What the user chose.
+    """
+
+    def __init__(self, config: FieldConfig) -> None:
+        super().__init__()
+
+    def half_width(self, inputs: int, first: bool) -> float:
+        """Weights of a layer of `inputs` start uniformly between plus and minus this; `first` for the first layer."""
+        raise NotImplementedError
+
+    def bias_half_width(self, inputs: int) -> float:
+        """The same of its biases."""
+        raise NotImplementedError
+
+
+#: Fields by name.
+FIELDS: dict[str, FieldFactory] = {}
+
+#: Encodings by name.
+ENCODINGS: dict[str, type[Encoding]] = {}
+
+#: Activations by name.
+ACTIVATIONS: dict[str, type[Activation]] = {}
+
+#: Reading of feature grids by name, as the mode of `itk_nir.engine.interpolation.sample`.
+SPLINES = {"linear": "linear", "cubic": "bspline"}
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """What a field is made of."""
+
+    kind: str = option(
+        "mlp", "what the field is: 'mlp' is a coordinate network, 'grid' are feature grids", choices=FIELDS
+    )
+    encoding: str = option("fourier", "what the coordinates of 'mlp' become first", choices=ENCODINGS)
+    activation: str = option("sine", "what follows each hidden layer", choices=ACTIVATIONS)
+    width: int = option(128, "units of a hidden layer", at_least=1)
+    depth: int = option(2, "hidden layers", at_least=1)
+    omega: float = option(
+        30.0, "frequency inside the sine, sin(omega (W x + b)); the initialisation is divided by it", above=0
+    )
+    frequencies: int = option(
+        128, "Gaussian vectors of 'fourier' (twice as many features), octaves of 'positional'", at_least=1
+    )
+    scale: float = option(
+        1.5, "standard deviation of the Gaussian vectors, in periods per largest extent of the image", above=0
+    )
+    bound: float | None = option(
+        None, "with a number, the output is bound * tanh(output / bound), in field units", above=0
+    )
+    cells: tuple[int, ...] = option(
+        (8, 16, 32), "cells of each feature grid along the largest extent, coarse to fine", at_least=1
+    )
+    features: int = option(4, "features a node of each grid", at_least=1)
+    spline: str = option("cubic", "reading of the grids", choices=SPLINES)
+    decoder: str = option(
+        "mlp",
+        "what makes vectors of the features: 'linear', or 'mlp' with width, depth, activation and omega",
+        choices=("linear", "mlp"),
+    )
 
     def __post_init__(self) -> None:
-        for value, what, known in (
-            (self.kind, "field", FIELDS),
-            (self.encoding, "encoding", ENCODINGS),
-            (self.activation, "activation", ACTIVATIONS),
-            (self.spline, "spline", SPLINES),
-            (self.decoder, "decoder", ("linear", "mlp")),
-        ):
-            if value not in known:
-                raise ValueError(f"unknown {what} {value!r}; there are {', '.join(known)}")
-        if min(self.width, self.depth, self.frequencies, self.features) < 1 or not self.cells or min(self.cells) < 1:
-            raise ValueError(f"width, depth, frequencies, features and cells must be at least 1, got {self}")
-        if self.omega <= 0 or self.scale <= 0 or (self.bound is not None and self.bound <= 0):
-            raise ValueError(f"omega, scale and bound must be above 0, got {self}")
+        check(self)
+        if not self.cells:
+            raise OptionError("cells must hold at least one number")
 
 
 def build_field(
@@ -94,16 +202,27 @@ def build_field(
 
     Parameters
     ----------
-    config : what the field is made of.
-    dimension : 2 or 3.
-    generator : a CPU generator; the only source of randomness, so the same state gives the same field on any device.
-    device, dtype : where the parameters end up, and their type.
-    extent : half-extent of the image along ``(x, y[, z])`` in field units (the largest is 1): the box that feature
-        grids cover. Left out: 1 for every axis.
+    config : FieldConfig
+        What the field is made of.
+    dimension : int
+        2 or 3.
+    generator : Generator
+        On the CPU; the only source of random numbers, so the same state gives the same field on any device.
+    device, dtype : torch.device or str, torch.dtype
+        Where the parameters end up, and their type.
+    extent : sequence of float, optional
+        Half-extent of the image along ``(x, y[, z])`` in field units (the largest is 1): the box that feature grids
+        cover. Left out: 1 for every axis.
 
     Returns
     -------
-    A module whose output is exactly zero until its parameters change.
+    Module
+        Exactly zero everywhere until its parameters change.
+
+    Raises
+    ------
+    ValueError
+        Another dimension, or an extent that does not belong to it.
     """
     if dimension not in (2, 3):
         raise ValueError(f"a field has 2 or 3 dimensions, got {dimension}")
@@ -114,29 +233,29 @@ def build_field(
 
 
 def uniform(shape: Sequence[int], half_width: float, generator: Generator) -> Tensor:
-    """Numbers in ``[-half_width, half_width)``."""
+    """Random numbers in ``[-half_width, half_width)`` of a shape."""
     return (torch.rand(*shape, generator=generator) * 2 - 1) * half_width
 
 
 # --- encodings -------------------------------------------------------------------------------------------------------
 
 
-class Plain(nn.Module):
+class Plain(Encoding):
     """The coordinates as they are."""
 
     def __init__(self, config: FieldConfig, dimension: int, generator: Generator) -> None:
-        super().__init__()
+        super().__init__(config, dimension, generator)
         self.size = dimension
 
     def forward(self, points: Tensor) -> Tensor:
         return points
 
 
-class Positional(nn.Module):
+class Positional(Encoding):
     """The coordinates, and ``sin, cos(2^k pi q)`` for ``k = 0 … frequencies - 1``, axis by axis."""
 
     def __init__(self, config: FieldConfig, dimension: int, generator: Generator) -> None:
-        super().__init__()
+        super().__init__(config, dimension, generator)
         self.size = dimension * (1 + 2 * config.frequencies)
         self.octaves: Tensor
         self.register_buffer("octaves", math.pi * 2.0 ** torch.arange(config.frequencies))
@@ -146,11 +265,11 @@ class Positional(nn.Module):
         return torch.cat([points, torch.sin(phase), torch.cos(phase)], dim=1)
 
 
-class Fourier(nn.Module):
+class Fourier(Encoding):
     """``sin, cos(pi B q)`` with rows of ``B`` drawn from N(0, scale²) [3]_; 1 is one period over the largest extent."""
 
     def __init__(self, config: FieldConfig, dimension: int, generator: Generator) -> None:
-        super().__init__()
+        super().__init__(config, dimension, generator)
         self.size = 2 * config.frequencies
         self.frequencies: Tensor
         draw = torch.randn(dimension, config.frequencies, generator=generator)
@@ -164,11 +283,11 @@ class Fourier(nn.Module):
 # --- perceptrons -----------------------------------------------------------------------------------------------------
 
 
-class Sine(nn.Module):
+class Sine(Activation):
     """``sin(omega x)``; weights start in ±√(6/n)/omega, and in ±1/n in the first layer [2]_."""
 
     def __init__(self, config: FieldConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.omega = config.omega
 
     def half_width(self, inputs: int, first: bool) -> float:
@@ -181,11 +300,8 @@ class Sine(nn.Module):
         return torch.sin(self.omega * x)
 
 
-class Relu(nn.Module):
-    """``max(x, 0)``; weights start in ±√(6/n) (He et al. 2015), biases at zero."""
-
-    def __init__(self, config: FieldConfig) -> None:
-        super().__init__()
+class Relu(Activation):
+    """``max(x, 0)``; weights start in ±√(6/n) [4]_, biases at zero."""
 
     def half_width(self, inputs: int, first: bool) -> float:
         return math.sqrt(6.0 / inputs)
@@ -210,7 +326,22 @@ class Dense(nn.Module):
 
 
 def perceptron(config: FieldConfig, inputs: int, outputs: int, generator: Generator) -> nn.Sequential:
-    """`depth` hidden layers of `width` units and a last layer that starts at zero."""
+    """A multi-layer perceptron whose last layer starts at zero.
+
+    Parameters
+    ----------
+    config : FieldConfig
+        Its `width`, `depth`, `activation` and `omega`.
+    inputs, outputs : int
+        Features in and out.
+    generator : Generator
+        On the CPU, of the weights of the hidden layers.
+
+    Returns
+    -------
+    Sequential
+        ``(N, inputs)`` → ``(N, outputs)``.
+    """
     layers: list[nn.Module] = []
     for layer in range(config.depth):
         activation = ACTIVATIONS[config.activation](config)
@@ -288,21 +419,6 @@ class FeatureGrids(nn.Module):
         return bounded(self.decoder(self.features(points)), self.bound)
 
 
-#: Encodings by name.
-ENCODINGS: dict[str, type[Plain] | type[Positional] | type[Fourier]] = {
-    "none": Plain,
-    "positional": Positional,
-    "fourier": Fourier,
-}
-
-#: Activations by name.
-ACTIVATIONS: dict[str, type[Sine] | type[Relu]] = {"sine": Sine, "relu": Relu}
-
-#: Reading of feature grids by name, as the mode of `itk_nir.engine.interpolation.sample`.
-SPLINES = {"linear": "linear", "cubic": "bspline"}
-
-#: Fields by name.
-FIELDS: dict[str, Callable[[FieldConfig, int, Generator, tuple[float, ...]], nn.Module]] = {
-    "mlp": CoordinateNetwork,
-    "grid": FeatureGrids,
-}
+FIELDS.update(mlp=CoordinateNetwork, grid=FeatureGrids)
+ENCODINGS.update(none=Plain, positional=Positional, fourier=Fourier)
+ACTIVATIONS.update(sine=Sine, relu=Relu)

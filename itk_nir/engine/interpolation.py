@@ -34,24 +34,31 @@ def sample(
 
     Parameters
     ----------
-    image : ``(C, [D,] H, W)``. ``linear`` and ``bspline`` turn integer images into floats; ``nearest`` keeps any type.
-    index_coords : ``(..., d)`` float, finite, ``(x, y[, z])`` voxel indices.
-    mode : ``"linear"``, ``"nearest"`` (halves round up, as ITK does) or ``"bspline"`` (cubic, interpolating,
-        mirrored at the outer voxel centres).
-    outside : a number given to every point more than half a voxel beyond the outer voxel centres, ITK's rule; in that
-        rim of half a voxel ``linear`` and ``nearest`` repeat the outer voxel and ``bspline`` mirrors. ``"edge"``: every
-        point outside takes the value at the nearest point of the box of voxel centres.
-    prefiltered : for ``bspline``, `image` already holds the output of `bspline_coefficients`; saves the filtering when
-        one image is sampled often.
+    image : Tensor
+        ``(C, [D,] H, W)``. ``linear`` and ``bspline`` turn integer images into floats; ``nearest`` keeps any type.
+    index_coords : Tensor
+        ``(..., d)`` float, finite, ``(x, y[, z])`` voxel indices.
+    mode : str
+        ``"linear"``, ``"nearest"`` (halves round up, as ITK does) or ``"bspline"`` (cubic, interpolating, mirrored at
+        the outer voxel centres).
+    outside : float or str
+        A number given to every point more than half a voxel beyond the outer voxel centres, ITK's rule; in that rim of
+        half a voxel ``linear`` and ``nearest`` repeat the outer voxel and ``bspline`` mirrors. ``"edge"``: every point
+        outside takes the value at the nearest point of the box of voxel centres.
+    prefiltered : bool
+        For ``bspline``: `image` already holds the output of `bspline_coefficients`; saves the filtering when one image
+        is sampled often.
 
     Returns
     -------
-    ``(C, ...)``. Differentiable in `index_coords` for ``linear`` and ``bspline`` (the outside value has zero gradient),
-    and in `image` for ``linear`` and for prefiltered ``bspline``.
+    Tensor
+        ``(C, ...)``. Differentiable in `index_coords` for ``linear`` and ``bspline`` (the outside value has zero
+        gradient), and in `image` for ``linear`` and for prefiltered ``bspline``.
 
     Raises
     ------
-    ValueError : unknown mode, or coordinates whose last axis is not the image's number of axes.
+    ValueError
+        An unknown mode, or coordinates whose last axis is not the image's number of axes.
     """
     d = image.dim() - 1
     if mode not in MODES:
@@ -78,10 +85,24 @@ def sample(
 
 
 def bspline_coefficients(image: Tensor) -> Tensor:
-    """Cubic B-spline coefficients ``(C, [D,] H, W)`` whose spline passes through `image`, mirrored at the ends.
+    """Cubic B-spline coefficients of an image, whose spline passes through it.
 
-    The recursive filter of Unser, "Splines: a perfect fit", IEEE SP Magazine 1999, eq. 2.5 (box 2), with the exact
-    start for mirrored signals. No gradient flows to `image`.
+    The recursive filter of [1]_, with the exact start for signals that are mirrored at the ends.
+
+    Parameters
+    ----------
+    image : Tensor
+        ``(C, [D,] H, W)``. No gradient flows to it.
+
+    Returns
+    -------
+    Tensor
+        ``(C, [D,] H, W)``, float.
+
+    References
+    ----------
+    .. [1] Unser, "Splines: a perfect fit for signal and image processing", IEEE Signal Processing Magazine 16(6), 1999,
+       eq. 2.5 (box 2).
     """
     with torch.no_grad():
         out = image.clone() if image.is_floating_point() else image.float()
@@ -166,7 +187,7 @@ def _bspline(image: Tensor, points: Tensor) -> Tensor:
 
 
 def cubic_bspline_weights(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights of the coefficients at -1, 0, 1 and 2 for a point `t` in [0, 1) after coefficient 0; they sum to one."""
+    """Weights of the coefficients at -1, 0, 1 and 2 for a point ``0 <= t < 1`` after coefficient 0; they sum to one."""
     s = 1 - t
     return s * s * s / 6, 2 / 3 - t * t * (1 - t / 2), 2 / 3 - s * s * (1 - s / 2), t * t * t / 6
 
@@ -197,7 +218,20 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(flat: Tensor, index: Tensor) -> Tensor:
-    """``flat[:, index]`` for ``(C, V)`` and ``(N,)``: ``(C, N)``, with the same bits in the gradient on every run."""
+    """``flat[:, index]`` whose gradient has the same bits on every run.
+
+    Parameters
+    ----------
+    flat : Tensor
+        ``(C, V)``.
+    index : Tensor
+        ``(N,)`` whole numbers.
+
+    Returns
+    -------
+    Tensor
+        ``(C, N)``.
+    """
     return _Gather.apply(flat, index) if flat.requires_grad else flat[:, index]
 
 

@@ -1,54 +1,105 @@
-"""A field trained on sampled points, as the bake and the result want it."""
+"""The trained fields of the published design, as sampling and the result want them."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
-from itk_nir.engine.optimize import second_differences
-from itk_nir.paper.registration import PointRegistration
+from itk_nir.engine.coordinate_networks import build_field
+from itk_nir.engine.velocity_field import second_differences
 from itk_nir.geometry import Geometry
+from itk_nir.options import rebuilt
+from itk_nir.paper.flow import inverse_flow
+from itk_nir.paper.objective import displacement_of
+from itk_nir.paper.settings import PaperSettings
 
 F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class PointField:
-    """The fields of a `PointRegistration` over a fixed grid; displacements in mm."""
+class PaperField:
+    """The displacement ``u`` of ``phi(p) = A(p + u(p))``, with A the linear map (protocol `engine.sampling.Field`).
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The fixed grid.
+    fields : tuple of Module
+        One a phase, in the order in which a fixed point meets them: field coordinates ``(N, d)`` → ``(N, d)``.
+    settings : PaperSettings
+        What they were trained with.
+    """
 
     geometry: Geometry
-    registration: PointRegistration
-
-    def _at(self, coordinates: Tensor, inverse: bool) -> Tensor:
-        """Field coordinates ``(N, d)`` → displacement ``(N, d)`` mm along the image axes."""
-        out = []
-        with torch.no_grad():
-            for part in coordinates.split(1 << 16):
-                if inverse:
-                    value = self.registration.inverse_displacement(part)[0]
-                else:
-                    value = self.registration.displacement(part)
-                out.append(value * self.geometry.half_extent)
-        return torch.cat(out)
+    fields: tuple[nn.Module, ...]
+    settings: PaperSettings
 
     @property
-    def _device(self) -> torch.device:
-        return next(self.registration.fields[0].parameters()).device
+    def device(self) -> torch.device:
+        """Where it is evaluated."""
+        return next(self.fields[0].parameters()).device
+
+    def at_field_coordinates(self, points: Tensor, inverse: bool = False) -> Tensor:
+        """The displacement in the frame of the fields.
+
+        Velocities are integrated backward for the inverse; displacements are inverted by fixed-point iteration.
+
+        Parameters
+        ----------
+        points : Tensor
+            ``(N, d)`` field coordinates of the fixed image.
+        inverse : bool
+            Whether to take the displacement of the inverse of ``p + u(p)``.
+
+        Returns
+        -------
+        Tensor
+            ``(N, d)`` field units along the image axes, on the device and in the type of the fields; times
+            ``geometry.half_extent`` it is mm.
+        """
+        like = next(self.fields[0].parameters())
+        function = self._inverse if inverse else self._forward
+        with torch.no_grad():
+            parts = points.to(device=like.device, dtype=like.dtype).split(self.settings.chunk)
+            return torch.cat([function(part) for part in parts])
+
+    def _forward(self, points: Tensor) -> Tensor:
+        return displacement_of(self.fields, self.settings, points)
+
+    def _inverse(self, points: Tensor) -> Tensor:
+        s = self.settings
+        moved = points
+        for field in reversed(self.fields):
+            moved = moved + inverse_flow(s.flow, field, moved, s.ode_steps, s.integration_time)
+        return moved - points
 
     def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
-        """The displacement on a regular grid at `positions` (voxels of the fixed image, ``[x, y, z]``).
+        """The displacement on a regular grid.
 
-        ``(3, z, y, x)`` mm along the image axes, for 2D with one plane and no z component.
+        Parameters
+        ----------
+        positions : list of ndarray
+            Along ``x, y, z``, in voxels of the fixed image; one for z in 2D.
+        inverse : bool
+            Whether to take the inverse's.
+
+        Returns
+        -------
+        Tensor
+            ``(3, z, y, x)`` mm along the image axes; for 2D with one plane and no z component.
         """
         d = self.geometry.dimension
         mesh = np.meshgrid(*positions[d - 1 :: -1], indexing="ij")[::-1]
         index = np.stack([m.ravel() for m in mesh], -1)
         q = self.geometry.physical_to_field(self.geometry.index_to_physical(index))
-        value = self._at(torch.from_numpy(q).float().to(self._device), inverse)
+        value = self.at_field_coordinates(torch.from_numpy(q).float(), inverse) * self.geometry.half_extent
         shape = [len(p) for p in positions[::-1]]
         out = value.new_zeros(3, *shape)
         out[:d] = value.T.reshape(d, *shape)
@@ -70,8 +121,99 @@ class PointField:
         return second_differences(u) / mm**2
 
     def displacement(self, points: F64, inverse: bool = False) -> F64:
-        """The displacement at physical points of fixed space, ``(N, d)`` LPS mm → ``(N, d)`` LPS mm."""
-        q = torch.from_numpy(self.geometry.physical_to_field(points)).float().to(self._device)
-        along: F64 = self._at(q, inverse).double().cpu().numpy()
+        """The displacement at physical points of fixed space.
+
+        Parameters
+        ----------
+        points : ndarray
+            ``(N, d)`` LPS mm.
+        inverse : bool
+            Whether to take the inverse's.
+
+        Returns
+        -------
+        ndarray
+            ``(N, d)`` LPS mm.
+        """
+        q = torch.from_numpy(self.geometry.physical_to_field(points)).float()
+        along: F64 = self.at_field_coordinates(q, inverse).double().cpu().numpy() * self.geometry.half_extent
         out: F64 = along @ self.geometry.rotation.T
         return out
+
+
+def extent_of(geometry: Geometry) -> list[float]:
+    """Half-extent of a grid along ``(x, y[, z])`` in field units, voxel edges counted; the largest is 1."""
+    return [n * s / 2 / geometry.half_extent for n, s in zip(geometry.size, geometry.spacing, strict=True)]
+
+
+def describe(field: PaperField) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """A trained field as plain values, to be put into a file. See `restore`.
+
+    Returns
+    -------
+    description : dict
+        What JSON can hold: kind, number of fields, settings.
+    arrays : dict
+        Name → parameters and buffers of the fields.
+    """
+    arrays = {
+        f"field.{number}.{name}": np.ascontiguousarray(value.detach().cpu().numpy())
+        for number, module in enumerate(field.fields)
+        for name, value in module.state_dict().items()
+    }
+    settings = dataclasses.asdict(field.settings)
+    return {"kind": PaperSettings.kind, "fields": len(field.fields), "settings": settings}, arrays
+
+
+def restore(
+    description: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any]],
+    geometry: Geometry,
+    *,
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+) -> PaperField:
+    """The field that `describe` described.
+
+    Parameters
+    ----------
+    description : mapping
+        As from `describe`, through JSON or not.
+    arrays : mapping
+        As from `describe`; arrays of other names are not looked at.
+    geometry : Geometry
+        The fixed grid.
+    device : torch.device or str
+        Where it is to be evaluated.
+    threads : int
+        Of the protocol of engines; nothing here has threads of its own.
+
+    Returns
+    -------
+    PaperField
+        With the displacements of the original, bit for bit on the device it was trained on.
+
+    Raises
+    ------
+    KeyError, ValueError
+        Parts that are missing or do not fit together.
+    """
+    if description["kind"] != PaperSettings.kind:
+        raise ValueError(f"a field of kind {description['kind']!r}, not {PaperSettings.kind!r}")
+    settings: PaperSettings = rebuilt(PaperSettings, description["settings"])
+    count = description["fields"]
+    if not isinstance(count, int) or not 1 <= count <= len(settings.phases):
+        raise ValueError(f"{count!r} fields of {len(settings.phases)} phases")
+    modules = []
+    for number, phase in enumerate(settings.phases[:count]):
+        # What is drawn here is overwritten.
+        generator = Generator().manual_seed(0)
+        module = build_field(phase.field, geometry.dimension, generator, extent=extent_of(geometry))
+        prefix = f"field.{number}."
+        state = {k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith(prefix)}
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"the arrays of field {number} do not fit its settings: {error}") from error
+        modules.append(module.to(device).requires_grad_(False))
+    return PaperField(geometry, tuple(modules), settings)

@@ -2,7 +2,8 @@
 
 Displacements come in blocks ``(B, d, [D,] H, W)``, components ``(x, y[, z])`` along the axes of the block, in the unit
 of `spacing` (mm). Everything is a mean over places of a quantity that is dimensionless, or made so by a stated length,
-so one weight serves every image size and voxel size.
+so one weight serves every image size and voxel size. Determinants and diffusion are those of
+`itk_nir.engine.ops.reference`, block by block.
 """
 
 from __future__ import annotations
@@ -12,56 +13,95 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from itk_nir.paper.flow import determinant_of_identity_plus
+from itk_nir.engine.ops import reference
 
 
-def jacobian_penalty(determinant: Tensor, margin: float = 0.0, weights: Tensor | None = None) -> Tensor:
-    """Mean of ``max(margin - det, 0)``, dimensionless; a margin above 0 pushes before anything folds.
+def jacobian_penalty(determinant: Tensor, margin: float = 0.0) -> Tensor:
+    """Mean of ``max(margin - det, 0)``; with margin 0 the penalty of Sun et al. (MedIA 97 (2024) 103249).
 
-    With margin 0 it is the penalty of Sun et al. (MedIA 97 (2024) 103249). `weights` has the determinant's shape.
+    Parameters
+    ----------
+    determinant : Tensor
+        Determinants, of any shape.
+    margin : float
+        Determinant below which a place costs; above 0 it pushes before anything folds.
+
+    Returns
+    -------
+    Tensor
+        A scalar, dimensionless.
     """
-    cost = torch.relu(margin - determinant)
-    return cost.mean() if weights is None else (weights * cost).sum() / weights.sum().clamp(min=1e-12)
+    return torch.relu(margin - determinant).mean()
 
 
 def block_jacobian(displacement: Tensor, spacing: float | Sequence[float]) -> Tensor:
-    """Determinants of ``I + ∇u`` by forward differences inside blocks.
+    """Determinants of ``I + ∇u`` by forward differences inside blocks: one for every cell, from its lowest corner.
 
-    ``(B, d, [D,] H, W)`` → ``(B, [D - 1,] H - 1, W - 1)``: one value for every cell's lowest corner: a cell is
-    folded where its three (two) edges from that corner turn over.
+    Parameters
+    ----------
+    displacement : Tensor
+        ``(B, d, [D,] H, W)`` in the unit of `spacing`.
+    spacing : float or sequence of float
+        Distance of neighbouring points, one number or ``(x, y[, z])``.
+
+    Returns
+    -------
+    Tensor
+        ``(B, [D - 1,] H - 1, W - 1)``; an axis of one point counts as uniform.
     """
     d = _dimension(displacement)
-    step = _spacing(spacing, d)
-    corner = (slice(None), slice(None), *[slice(None, -1)] * d)
-    columns = []
-    for axis in range(d):
-        ahead = list(corner)
-        ahead[-1 - axis] = slice(1, None)
-        columns.append((displacement[tuple(ahead)] - displacement[corner]) / step[axis])
-    return determinant_of_identity_plus([[columns[j][:, i] for j in range(d)] for i in range(d)])
+    step = displacement.new_tensor(_spacing(spacing, d)).reshape(1, d, *[1] * d)
+    determinant: Tensor = torch.vmap(reference.jacobian)(_volumes(displacement / step))
+    return determinant[:, 0] if d == 2 else determinant
 
 
 def diffusion(displacement: Tensor, spacing: float | Sequence[float]) -> Tensor:
-    """Mean of ``|∇u|² = Σ_ij (∂u_i/∂x_j)²``, dimensionless, by forward differences.
+    """Mean of ``|∇u|² = Σ_ij (∂u_i/∂x_j)²`` by forward differences; an axis of one point adds nothing.
 
-    An axis of one node adds nothing.
+    Parameters
+    ----------
+    displacement : Tensor
+        ``(B, d, [D,] H, W)`` in the unit of `spacing`.
+    spacing : float or sequence of float
+        Distance of neighbouring points, one number or ``(x, y[, z])``.
+
+    Returns
+    -------
+    Tensor
+        A scalar, dimensionless.
     """
     d = _dimension(displacement)
-    step = _spacing(spacing, d)
-    total = displacement.new_zeros(())
-    for axis in range(d):
-        first = torch.diff(displacement, dim=-1 - axis) / step[axis]
-        if first.numel():
-            total = total + first.square().sum(1).mean()
+    # The derivative along an axis has fewer places than the block: each axis is a mean over its own.
+    places = [displacement.shape[0] * displacement[0, 0].numel() // n * (n - 1) for n in displacement.shape[:1:-1]]
+    weights = [1 / (s * s * max(1, n)) for s, n in zip(_spacing(spacing, d), places, strict=True)]
+    xyz = (weights[0], weights[1], weights[2] if d == 3 else 0.0)
+    total: Tensor = torch.vmap(lambda u: reference.diffusion(u, xyz))(_volumes(displacement)).sum()
     return total
 
 
 def bending(displacement: Tensor, spacing: float | Sequence[float], length: float = 1.0) -> Tensor:
-    """Mean of ``length² |∇²u|² = length² Σ_ijk (∂²u_i/∂x_j∂x_k)²``, dimensionless.
+    """Mean of ``length² |∇²u|² = length² Σ_ijk (∂²u_i/∂x_j∂x_k)²`` [1]_; affine displacements cost nothing.
 
-    `length` is in the unit of `spacing` (1 mm): a bend whose slope changes by one over this length costs one. Affine
-    displacements cost nothing. Second differences, mixed ones over the cell; axes of too few nodes add nothing.
-    Rueckert et al., IEEE TMI 18 (1999) 712, eq. 6.
+    Second differences, mixed ones over the cell; axes of too few points add nothing.
+
+    Parameters
+    ----------
+    displacement : Tensor
+        ``(B, d, [D,] H, W)`` in the unit of `spacing`.
+    spacing : float or sequence of float
+        Distance of neighbouring points, one number or ``(x, y[, z])``.
+    length : float
+        In the unit of `spacing`: a bend whose slope changes by one over this length costs one.
+
+    Returns
+    -------
+    Tensor
+        A scalar, dimensionless.
+
+    References
+    ----------
+    .. [1] Rueckert, Sonoda, Hayes, Hill, Leach, Hawkes, "Nonrigid registration using free-form deformations", IEEE TMI
+       18 (1999) 712, eq. 6.
     """
     d = _dimension(displacement)
     step = _spacing(spacing, d)
@@ -73,6 +113,13 @@ def bending(displacement: Tensor, spacing: float | Sequence[float], length: floa
             if second.numel():
                 total = total + (1 if j == k else 2) * second.square().sum(1).mean()
     return total * length**2
+
+
+def _volumes(displacement: Tensor) -> Tensor:
+    """``(B, d, [D,] H, W)`` → ``(B, 3, Z, Y, X)``: 2D blocks as one plane that does not move along z."""
+    if displacement.shape[1] == 3:
+        return displacement
+    return torch.cat([displacement, torch.zeros_like(displacement[:, :1])], 1).unsqueeze(2)
 
 
 def _dimension(displacement: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Where a step looks: sets of points of the fixed grid, as continuous voxel indices.
+"""Where an iteration looks: sets of points of the fixed grid, as continuous voxel indices.
 
 A sampler is a function ``(config, size, generator, candidates) -> Sample``, found by its name in `SAMPLERS`. Block
 samplers keep the neighbourhood of their points, which local correlation and finite differences need; ``random`` does
@@ -14,85 +14,93 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from itk_nir.options import check, option
 
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How the points of a step are drawn.
-
-    Attributes
-    ----------
-    name : a name in `SAMPLERS`: ``"random"``, ``"downsize"``, ``"patches"`` or ``"lattice"``.
-    points : number of points of ``random``.
-    stride : voxels between neighbours, of ``downsize`` and ``lattice``.
-    offset : where in its cell a point of ``downsize`` lies: ``"shared"`` draws one offset for all points, ``"jitter"``
-        one for each, ``"centre"`` none.
-    subvoxel : ``downsize`` offsets are real numbers rather than whole voxels.
-    patches, edge : ``patches`` is this many cubes with this many voxels along each edge (fewer where the image ends).
-    margin : extra nodes of ``lattice`` beyond the image on every side.
-    """
-
-    name: str = "downsize"
-    points: int = 1 << 16
-    stride: int = 3
-    offset: str = "shared"
-    subvoxel: bool = False
-    patches: int = 8
-    edge: int = 32
-    margin: int = 0
-
-    def __post_init__(self) -> None:
-        if self.name not in SAMPLERS:
-            raise ValueError(f"unknown sampler {self.name!r}; there are {', '.join(SAMPLERS)}")
-        if self.offset not in OFFSETS:
-            raise ValueError(f"unknown offset {self.offset!r}; there are {', '.join(OFFSETS)}")
-        if min(self.points, self.stride, self.patches, self.edge) < 1 or self.margin < 0:
-            raise ValueError(f"points, stride, patches and edge must be at least 1 and margin at least 0, got {self}")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Points of one step.
-
-    Attributes
-    ----------
-    points : continuous voxel indices ``(x, y[, z])``: ``(B, [D,] H, W, d)`` in blocks, or ``(N, d)`` scattered.
-    step : distance of neighbours along every axis of a block, in voxels; ``None`` where it is not the same everywhere
-        (scattered points, jittered blocks).
-    """
-
-    points: Tensor
-    step: float | None
-
-    @property
-    def blocks(self) -> bool:
-        """Whether the points lie in blocks whose neighbours are neighbours in space."""
-        return self.points.dim() > 2
+#: ``(config, size, generator, candidates) -> Sample``, see `draw`.
+Sampler = Callable[["SamplerConfig", Sequence[int], Generator, "Tensor | None"], "Sample"]
 
 
 #: Offsets of ``downsize``.
 OFFSETS = ("shared", "jitter", "centre")
 
-
-def hybrid(stride: int = 3, patches: int = 8, edge: int = 32) -> tuple[SamplerConfig, SamplerConfig]:
-    """The paper's schedule of two phases: the downsized lattice for the large motion, then mini-patches."""
-    return SamplerConfig("downsize", stride=stride), SamplerConfig("patches", patches=patches, edge=edge)
+#: Samplers by name.
+SAMPLERS: dict[str, Sampler] = {}
 
 
-def draw(config: SamplerConfig, size: Sequence[int], generator: Generator, candidates: Tensor | None = None) -> Sample:
-    """The points of one step.
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How the points of an iteration are drawn."""
+
+    name: str = option("downsize", "which sampler", choices=SAMPLERS)
+    points: int = option(1 << 16, "number of points of 'random'", at_least=1)
+    stride: int = option(3, "voxels between neighbours, of 'downsize' and 'lattice'", at_least=1)
+    offset: str = option(
+        "shared",
+        "where in its cell a point of 'downsize' lies: 'shared' draws one offset for all points, 'jitter' one for "
+        "each, 'centre' none",
+        choices=OFFSETS,
+    )
+    subvoxel: bool = option(False, "whether the offsets of 'downsize' are real numbers rather than whole voxels")
+    patches: int = option(8, "number of cubes of 'patches'", at_least=1)
+    edge: int = option(32, "voxels along each edge of a cube of 'patches' (fewer where the image ends)", at_least=1)
+    margin: int = option(0, "extra points of 'lattice' beyond the image on every side", at_least=0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the points lie in blocks whose neighbours are neighbours in space."""
+        return self.name != "random"
+
+    @property
+    def regular(self) -> bool:
+        """Whether they do, and all neighbours along an axis lie equally far apart."""
+        return self.blocks and not (self.name == "downsize" and self.offset == "jitter")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Points of one iteration.
 
     Parameters
     ----------
-    config : the sampler and its numbers.
-    size : voxels of the grid along ``(x, y[, z])``.
-    generator : a CPU generator.
-    candidates : ``(M, d)`` voxel indices ``(x, y[, z])`` on the CPU, see `mask_candidates`; points of ``random`` and
-        centres of ``patches`` are drawn among them only (``downsize`` and ``lattice`` cover the whole grid: weigh their
-        points by the mask). Left out: the whole grid.
+    points : Tensor
+        Continuous voxel indices ``(x, y[, z])``: ``(B, [D,] H, W, d)`` in blocks, or ``(N, d)`` scattered.
+    spacing : float or None
+        Distance of neighbours along every axis of a block, in voxels; None where it is not the same everywhere
+        (scattered points, jittered blocks).
+    """
+
+    points: Tensor
+    spacing: float | None
+
+
+def draw(config: SamplerConfig, size: Sequence[int], generator: Generator, candidates: Tensor | None = None) -> Sample:
+    """The points of one iteration.
+
+    Parameters
+    ----------
+    config : SamplerConfig
+        The sampler and its numbers.
+    size : sequence of int
+        Voxels of the grid along ``(x, y[, z])``.
+    generator : Generator
+        A CPU generator.
+    candidates : Tensor, optional
+        ``(M, d)`` voxel indices ``(x, y[, z])`` on the CPU, see `mask_candidates`: points of ``random`` and centres of
+        ``patches`` are drawn among them only (``downsize`` and ``lattice`` cover the whole grid: weigh their points by
+        the mask). Left out: the whole grid.
+
+    Returns
+    -------
+    Sample
+        The points and, where it is the same everywhere, their spacing.
 
     Raises
     ------
-    ValueError : there are no candidates, or the grid does not have 2 or 3 axes.
+    ValueError
+        There are no candidates, or the grid does not have 2 or 3 axes.
     """
     if len(size) not in (2, 3) or min(size) < 1:
         raise ValueError(f"a grid has 2 or 3 axes of at least 1 voxel, got size {tuple(size)}")
@@ -102,7 +110,18 @@ def draw(config: SamplerConfig, size: Sequence[int], generator: Generator, candi
 
 
 def mask_candidates(mask: Tensor) -> Tensor:
-    """Voxels of ``(1, [D,] H, W)`` where the mask is not zero: ``(M, d)`` indices ``(x, y[, z])`` on the CPU."""
+    """The voxels that a mask marks.
+
+    Parameters
+    ----------
+    mask : Tensor
+        ``(1, [D,] H, W)``; what is not zero is marked.
+
+    Returns
+    -------
+    Tensor
+        ``(M, d)`` indices ``(x, y[, z])``, on the CPU.
+    """
     return mask[0].nonzero().flip(-1).cpu()
 
 
@@ -129,32 +148,32 @@ def _downsize(config: SamplerConfig, size: Sequence[int], generator: Generator, 
     stride = float(config.stride)
     if config.offset == "jitter":
         # The whole array of cells is placed first, so that no voxel is left out for good; then a place in each cell.
-        room = torch.tensor([float(max(n - c * config.stride, 0)) for n, c in zip(size, cells, strict=True)])
-        reach = torch.tensor([float(min(config.stride, n)) for n in size])
-        corner = torch.floor(torch.rand(len(size), generator=generator) * (room + 1))
+        rest = torch.tensor([float(max(n - c * config.stride, 0)) for n, c in zip(size, cells, strict=True)])
+        width = torch.tensor([float(min(config.stride, n)) for n in size])
+        corner = torch.floor(torch.rand(len(size), generator=generator) * (rest + 1))
         within = torch.rand(*cells[::-1], len(size), generator=generator)
-        within = within * (reach - 1) if config.subvoxel else torch.floor(within * reach)
+        within = within * (width - 1) if config.subvoxel else torch.floor(within * width)
         points = _block([torch.arange(c) * stride for c in cells]) + corner + within
         return Sample(points[None], None)
-    room = torch.tensor([n - 1 - (c - 1) * stride for n, c in zip(size, cells, strict=True)])
+    rest = torch.tensor([n - 1 - (c - 1) * stride for n, c in zip(size, cells, strict=True)])
     if config.offset == "centre":
-        start = room / 2 if config.subvoxel else torch.floor(room / 2)
+        start = rest / 2 if config.subvoxel else torch.floor(rest / 2)
     else:
         unit = torch.rand(len(size), generator=generator)
-        start = unit * room if config.subvoxel else torch.floor(unit * (room + 1))
+        start = unit * rest if config.subvoxel else torch.floor(unit * (rest + 1))
     return Sample(_block([torch.arange(c) * stride + s for c, s in zip(cells, start, strict=True)])[None], stride)
 
 
 def _patches(config: SamplerConfig, size: Sequence[int], generator: Generator, candidates: Tensor | None) -> Sample:
     """Cubes of neighbouring voxels, wholly inside the grid."""
     edges = torch.tensor([min(config.edge, n) for n in size])
-    room = torch.tensor(list(size)) - edges
+    rest = torch.tensor(list(size)) - edges
     if candidates is None:
         unit = torch.rand(config.patches, len(size), generator=generator)
-        corners = torch.minimum((unit * (room + 1)).long(), room)
+        corners = torch.minimum((unit * (rest + 1)).long(), rest)
     else:
         centres = candidates[torch.randint(len(candidates), (config.patches,), generator=generator)]
-        corners = torch.minimum((centres - edges // 2).clamp(min=0), room)
+        corners = torch.minimum((centres - edges // 2).clamp(min=0), rest)
     block = _block([torch.arange(float(e)) for e in edges])
     return Sample(block[None] + corners.reshape(-1, *[1] * len(size), len(size)), 1.0)
 
@@ -169,10 +188,4 @@ def _lattice(config: SamplerConfig, size: Sequence[int], generator: Generator, c
     return Sample(_block(axes)[None], float(config.stride))
 
 
-#: Samplers by name.
-SAMPLERS: dict[str, Callable[[SamplerConfig, Sequence[int], Generator, Tensor | None], Sample]] = {
-    "random": _random,
-    "downsize": _downsize,
-    "patches": _patches,
-    "lattice": _lattice,
-}
+SAMPLERS.update(random=_random, downsize=_downsize, patches=_patches, lattice=_lattice)

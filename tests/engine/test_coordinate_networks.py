@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import doctest
 import itertools
 import math
 
@@ -10,8 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from itk_nir.engine.coordinate_networks import ACTIVATIONS, ENCODINGS, FieldConfig, build_field
+from itk_nir.engine import coordinate_networks
+from itk_nir.engine.coordinate_networks import (
+    ACTIVATIONS,
+    ENCODINGS,
+    FIELDS,
+    Activation,
+    Encoding,
+    FieldConfig,
+    build_field,
+)
 from itk_nir.engine.interpolation import sample
+from itk_nir.options import options_in
 
 CONFIGS = [FieldConfig(encoding=e, activation=a, width=16, frequencies=4) for e in ENCODINGS for a in ACTIVATIONS] + [
     FieldConfig(kind="grid", spline=s, decoder=d, cells=(3, 6), features=2, width=16)
@@ -170,11 +182,63 @@ def test_grid_gradient_has_the_same_bits_with_two_threads() -> None:
 
 
 def test_errors_name_what_there_is() -> None:
-    with pytest.raises(ValueError, match="none, positional, fourier"):
+    with pytest.raises(ValueError, match="encoding must be one of 'none', 'positional', 'fourier', got 'hash'"):
         FieldConfig(encoding="hash")
-    with pytest.raises(ValueError, match="mlp, grid"):
+    with pytest.raises(ValueError, match="kind must be one of 'mlp', 'grid'"):
         FieldConfig(kind="unet")
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
         FieldConfig(depth=0)
+    with pytest.raises(ValueError, match="cells must be at least 1"):
+        FieldConfig(cells=(4, 0))
+    with pytest.raises(ValueError, match="cells must hold at least one"):
+        FieldConfig(cells=())
+    with pytest.raises(ValueError, match="bound must be above 0"):
+        FieldConfig(bound=0.0)
     with pytest.raises(ValueError, match="2 or 3"):
         build_field(FieldConfig(), 4, seeded())
+
+
+def test_every_part_says_what_it_means() -> None:
+    assert set(options_in(FieldConfig)) == {f.name for f in dataclasses.fields(FieldConfig)}
+    assert all(what.help for what in options_in(FieldConfig).values())
+
+
+def test_the_example_of_the_module_runs() -> None:
+    """It adds a field of its own to the table, builds and evaluates it."""
+    try:
+        result = doctest.testmod(coordinate_networks)
+    finally:
+        FIELDS.pop("affine", None)
+    assert result.attempted > 5
+    assert result.failed == 0
+
+
+def test_parts_from_outside_work_with_ours() -> None:
+    class Squares(Encoding):
+        def __init__(self, config: FieldConfig, dimension: int, generator: torch.Generator) -> None:
+            super().__init__(config, dimension, generator)
+            self.size = 2 * dimension
+
+        def forward(self, points: torch.Tensor) -> torch.Tensor:
+            return torch.cat([points, points.square()], 1)
+
+    class Tanh(Activation):
+        def half_width(self, inputs: int, first: bool) -> float:
+            return inputs**-0.5
+
+        def bias_half_width(self, inputs: int) -> float:
+            return 0.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(x)
+
+    ENCODINGS["squares"], ACTIVATIONS["tanh"] = Squares, Tanh
+    try:
+        config = FieldConfig(encoding="squares", activation="tanh", width=5, depth=1)
+        field = shaken(build_field(config, 2, seeded(), dtype=torch.float64))
+        q = points(2).double()
+        (w1, b1), (w2, b2) = ((m.weight, m.bias) for m in field.decoder if hasattr(m, "weight"))
+        wanted = torch.tanh(torch.cat([q, q * q], 1) @ w1.T + b1) @ w2.T + b2
+        torch.testing.assert_close(field(q), wanted)
+    finally:
+        del ENCODINGS["squares"], ACTIVATIONS["tanh"]

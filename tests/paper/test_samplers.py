@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itk_nir.paper.samplers import OFFSETS, SAMPLERS, SamplerConfig, draw, hybrid, mask_candidates
+from itk_nir.paper.samplers import OFFSETS, SAMPLERS, Sample, SamplerConfig, draw, mask_candidates
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -38,15 +38,16 @@ def test_points_lie_in_the_grid_with_the_stated_step(config: SamplerConfig, size
     d = len(size)
     p = sample.points
     assert p.shape[-1] == d
-    assert sample.blocks == (config.name != "random")
+    assert config.blocks == (p.dim() == d + 2)
+    assert config.regular == (sample.spacing is not None)
     slack = config.stride / 2 if config.name == "lattice" else 1e-4
     assert float(p.min()) >= -slack
     assert (p.reshape(-1, d).max(0).values <= torch.tensor(size) - 1 + slack).all()
-    if sample.step is not None:
+    if sample.spacing is not None:
         for axis in range(d):
             gaps = torch.diff(p, dim=-2 - axis)
             wanted = torch.zeros(d)
-            wanted[axis] = sample.step
+            wanted[axis] = sample.spacing
             assert torch.allclose(gaps, wanted.expand_as(gaps), atol=1e-4)
     if config.name == "downsize" and not config.subvoxel:
         assert torch.equal(p, p.round())
@@ -102,17 +103,25 @@ def test_lattice_covers_from_end_to_end() -> None:
     assert sample.points[0, :, 0, 1].tolist() == [-5.0, -1.0, 3.0, 7.0, 11.0, 15.0]
 
 
-def test_hybrid_is_downsize_then_patches() -> None:
-    first, second = hybrid(stride=2, patches=3, edge=5)
-    assert (first.name, first.stride, second.name, second.patches, second.edge) == ("downsize", 2, "patches", 3, 5)
+def test_a_sampler_from_outside_can_be_chosen() -> None:
+    def corners(config, size, generator, candidates):  # type: ignore[no-untyped-def]
+        return Sample(torch.tensor(list(itertools.product(*[(0.0, n - 1.0) for n in size]))), None)
+
+    SAMPLERS["corners"] = corners
+    try:
+        assert draw(SamplerConfig("corners"), (5, 4), seeded()).points.tolist() == [[0, 0], [0, 3], [4, 0], [4, 3]]
+    finally:
+        del SAMPLERS["corners"]
+    with pytest.raises(ValueError, match="corners"):
+        SamplerConfig("corners")
 
 
 def test_errors() -> None:
-    with pytest.raises(ValueError, match="random, downsize, patches, lattice"):
+    with pytest.raises(ValueError, match="'random', 'downsize', 'patches', 'lattice'"):
         SamplerConfig("sobol")
-    with pytest.raises(ValueError, match="shared, jitter, centre"):
+    with pytest.raises(ValueError, match="'shared', 'jitter', 'centre'"):
         SamplerConfig(offset="none")
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
         SamplerConfig(stride=0)
     with pytest.raises(ValueError, match="candidates"):
         draw(SamplerConfig("random"), (4, 4), seeded(), torch.zeros(0, 2))
