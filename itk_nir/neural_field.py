@@ -73,10 +73,9 @@ class NeuralField:
         return self.trained.geometry
 
     @property
-    def network(self) -> torch.nn.Module | None:
-        """The coordinate network, weights included; None where none was trained."""
-        parts = [getattr(self.trained, name, None) for name in ("coarse", "fine")]
-        return next((p.network for p in parts if p is not None and p.network is not None), None)
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """The coordinate networks, weights included; none where none was trained (``network=None``)."""
+        return self.trained.networks
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.geometry.size))

@@ -30,6 +30,10 @@ class Field(Protocol):
         """Where it is evaluated."""
 
     @property
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """The coordinate networks in it, weights included."""
+
+    @property
     def threads(self) -> int:
         """CPU threads that it uses."""
 

@@ -198,6 +198,12 @@ class VelocityField:
         return self.fine.control_points.device
 
     @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The coordinate networks, weights included; none where none was trained."""
+        parts = (self.coarse, self.fine)
+        return tuple(p.network for p in parts if p is not None and p.network is not None)
+
+    @property
     def axes(self) -> list[Axis]:
         """The lattice, ``[x, y, z]`` in voxels of the fixed grid."""
         return self.fine.lattices.axes[self.fine.number]

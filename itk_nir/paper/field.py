@@ -35,11 +35,19 @@ class PaperField:
         One a phase, in the order in which a fixed point meets them: field coordinates ``(N, d)`` → ``(N, d)``.
     settings : PaperSettings
         What they were trained with.
+    threads : int
+        CPU threads of what samples it; the fields themselves are torch's.
     """
 
     geometry: Geometry
     fields: tuple[nn.Module, ...]
     settings: PaperSettings
+    threads: int = 1
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The coordinate networks: all of it."""
+        return self.fields
 
     @property
     def device(self) -> torch.device:
@@ -186,7 +194,7 @@ def restore(
     device : torch.device or str
         Where it is to be evaluated.
     threads : int
-        Of the protocol of engines; nothing here has threads of its own.
+        CPU threads of what samples it.
 
     Returns
     -------
@@ -216,4 +224,4 @@ def restore(
         except RuntimeError as error:
             raise ValueError(f"the arrays of field {number} do not fit its settings: {error}") from error
         modules.append(module.to(device).requires_grad_(False))
-    return PaperField(geometry, tuple(modules), settings)
+    return PaperField(geometry, tuple(modules), settings, threads)

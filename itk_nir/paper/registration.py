@@ -104,7 +104,7 @@ def optimise(
         if journal.cancelled:
             break
     stop = "cancelled" if journal.cancelled else "all iterations done"
-    return Optimised(PaperField(g, tuple(trained), settings), tuple(journal.trace), stop, start, end)
+    return Optimised(PaperField(g, tuple(trained), settings, threads), tuple(journal.trace), stop, start, end)
 
 
 def _train(

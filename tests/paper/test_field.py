@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from itk_nir.engine.coordinate_networks import FieldConfig, build_field
-from itk_nir.engine.sampling import BakeSettings, bake
+from itk_nir.engine.sampling import sample_field
+from itk_nir.engine.settings import SamplingSettings
 from itk_nir.geometry import Geometry
 from itk_nir.paper.field import PaperField, extent_of
 from itk_nir.paper.registration import describe, restore
@@ -71,7 +72,7 @@ def test_the_inverse_comes_back(flow: str) -> None:
 def test_it_can_be_sampled_to_a_wanted_error() -> None:
     """The protocol of `itk_nir.engine.sampling.Field`."""
     g = oblique(3)
-    sampled = bake(trained(g), BakeSettings(), torch.ones(g.shape, dtype=torch.bool))
+    sampled = sample_field(trained(g), SamplingSettings(), torch.ones(g.shape, dtype=torch.bool))
     p = sampled.geometry.grid().reshape(-1, 3)
     wanted = trained(g).displacement(p).reshape(sampled.forward.shape)
     np.testing.assert_allclose(sampled.forward, wanted, atol=1e-5)
