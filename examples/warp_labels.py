@@ -14,14 +14,12 @@ import numpy as np
 import itk_nir
 from itk_nir.images import load_image, save_image, to_sitk
 from itk_nir.phantom import LABELS, brain_phantom
-from itk_nir.resample import apply
 
 
 def on_files(fixed: str, moving: str, moving_labels: str, output: str) -> None:
     result = itk_nir.register(fixed, moving, preset="fast")
-    volume = load_image(moving_labels, "moving labels", native=True)
     # "nearest": the labels that come out are labels that went in.
-    labels = apply(volume, result.chain, fixed, interpolation="nearest")
+    labels = itk_nir.apply(moving_labels, result, interpolation="nearest")
     warped = load_image(labels, "warped labels", native=True)
     save_image(warped.array, warped.geometry, output)
     print(f"wrote {output}")
@@ -31,7 +29,7 @@ def on_the_phantom() -> None:
     phantom = brain_phantom(3, (80, 96, 80))
     grid = phantom.geometry
     result = itk_nir.register(to_sitk(phantom.fixed, grid), to_sitk(phantom.moving, grid), preset="fast")
-    labels = apply(to_sitk(phantom.moving_labels, grid), result.chain, grid, interpolation="nearest")
+    labels = itk_nir.apply(to_sitk(phantom.moving_labels, grid), result, interpolation="nearest")
     warped = load_image(labels, "warped labels", native=True).array
 
     print(f"{'Dice':<26}before  after")

@@ -36,7 +36,7 @@ import numpy as np
 kind = itk.Image[itk.F, 2]
 rng = np.random.default_rng(0)
 fixed, moving = (itk.image_from_array(rng.random((24, 24)).astype(np.float32)) for _ in range(2))
-options = dict(preset="fast", steps=(1, 1, 1), linear="none", threads=1, device="cpu")
+options = dict(preset="fast", iterations=(1, 1, 1), linear="none", threads=1, device="cpu")
 registration = itk.NIRRegistrationMethod[kind, kind].New(fixed, moving, **options)
 registration.Update()
 assert np.ptp(itk.array_from_image(registration.GetOutput())) > 0

@@ -3,8 +3,3 @@
 What an option of theirs becomes is one of three things, and the documentation lists which: *honoured*, *approximated*
 (a documented substitute) or *refused*, which is an `OptionError` that names it. Nothing is ignored.
 """
-
-# Until every interface imports them from where they are.
-from itk_nir.compat.options import STAND_IN, engine_options, level_options, limited, nearest_name
-
-__all__ = ["STAND_IN", "engine_options", "level_options", "limited", "nearest_name"]

@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from itk_nir.compat.options import present_names, warn_renamed
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image
-from itk_nir.settings import make_settings
-from itk_nir.transforms.load import load_transform
+from itk_nir.loading import load_transform
+from itk_nir.report import Report
+from itk_nir.settings import Settings, make_settings
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, compose
 
 try:
@@ -46,8 +48,8 @@ class BlockResult(BlockPairRegistrationResult):
         The box where `mapping` holds.
     inverse_domain : Geometry
         That of its inverse: the moving block.
-    metrics : dict
-        Of the registration, see `RegistrationResult.metrics`.
+    report : Report
+        Numbers about the registration.
 
     Attributes
     ----------
@@ -65,21 +67,25 @@ class BlockResult(BlockPairRegistrationResult):
 
     # The base class is not initialised: it multiplies the sizes of the domains with np.product, which NumPy 2 no longer
     # has, to find empty ones. A Geometry is never empty.
-    def __init__(
-        self, mapping: CompositeTransform, domain: Geometry, inverse_domain: Geometry, metrics: dict[str, Any]
-    ) -> None:
+    def __init__(self, mapping: CompositeTransform, domain: Geometry, inverse_domain: Geometry, report: Report) -> None:
         from itk_nir.transforms.as_itk import to_itk
 
-        self.mapping, self.domain, self.inverse_domain, self.metrics = mapping, domain, inverse_domain, metrics
+        self.mapping, self.domain, self.inverse_domain, self.report = mapping, domain, inverse_domain, report
         self.status = BlockRegStatus.SUCCESS
         self.transform = to_itk(mapping)
         self.transform_domain = _empty_image(domain)
         self.inv_transform = to_itk(mapping.inverse())
         self.inv_transform_domain = _empty_image(inverse_domain)
 
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Deprecated: `report`, as a dictionary."""
+        warn_renamed("BlockResult.metrics", "BlockResult.report")
+        return self.report.as_dict()
+
     # ITK's objects are made again on the other side, so that a result can travel between dask's workers.
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.mapping, self.domain, self.inverse_domain, self.metrics)
+        return type(self), (self.mapping, self.domain, self.inverse_domain, self.report)
 
 
 class BlockPairRegistration(BlockPairRegistrationMethod):
@@ -87,7 +93,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
 
     Parameters
     ----------
-    preset : str
+    preset : str or Settings
         As for `itk_nir.register`.
     linear : {"none", "rigid", "affine"}
         The linear stage. ``"none"`` by default: aligning the whole images is the task of the initial transform, and
@@ -98,7 +104,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
     threads : int, optional
         CPU threads for one pair of blocks; all by default.
     **options
-        Options of the preset, by name.
+        Options of the preset, public and expert ones, as for `itk_nir.make_settings`.
 
     Raises
     ------
@@ -108,7 +114,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
 
     def __init__(
         self,
-        preset: str = "default",
+        preset: str | Settings = "default",
         *,
         linear: str = "none",
         seed: int = 0,
@@ -116,7 +122,8 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         threads: int | None = None,
         **options: Any,
     ) -> None:
-        make_settings(preset, **options)
+        options = present_names(preset, options)
+        self.settings = make_settings(preset, **options)
         # itk-dreg turns an exception in a block into a failed block, so what is wrong with every block is said here.
         if linear not in ("none", "rigid", "affine"):
             raise OptionError(f"linear is 'none', 'rigid' or 'affine', got {linear!r}")
@@ -169,19 +176,19 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
             if block.array.min() == block.array.max():
                 raise InputError(f"{block.name}: one value everywhere, nothing to register")
         options: dict[str, Any] = {
-            "preset": self.preset, "linear": self.linear, "seed": self.seed, "device": self.device,
-            "threads": self.threads, **self.options,
+            "preset": self.settings, "linear": self.linear, "seed": self.seed, "device": self.device,
+            "threads": self.threads,
         }  # fmt: skip
         grid = fixed.geometry
         if initial_transform is None:
             result = register(fixed, moving, **options)
-            return BlockResult(result.chain, grid, moving.geometry, result.metrics)
+            return BlockResult(result.mapping, grid, moving.geometry, result.report)
         start = load_transform(initial_transform, grid, role="initial transform")
         back = _inverse_over_block(grid, start)
         start = CompositeTransform(start.transforms, back.transforms)
         result = register(fixed, moving, initial_transform=start, **options)
         # Ours is phi = T_initial ∘ A ∘ (id + u) from fixed space; wanted is the part that runs after T_initial.
-        return BlockResult(compose(back, result.chain), _box(grid, start), moving.geometry, result.metrics)
+        return BlockResult(compose(back, result.mapping), _box(grid, start), moving.geometry, result.report)
 
 
 def _inverse_over_block(block: Geometry, start: CompositeTransform) -> CompositeTransform:

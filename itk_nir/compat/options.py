@@ -1,14 +1,23 @@
-"""What the interfaces share: the entries of their tables of options, and levels as options of `register`."""
+"""What the interfaces share: the entries of their tables of options, and options as arguments of `register`."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from itk_nir.errors import OptionError
+
+if TYPE_CHECKING:
+    from itk_nir.settings import Settings
+
+#: The words of two arguments of `register`.
+LinearStage = Literal["affine", "rigid", "none"]
+Device = Literal["auto", "cpu", "cuda"]
 
 #: What is used in place of metrics that allow the contrast to differ, in words for warnings and documentation.
 STAND_IN = "squared local correlation (LNCC²)"
@@ -56,23 +65,23 @@ def refused(meaning: str) -> OptionSupport:
 
 
 def level_options(
-    preset: str,
+    preset: str | Settings,
     shrink_factors: Sequence[int],
     *,
     smoothing_sigmas: Sequence[float] | None = None,
-    most_steps: int | Sequence[int] | None = None,
+    most_iterations: int | Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Options of `register` that give the deformable stage these levels.
+    """Options of `make_settings` that give the deformable stage these levels.
 
     Parameters
     ----------
-    preset : str
+    preset : str or Settings
         The preset whose options they override.
     shrink_factors : sequence of int
         Coarsest first, in voxels of the fixed image along its finest axis.
     smoothing_sigmas : sequence of float, optional
         One a level: mm divided by the finest spacing of the fixed image (not by that of the level).
-    most_steps : int or sequence of int, optional
+    most_iterations : int or sequence of int, optional
         Upper limit of the iterations of a level, for all or for each; a preset that needs fewer takes fewer.
 
     Returns
@@ -85,11 +94,14 @@ def level_options(
     OptionError
         A preset without levels, factors below 1 or that rise, or unlike lengths.
     """
-    from itk_nir.settings import options_of
+    from itk_nir.settings import options_of, preset_settings
 
     known = options_of(preset)
     if "shrink_factors" not in known:
-        raise OptionError(f"preset {preset!r} has no resolution levels to set; use 'fast', 'default' or 'accurate'")
+        raise OptionError(
+            f"preset {preset_settings(preset).preset!r} has no resolution levels to set; use 'fast', 'default' or "
+            "'accurate'"
+        )
     factors = tuple(int(f) for f in shrink_factors)
     n = len(factors)
     if n == 0 or min(factors) < 1 or list(factors) != sorted(factors, reverse=True):
@@ -99,9 +111,9 @@ def level_options(
     spacings = [max(2.0, 2.0 ** math.ceil(math.log2(f))) for f in factors]
     out: dict[str, Any] = {
         "shrink_factors": factors,
-        "lattice_spacing": tuple(s / f for s, f in zip(spacings, factors, strict=True)),
-        "coarsest_lattice": max(16.0, *spacings),
-        "steps": limited(known["steps"], n, most_steps),
+        "grid_spacing": tuple(s / f for s, f in zip(spacings, factors, strict=True)),
+        "coarsest_grid_spacing": max(16.0, *spacings),
+        "iterations": limited(known["iterations"], n, most_iterations),
     }
     if smoothing_sigmas is not None:
         if len(smoothing_sigmas) != n:
@@ -112,12 +124,12 @@ def level_options(
     return out
 
 
-def limited(steps: Sequence[int], levels: int, most: int | Sequence[int] | None) -> tuple[int, ...]:
+def limited(iterations: Sequence[int], levels: int, most: int | Sequence[int] | None) -> tuple[int, ...]:
     """The iterations of a preset for another number of levels, none above a limit.
 
     Parameters
     ----------
-    steps : sequence of int
+    iterations : sequence of int
         The preset's, one a level: cut, or the last one repeated.
     levels : int
         How many are wanted.
@@ -134,7 +146,7 @@ def limited(steps: Sequence[int], levels: int, most: int | Sequence[int] | None)
     OptionError
         A limit below 1, or limits for another number of levels.
     """
-    own = (tuple(steps) + (steps[-1],) * levels)[:levels]
+    own = (tuple(iterations) + (iterations[-1],) * levels)[:levels]
     if most is None:
         return own
     limits = (most,) * levels if isinstance(most, int) else tuple(most)
@@ -145,16 +157,65 @@ def limited(steps: Sequence[int], levels: int, most: int | Sequence[int] | None)
     return tuple(min(a, b) for a, b in zip(own, limits, strict=True))
 
 
-def engine_options(preset: str) -> set[str]:
-    """Names that `register` takes with this preset, beside the images."""
-    from itk_nir.registration import register
-    from itk_nir.settings import options_of
+def engine_options(preset: str | Settings) -> set[str]:
+    """Names of what `register` and `make_settings` take with this preset, beside the images."""
+    from itk_nir.settings import ARGUMENTS, options_of
 
-    named = set(inspect.signature(register).parameters) - {"fixed", "moving", "options"}
-    return named | set(options_of(preset))
+    return (set(ARGUMENTS) - {"fixed", "moving"}) | set(options_of(preset))
 
 
-def nearest_name(name: str, known: Iterable[str]) -> str:
-    """``", did you mean 'x'?"``, or nothing where no known name is like it."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else ""
+def register_arguments(preset: str | Settings, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords for `register`, with the options of the preset, public and expert ones alike, as one `Settings`.
+
+    Parameters
+    ----------
+    preset : str or Settings
+        What to begin with.
+    options : mapping of str to object
+        Arguments of `register` (``seed``, ``threads``, ...) and options of the preset.
+
+    Returns
+    -------
+    dict of str to object
+        The arguments among them, and ``preset``.
+
+    Raises
+    ------
+    OptionError
+        An unknown preset or option, or a value it cannot have.
+    """
+    from itk_nir.settings import ARGUMENTS, make_settings
+
+    options = present_names(preset, options)
+    arguments = {name: value for name, value in options.items() if name in ARGUMENTS}
+    settings = make_settings(preset, **{name: value for name, value in options.items() if name not in ARGUMENTS})
+    return {**arguments, "preset": settings}
+
+
+def present_names(preset: str | Settings, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the names that they have since 0.2, with a `DeprecationWarning` at the user's own line.
+
+    `make_settings` does the same, but it cannot know how many calls of an interface lie between it and the user.
+    """
+    from itk_nir.settings import RENAMED, options_of
+
+    known = options_of(preset)
+    out: dict[str, Any] = {}
+    for name, value in options.items():
+        now = RENAMED.get(name)
+        # Both names at once, and what is no option of this preset, are errors of `make_settings`.
+        if name in known or now is None or now not in known or now in options:
+            out[name] = value
+        else:
+            warn_renamed(f"option {name!r}", repr(now))
+            out[now] = value
+    return out
+
+
+def warn_renamed(old: str, now: str) -> None:
+    """Warn of an old name where the code that used it is, the first caller outside this package."""
+    package = str(Path(__file__).parents[1]) + os.sep
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"{old} is called {now} since 0.2", DeprecationWarning, stacklevel=level)

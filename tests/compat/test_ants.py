@@ -17,7 +17,6 @@ import pytest
 import SimpleITK as sitk
 
 from itk_nir.cli import ants as ants_cli
-from itk_nir.compat import engine_options
 from itk_nir.compat.ants import (
     NO_COUNTERPART,
     OPTIONS,
@@ -29,19 +28,21 @@ from itk_nir.compat.ants import (
     to_ants,
 )
 from itk_nir.compat.ants.arguments import kind_options
+from itk_nir.compat.options import engine_options
 from itk_nir.errors import InputError, ItkNirError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.phantom import Phantom, brain_phantom
+from itk_nir.settings import make_settings
 from tests.docs_blocks import DOCS, run_blocks
 from tests.grids import centred, turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
-#: Few steps, and stiff: enough to be well on the way on images this small.
+#: Few iterations, and stiff: enough to be well on the way on images this small.
 QUICK: dict[str, Any] = {
-    "preset": "fast", "shrink_factors": (2, 1), "smoothing_sigmas": (0.5, 0.5), "steps": (25, 8),
-    "learning_rates": (0.4, 0.2), "lattice_spacing": (2.0, 2.0), "coarsest_lattice": 8.0, "radius": (3, 3),
-    "velocity_diffusion": (0.1, 0.1), "linear_size": (28,), "linear_steps": (40,), "linear_start_steps": 8,
+    "preset": "fast", "shrink_factors": (2, 1), "smoothing_sigmas": (0.5, 0.5), "iterations": (25, 8),
+    "learning_rates": (0.4, 0.2), "grid_spacing": (2.0, 2.0), "coarsest_grid_spacing": 8.0, "radius": (3, 3),
+    "velocity_smoothness": (0.1, 0.1), "linear_size": (28,), "linear_iterations": (40,), "linear_start_iterations": 8,
     "threads": 1, "device": "cpu",
 }  # fmt: skip
 
@@ -130,7 +131,7 @@ def test_a_script_for_antspy_runs_with_one_line_changed(
     assert np.linalg.norm(home - points, axis=1).mean() < 0.3
     inside = phantom.fixed_labels > 0
     assert 0.7 < array(names["jacobian"])[inside].mean() < 1.4
-    if not ours:  # a few steps of theirs, for the flow of the script only
+    if not ours:  # a few iterations of theirs, for the flow of the script only
         assert end > start - 0.05
     else:
         assert end > start + 0.05
@@ -205,7 +206,7 @@ def test_a_known_rotation_and_shift_come_out_with_the_right_sign(
         to_ants(sitk.GetArrayFromImage(moving), phantom.moving_geometry),
         kind,
         outprefix=f"{tmp_path}/",
-        **{**QUICK, "linear_steps": (60,)},
+        **{**QUICK, "linear_iterations": (60,)},
     )
     assert len(tx["fwdtransforms"]) == (2 if kind == "SyN" else 1)
     if kind != "SyN":
@@ -255,7 +256,7 @@ def test_the_signature_is_that_of_antspy() -> None:
 
 
 def test_the_options_that_stand_for_anothers_exist() -> None:
-    """``set linear_steps=`` and the like name options that `itk_nir.register` has."""
+    """``set linear_iterations=`` and the like name options that `itk_nir.register` has."""
     named = {name for _, meaning in OPTIONS.values() for name in re.findall(r"\bset (\w+)=", meaning)}
     assert len(named) >= 5
     assert named <= engine_options("default")
@@ -275,6 +276,16 @@ def test_every_refused_option_is_an_error_that_names_it(oblique: dict[int, Phant
     for name, value in REFUSED.items():
         with pytest.raises(OptionError, match=name):
             registration(names["fixed"], names["moving"], **{name: value})
+
+
+def test_names_of_before_are_taken_with_a_warning(oblique: dict[int, Phantom]) -> None:
+    given = {n: p.default for n, p in inspect.signature(registration).parameters.items()}
+    with pytest.warns(DeprecationWarning, match="option 'displacement_diffusion' is called 'smoothness'") as warned:
+        _, options = register_options(given, {"displacement_diffusion": 2.0, "preset": "fast"})
+    assert [w.filename for w in warned] == [__file__]
+    assert options == {"smoothness": 2.0, "preset": "fast"}
+    with pytest.raises(OptionError, match="unknown option 'steps', did you mean 'iterations'"):
+        register_options(given, {"steps": 3, "iterations": 3})
 
 
 @pytest.mark.parametrize(
@@ -299,7 +310,7 @@ def test_every_refused_option_is_an_error_that_names_it(oblique: dict[int, Phant
         ({"type_of_transform": "antsRegistrationSyN[b,26]"}, "spline distances"),
         ({"type_of_transform": "antsRegistrationSyN[q]"}, "there is no type 'q'"),
         ({"regiterations": (10, 5)}, "did you mean 'reg_iterations'"),
-        ({"stepz": (1, 1, 1)}, "did you mean 'steps'"),
+        ({"stepz": (1, 1, 1)}, "did you mean 'iterations'"),
         ({"linear": "rigid"}, "unknown option 'linear'"),
         ({"random_seed": 1, "seed": 1}, "same option"),
         ({"preset": "quick"}, "unknown preset"),
@@ -316,20 +327,22 @@ def test_types_map_to_stages_and_presets() -> None:
     assert parse_type("antsRegistrationSyN[so]") == SCRIPT_TYPES["so"]
     assert parse_type("antsRegistrationSyNRepro[r]") == SCRIPT_TYPES["r"]
     assert parse_type("antsRegistrationSyN[s,4]").radius == 4
-    four = {"linear": "affine", "deformable": True, "preset": "default", "radius": 4}
+    four = {"linear": "affine", "deformable": True, "preset": make_settings("default", radius=4)}
     assert kind_options(parse_type("antsRegistrationSyN[s,4]")) == four
-    given = {"radius": 2, "preset": "fast"}
-    assert kind_options(parse_type("antsRegistrationSyN[s,4]"), given) == {**four, **given}
-    assert "radius" not in kind_options(replace(SCRIPT_TYPES["r"], radius=4))
+    given = {"radius": 2, "preset": "fast", "seed": 3}
+    fast = {**four, "preset": make_settings("fast", radius=2), "seed": 3}
+    assert kind_options(parse_type("antsRegistrationSyN[s,4]"), given) == fast
+    assert kind_options(parse_type("SyN"), {"preset": make_settings("fast", radius=2), "seed": 3}) == fast
+    assert kind_options(replace(SCRIPT_TYPES["r"], radius=4))["preset"] == make_settings("default")
     quick = parse_type("antsRegistrationSyNQuick[sr]")
     assert (quick.linear, quick.deformable, quick.preset) == ("rigid", True, "fast")
 
 
-@pytest.mark.filterwarnings("ignore:.*little in common")  # after so few steps
+@pytest.mark.filterwarnings("ignore:.*little in common")  # after so few iterations
 def test_what_the_options_become(
     oblique: dict[int, Phantom], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Levels, most steps, radius and seed reach the engine; masks count; verbose prints; our callback is called."""
+    """Levels, iterations, radius and seed reach the engine; masks count; verbose prints; our callback is called."""
     phantom = oblique[2]
     names = images(phantom)
     seen = []
@@ -340,9 +353,9 @@ def test_what_the_options_become(
         names["fixed"], names["moving"], "SyNOnly", outprefix=f"{tmp_path}/", syn_metric="CC", syn_sampling=3,
         reg_iterations=(7, 0, 5), mask=mask, moving_mask=moving_mask, verbose=True, callback=seen.append, **options,
     )  # fmt: skip
-    steps = [(p.level, p.steps) for p in seen if p.stage == "deformable"]
-    assert set(steps) == {(0, 7), (1, 5)}
-    assert "deformable level 2/2 step 5/5" in capsys.readouterr().out
+    most = [(p.level, p.iterations) for p in seen if p.stage == "deformable"]
+    assert set(most) == {(0, 7), (1, 5)}
+    assert "deformable level 2/2 iteration 5/5" in capsys.readouterr().out
     kind, settings = register_options(
         {**{n: p.default for n, p in inspect.signature(registration).parameters.items()},
          "reg_iterations": [100, 70, 50, 20], "syn_metric": "CC", "syn_sampling": 3},

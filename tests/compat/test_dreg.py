@@ -13,17 +13,18 @@ import pytest
 from itk_nir.errors import OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image, to_itk
+from itk_nir.settings import make_settings
 from itk_nir.transforms.as_itk import linear_to_itk
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 
 pytest.importorskip("dask", reason="needs dask: pip install 'itk-nir[dreg]'")
 pytest.importorskip("itk_dreg", reason="needs itk-dreg: pip install 'itk-nir[dreg]'")
 
-#: Few steps on two levels, for structures of some voxels.
+#: Few iterations on two levels, for structures of some voxels.
 QUICK: dict[str, Any] = {
     "preset": "fast", "device": "cpu", "threads": 1, "shrink_factors": (2, 1), "smoothing_sigmas": (0.4, 0.3),
-    "steps": (30, 10), "learning_rates": (0.4, 0.2), "lattice_spacing": (2.0, 4.0), "coarsest_lattice": 8.0,
-    "radius": (3, 3), "velocity_diffusion": (0.05, 0.05), "displacement_diffusion": (0.0, 0.0),
+    "iterations": (30, 10), "learning_rates": (0.4, 0.2), "grid_spacing": (2.0, 4.0), "coarsest_grid_spacing": 8.0,
+    "radius": (3, 3), "velocity_smoothness": (0.05, 0.05), "smoothness": (0.0, 0.0),
 }  # fmt: skip
 
 
@@ -157,6 +158,9 @@ def test_a_block_pair_runs_after_the_initial_transform(d: int, kind: str) -> Non
     # It travels between processes.
     again = pickle.loads(pickle.dumps(result))
     assert again.status == result.status
+    assert again.report == result.report
+    with pytest.warns(DeprecationWarning, match="BlockResult.metrics is called BlockResult.report since"):
+        assert result.metrics == result.report.as_dict()
     for p in met[:5]:
         assert again.transform.TransformPoint(p.tolist()) == result.transform.TransformPoint(p.tolist())
     assert load_domain(again.transform_domain) == domain
@@ -178,8 +182,9 @@ def test_an_empty_block_is_a_failed_block(caplog: pytest.LogCaptureFixture) -> N
 def test_method_travels_between_processes() -> None:
     from itk_nir.compat.dreg import BlockPairRegistration
 
-    method = pickle.loads(pickle.dumps(BlockPairRegistration("fast", steps=(3, 2, 1))))
-    assert (method.preset, method.options) == ("fast", {"steps": (3, 2, 1)})
+    method = pickle.loads(pickle.dumps(BlockPairRegistration("fast", iterations=(3, 2, 1))))
+    assert (method.preset, method.options) == ("fast", {"iterations": (3, 2, 1)})
+    assert method.settings == make_settings("fast", iterations=(3, 2, 1))
 
 
 @pytest.mark.parametrize(

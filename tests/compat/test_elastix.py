@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import itk_nir
-from itk_nir.compat import engine_options
 from itk_nir.compat.elastix import (
     HONOURED,
     INSTEAD,
@@ -29,6 +28,7 @@ from itk_nir.compat.elastix import (
     registration_method,
     understand,
 )
+from itk_nir.compat.options import engine_options
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, save_image, to_itk
@@ -46,9 +46,9 @@ if not hasattr(itk, "ParameterObject"):
 BOTH = pytest.mark.parametrize("d", [2, 3])
 QUICK: dict[str, Any] = {
     "preset": "fast", "device": "cpu", "number_of_threads": 1, "shrink_factors": (2, 1), "smoothing_sigmas": (0.4, 0.3),
-    "steps": (12, 4), "learning_rates": (0.4, 0.2), "lattice_spacing": (2.0, 4.0), "coarsest_lattice": 8.0,
-    "radius": (3, 3), "velocity_diffusion": (0.05, 0.05), "displacement_diffusion": (0.0, 0.0),
-    "linear_size": (24,), "linear_steps": (25,), "linear_start_steps": 8,
+    "iterations": (12, 4), "learning_rates": (0.4, 0.2), "grid_spacing": (2.0, 4.0), "coarsest_grid_spacing": 8.0,
+    "radius": (3, 3), "velocity_smoothness": (0.05, 0.05), "smoothness": (0.0, 0.0),
+    "linear_size": (24,), "linear_iterations": (25,), "linear_start_iterations": 8,
 }  # fmt: skip
 RIGID = {"Transform": "EulerTransform", "Metric": "AdvancedMattesMutualInformation"}
 SPLINE = {
@@ -212,7 +212,7 @@ def test_files_in_the_output_directory(d: int, tmp_path: Path) -> None:
 @BOTH
 def test_a_known_turn_and_shift_come_out_in_elastix_terms(d: int) -> None:
     fixed, moving, fixed_grid, moving_grid = pair(d, deform=False)
-    image, po = registration_method(fixed, moving, RIGID, **{**QUICK, "linear_steps": (60,)})
+    image, po = registration_method(fixed, moving, RIGID, **{**QUICK, "linear_iterations": (60,)})
     assert keys(po, "Transform") == ["AffineTransform"]
     values = np.array([float(v) for v in po.GetParameterMap(0)["TransformParameters"]])
     assert keys(po, "CenterOfRotationPoint") == ["0.0"]
@@ -471,7 +471,7 @@ def test_elastix_default_maps_are_understood(name: str) -> None:
         ({"FinalBSplineInterpolationOrder": 2}, "FinalBSplineInterpolationOrder: '2'"),
         ({"ResampleInterpolator": "FinalRayCastInterpolator"}, "FinalRayCastInterpolator"),
         ({"AutomaticTransformInitializationMethod": "Origins"}, "Origins"),
-        ({"MaximumNumberOfIterations": 0}, "0 steps"),
+        ({"MaximumNumberOfIterations": 0}, "0 iterations"),
         ({"DefaultPixelValue": "black"}, "DefaultPixelValue: is a number"),
         ({"RandomSeed": -1}, "RandomSeed"),
         ({"WriteResultImage": "maybe"}, "WriteResultImage"),
@@ -513,7 +513,7 @@ def test_parameter_files_and_the_log(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert keys(po, "Transform") == ["AffineTransform"]
     out = capsys.readouterr().out
     assert "without a meaning here: Optimizer" in out
-    assert re.search(r"linear level 1 of \d, step 1 of \d+: metric", out)
+    assert re.search(r"linear level 1 of \d, iteration 1 of \d+: metric", out)
 
 
 def test_own_folder_goes_when_python_ends() -> None:

@@ -23,16 +23,16 @@ from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCan
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_itk
 from itk_nir.phantom import brain_phantom
-from itk_nir.settings import PRESETS, options_of
+from itk_nir.settings import ARGUMENTS, PRESETS, make_settings, options_of
 from tests.docs_blocks import DOCS, run_blocks
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 #: A registration of a fraction of a second that moves something.
 QUICK: dict[str, Any] = {
-    "preset": "fast", "steps": (3, 2, 1), "linear": "none", "threads": 1, "device": "cpu",
+    "preset": "fast", "iterations": (3, 2, 1), "linear": "none", "threads": 1, "device": "cpu",
 }  # fmt: skip
 AFFINE: dict[str, Any] = {
-    **QUICK, "linear": "affine", "linear_steps": (6,), "linear_size": (16,), "linear_start_steps": 3,
+    **QUICK, "linear": "affine", "linear_iterations": (6,), "linear_size": (16,), "linear_start_iterations": 3,
 }  # fmt: skip
 ENV = {**os.environ, "PYTHONPATH": str(Path(itk_nir.__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
 
@@ -93,7 +93,9 @@ def test_the_results_are_those_of_register(d: int, pairs: dict[int, tuple[Any, A
     fixed, moving = pairs[d]
     registration = NIRRegistrationMethod.New(fixed, moving, **AFFINE)
     registration.Update()
-    wanted = itk_nir.register(fixed, moving, **AFFINE)
+    options = {name: value for name, value in AFFINE.items() if name not in ARGUMENTS}
+    arguments = {name: value for name, value in AFFINE.items() if name in ARGUMENTS}
+    wanted = itk_nir.register(fixed, moving, **{**arguments, "preset": make_settings(AFFINE["preset"], **options)})
     out = registration.GetOutput()
     assert type(out) is itk.Image[itk.F, d]
     assert np.array_equal(array(out), wanted.warped_array)
@@ -110,7 +112,7 @@ def test_the_results_are_those_of_register(d: int, pairs: dict[int, tuple[Any, A
         assert [list(mine.TransformPoint(p)) for p in points.tolist()] == [
             list(theirs.TransformPoint(p)) for p in points.tolist()
         ]
-    assert registration.GetResult().metrics["preset"] == "fast"
+    assert registration.GetResult().report.preset == "fast"
 
 
 @BOTH
@@ -234,7 +236,7 @@ CHANGES: dict[str, Callable[[Any, dict[str, Any]], None]] = {
     "no mask": lambda r, x: r.SetFixedMask(None),
     "another fixed image": lambda r, x: r.SetFixedImage(itk.image_duplicator(x["fixed"])),
     "option of register": lambda r, x: r.SetSeed(3),
-    "option of the preset": lambda r, x: r.SetSteps((2, 2, 1)),
+    "option of the preset": lambda r, x: r.SetIterations((2, 2, 1)),
     "initial transform": lambda r, x: x["start"].Translate([1.0, 0.0]),
     "another initial transform": lambda r, x: r.SetInitialTransform(np.eye(3)),
     "the filter itself": lambda r, x: r.Modified(),
@@ -253,7 +255,7 @@ def pipeline(pair: tuple[Any, Any]) -> tuple[Any, Any, dict[str, Any]]:
     return registration, shift(registration), x
 
 
-@pytest.mark.filterwarnings("ignore:.*little in common")  # after the few steps of one of the changes
+@pytest.mark.filterwarnings("ignore:.*little in common")  # after the few iterations of one of the changes
 @pytest.mark.parametrize("change", CHANGES)
 def test_one_change_is_one_execution(pipeline: tuple[Any, Any, dict[str, Any]], change: str) -> None:
     registration, downstream, x = pipeline
@@ -275,7 +277,7 @@ def test_nothing_changed_is_no_execution(pipeline: tuple[Any, Any, dict[str, Any
     downstream.Update()
     registration.SetSeed(0)
     registration.SetPreset("fast")
-    registration.SetSteps([3, 2, 1])
+    registration.SetIterations([3, 2, 1])
     registration.SetInitialTransform(x["start"])
     registration.SetFixedImage(x["fixed"])
     registration.SetMovingImage(x["upstream"])
@@ -384,9 +386,9 @@ def test_observers_hear_in_order_with_live_values(pair: tuple[Any, Any]) -> None
     ]  # fmt: skip
     assert progress == sorted(progress)
     assert progress[-1] == 1
-    trace = registration.GetResult().metrics["trace"]
-    assert metric == [t["metric"] for t in trace]
-    assert registration.GetCurrentStage() == "bake"
+    trace = registration.GetResult().report.trace
+    assert metric == [t.metric for t in trace]
+    assert registration.GetCurrentStage() == "sampling"
 
 
 def test_observers_can_be_taken_away(pair: tuple[Any, Any]) -> None:
@@ -407,7 +409,7 @@ def test_observers_can_be_taken_away(pair: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("event", ["Start", "MultiResolutionIteration", "Iteration", "Progress"])
 def test_abort_within_one_iteration(pair: tuple[Any, Any], event: str) -> None:
-    registration = NIRRegistrationMethod.New(*pair, **{**QUICK, "steps": (50, 50, 50)})
+    registration = NIRRegistrationMethod.New(*pair, **{**QUICK, "iterations": (50, 50, 50)})
     log: list[str] = []
 
     def abort() -> None:
@@ -429,7 +431,7 @@ def test_abort_within_one_iteration(pair: tuple[Any, Any], event: str) -> None:
         registration.GetTransform()
     # The request is spent, and nothing half-done counts as done.
     registration.RemoveObserver(tag)
-    registration.SetSteps((2, 1, 1))
+    registration.SetIterations((2, 1, 1))
     registration.Update()
     assert log[-1] == "end"
     assert registration.GetTransform() is not None
@@ -451,9 +453,9 @@ def test_abort_from_downstream(pair: tuple[Any, Any], capfd: pytest.CaptureFixtu
 
 def test_a_callback_that_returns_true_keeps_the_best_so_far(pair: tuple[Any, Any]) -> None:
     registration = NIRRegistrationMethod.New(*pair, **QUICK)
-    registration.SetCallback(lambda progress: progress.step == 1)
+    registration.SetCallback(lambda progress: progress.iteration == 1)
     registration.Update()
-    assert registration.GetResult().metrics["stop"] == "cancelled"
+    assert registration.GetResult().report.stop == "cancelled"
     assert np.ptp(array(registration)) > 50
 
 
@@ -598,8 +600,23 @@ def test_methods_of_other_filters_are_translated() -> None:
         assert theirs == here or not hasattr(registration, theirs)
     with pytest.raises(AttributeError, match=r"has no 'SetShrinkFactorsPerLevel'; here it is SetShrinkFactors$"):
         registration.SetShrinkFactorsPerLevel([4, 2, 1])
-    with pytest.raises(AttributeError, match=r"has no 'SetMetric': SetPreset and its options choose them$"):
-        registration.SetMetric(None)
+    with pytest.raises(AttributeError, match=r"has no 'SetOptimizer': SetPreset and its options choose it$"):
+        registration.SetOptimizer(None)
+
+
+def test_methods_of_before_have_another_name() -> None:
+    registration = NIRRegistrationMethod.New()
+    for old, now, value in (("Steps", "Iterations", (3, 2, 1)), ("LatticeSpacing", "GridSpacing", (2.0, 4.0, 8.0))):
+        assert f"Set{old}" not in dir(registration)
+        with pytest.warns(DeprecationWarning, match=f"NIRRegistrationMethod.Set{old} is called Set{now} since") as seen:
+            getattr(registration, f"Set{old}")(value)
+        with pytest.warns(DeprecationWarning, match=f"NIRRegistrationMethod.Get{old} is called Get{now} since"):
+            assert getattr(registration, f"Get{old}")() == value
+        assert [w.filename for w in seen] == [__file__]
+        assert getattr(registration, f"Get{now}")() == value
+    with pytest.warns(DeprecationWarning, match="SetSteps is called SetIterations") as seen:
+        assert NIRRegistrationMethod.New(steps=7).GetIterations() == 7
+    assert [w.filename for w in seen] == [__file__]
 
 
 def test_options_are_methods_with_a_name_and_a_meaning() -> None:
@@ -609,6 +626,8 @@ def test_options_are_methods_with_a_name_and_a_meaning() -> None:
             method = getattr(registration, verb + camel)
             assert method.__name__ == verb + camel
             assert option.name in method.__doc__ or camel == "InitialTransform"
+            assert option.help in method.__doc__
+        assert bool(option.help) or not option.of_preset
 
 
 def test_an_unknown_option_is_refused(pair: tuple[Any, Any]) -> None:
@@ -792,7 +811,7 @@ import gc, itk, numpy as np
 from itk_nir.compat.itk import NIRRegistrationMethod
 rng = np.random.default_rng(0)
 fixed, moving = (itk.image_from_array(rng.random((24, 24)).astype(np.float32)) for _ in range(2))
-options = dict(preset="fast", steps=(1, 1, 1), linear="none", threads=1, device="cpu")
+options = dict(preset="fast", iterations=(1, 1, 1), linear="none", threads=1, device="cpu")
 named = NIRRegistrationMethod.New(fixed, moving, **options)
 named.AddObserver(itk.EndEvent(), lambda: named.GetProgress())
 named.AddObserver(itk.DeleteEvent(), lambda: print("gone"))

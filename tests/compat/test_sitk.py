@@ -30,14 +30,15 @@ from tests.docs_blocks import DOCS, run_blocks
 from tests.grids import centred, turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
-#: Few steps, and stiff: enough to be well on the way on images this small.
+#: Few iterations, and stiff: enough to be well on the way on images this small.
 QUICK: dict[str, Any] = {
-    "preset": "fast", "learning_rates": 0.4, "velocity_diffusion": 0.1, "radius": 3, "linear_start_steps": 8,
+    "preset": "fast", "learning_rates": 0.4, "velocity_smoothness": 0.1, "radius": 3, "linear_start_iterations": 8,
     "threads": 1, "device": "cpu",
 }  # fmt: skip
 SHORT: dict[str, Any] = {
-    **QUICK, "shrink_factors": (2, 1), "smoothing_sigmas": (0.5, 0.5), "steps": (25, 8), "learning_rates": (0.4, 0.2),
-    "lattice_spacing": (2.0, 2.0), "coarsest_lattice": 8.0, "linear_size": (28,), "linear_steps": (40,),
+    **QUICK, "shrink_factors": (2, 1), "smoothing_sigmas": (0.5, 0.5), "iterations": (25, 8),
+    "learning_rates": (0.4, 0.2), "grid_spacing": (2.0, 2.0), "coarsest_grid_spacing": 8.0, "linear_size": (28,),
+    "linear_iterations": (40,),
 }  # fmt: skip
 
 
@@ -247,7 +248,7 @@ def test_a_displacement_field_script_runs_with_one_line_changed(
         R = names["R"]
         # What is returned is the deformation alone; the whole map is that, then the affine start.
         points = inner(phantom.geometry)
-        np.testing.assert_allclose(through(names["both"], points), R.result.chain.map(points), atol=1e-3)
+        np.testing.assert_allclose(through(names["both"], points), R.result.mapping.map(points), atol=1e-3)
         np.testing.assert_array_equal(through(names["returned"], points), through(names["displacement"], points))
         whole = sitk.GetArrayFromImage(R.result.warped)
         assert np.abs(end - whole)[phantom.fixed_labels > 0].max() < 1e-4 * 200
@@ -269,7 +270,7 @@ def test_a_known_rotation_and_shift_come_out_with_the_right_sign(
     points = inner(oblique[d].geometry)
     wanted = through(truth, points)
     centre = (-20.0, 11.0, 8.0)[:d]
-    R = quick(linear_steps=(60,))
+    R = quick(linear_iterations=(60,))
     tx: Any = None
     if kind == "rigid":
         tx = rigid(d)
@@ -317,7 +318,7 @@ def test_the_moving_initial_transform_comes_after_and_is_not_returned(oblique: d
             R.SetInitialTransform(model)
         out = R.Execute(fixed, moving)
         whole = sitk.CompositeTransform([turn, out])
-        np.testing.assert_allclose(through(whole, points), R.result.chain.map(points), atol=2e-3)
+        np.testing.assert_allclose(through(whole, points), R.result.mapping.map(points), atol=2e-3)
         if not isinstance(model, sitk.DisplacementFieldTransform):
             assert distance(through(whole, points), wanted) < 0.15 * distance(points, wanted)
 
@@ -350,7 +351,7 @@ def test_a_displacement_field_to_start_from_is_part_of_the_result(oblique: dict[
         assert tx.GetDisplacementField().GetSize() == (36, 31)
         whole = tx if after is None else sitk.CompositeTransform([after, tx])
         np.testing.assert_allclose(
-            through(whole, points), R.result.chain.map(points), atol=0.6
+            through(whole, points), R.result.mapping.map(points), atol=0.6
         )  # 4.8 mm between the nodes
         assert distance(through(whole, points), wanted) < 1.5
 
@@ -385,7 +386,7 @@ def test_a_spline_comes_back_as_a_field(oblique: dict[int, Phantom]) -> None:
     out = R.Execute(fixed, moving)
     assert isinstance(out, sitk.DisplacementFieldTransform)
     assert not np.any(spline.GetParameters())
-    np.testing.assert_allclose(through(out, points), R.result.chain.map(points), atol=1e-3)
+    np.testing.assert_allclose(through(out, points), R.result.mapping.map(points), atol=1e-3)
     spline.SetParameters([3.0] * len(spline.GetParameters()))
     R.SetInitialTransform(spline, inPlace=False)
     shifted = R.Execute(fixed, moving)
@@ -400,7 +401,7 @@ def test_a_spline_comes_back_as_a_field(oblique: dict[int, Phantom]) -> None:
 
 def test_events_come_in_order_with_live_values(oblique: dict[int, Phantom]) -> None:
     fixed, moving = pair(oblique[2])
-    R = quick(steps=(12, 3))
+    R = quick(iterations=(12, 3))
     seen: list[Any] = []
     for name in ("Start", "MultiResolutionIteration", "Iteration", "Progress", "End", "Abort"):
         R.AddCommand(getattr(sitk, f"sitk{name}Event"), lambda name=name: seen.append((name, R.GetCurrentLevel(),
@@ -436,7 +437,7 @@ def test_events_come_in_order_with_live_values(oblique: dict[int, Phantom]) -> N
 def test_stop_keeps_the_best_and_abort_raises(oblique: dict[int, Phantom]) -> None:
     fixed, moving = pair(oblique[2])
     for ending, steps in (("StopRegistration", 5), ("Abort", 1)):
-        R = quick(steps=(50, 50))
+        R = quick(iterations=(50, 50))
         R.SetInitialTransform(zero_field(fixed))
         count: list[int] = []
         aborted: list[int] = []
@@ -490,18 +491,18 @@ def test_setters_reach_the_engine(oblique: dict[int, Phantom]) -> None:
     options = register_options(R._setup, True, grid)
     assert options["shrink_factors"] == (6, 3, 1)
     np.testing.assert_allclose(options["smoothing_sigmas"], (0.5, 1 / 3, 0))  # 2.4 mm voxels
-    assert options["steps"] == (10, 10, 5)
+    assert options["iterations"] == (10, 10, 5)
     assert (options["radius"], options["seed"], options["threads"]) == (3, 17, 1)
     assert options["learning_rates"] == pytest.approx(0.5)
-    engine = make_settings("fast", **{k: v for k, v in options.items() if k not in ("seed", "threads")}).engine
-    assert engine.learning_rates == (0.5, 0.5, 0.5)  # type: ignore[union-attr]
+    settings = make_settings("fast", **{k: v for k, v in options.items() if k not in ("seed", "threads")})
+    assert settings.deformable.learning_rates == (0.5, 0.5, 0.5)
     R.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()
     options = register_options(R._setup, True, grid)
     np.testing.assert_allclose(options["smoothing_sigmas"], (1.2, 0.8, 0))
     R.SetOptimizerAsGradientDescent(1.0, 10)
     options = register_options(R._setup, False, grid)
     assert options["linear_size"] == (14, 28, 82)  # the longest axis is 82.5 times the finest spacing
-    assert options["linear_steps"] == (10, 10, 10)
+    assert options["linear_iterations"] == (10, 10, 10)
     assert options["linear_radius"] == 3
 
 
@@ -519,7 +520,7 @@ def test_masks_count(oblique: dict[int, Phantom]) -> None:
     mask.CopyInformation(moving)
     errors = []
     for given in (mask, None):
-        R = quick(linear_steps=(60,))
+        R = quick(linear_iterations=(60,))
         R.SetInitialTransform(rigid(2))
         if given is not None:
             R.SetMetricMovingMask(given)
@@ -544,6 +545,27 @@ def test_metric_evaluate_is_smallest_at_the_truth(oblique: dict[int, Phantom]) -
     assert R.MetricEvaluate(fixed, moving) == pytest.approx(at_truth, abs=1e-6)
     assert -1 <= at_truth < -0.8
     assert at_truth < at_identity - 0.2
+
+
+def test_metric_evaluate_measures_what_a_deformation_is_optimised_for(oblique: dict[int, Phantom]) -> None:
+    """The metric given by name; Pearson's r over the overlap, where only what outliers are clipped to may differ."""
+    phantom = oblique[2]
+    fixed, moving = pair(phantom)
+    mask = sitk.GetImageFromArray((phantom.fixed_labels > 0).astype(np.uint8))
+    mask.CopyInformation(fixed)
+    values = {}
+    for metric in ("lncc", "ncc"):
+        R = ImageRegistrationMethod(metric=metric, threads=1)
+        R.SetMetricFixedMask(mask)
+        values[metric] = R.MetricEvaluate(fixed, moving)
+        R.SetInitialTransform(rigid(2))  # a linear stage has one metric
+        values[f"linear {metric}"] = R.MetricEvaluate(fixed, moving)
+    seen = sitk.Resample(moving * 0 + 1, fixed, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0)
+    inside = (sitk.GetArrayFromImage(seen) > 0.5) & (phantom.fixed_labels > 0)
+    warped = sitk.GetArrayFromImage(sitk.Resample(moving, fixed))
+    r = np.corrcoef(phantom.fixed[inside], warped[inside])[0, 1]
+    assert values["ncc"] == pytest.approx(-r, abs=0.01)
+    assert values["linear lncc"] == values["linear ncc"] == values["lncc"] != values["ncc"]
 
 
 # --- the learning rate -----------------------------------------------------------------------------------------------
@@ -575,7 +597,7 @@ def rates_told(R: ImageRegistrationMethod) -> dict[int, list[float]]:
 
 
 def test_the_learning_rate_of_a_linear_stage_is_the_optimisers(oblique: dict[int, Phantom]) -> None:
-    R = quick(linear_size=(16, 32), linear_steps=(20, 10), linear_rate=0.4)
+    R = quick(linear_size=(16, 32), linear_iterations=(20, 10), linear_learning_rate=0.4)
     R.SetInitialTransform(rigid(2))
     assert R.GetOptimizerLearningRate() == 0
     told = rates_told(R)
@@ -592,7 +614,7 @@ def test_the_learning_rate_of_a_linear_stage_is_the_optimisers(oblique: dict[int
 @BOTH
 def test_the_learning_rate_of_a_deformation_is_the_optimisers(oblique: dict[int, Phantom], d: int) -> None:
     fixed, moving = pair(oblique[d])
-    R = ImageRegistrationMethod(preset="fast", steps=(8, 5, 3), threads=1, device="cpu")
+    R = ImageRegistrationMethod(preset="fast", iterations=(8, 5, 3), threads=1, device="cpu")
     R.SetInitialTransform(zero_field(fixed))
     told = rates_told(R)
     with rates_given() as given:
@@ -614,8 +636,8 @@ def test_the_learning_rate_of_the_paper_preset_is_the_optimisers(oblique: dict[i
     fixed, moving = pair(oblique[2])
     first, second = options_of("paper")["phases"]
     phases = (
-        replace(first, steps=11, learning_rate=3e-3, learning_rate_end=3e-4),
-        replace(second, steps=4, learning_rate=2e-3, learning_rate_end=2e-3),
+        replace(first, iterations=11, learning_rate=3e-3, learning_rate_end=3e-4),
+        replace(second, iterations=4, learning_rate=2e-3, learning_rate_end=2e-3),
     )
     R = ImageRegistrationMethod(preset="paper", phases=phases, threads=1, device="cpu")
     R.SetInitialTransform(zero_field(fixed))
@@ -756,12 +778,23 @@ SETTERS_UNDER_ANOTHER_NAME = {
         (lambda R: R.AddCommand(sitk.sitkStartEvent, 3), OptionError, "takes a function"),
         (lambda R: R.DebugOn(), OptionError, r"SetDebug\(True\) is refused"),
         (lambda R: R.result, ItkNirError, "call Execute first"),
-        (lambda R: ImageRegistrationMethod(stepz=3), OptionError, "did you mean 'steps'"),
+        (lambda R: ImageRegistrationMethod(stepz=3), OptionError, "did you mean 'iterations'"),
     ],
 )
 def test_what_cannot_be_had_is_named(use: Callable[[Any], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         use(ImageRegistrationMethod())
+
+
+def test_options_may_be_a_settings_object_or_have_names_of_before() -> None:
+    with pytest.warns(DeprecationWarning, match="option 'steps' is called 'iterations' since") as seen:
+        R = ImageRegistrationMethod(preset="fast", steps=(3, 2, 1), jacobian_weight=0.5)
+    assert [w.filename for w in seen] == [__file__]
+    assert R._setup.options == {"iterations": (3, 2, 1), "jacobian_weight": 0.5}
+    R = ImageRegistrationMethod(preset=make_settings("fast", iterations=(9, 7, 1)))
+    R.SetShrinkFactorsPerLevel([4, 1])
+    R.SetOptimizerAsGradientDescent(1.0, 8)
+    assert register_options(R._setup, True, centred((40, 44), (2.0, 2.0), np.eye(2)))["iterations"] == (8, 7)
 
 
 @pytest.mark.parametrize(
@@ -821,7 +854,7 @@ def test_the_page_runs_and_lists_every_method(tmp_path: Path, monkeypatch: pytes
     names = run_blocks("coming_from_simpleitk.md")
     whole = names["whole"]
     points = inner(phantom.geometry)
-    np.testing.assert_allclose(through(whole, points), names["R"].result.chain.map(points), atol=1e-3)
+    np.testing.assert_allclose(through(whole, points), names["R"].result.mapping.map(points), atol=1e-3)
     text = (DOCS / "coming_from_simpleitk.md").read_text(encoding="utf-8")
     for method, (what, meaning) in OPTIONS.items():
         assert f"| `{method}` | {what} | {meaning} |" in text

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from itk_nir.compat import STAND_IN, engine_options, level_options, nearest_name
 from itk_nir.compat.ants.options import (
     FIXED_VALUES,
     NO_COUNTERPART,
@@ -19,7 +18,12 @@ from itk_nir.compat.ants.options import (
     TYPES,
     Kind,
 )
+from itk_nir.compat.options import STAND_IN, engine_options, level_options, present_names, register_arguments
 from itk_nir.errors import OptionError
+from itk_nir.options import SYNONYMS, nearest_name
+
+if TYPE_CHECKING:
+    from itk_nir.settings import Settings
 
 _SCRIPT = re.compile(r"antsRegistrationSyN(Quick)?(Repro)?(?:\[(\w+)(?:,([\d.]+))?\])?$")
 
@@ -110,17 +114,18 @@ def kind_options(kind: Kind, options: Mapping[str, Any] | None = None) -> dict[s
     kind : Kind
         What the type asks for.
     options : mapping of str to object, optional
-        Options of `itk_nir.register` that go before what the type would set.
+        Arguments of `itk_nir.register` and options of its preset that go before what the type would set.
 
     Returns
     -------
     dict of str to object
-        Keywords for `itk_nir.register`: stages, preset, radius of the metric and `options`.
+        Keywords for `itk_nir.register`: stages, the settings, and the arguments among `options`.
     """
-    settings: dict[str, Any] = {"preset": kind.preset, **(options or {})}
+    given = dict(options or {})
+    preset = given.pop("preset", kind.preset)
     if kind.radius is not None and kind.deformable:
-        settings.setdefault("radius", kind.radius)
-    return {"linear": kind.linear, "deformable": kind.deformable, **settings}
+        given.setdefault("radius", kind.radius)
+    return {"linear": kind.linear, "deformable": kind.deformable, **register_arguments(preset, given)}
 
 
 def register_options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> tuple[Kind, dict[str, Any]]:
@@ -131,14 +136,15 @@ def register_options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> tupl
     given : mapping of str to object
         Values of all named arguments of `registration`, the images left out.
     extra : mapping of str to object
-        The other keywords: ``random_seed`` and options of `itk_nir.register`.
+        The other keywords: ``random_seed``, arguments of `itk_nir.register` and options of its preset.
 
     Returns
     -------
     kind : Kind
         What the type of transform asks for.
     options : dict of str to object
-        Options of `itk_nir.register` that go before what the type would set (see `kind_options`).
+        Arguments of `itk_nir.register` and options of its preset that go before what the type would set (see
+        `kind_options`).
 
     Raises
     ------
@@ -148,6 +154,7 @@ def register_options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> tupl
     kind = parse_type(given["type_of_transform"])
     _check_refused(given)
     preset = extra.get("preset", kind.preset)
+    extra = present_names(preset, extra)
     _check_names(extra, preset)
     _check_linear(given)
     options = {**_deformable_options(given, kind, preset), **extra}
@@ -166,15 +173,15 @@ def _check_refused(given: Mapping[str, Any]) -> None:
             raise OptionError(f"{name}={given[name]!r} is refused: {OPTIONS[name][1]} (only {only!r} can be had)")
 
 
-def _check_names(extra: Mapping[str, Any], preset: str) -> None:
+def _check_names(extra: Mapping[str, Any], preset: str | Settings) -> None:
     # What ANTs' own arguments decide.
     own = {"linear", "deformable", "fixed_mask", "moving_mask", "initial_transform"}
     allowed = (engine_options(preset) - own) | {"random_seed"}
     for name in extra:
         if name not in allowed:
+            hint = nearest_name(name, [*sorted(allowed), *OPTIONS], SYNONYMS)
             raise OptionError(
-                f"unknown option {name!r}{nearest_name(name, {*allowed, *OPTIONS})}; ANTs' options and those of "
-                "itk_nir.register can be given"
+                f"unknown option {name!r}{hint}; ANTs' options and those of itk_nir.register can be given"
             )
 
 
@@ -188,7 +195,7 @@ def _check_linear(given: Mapping[str, Any]) -> None:
         )
 
 
-def _deformable_options(given: Mapping[str, Any], kind: Kind, preset: str) -> dict[str, Any]:
+def _deformable_options(given: Mapping[str, Any], kind: Kind, preset: str | Settings) -> dict[str, Any]:
     """Radius and levels of the deformable stage, where they are not ANTsPy's defaults."""
     metric, sampling = str(given["syn_metric"]).lower(), given["syn_sampling"]
     iterations = tuple(given["reg_iterations"]) if isinstance(given["reg_iterations"], Sequence) else ()
@@ -222,11 +229,11 @@ def _radius(sampling: Any, metric: str) -> int:
     return sampling
 
 
-def _levels(iterations: tuple[Any, ...], given: Any, preset: str) -> dict[str, Any]:
+def _levels(iterations: tuple[Any, ...], given: Any, preset: str | Settings) -> dict[str, Any]:
     """Levels with the shrink factors …, 4, 2, 1, without those of 0 iterations."""
     if not iterations or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in iterations):
         raise OptionError(f"reg_iterations has one whole number a level, got {given!r}")
     levels = [(2 ** (len(iterations) - 1 - k), n) for k, n in enumerate(iterations) if n > 0]
     if not levels:
         raise OptionError("reg_iterations is all zero, which leaves nothing to do; use a linear type of transform")
-    return level_options(preset, [factor for factor, _ in levels], most_steps=[n for _, n in levels])
+    return level_options(preset, [factor for factor, _ in levels], most_iterations=[n for _, n in levels])

@@ -17,7 +17,6 @@ from itk_nir.images import save_image
 from itk_nir.resample import resample_array
 from itk_nir.transforms.formats.ants import write_ants
 from itk_nir.transforms.formats.itk_h5 import write_h5
-from itk_nir.transforms.load import load_transform
 from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
 
 if TYPE_CHECKING:
@@ -59,10 +58,10 @@ def write_files(
     folder, start = split_prefix(prefix)
     with all_or_none(folder) as stage:
         if composite:
-            write_h5(result.chain, stage / f"{start}Composite.h5")
-            write_h5(result.chain.inverse(), stage / f"{start}InverseComposite.h5")
+            write_h5(result.mapping, stage / f"{start}Composite.h5")
+            write_h5(result.mapping.inverse(), stage / f"{start}InverseComposite.h5")
         else:
-            write_ants(result.chain, f"{stage}{os.sep}{start}", result.fixed.geometry)
+            write_ants(result.mapping, f"{stage}{os.sep}{start}", result.fixed.geometry)
         if images:
             save_image(result.warped_array, result.fixed.geometry, stage / f"{start}Warped.nii.gz")
             save_image(warped_fixed(result), result.moving.geometry, stage / f"{start}InverseWarped.nii.gz")
@@ -99,8 +98,9 @@ def warped_fixed(result: RegistrationResult) -> NDArray[np.float32]:
     """
     fixed, moving = result.fixed, result.moving
     out: NDArray[np.float32] = resample_array(
-        fixed.array, fixed.geometry, result.chain.inverse(), moving.geometry, "linear"
-    )
+        fixed.array, fixed.geometry, result.mapping.inverse(), moving.geometry, "linear",
+        threads=result.report.threads,
+    )  # fmt: skip
     return out
 
 
@@ -149,5 +149,8 @@ def _load_one(part: Any, reference: Geometry) -> CompositeTransform:
             f"initial transform {text}: give a file, or [file,1] for its inverse; alignment of the centres is what "
             "happens without an initial transform"
         )
+    # Here, because it imports torch: reading the tables must not wait for that.
+    from itk_nir.loading import load_transform
+
     transform = load_transform(bracketed[1] if bracketed else text, reference, role="initial transform")
     return transform.inverse() if bracketed and bracketed[2] == "1" else transform

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from itk_nir.compat import STAND_IN
+from itk_nir.compat.options import STAND_IN
 
 #: Option of ``ants.registration`` → (honoured, approximated or refused; what that means).
 OPTIONS: dict[str, tuple[str, str]] = {
@@ -23,8 +23,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "moving_mask": ("honoured", "above 0 where the moving image counts"),
     "mask_all_stages": ("approximated", "masks count in every stage, as with True"),
     "grad_step": ("refused", "set learning_rates= (voxels, one a level)"),
-    "flow_sigma": ("refused", "set velocity_diffusion= (weight of the smoothness of the update, one a level)"),
-    "total_sigma": ("refused", "set displacement_diffusion= (weight of the smoothness of the total, one a level)"),
+    "flow_sigma": ("refused", "set velocity_smoothness= (weight of the smoothness of the update, one a level)"),
+    "total_sigma": ("refused", "set smoothness= (weight of the smoothness of the total, one a level)"),
     "aff_metric": ("approximated", f"'mattes', 'MI' and 'GC' become {STAND_IN}; 'meansquares' is refused"),
     "aff_sampling": ("refused", "the metric has no histogram"),
     "aff_random_sampling_rate": ("approximated", "all voxels are used, whatever the rate"),
@@ -36,10 +36,10 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "syn_sampling": ("honoured", "with 'CC' the radius in voxels of the level (32 is the preset's own); else refused"),
     "reg_iterations": (
         "honoured",
-        "the number of levels, shrink factors …, 4, 2, 1, and most steps of each (0 leaves a level out); a preset that "
-        "needs fewer steps takes fewer; the default (40, 20, 0) is the preset's own levels",
+        "the number of levels, shrink factors …, 4, 2, 1, and most iterations of each (0 leaves a level out); a preset "
+        "that needs fewer takes fewer; the default (40, 20, 0) is the preset's own levels",
     ),
-    "aff_iterations": ("refused", "set linear_steps="),
+    "aff_iterations": ("refused", "set linear_iterations="),
     "aff_shrink_factors": ("refused", "set linear_size="),
     "aff_smoothing_sigmas": ("refused", "the levels of the linear stage are smoothed as their size asks for"),
     "write_composite_transform": ("honoured", "Composite.h5 and InverseComposite.h5 in place of the single files"),

@@ -98,8 +98,9 @@ def registration(
     smoothing_in_mm, singleprecision, use_legacy_histogram_matching : bool
         Refused unless ANTsPy's default.
     **kwargs : object
-        ``random_seed``, and every option of `itk_nir.register` (``preset``, ``device``, ``threads``, ``callback``,
-        ...), which goes before what the type of transform would set.
+        ``random_seed``, every argument of `itk_nir.register` and every option of its preset, public or expert
+        (``preset``, ``device``, ``threads``, ``callback``, ``smoothness``, ...), which go before what the type of
+        transform would set.
 
     Returns
     -------
@@ -183,7 +184,7 @@ def run_kind(
     initial_transform : path, str or sequence of these, optional
         Files of transforms fixed → moving, as for `registration`.
     options : mapping of str to object, optional
-        Options of `itk_nir.register`, which go before what the type would set.
+        Arguments of `itk_nir.register` and options of its preset, which go before what the type would set.
 
     Returns
     -------
@@ -214,10 +215,10 @@ def _printing(callback: Callback | None) -> Callback:
     """A callback that prints a line when a level begins or ends, and then calls `callback`."""
 
     def report(progress: Progress) -> bool | None:
-        if progress.step in (0, progress.steps - 1):
+        if progress.iteration in (0, progress.iterations - 1):
             print(
-                f"{progress.stage} level {progress.level + 1}/{progress.levels} step {progress.step + 1}/"
-                f"{progress.steps} LNCC² {progress.metric:.4f} {progress.seconds:.1f} s",
+                f"{progress.stage} level {progress.level + 1}/{progress.levels} iteration {progress.iteration + 1}/"
+                f"{progress.iterations} metric {progress.metric:.4f} {progress.seconds:.1f} s",
                 flush=True,
             )
         return None if callback is None else callback(progress)

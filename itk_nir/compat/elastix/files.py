@@ -46,12 +46,12 @@ def as_pixel_type(values: NDArray[Any], pixel_type: DTypeLike) -> NDArray[Any]:
     return values.astype(dtype)
 
 
-def result_maps(chain: CompositeTransform, request: Request, grid: Geometry) -> list[ParameterMap]:
+def result_maps(mapping: CompositeTransform, request: Request, grid: Geometry) -> list[ParameterMap]:
     """Express a result as parameter maps, with its displacement fields in a temporary folder.
 
     Parameters
     ----------
-    chain : CompositeTransform
+    mapping : CompositeTransform
         Fixed → moving, LPS mm.
     request : Request
         How transformix shall resample.
@@ -63,17 +63,17 @@ def result_maps(chain: CompositeTransform, request: Request, grid: Geometry) -> 
     list of dict of str to list of str
         One a transform, first applied first. The files that they name are removed when Python ends.
     """
-    return _with_output(parameter_maps(chain, temporary_folder(), grid), request)
+    return _with_output(parameter_maps(mapping, temporary_folder(), grid), request)
 
 
 def write_result(
-    chain: CompositeTransform, folder: str | os.PathLike[str], request: Request, warped: NDArray[Any], grid: Geometry
+    mapping: CompositeTransform, folder: str | os.PathLike[str], request: Request, warped: NDArray[Any], grid: Geometry
 ) -> list[ParameterMap]:
     """Write transform files and image as elastix leaves them in its output directory, all or none.
 
     Parameters
     ----------
-    chain : CompositeTransform
+    mapping : CompositeTransform
         Fixed → moving, LPS mm.
     folder : path
         An existing folder for ``TransformParameters.N.txt``, the displacement fields they name, and
@@ -97,7 +97,7 @@ def write_result(
     """
     where = Path(os.path.abspath(folder))
     with all_or_none(where) as stage:
-        maps = _with_output(parameter_maps(chain, stage, grid, location=where), request)
+        maps = _with_output(parameter_maps(mapping, stage, grid, location=where), request)
         for number, one in enumerate(maps):
             before = str(where / f"TransformParameters.{number - 1}.txt") if number else "NoInitialTransform"
             names = {key: [before] for key in one if key.startswith("InitialTransformParameter")}

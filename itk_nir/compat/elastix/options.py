@@ -114,11 +114,11 @@ NO_MEANING: dict[str, tuple[str, ...]] = {
 
 #: Group of `NO_MEANING` → what decides instead.
 INSTEAD: dict[str, str] = {
-    "optimiser": "`steps=`, `learning_rates=`",
+    "optimiser": "`iterations=`, `learning_rates=`",
     "samples": "every voxel of a level counts",
-    "similarity": "`radius=`, `displacement_diffusion=`",
+    "similarity": "`radius=`, `smoothness=`",
     "levels": "`shrink_factors=`, `smoothing_sigmas=`",
-    "grid": "`lattice_spacing=`",
+    "grid": "`grid_spacing=`",
     "memory": "always float",
 }
 

@@ -23,6 +23,7 @@ from itk_nir.compat.elastix.options import (
     WEAKER,
     has_no_meaning,
 )
+from itk_nir.compat.options import LinearStage
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.images import Volume
 from itk_nir.transforms.formats.elastix import ParameterMap
@@ -54,7 +55,7 @@ class Request:
         Names of the given parameters that have no meaning here.
     """
 
-    linear: str = "affine"
+    linear: LinearStage = "affine"
     deformable: bool = True
     search: bool = True
     seed: int = 0
@@ -192,12 +193,12 @@ def _check(name: str, values: list[str], label: str) -> None:
         hint = f"did you mean {close[0]}?" if close else "remove it if the alignment does not depend on it"
         raise OptionError(f"{label}: not known here, so it cannot be honoured; {hint}")
     if name == "MaximumNumberOfIterations" and any(v.strip() == "0" for v in values):
-        raise OptionError(f"{label}: 0 steps leave the initial transform as it is; apply that one directly")
+        raise OptionError(f"{label}: 0 iterations leave the initial transform as it is; apply that one directly")
     if name == "ResultImagePixelType" and values[:1] not in ([k] for k in PIXELS):
         raise OptionError(f"{label}: {values} is no pixel type that can be written; it may be {_list(PIXELS)}")
 
 
-def _stages(maps: Sequence[ParameterMap]) -> tuple[str, bool]:
+def _stages(maps: Sequence[ParameterMap]) -> tuple[LinearStage, bool]:
     """The linear stage, and whether a deformable one follows."""
     names = []
     for number, one in enumerate(maps):
@@ -222,7 +223,7 @@ def _stages(maps: Sequence[ParameterMap]) -> tuple[str, bool]:
             f"elastix parameter Transform: {linear[-1]} as the last map cannot be had; ask for EulerTransform or "
             "AffineTransform"
         )
-    stage = "none"
+    stage: LinearStage = "none"
     if linear:
         stage = "affine" if "affine" in (TRANSFORMS[n] for n in linear) else "rigid"
     return stage, kinds[-1] == "deformable"

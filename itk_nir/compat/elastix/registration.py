@@ -12,14 +12,15 @@ import numpy as np
 from itk_nir.compat.elastix.files import as_pixel_type, result_maps, write_result
 from itk_nir.compat.elastix.options import REFUSED
 from itk_nir.compat.elastix.parameters import check_dimensions, import_itk_elastix, read_maps, understand
+from itk_nir.compat.options import Device, present_names
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, to_itk
+from itk_nir.loading import load_transform
 from itk_nir.registration import register
 from itk_nir.resample import resample_array
-from itk_nir.settings import make_settings
+from itk_nir.settings import Settings, make_settings
 from itk_nir.transforms.formats.elastix import read_elastix
-from itk_nir.transforms.load import load_transform
 from itk_nir.transforms.model import CompositeTransform
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def registration_method(
     output_directory: str | os.PathLike[str] | None = None,
     log_to_console: bool = False,
     number_of_threads: int = 0,
-    preset: str = "default",
-    device: str = "auto",
+    preset: str | Settings = "default",
+    device: Device = "auto",
     callback: Callback | None = None,
     **options: Any,
 ) -> tuple[Any, Any]:
@@ -67,18 +68,18 @@ def registration_method(
         ``result.N.FORMAT``. Left out: the field goes to a folder of its own for this result under the system's
         temporary folder, which is removed when Python ends; the returned object is of no use after that.
     log_to_console : bool, default False
-        Print a line for every tenth step.
+        Print a line for every tenth iteration.
     number_of_threads : int, default 0
         CPU threads; 0 for all that the process may use.
-    preset : str, default "default"
+    preset : str or Settings, default "default"
         As for `itk_nir.register`.
     device : {"auto", "cpu", "cuda"}
         As for `itk_nir.register`.
     callback : callable, optional
-        Called with a `Progress` after every step; a true return value ends the registration with the best deformation
-        so far.
+        Called with a `Progress` after every iteration; a true return value ends the registration with the best
+        deformation so far.
     **options : object
-        Options of the preset, as for `itk_nir.register`.
+        Options of the preset, public and expert ones, as for `itk_nir.make_settings`.
 
     Returns
     -------
@@ -104,7 +105,8 @@ def registration_method(
     _check_keywords(options, number_of_threads)
     maps = read_maps(parameter_object)
     request = understand(maps)
-    make_settings(preset, **options)  # refuses a wrong option before any image is read
+    # A wrong option is refused before any image is read.
+    settings = make_settings(preset, **present_names(preset, options))
     folder = None if output_directory is None else Path(output_directory)
     if folder is not None and not folder.is_dir():
         raise InputError(f"output_directory {folder}: no such folder; create it first")
@@ -123,18 +125,19 @@ def registration_method(
     if log_to_console and request.unused:
         print(f"elastix parameters without a meaning here: {', '.join(request.unused)}", flush=True)
     result = register(
-        fixed, moving, preset=preset, linear=request.linear, deformable=request.deformable, fixed_mask=fixed_mask,
+        fixed, moving, preset=settings, linear=request.linear, deformable=request.deformable, fixed_mask=fixed_mask,
         moving_mask=moving_mask, initial_transform=start, seed=request.seed, device=device,
-        threads=number_of_threads or None, callback=_printing(callback) if log_to_console else callback, **options,
+        threads=number_of_threads or None, callback=_printing(callback) if log_to_console else callback,
     )  # fmt: skip
     warped = resample_array(
-        moving.array, moving.geometry, result.chain, fixed.geometry, request.interpolation, request.default
-    )
+        moving.array, moving.geometry, result.mapping, fixed.geometry, request.interpolation, request.default,
+        threads=number_of_threads or None,
+    )  # fmt: skip
     image = to_itk(as_pixel_type(warped, fixed.pixel_type), fixed.geometry)
     if folder is None:
-        maps = result_maps(result.chain, request, fixed.geometry)
+        maps = result_maps(result.mapping, request, fixed.geometry)
     else:
-        maps = write_result(result.chain, folder, request, warped, fixed.geometry)
+        maps = write_result(result.mapping, folder, request, warped, fixed.geometry)
     parameters = itk.ParameterObject.New()
     for one in maps:
         parameters.AddParameterMap(one)
@@ -163,13 +166,13 @@ def _start(given: Mapping[str, Any], grid: Geometry) -> CompositeTransform | Non
 
 
 def _printing(callback: Callback | None) -> Callback:
-    """A callback that prints every tenth step of a level and its last one, and then calls `callback`."""
+    """A callback that prints every tenth iteration of a level and its last one, and then calls `callback`."""
 
     def report(now: Progress) -> bool | None:
-        if now.step % 10 == 0 or now.step == now.steps - 1:
+        if now.iteration % 10 == 0 or now.iteration == now.iterations - 1:
             print(
-                f"{now.stage} level {now.level + 1} of {now.levels}, step {now.step + 1} of {now.steps}: "
-                f"metric {now.metric:.4f}",
+                f"{now.stage} level {now.level + 1} of {now.levels}, iteration {now.iteration + 1} of "
+                f"{now.iterations}: metric {now.metric:.4f}",
                 flush=True,
             )
         return None if callback is None else callback(now)

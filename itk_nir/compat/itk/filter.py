@@ -7,12 +7,13 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from itk_nir.compat import nearest_name
 from itk_nir.compat.itk.inputs import INPUT_NAMES, dimension_of_type, output_of
 from itk_nir.compat.itk.lifetime import release
-from itk_nir.compat.itk.options import Option, camel_case, method_hint, option_table
+from itk_nir.compat.itk.options import Option, camel_case, method_hint, method_synonyms, old_names, option_table
 from itk_nir.compat.itk.process import ProcessObject
+from itk_nir.compat.options import warn_renamed
 from itk_nir.errors import InputError, ItkNirError
+from itk_nir.options import nearest_name
 
 if TYPE_CHECKING:
     from itk_nir.result import RegistrationResult
@@ -53,8 +54,9 @@ class NIRRegistrationMethod:
     that make them, 2D or 3D, of any real scalar pixel type, on any grids. The output is the moving image on the fixed
     grid, ``itk.Image[itk.F, d]``. Transforms map fixed points to moving points (LPS mm).
 
-    For every option of `itk_nir.register` there is a ``Set`` and a ``Get``, in ITK's spelling: ``SetPreset``,
-    ``SetSeed``, ``SetLinear``, ``SetFixedMask``, ``SetInitialTransform``, ``SetSteps``, ``SetLearningRates``, ...
+    For every argument of `itk_nir.register` and every option of its presets, public or expert, there is a ``Set`` and a
+    ``Get``, in ITK's spelling: ``SetPreset``, ``SetSeed``, ``SetLinear``, ``SetFixedMask``, ``SetInitialTransform``,
+    ``SetIterations``, ``SetLearningRates``, ...
 
     Notes
     -----
@@ -328,11 +330,11 @@ class NIRRegistrationMethod:
 
             result = self.GetResult()
             grid = result.fixed.geometry
-            self._process.displacement_field = to_itk(result.chain.displacement_on(grid).vectors, grid)
+            self._process.displacement_field = to_itk(result.mapping.displacement_on(grid).vectors, grid)
         return self._process.displacement_field
 
     def GetCurrentStage(self) -> str:
-        """``"linear"``, ``"deformable"`` or ``"bake"`` while running; the last one after; ``""`` before."""
+        """``"linear"``, ``"deformable"`` or ``"sampling"`` while running; the last one after; ``""`` before."""
         return self._process.progress.stage if self._process.progress else ""
 
     def GetCurrentLevel(self) -> int:
@@ -341,7 +343,7 @@ class NIRRegistrationMethod:
 
     def GetCurrentIteration(self) -> int:
         """Iteration in the level, from 0."""
-        return self._process.progress.step if self._process.progress else 0
+        return self._process.progress.iteration if self._process.progress else 0
 
     def GetMetricValue(self) -> float:
         """Similarity at the current iteration: 1 is perfect."""
@@ -413,19 +415,20 @@ class NIRRegistrationMethod:
             raise AttributeError(name)
         if name in DELEGATED:
             return getattr(self._process.existing_filter(), name)
-        verb, option = name[:3], option_table().get(name[3:])
+        verb, now = name[:3], old_names().get(name[3:], name[3:])
+        option = option_table().get(now)
         if option is not None and verb in ("Get", "Set"):
             method = self._getter(option) if verb == "Get" else self._setter(option)
-            method.__name__ = name
-            return method
-        hint = method_hint(name) or nearest_name(name, dir(self))
+            method.__name__ = f"{verb}{now}"
+            return method if now == name[3:] else _renamed(name, method)
+        hint = method_hint(name) or nearest_name(name, dir(self), method_synonyms())
         raise AttributeError(f"NIRRegistrationMethod has no {name!r}{hint}")
 
     def _getter(self, option: Option) -> Callable[..., Any]:
         def get() -> Any:
             return self._process.options.get(option)
 
-        get.__doc__ = f"The option ``{option.name}`` of `itk_nir.register`: as set, or the default."
+        get.__doc__ = f"The option ``{option.name}`` of `itk_nir.register`: as set, or the default.\n\n{option.help}"
         return get
 
     def _setter(self, option: Option) -> Callable[..., Any]:
@@ -433,13 +436,25 @@ class NIRRegistrationMethod:
             if self._process.options.set(option, value):
                 self._process.modified()
 
-        set_.__doc__ = f"Set the option ``{option.name}`` of `itk_nir.register`."
+        set_.__doc__ = f"Set the option ``{option.name}`` of `itk_nir.register`.\n\n{option.help}"
         return set_
 
     def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
         process = getattr(self, "_process", None)
         if not (_ending() or process is None or process.filter is None):
             release(process)
+
+
+def _renamed(old: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method under its name of before 0.2, with a warning."""
+
+    def call(*values: Any) -> Any:
+        warn_renamed(f"NIRRegistrationMethod.{old}", method.__name__)
+        return method(*values)
+
+    call.__name__ = old
+    call.__doc__ = f"Deprecated: `{method.__name__}`."
+    return call
 
 
 @cache
@@ -455,7 +470,8 @@ def nir_registration_method(fixed: Any, moving: Any, **options: Any) -> tuple[An
     fixed, moving : itk.Image or ITK filter
         Scalar, 2D or 3D, any grids and pixel types.
     **options
-        Those of `itk_nir.register` (``preset``, ``linear``, ``fixed_mask``, ``initial_transform``, ...).
+        Those of `itk_nir.register` and of its presets (``preset``, ``linear``, ``fixed_mask``, ``initial_transform``,
+        ``iterations``, ...).
 
     Returns
     -------

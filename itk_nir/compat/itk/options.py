@@ -1,12 +1,14 @@
 """Options as data: what there is a ``Set`` and a ``Get`` for, and what stands here for the methods of other filters.
 
-The options are those of `itk_nir.register` and of its presets; nothing is written down twice. The methods, ``dir()``,
-what messages propose and the table in ``docs/coming_from_itk.md`` come from the two tables of this module.
+The options are the arguments of `itk_nir.register` and the options of its presets; nothing is written down twice. The
+methods, ``dir()``, what messages propose and the table in ``docs/coming_from_itk.md`` come from the two tables of this
+module.
 """
 
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from itk_nir.compat.itk.inputs import INPUTS
+from itk_nir.compat.options import register_arguments
+from itk_nir.options import SYNONYMS
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Option:
         Of an option of `register` itself. What is not set of a preset's options is what the preset says.
     of_preset : bool
         Whether it belongs to presets.
+    help : str
+        What it means and may be.
     check : callable, optional
         Raises what is wrong with a value at once; all other values are checked when the registration runs.
     """
@@ -36,6 +42,7 @@ class Option:
     name: str
     default: Any = None
     of_preset: bool = False
+    help: str = ""
     check: Callable[[Any], object] | None = None
 
 
@@ -86,15 +93,15 @@ COUNTERPARTS = (
         "an ITK transform, a matrix, or a file, and it becomes part of the result",
     ),
     Counterpart(
-        (("SetNumberOfIterationsPerLevel", "SetSteps"), ("SetNumberOfIterations", "SetSteps")), "one number a level"
+        (("SetNumberOfIterationsPerLevel", "SetIterations"), ("SetNumberOfIterations", "SetIterations")),
+        "one number a level",
     ),
     Counterpart(
         (("SetShrinkFactorsPerLevel", "SetShrinkFactors"), ("SetSmoothingSigmasPerLevel", "SetSmoothingSigmas"))
     ),
     Counterpart((("SetNumberOfWorkUnits", "SetThreads"),), "results do not depend on it"),
-    Counterpart(
-        (("SetMetric", "SetPreset"), ("SetOptimizer", "SetPreset")), "and its options choose them", exists=False
-    ),
+    Counterpart(_same("SetMetric"), "a name, `lncc` or `ncc`, or a metric of this package, and none of ITK's"),
+    Counterpart((("SetOptimizer", "SetPreset"),), "and its options choose it", exists=False),
     Counterpart(
         (("GetTransform", "GetTransform"), ("GetModifiableTransform", "GetTransform")), "also `GetInverseTransform`"
     ),
@@ -136,7 +143,7 @@ def method_hint(name: str) -> str:
 
 @cache
 def option_table() -> dict[str, Option]:
-    """Every option by its name in ITK's spelling: those of `register`, then those of all presets.
+    """Every option by its name in ITK's spelling: the arguments of `register`, then the options of all presets.
 
     Returns
     -------
@@ -144,7 +151,7 @@ def option_table() -> dict[str, Option]:
         ``{"LearningRates": Option("learning_rates", ...), ...}``. The pipeline's inputs are not among them.
     """
     from itk_nir.registration import register
-    from itk_nir.settings import PRESETS, options_of, preset_settings
+    from itk_nir.settings import PRESETS, described, preset_settings
 
     checks = {"preset": preset_settings}  # the defaults of other options depend on it
     table = {
@@ -153,9 +160,32 @@ def option_table() -> dict[str, Option]:
         if parameter.kind is parameter.KEYWORD_ONLY and camel_case(name) not in INPUTS
     }
     for preset in PRESETS:
-        for name in options_of(preset):
-            table.setdefault(camel_case(name), Option(name, of_preset=True))
+        for name, (_, what) in described(preset).items():
+            text = "" if what is None else f"{what.help} ({what.limits()})" if what.limits() else what.help
+            table.setdefault(camel_case(name), Option(name, of_preset=True, help=textwrap.fill(text, 100)))
     return table
+
+
+@cache
+def old_names() -> dict[str, str]:
+    """Options of before 0.2 in ITK's spelling → now."""
+    from itk_nir.settings import RENAMED
+
+    table = option_table()
+    names = {camel_case(old): camel_case(now) for old, now in RENAMED.items()}
+    return {old: now for old, now in names.items() if old not in table and now in table}
+
+
+@cache
+def method_synonyms() -> dict[str, str]:
+    """Methods in the words of other tools, in lower case → here, for what messages propose."""
+    known = option_table()
+    words = {old: now for old, now in SYNONYMS.items() if camel_case(now) in known}
+    return {
+        f"{verb}{camel_case(word)}".lower(): f"{verb}{camel_case(now)}"
+        for verb in ("Get", "Set")
+        for word, now in words.items()
+    }
 
 
 def camel_case(name: str) -> str:
@@ -204,6 +234,22 @@ class Options:
         from itk_nir.settings import options_of
 
         return options_of(self.get(option_table()["Preset"])).get(option.name)
+
+    def arguments(self) -> dict[str, Any]:
+        """What is set, as keywords for `itk_nir.register`.
+
+        Returns
+        -------
+        dict of str to object
+            The arguments, and the preset with its options as ``preset``.
+
+        Raises
+        ------
+        OptionError
+            An option that the preset does not have, or a value that it cannot have.
+        """
+        given = dict(self.given)
+        return register_arguments(given.pop("preset", option_table()["Preset"].default), given)
 
     def set(self, option: Option, value: Any) -> bool:
         """Set an option.

@@ -46,7 +46,7 @@ class ProcessObject:
     observers : dict of int to (itk.EventObject, callable or itk.Command)
         What the user added, by tag.
     progress : Progress or None
-        The last step of the last run.
+        The last iteration of the last run.
     result : RegistrationResult or None
         Of the last run, if it succeeded.
     displacement_field : itk.Image or None
@@ -373,14 +373,14 @@ class ProcessObject:
             without_pipeline(self.filter.GetInput(number)) for number in range(len(INPUTS))
         )
         self._check_abort()
-        options = dict(self.options.given)
-        user = options.pop("callback", None)
+        arguments = self.options.arguments()
+        user = arguments.pop("callback", None)
 
         def step(progress: Progress) -> bool:
             self._report(progress)
             return bool(user is not None and user(progress))
 
-        result = register(fixed, moving, fixed_mask=fixed_mask, moving_mask=moving_mask, callback=step, **options)
+        result = register(fixed, moving, fixed_mask=fixed_mask, moving_mask=moving_mask, callback=step, **arguments)
         output = self.filter.GetOutput()
         output.SetBufferedRegion(output.GetLargestPossibleRegion())
         output.Allocate()
@@ -388,9 +388,9 @@ class ProcessObject:
         self.result = result
 
     def _report(self, progress: Progress) -> None:
-        """Tell the observers of one step."""
+        """Tell the observers of one iteration."""
         last, self.progress = self.progress, progress
-        if progress.stage != "bake":
+        if progress.stage != "sampling":
             if last is None or (last.stage, last.level) != (progress.stage, progress.level):
                 self._fire("MultiResolutionIterationEvent")
             self._fire("IterationEvent")

@@ -8,18 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from itk_nir.compat.options import STAND_IN, engine_options, level_options, nearest_name, refused
+from itk_nir.compat.options import (
+    STAND_IN,
+    Device,
+    engine_options,
+    level_options,
+    present_names,
+    refused,
+    register_arguments,
+)
 from itk_nir.compat.sitk.options import OPTIMISERS, OPTIONS, Setup, optimiser_signature, register_options
 from itk_nir.compat.sitk.run import ObservedRegistration, Run
 from itk_nir.compat.sitk.transforms import TransformModel, as_composite, checked_transform
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
 from itk_nir.images import Volume, load_image
+from itk_nir.options import SYNONYMS, nearest_name
 from itk_nir.transforms.model import CompositeTransform, LinearTransform
 
 if TYPE_CHECKING:
     from itk_nir.result import RegistrationResult
+    from itk_nir.settings import Settings
 
-#: Options of `register` that the methods set.
+#: Arguments of `register` that the methods set.
 SET_BY_METHODS = {
     "linear",
     "deformable",
@@ -37,12 +47,13 @@ class ImageRegistrationMethod(ObservedRegistration):
 
     Parameters
     ----------
-    preset : str
+    preset : str or Settings
         As of `itk_nir.register`.
     device : str
         As of `itk_nir.register`.
     **options
-        Other options of `itk_nir.register`; what the setters say goes before them.
+        Other arguments of `itk_nir.register` and options of the preset, public and expert ones; what the setters say
+        goes before them.
 
     Raises
     ------
@@ -56,12 +67,14 @@ class ImageRegistrationMethod(ObservedRegistration):
     NONE, REGULAR, RANDOM = 0, 1, 2
     Never, Once, EachIteration = 0, 1, 2
 
-    def __init__(self, *, preset: str = "default", device: str = "auto", **options: Any) -> None:
+    def __init__(self, *, preset: str | Settings = "default", device: Device = "auto", **options: Any) -> None:
         super().__init__()
-        allowed = engine_options(preset) - SET_BY_METHODS
+        options = present_names(preset, options)
+        allowed = sorted(engine_options(preset) - SET_BY_METHODS)
         for name in options:
             if name not in allowed:
-                raise OptionError(f"unknown option {name!r}{nearest_name(name, allowed)}; set the rest by its methods")
+                hint = nearest_name(name, allowed, SYNONYMS)
+                raise OptionError(f"unknown option {name!r}{hint}; set the rest by its methods")
         self._device = device
         self._setup = Setup(preset, options)
         self._initial: Any = None
@@ -273,7 +286,7 @@ class ImageRegistrationMethod(ObservedRegistration):
 
     @property
     def result(self) -> RegistrationResult:
-        """Everything about the last `Execute`: inverse, metrics, files.
+        """Everything about the last `Execute`: inverse, report, files.
 
         Its transform is the whole map, with the moving initial transform.
         """
@@ -305,6 +318,7 @@ class ImageRegistrationMethod(ObservedRegistration):
         a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
         model, after = self._transforms(a)
         options = register_options(self._setup, model.deformable, a.geometry)
+        arguments = register_arguments(self._setup.preset, options)
         if self._metric is not None:
             warnings.warn(
                 f"{self._metric}: approximated by {STAND_IN}, which wants both images in one modality; "
@@ -318,7 +332,6 @@ class ImageRegistrationMethod(ObservedRegistration):
             result = register(
                 a,
                 b,
-                preset=self._setup.preset,
                 device=self._device,
                 linear=model.linear,
                 deformable=model.deformable,
@@ -326,7 +339,7 @@ class ImageRegistrationMethod(ObservedRegistration):
                 moving_mask=self._moving_mask,
                 initial_transform=model.start(after),
                 callback=run.report,
-                **options,
+                **arguments,
             )
         finally:
             run.live = False
@@ -334,9 +347,9 @@ class ImageRegistrationMethod(ObservedRegistration):
             self._fire("Abort")
             raise RegistrationCancelled("aborted by Abort(); StopRegistration() keeps what was found so far")
         stopped = run.ending == "stop"
-        run.stop_condition = f"itk-nir: {'stopped by StopRegistration' if stopped else result.metrics['stop']}"
-        if result.metrics.get("similarity") is not None and not stopped:
-            run.value = -float(result.metrics["similarity"])
+        run.stop_condition = f"itk-nir: {'stopped by StopRegistration' if stopped else result.report.stop}"
+        if result.report.similarity is not None and not stopped:
+            run.value = -result.report.similarity
         self._result = result
         run.transform = model.deliver(result, after, self._in_place)
         run.progress = 1.0
@@ -354,7 +367,8 @@ class ImageRegistrationMethod(ObservedRegistration):
         Returns
         -------
         float
-            Minus the mean LNCC²: -1 is perfect, 0 is nothing in common.
+            Minus the mean LNCC² (or minus the `metric` of the options, for a deformation): -1 is perfect, 0 is nothing
+            in common.
 
         Raises
         ------
@@ -367,16 +381,17 @@ class ImageRegistrationMethod(ObservedRegistration):
         a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
         model, after = self._transforms(a)
         start = model.start(after) or CompositeTransform((LinearTransform.identity(a.dimension),))
-        warped = resample_array(b.array, b.geometry, start, a.geometry, "linear")
+        threads = self._setup.allowed_threads
+        warped = resample_array(b.array, b.geometry, start, a.geometry, "linear", threads=threads)
         seen = np.ones_like(b.array)
         if self._moving_mask is not None:
             seen = match_mask(load_image(self._moving_mask, "moving mask"), b)[0].array
-        inside = resample_array(seen, b.geometry, start, a.geometry, "nearest") > 0.5
+        inside = resample_array(seen, b.geometry, start, a.geometry, "nearest", threads=threads) > 0.5
         if self._fixed_mask is not None:
             inside &= match_mask(load_image(self._fixed_mask, "fixed mask"), a)[0].array > 0.5
         if not inside.any():
             raise InputError("the images do not overlap where the masks count; check the initial transforms")
-        return -_mean_lncc(a.array, warped, inside, self._setup)
+        return -_similarity(a.array, warped, inside, self._setup, model.deformable)
 
     def _transforms(self, fixed: Volume) -> tuple[TransformModel, CompositeTransform | None]:
         """What the initial transform asks for, and the moving initial transform."""
@@ -384,20 +399,23 @@ class ImageRegistrationMethod(ObservedRegistration):
         return TransformModel.of(self._initial, fixed.geometry), after
 
 
-def _mean_lncc(fixed: Any, warped: Any, inside: Any, setup: Setup) -> float:
-    """Mean LNCC² of two images on one grid, where `inside` is true, with the radius of the setup or its preset."""
+def _similarity(fixed: Any, warped: Any, inside: Any, setup: Setup, deformable: bool) -> float:
+    """What a stage would optimise (mean LNCC², or the `metric` of the options), of two images on one grid."""
     import torch
 
-    from itk_nir.engine import ops
-    from itk_nir.engine.optimize import as_volume, normalised
-    from itk_nir.settings import preset_settings
+    from itk_nir.engine.execution import thread_count, torch_on_one_thread
+    from itk_nir.engine.images import Intensity, as_volume
+    from itk_nir.engine.metrics import LNCC, LevelImages, metric_named
 
-    engine = preset_settings(setup.preset).engine
-    radius = setup.radius or int(np.max(getattr(engine, "radius", 4)))
-    weight = as_volume(torch.from_numpy(inside.astype(np.float32)))
-    images = [normalised(as_volume(torch.from_numpy(array)), weight)[0].contiguous() for array in (fixed, warped)]
-    lncc = ops.Lncc.make(images[0], weight, radius, float(getattr(engine, "epsilon", 1e-4)))
-    return float(lncc(images[1]))
+    stage = register_arguments(setup.preset, setup.options)["preset"].deformable
+    # The linear stage, and the engine of the paper, have LNCC² of their own.
+    metric = metric_named(stage.metric) if deformable and stage.kind == "deformable" else LNCC()
+    radius = setup.radius or int(np.max(getattr(stage, "radius", 4)))
+    with torch_on_one_thread(torch.device("cpu")):
+        weight, *images = (as_volume(torch.from_numpy(a)) for a in (inside.astype(np.float32), fixed, warped))
+        first, second = (Intensity.of(image, weight).normalised(image).contiguous() for image in images)
+        level = metric.prepare(LevelImages(first, second, weight, radius, thread_count(setup.allowed_threads)))
+        return float(level(second))
 
 
 def _optimiser_method(name: str) -> Callable[..., None]:

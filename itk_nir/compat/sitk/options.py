@@ -1,11 +1,11 @@
-"""What becomes of each of SimpleITK's methods, the optimisers' parameters, and options of `register` made of both."""
+"""What becomes of each of SimpleITK's methods, the optimisers' parameters, and options of the preset made of both."""
 
 from __future__ import annotations
 
 import inspect
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from itk_nir.compat.options import (
     STAND_IN,
@@ -18,6 +18,9 @@ from itk_nir.compat.options import (
 )
 from itk_nir.errors import OptionError
 from itk_nir.geometry import Geometry
+
+if TYPE_CHECKING:
+    from itk_nir.settings import Settings
 
 #: Method of SimpleITK's class -> what becomes of it. Getters follow their setters.
 OPTIONS: dict[str, OptionSupport] = {
@@ -176,14 +179,14 @@ def optimiser_signature(name: str) -> inspect.Signature:
 
 @dataclass
 class Setup:
-    """What the setters have said, as far as it becomes options of `register`.
+    """What the setters have said, as far as it becomes options of the preset and arguments of `register`.
 
     Attributes
     ----------
-    preset : str
+    preset : str or Settings
         The preset whose values hold where nothing is said.
     options : dict
-        Options of `register` that were given by name.
+        Arguments of `register` and options of the preset that were given by name.
     radius : int, optional
         Of the window of the local correlation, in voxels of the level.
     seed : int, optional
@@ -202,7 +205,7 @@ class Setup:
         CPU threads; 0 for all that the process may use.
     """
 
-    preset: str = "default"
+    preset: str | Settings = "default"
     options: dict[str, Any] = field(default_factory=dict)
     radius: int | None = None
     seed: int | None = None
@@ -212,6 +215,12 @@ class Setup:
     sigmas: tuple[float, ...] | None = None
     sigmas_in_mm: bool = True
     threads: int = 0
+
+    @property
+    def allowed_threads(self) -> int | None:
+        """CPU threads as `register` takes them: None for all that the process may use."""
+        given: int | None = self.threads or self.options.get("threads")
+        return given
 
     def set_optimiser(self, name: str, values: dict[str, Any]) -> None:
         """Take the optimiser's parameters.
@@ -243,7 +252,7 @@ class Setup:
 
 
 def register_options(setup: Setup, deformable: bool, fixed: Geometry) -> dict[str, Any]:
-    """What the setters have said, as options of `register`.
+    """What the setters have said, as arguments of `register` and options of the preset.
 
     Parameters
     ----------
@@ -291,14 +300,16 @@ def _linear_options(setup: Setup, fixed: Geometry) -> dict[str, Any]:
     if sizes:
         out["linear_size"] = sizes
     if sizes or setup.iterations is not None:
-        own = _own_iterations(setup, "linear_steps")
-        out["linear_steps"] = limited(own, len(sizes) or len(own), setup.iterations)
+        own = _own_iterations(setup, "linear_iterations")
+        out["linear_iterations"] = limited(own, len(sizes) or len(own), setup.iterations)
     if setup.radius is not None:
         out["linear_radius"] = setup.radius
     return out
 
 
 def _deformable_options(setup: Setup, fixed: Geometry) -> dict[str, Any]:
+    from itk_nir.settings import preset_settings
+
     out: dict[str, Any] = {}
     finest = min(fixed.spacing)
     if setup.radius is not None:
@@ -306,14 +317,18 @@ def _deformable_options(setup: Setup, fixed: Geometry) -> dict[str, Any]:
     if setup.shrink_factors is not None:
         unit = finest if setup.sigmas_in_mm else 1.0
         sigmas = None if setup.sigmas is None else [s / unit for s in setup.sigmas]
-        out |= level_options(setup.preset, setup.shrink_factors, smoothing_sigmas=sigmas, most_steps=setup.iterations)
-        if "steps" in setup.options:
-            out["steps"] = limited(_own_iterations(setup, "steps"), len(setup.shrink_factors), setup.iterations)
+        out |= level_options(
+            setup.preset, setup.shrink_factors, smoothing_sigmas=sigmas, most_iterations=setup.iterations
+        )
+        if "iterations" in setup.options:
+            own = _own_iterations(setup, "iterations")
+            out["iterations"] = limited(own, len(setup.shrink_factors), setup.iterations)
     elif setup.iterations is not None:
-        own = _own_iterations(setup, "steps")
+        own = _own_iterations(setup, "iterations")
         if not own:
-            raise OptionError(f"preset {setup.preset!r} has phases of its own, so no number of iterations fits it")
-        out["steps"] = limited(own, len(own), setup.iterations)
+            name = preset_settings(setup.preset).preset
+            raise OptionError(f"preset {name!r} has phases of its own, so no number of iterations fits it")
+        out["iterations"] = limited(own, len(own), setup.iterations)
     if setup.largest_step > 0:
         out["learning_rates"] = setup.largest_step / finest
     return out

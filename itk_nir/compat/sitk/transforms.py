@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from itk_nir.compat.options import LinearStage
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
@@ -84,7 +85,7 @@ class TransformModel:
         return self.name in (*DEFORMABLE, *IDENTITY)
 
     @property
-    def linear(self) -> str:
+    def linear(self) -> LinearStage:
         """The linear stage: ``"rigid"``, ``"affine"`` or ``"none"``."""
         return "rigid" if self.name in RIGID else "affine" if self.name in (*AFFINE, *IDENTITY) else "none"
 
@@ -143,7 +144,7 @@ class TransformModel:
 
     def _without_what_follows(self, result: RegistrationResult, after: CompositeTransform | None) -> CompositeTransform:
         """What was found, with the own start of the optimised transform, without tail and moving initial transform."""
-        linear, deformation = found_parts(result, self.deformable)
+        linear, deformation = found_parts(result)
         start, own = self.start(after), self.own
         if start is None or start.is_linear:
             # A linear start is multiplied into the linear map.
@@ -211,17 +212,12 @@ class TransformModel:
         return self.given
 
 
-def found_parts(result: RegistrationResult, deformable: bool) -> tuple[LinearTransform, CompositeTransform | None]:
-    """The linear map of a result (with a linear start in it), and the deformation before it with its inverse.
-
-    This is the one place that takes a result apart.
-    """
-    linear = LinearTransform(np.asarray(result.metrics["linear_matrix"], float))
-    if not deformable:
-        return linear, None
-    chain = result.chain
-    assert chain.inverse_transforms is not None
-    return linear, CompositeTransform(chain.transforms[:1], chain.inverse_transforms[-1:])
+def found_parts(result: RegistrationResult) -> tuple[LinearTransform, CompositeTransform | None]:
+    """The linear map of a result (with a linear start in it), and the deformation before it with its inverse."""
+    if result.displacement is None:
+        return result.affine, None
+    inverse = result.inverse_displacement or result.displacement.inverse()
+    return result.affine, CompositeTransform((result.displacement,), (inverse,))
 
 
 def as_composite(transform: Any, grid: Geometry | None) -> CompositeTransform:
