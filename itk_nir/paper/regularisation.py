@@ -70,12 +70,12 @@ def diffusion(displacement: Tensor, spacing: float | Sequence[float]) -> Tensor:
     Tensor
         A scalar, dimensionless.
     """
-    d = _dimension(displacement)
-    # The derivative along an axis has fewer places than the block: each axis is a mean over its own.
-    places = [displacement.shape[0] * displacement[0, 0].numel() // n * (n - 1) for n in displacement.shape[:1:-1]]
-    weights = [1 / (s * s * max(1, n)) for s, n in zip(_spacing(spacing, d), places, strict=True)]
-    xyz = (weights[0], weights[1], weights[2] if d == 3 else 0.0)
-    total: Tensor = torch.vmap(lambda u: reference.diffusion(u, xyz))(_volumes(displacement)).sum()
+    total = displacement.new_zeros(())
+    for axis, step in enumerate(_spacing(spacing, _dimension(displacement))):
+        along = displacement.dim() - 1 - axis
+        if displacement.shape[along] > 1:
+            # The derivative along an axis has fewer places than the block: each axis is a mean over its own.
+            total = total + (displacement.diff(dim=along) / step).square().sum(1).mean()
     return total
 
 

@@ -222,7 +222,7 @@ def found_parts(result: RegistrationResult) -> tuple[LinearTransform, CompositeT
 
 def as_composite(transform: Any, grid: Geometry | None) -> CompositeTransform:
     """An initial transform of SimpleITK as this package's; `grid` is that of the fixed image, where it is known."""
-    from itk_nir.transforms.load import load_transform
+    from itk_nir.loading import load_transform
 
     return load_transform(transform, grid, role="initial transform")
 
