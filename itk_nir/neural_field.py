@@ -35,7 +35,8 @@ from itk_nir.paper.registration import PointRegistration, PointSettings
 from itk_nir.engine.execution import torch_on_one_thread
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.geometry import Geometry
-from itk_nir.images import load_image, temporary_name
+from itk_nir.atomic import replacing
+from itk_nir.images import load_image
 from itk_nir.result import RegistrationResult, _plain
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
 
@@ -171,8 +172,6 @@ def save_network(network: Network, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: a network is saved as .safetensors; give the file that ending")
-    if not target.parent.is_dir():
-        raise InputError(f"{target}: the folder {target.parent} does not exist; create it first")
     tensors: dict[str, NDArray[Any]] = {}
     header = {
         "layout": LAYOUT,
@@ -185,12 +184,8 @@ def save_network(network: Network, path: str | os.PathLike[str]) -> Path:
     if network.start is not None:
         header["start"] = _steps_out(network.start.transforms, "start", tensors)
         header["start_inverse"] = _steps_out(network.start.inverse().transforms, "start_inverse", tensors)
-    temporary = temporary_name(target)
-    try:
+    with replacing(target) as temporary:
         save_file(tensors, temporary, metadata={KEY: json.dumps(header, allow_nan=False)})
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return target
 
 

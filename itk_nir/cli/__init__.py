@@ -108,7 +108,7 @@ def _apply(options: argparse.Namespace) -> None:
     if options.points is not None:
         if options.reference or options.labels or options.interpolation != "auto":
             raise InputError("--points takes no --reference, --labels or --interpolation; leave them out")
-        from itk_nir.images import load_points, save_points
+        from itk_nir.points import load_points, save_points
 
         table = load_points(options.points)
         chain = load_transform(_one_or_list(options.transform))

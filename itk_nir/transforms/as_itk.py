@@ -8,7 +8,7 @@ import numpy as np
 
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
-from itk_nir.images import _itk_vectors
+from itk_nir.images import to_itk_vectors
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
 
 
@@ -41,11 +41,11 @@ def field_to_itk(field: DisplacementField, inverse: DisplacementField | None = N
     import itk
 
     transform = itk.DisplacementFieldTransform[itk.D, field.dimension].New()
-    transform.SetDisplacementField(_itk_vectors(field.vectors, field.geometry, itk.D))
+    transform.SetDisplacementField(to_itk_vectors(field.vectors, field.geometry, itk.D))
     if inverse is not None:
         if not inverse.geometry.same_grid(field.geometry):
             raise InputError("ITK keeps a displacement field and its inverse on one grid; resample one of them")
-        transform.SetInverseDisplacementField(_itk_vectors(inverse.vectors, field.geometry, itk.D))
+        transform.SetInverseDisplacementField(to_itk_vectors(inverse.vectors, field.geometry, itk.D))
     return transform
 
 
