@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from itk_nir.registration import register
     from itk_nir.resample import apply
     from itk_nir.result import RegistrationResult
-    from itk_nir.transforms.load import load_transform
+    from itk_nir.loading import load_transform
 
 # Public name → module: imported when first asked for, so that `import itk_nir` is instant.
 _PUBLIC = {
@@ -31,7 +31,7 @@ _PUBLIC = {
     "RegistrationResult": "itk_nir.result",
     "apply": "itk_nir.resample",
     "load_network": "itk_nir.neural_field",
-    "load_transform": "itk_nir.transforms.load",
+    "load_transform": "itk_nir.loading",
     "register": "itk_nir.registration",
 }
 

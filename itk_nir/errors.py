@@ -19,6 +19,10 @@ class RegistrationCancelled(ItkNirError):
     """The registration was stopped before there was anything to return."""
 
 
+class SelfCheckWarning(UserWarning):
+    """A file was written and kept that, read back, is not the transform that it stands for."""
+
+
 def one_line(error: BaseException | str) -> str:
     """The telling line of a message that may be pages long.
 

@@ -40,7 +40,7 @@ from itk_nir.neural_field import Network
 from itk_nir.checks import check_pair, match_mask
 from itk_nir.resample import resample_array
 from itk_nir.result import RegistrationResult
-from itk_nir.transforms.load import load_transform
+from itk_nir.loading import load_transform
 from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
 
 F64 = NDArray[np.float64]

@@ -1,7 +1,7 @@
 """The command ``itk-nir``: register, apply, convert, ants, demo, presets.
 
-Exit status: 0 when every file is complete, 2 for arguments and inputs that cannot be used, 1 for other failures, 130
-when interrupted. Nothing heavy is imported before the arguments are known to be right.
+Exit status: 0 when every file is complete and right, 2 for arguments and inputs that cannot be used, 1 for other
+failures (also where a transform file failed its self-check and was kept), 130 when interrupted. Nothing heavy is imported before the arguments are known to be right.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from itk_nir import __version__
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Progress
     from itk_nir.result import RegistrationResult
+    from itk_nir.transforms.save import Written
 
 PRESETS = ("fast", "default", "accurate", "paper")
 FORMATS = ("itk", "ants", "elastix", "slicer", "nifti")
@@ -36,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def exit_status(run: Callable[[], None], interrupted: str) -> int:
     """Run a command; what goes wrong becomes one line on stderr and the exit status of the module's text."""
-    from itk_nir.errors import InputError, ItkNirError, OptionError, one_line
+    from itk_nir.errors import InputError, ItkNirError, OptionError, SelfCheckWarning, one_line
 
     try:
-        with _terminable(), _one_line_warnings():
+        with _terminable(), _one_line_warnings() as shown:
             run()
     except KeyboardInterrupt:
         _say(f"error: {interrupted}")
@@ -50,7 +51,7 @@ def exit_status(run: Callable[[], None], interrupted: str) -> int:
     except (ItkNirError, OSError, MemoryError) as error:
         _say(f"error: {one_line(error)}")
         return 1
-    return 0
+    return int(any(issubclass(category, SelfCheckWarning) for category in shown))
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def _register(options: argparse.Namespace) -> None:
 
 def _apply(options: argparse.Namespace) -> None:
     from itk_nir.errors import InputError
-    from itk_nir.transforms.load import load_transform
+    from itk_nir.loading import load_transform
 
     if options.points is not None:
         if options.reference or options.labels or options.interpolation != "auto":
@@ -135,15 +136,24 @@ def _apply(options: argparse.Namespace) -> None:
     print(f"{'x'.join(map(str, reference.size))} voxels, {mode}; wrote {options.output}")
 
 
+def warn_of(written: Written) -> None:
+    """Say which transform files failed their self-check."""
+    from itk_nir.errors import SelfCheckWarning
+
+    for sentence in written.failed:
+        warnings.warn(sentence, SelfCheckWarning, stacklevel=2)
+
+
 def _convert(options: argparse.Namespace) -> None:
     from itk_nir.images import load_image
-    from itk_nir.transforms.load import load_transform
+    from itk_nir.loading import load_transform
     from itk_nir.transforms.save import save_transform
 
     reference = load_image(options.reference, "reference image").geometry if options.reference else None
     chain = load_transform(_one_or_list(options.transform), reference)
     paths, written = save_transform(chain, options.output, format=options.format, reference=reference)
     print(f"wrote {_names(paths)}; read back: {max(written.differences.values()):.1e} mm off at most")
+    warn_of(written)
     for name, gap in written.sampling.items():
         print(f"{name}: sampled on a grid, which between its voxels is off by up to {gap:.2g} mm")
 
@@ -503,16 +513,21 @@ def _progress() -> Iterator[Callable[[Progress], None] | None]:
 
 
 @contextmanager
-def _one_line_warnings() -> Iterator[None]:
-    """Warnings of this package as ``itk-nir: warning: …``; those of the libraries are no news to the user."""
+def _one_line_warnings() -> Iterator[list[type[Warning]]]:
+    """Warnings of this package as ``itk-nir: warning: …``; those of the libraries are no news to the user.
+
+    Yields the categories of what was shown, which grow while the block runs.
+    """
+    shown: list[type[Warning]] = []
     with warnings.catch_warnings():
 
         def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
             if issubclass(category, UserWarning):
                 _say(f"warning: {' '.join(str(message).split())}")
+                shown.append(category)
 
         warnings.showwarning = show
-        yield
+        yield shown
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from itk_nir.settings import make_settings
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image
-from itk_nir.transforms.load import load_transform
+from itk_nir.loading import load_transform
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, compose
 
 try:

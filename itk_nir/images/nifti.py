@@ -28,6 +28,8 @@ _TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 7
 _HEADER = 540
 #: Bytes that are read from a packed file at once, and at most come out of them at once.
 _PIECE, _BLOCK = 1 << 16, 1 << 20
+#: Slopes and intercepts below this are none to ITK.
+_LEAST = float(np.finfo(np.float64).eps)
 #: Deflate packs a thousand bytes into one at the very best.
 _PACKED = 1032
 
@@ -55,8 +57,8 @@ class Header:
     qform, sform : numpy.ndarray or None
         ``(4, 4)``, voxel index -> RAS mm; None where the code is 0.
     slope, intercept : float
-        ``value = slope * stored + intercept``, with ITK's reading of values that mean nothing: 1 for a slope that is 0
-        or not finite, 0 for such an intercept.
+        ``value = slope * stored + intercept``, with ITK's reading of values that mean nothing: 1 for a slope that is
+        nearly 0 or not finite, 0 for an intercept that is not finite.
     intent : int
         What the values mean: 1006 a displacement (RAS), 1007 a vector.
     """
@@ -90,8 +92,7 @@ class Header:
     @property
     def is_scaled(self) -> bool:
         """Whether the stored values are to be multiplied or shifted, as ITK decides."""
-        least = np.finfo(np.float64).eps
-        return abs(self.slope) > least and (abs(self.slope - 1) > least or abs(self.intercept) > least)
+        return abs(self.slope - 1) > _LEAST or abs(self.intercept) > _LEAST
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
@@ -154,7 +155,7 @@ def parse_header(raw: bytes) -> Header | None:
         return Header(
             tuple(max(int(n), 1) for n in dim[1 : dim[0] + 1]),
             datatype, bits, start, order, single, q_code, s_code, qform, sform,
-            slope if np.isfinite(slope) and slope != 0 else 1.0,
+            slope if np.isfinite(slope) and abs(slope) > _LEAST else 1.0,
             intercept if np.isfinite(intercept) else 0.0,
             intent,
         )  # fmt: skip

@@ -366,7 +366,7 @@ def test_interruption_leaves_nothing_behind(pair: dict[str, str], tmp_path: Path
             raise KeyboardInterrupt
         write_h5(chain, path)
 
-    monkeypatch.setattr(formats, "write_h5", interrupted)
+    monkeypatch.setattr("itk_nir.transforms.formats.itk_h5.write_h5", interrupted)
     before = set(tmp_path.rglob("*"))
     assert main(register_arguments(pair, tmp_path / "new" / "case_")) == 130
     assert len(calls) == 2
@@ -420,7 +420,7 @@ def test_demo_reports_the_true_error(tmp_path: Path, capsys) -> None:
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert tuple(settings.PRESETS) == PRESETS
-    assert FORMATS == formats.FORMATS
+    assert tuple(formats.FORMATS) == FORMATS
     assert main(["presets"]) == 0
     everything = capsys.readouterr().out
     assert all(name in everything for name in PRESETS)

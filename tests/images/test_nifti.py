@@ -105,8 +105,8 @@ def only_here(monkeypatch: pytest.MonkeyPatch) -> None:
     code=st.sampled_from(sorted(TYPES)),
     order=st.sampled_from("<>"),
     shape=st.sampled_from([(5, 4), (5, 4, 3), (5, 4, 1), (1, 4, 3), (7, 3, 2, 1), (7, 3, 2, 1, 1)]),
-    slope=st.sampled_from([0.0, 1.0, -1.0, 2.0, 0.3, 1e-9, np.nan, np.inf]) | st.floats(-9, 9, width=32),
-    intercept=st.sampled_from([0.0, 3.0, np.nan, -np.inf]) | st.floats(-99, 99, width=32),
+    slope=st.sampled_from([0.0, 1.0, -1.0, 2.0, 0.3, 1e-9, 1e-15, 1e-16, 1e-40, np.nan, np.inf]) | st.floats(-9, 9, width=32),
+    intercept=st.sampled_from([0.0, 3.0, 1e-15, 1e-16, np.nan, -np.inf]) | st.floats(-99, 99, width=32),
     offset=st.sampled_from([0, 348, 352, 416]),
     pair=st.booleans(),
     packed=st.booleans(),
@@ -194,6 +194,15 @@ def test_values_that_are_not_finite_are_counted(code: int, order: str, tmp_path:
         load_image(
             Case(16, order, slope=3e38, intercept=1.0).write(tmp_path, np.full((3, 4, 5), 9, order + "f4")), "image"
         )
+
+
+def test_a_file_beside_it_is_not_taken_for_it(tmp_path: Path) -> None:
+    """ITK 5.4 takes the voxels of ``f.nii`` for those of ``f.nii.gz`` where both are there."""
+    other = Case(code=16).write(tmp_path)
+    case = Case(code=4, packed=True)
+    path = case.write(tmp_path)
+    assert (other.name, path.name) == ("f.nii", "f.nii.gz")
+    np.testing.assert_array_equal(load_image(path, "image", native=True).array, case.values)
 
 
 def test_a_field_of_vectors_is_no_image(tmp_path: Path) -> None:

@@ -351,7 +351,7 @@ def start_of(initial: Any, reference: Geometry) -> CompositeTransform | None:
 
     The first of a list is the first that a fixed point meets.
     """
-    from itk_nir.transforms.load import load_transform
+    from itk_nir.loading import load_transform
 
     if initial is None:
         return None

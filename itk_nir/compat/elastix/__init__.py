@@ -30,7 +30,7 @@ from itk_nir.images import Volume, load_image, save_image, to_itk
 from itk_nir.resample import resample_array
 from itk_nir.atomic import all_or_none
 from itk_nir.transforms.formats.elastix import as_text, parameter_maps, read_elastix
-from itk_nir.transforms.load import load_transform
+from itk_nir.loading import load_transform
 from itk_nir.transforms.model import CompositeTransform
 
 ParameterMap = dict[str, list[str]]

@@ -908,7 +908,7 @@ def _as_tuple(value: Any) -> tuple[int, ...]:
 
 
 def _chain(transform: Any, grid: Geometry | None) -> CompositeTransform:
-    from itk_nir.transforms.load import load_transform
+    from itk_nir.loading import load_transform
 
     return load_transform(transform, grid, role="initial transform")
 
