@@ -214,10 +214,10 @@ def compose(*transforms: CompositeTransform | Step) -> CompositeTransform:
     InputError
         Nothing given, or unlike dimensions.
     """
-    chains = [t if isinstance(t, CompositeTransform) else CompositeTransform((t,)) for t in transforms]
-    steps = tuple(s for c in chains for s in c.transforms)
+    parts = [t if isinstance(t, CompositeTransform) else CompositeTransform((t,)) for t in transforms]
+    steps = tuple(s for c in parts for s in c.transforms)
     inverse: list[Step] = []
-    for c in reversed(chains):
+    for c in reversed(parts):
         if c.inverse_transforms is None and not c.is_linear:
             return CompositeTransform(steps).simplified()
         inverse.extend(c.inverse().transforms)

@@ -105,7 +105,8 @@ def only_here(monkeypatch: pytest.MonkeyPatch) -> None:
     code=st.sampled_from(sorted(TYPES)),
     order=st.sampled_from("<>"),
     shape=st.sampled_from([(5, 4), (5, 4, 3), (5, 4, 1), (1, 4, 3), (7, 3, 2, 1), (7, 3, 2, 1, 1)]),
-    slope=st.sampled_from([0.0, 1.0, -1.0, 2.0, 0.3, 1e-9, 1e-15, 1e-16, 1e-40, np.nan, np.inf]) | st.floats(-9, 9, width=32),
+    slope=st.sampled_from([0.0, 1.0, -1.0, 2.0, 0.3, 1e-9, 1e-15, 1e-16, 1e-40, np.nan, np.inf])
+    | st.floats(-9, 9, width=32),
     intercept=st.sampled_from([0.0, 3.0, 1e-15, 1e-16, np.nan, -np.inf]) | st.floats(-99, 99, width=32),
     offset=st.sampled_from([0, 348, 352, 416]),
     pair=st.booleans(),

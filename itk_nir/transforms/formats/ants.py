@@ -63,7 +63,7 @@ class Ants:
         first = transform.transforms[0]
         exact = transform.is_linear or (isinstance(first, DisplacementField) and len(transform.fields) == 1)
         if not exact and reference is None:
-            raise needs_reference(label, "ANTs' files hold one warp, then one affine; this chain has to be sampled")
+            raise needs_reference(label, "ANTs' files hold one warp, then one affine; this transform has to be sampled")
         form = field_then_linear(transform, reference)
         return _files(form, place, points, reference, transform, None)
 

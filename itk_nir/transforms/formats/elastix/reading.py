@@ -63,25 +63,25 @@ def read_elastix(source: Any, grid: Geometry | None = None, *, beside: bool = Fa
     if not maps:
         raise InputError("elastix: no parameter map")
     try:
-        return _chain(maps, grid, beside)
+        return _composite(maps, grid, beside)
     except (KeyError, IndexError) as error:
         raise InputError(f"elastix: the parameters lack {error}; give a complete TransformParameters file") from error
 
 
-def _chain(maps: list[tuple[ParameterMap, Path | None]], grid: Geometry | None, beside: bool) -> CompositeTransform:
+def _composite(maps: list[tuple[ParameterMap, Path | None]], grid: Geometry | None, beside: bool) -> CompositeTransform:
     last = maps[-1][0]
     d = int(last.get("FixedImageDimension", ["0"])[0]) or len(last["Size"])
-    chain = CompositeTransform((LinearTransform.identity(d),))
+    whole = CompositeTransform((LinearTransform.identity(d),))
     for number, (parameters, folder) in enumerate(maps):
         step: Any = _step(parameters, folder, d, beside)
         if step is None:
             return _by_transformix([m for m, _ in maps], _sampling_grid(grid, last))
         adds = number > 0 and parameters.get("HowToCombineTransforms", ["Compose"])[0] == "Add"
         if isinstance(step, CompositeTransform) and not adds:
-            chain = CompositeTransform((*chain.transforms, *step.transforms)).simplified()
+            whole = CompositeTransform((*whole.transforms, *step.transforms)).simplified()
         else:
-            chain = _sampled(chain, step, _sampling_grid(grid, parameters), adds)
-    return chain
+            whole = _sampled(whole, step, _sampling_grid(grid, parameters), adds)
+    return whole
 
 
 def _sampling_grid(grid: Geometry | None, parameters: ParameterMap) -> Geometry:
@@ -96,7 +96,7 @@ def _sampling_grid(grid: Geometry | None, parameters: ParameterMap) -> Geometry:
 
 
 def _step(parameters: ParameterMap, folder: Path | None, d: int, beside: bool) -> Any:
-    """A chain; a SimpleITK transform that has to be sampled; ``None`` for a class that only elastix knows."""
+    """One of ours; a SimpleITK transform that has to be sampled; None for a class that only elastix knows."""
     import SimpleITK as sitk
 
     name = parameters["Transform"][0]
@@ -164,7 +164,7 @@ def _field(parameters: ParameterMap, folder: Path | None, beside: bool) -> Displ
 
 
 def _sampled(before: CompositeTransform, step: Any, grid: Geometry, adds: bool) -> CompositeTransform:
-    """`before` and `step` (a chain or a SimpleITK transform) as a field on `grid`, then the linear part of `before`."""
+    """`before` and `step` (one of ours or of SimpleITK's) as a field on `grid`, then the linear part of `before`."""
     import SimpleITK as sitk
 
     if adds:
@@ -189,7 +189,7 @@ def _on_grid(transform: Any, grid: Geometry) -> DisplacementField:
 
 
 def _by_transformix(maps: list[ParameterMap], grid: Geometry) -> CompositeTransform:
-    """The whole of a chain that elastix alone understands, sampled by elastix itself."""
+    """The whole of a result that elastix alone understands, sampled by elastix itself."""
     import itk
 
     names = ", ".join(m["Transform"][0] for m in maps)
@@ -227,7 +227,7 @@ def _collect(source: Any, beside: bool) -> list[tuple[ParameterMap, Path | None]
     maps: list[ParameterMap] = [{str(k): [str(v) for v in m[k]] for k in m.keys()} for m in source]  # noqa: SIM118
     if not maps:
         return []
-    # Maps in memory are chained by their order, whatever files the later ones name.
+    # Maps in memory follow each other by their order, whatever files the later ones name.
     before = initial_file(maps[0])
     first = [] if before is None else _from_files(Path(before), set(), beside)
     return [*first, *((m, None) for m in maps)]
