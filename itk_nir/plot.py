@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from itk_nir.errors import ItkNirError
 from itk_nir.geometry import Geometry
-from itk_nir.images import temporary_name
+from itk_nir.atomic import replacing
 from itk_nir.resample import resample
 from itk_nir.transforms.model import CompositeTransform, LinearTransform
 
@@ -313,14 +313,9 @@ def _scaled(array: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _save(figure: Any, target: Path) -> Path:
-    temporary = temporary_name(target)
-    try:
-        figure.savefig(temporary, facecolor=figure.get_facecolor(), format=target.suffix.lstrip(".") or "png")
-        os.replace(temporary, target)
-    except FileNotFoundError as error:
-        raise ItkNirError(f"{target}: the folder {target.parent} does not exist; create it first") from error
-    except ValueError as error:
-        raise ItkNirError(f"{target}: cannot draw this format ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(target) as temporary:
+        try:
+            figure.savefig(temporary, facecolor=figure.get_facecolor(), format=target.suffix.lstrip(".") or "png")
+        except ValueError as error:
+            raise ItkNirError(f"{target}: cannot draw this format ({error})") from error
     return target

@@ -17,14 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.atomic import all_or_none, split_prefix
 from itk_nir.engine.sampling import SampledField
-from itk_nir.errors import InputError
+from itk_nir.errors import InputError, SelfCheckWarning
 from itk_nir.images import Volume, like, load_image, save_image
 from itk_nir.neural_field import NeuralField
 from itk_nir.report import Report
 from itk_nir.resample import resample_array
 from itk_nir.transforms.composition import cover, own_grid, surface
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
-from itk_nir.transforms.save import WARPED, Written, check_format, write_both
+from itk_nir.transforms.save import FORMATS, Written, check_format, write_both
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RegistrationResult:
@@ -270,7 +270,8 @@ class RegistrationResult:
 
         All files appear, complete, or none. Folders of the prefix that do not exist are created. Every transform is
         read back and applied in its format's own convention at random points; the largest difference (mm) goes into
-        the report.
+        the report. Where it is above a thousandth of a voxel, the files are kept, the report says so, and so does a
+        warning.
 
         Parameters
         ----------
@@ -293,16 +294,22 @@ class RegistrationResult:
         ------
         OptionError : a format that does not exist.
         InputError : ``"nifti"`` in 2D, which ITK's reader gets wrong.
-        ItkNirError : a file that, read back, is not the transform to 1e-3 mm.
+        ItkNirError : a file that cannot be read back.
+
+        Warns
+        -----
+        SelfCheckWarning : a file that, read back, is not the transform to a thousandth of a voxel.
         """
         folder, start = split_prefix(prefix)
         check_format(format, self.mapping.dimension)
         with all_or_none(folder) as stage:
             written = write_both(format, self.mapping, self.fixed.geometry, self.moving.geometry, stage, start, folder)
-            names = {"warped": start + WARPED[format], **written.files, "report": f"{start}report.json"}
+            names = {"warped": start + FORMATS[format].warped, **written.files, "report": f"{start}report.json"}
             save_image(self.warped_array, self.fixed.geometry, stage / names["warped"])
             text = json.dumps(self._report(names, written), indent=2, allow_nan=False)
             (stage / names["report"]).write_text(text + "\n")
+        for sentence in written.failed:
+            warnings.warn(sentence, SelfCheckWarning, stacklevel=2)
         return {key: folder / name for key, name in names.items()}
 
     def _report(self, names: Mapping[str, str], written: Written) -> dict[str, Any]:

@@ -208,7 +208,12 @@ def test_saved_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "where",
-    ["itk_nir.result.save_image", "itk_nir.transforms.save.write_h5", "itk_nir.result.json.dumps", "os.replace"],
+    [
+        "itk_nir.result.save_image",
+        "itk_nir.transforms.formats.itk_h5.write_h5",
+        "itk_nir.result.json.dumps",
+        "os.replace",
+    ],
 )
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_save_that_fails_leaves_nothing(

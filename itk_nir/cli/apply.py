@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
 def _apply_to_points(options: argparse.Namespace) -> None:
     if options.reference or options.labels or options.interpolation != "auto":
         raise InputError("--points takes no --reference, --labels or --interpolation; leave them out")
-    from itk_nir.images import load_points, save_points
+    from itk_nir.points import load_points, save_points
     from itk_nir.loading import load_transform
 
     table = load_points(options.points)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from typing import Any
 
 from itk_nir.cli.arguments import FORMATS, one_or_list
 from itk_nir.cli.console import names, note_if_folder, tell
+from itk_nir.errors import SelfCheckWarning
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -52,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
     reference = load_image(options.reference, "reference image").geometry if options.reference else None
     transform = load_transform(one_or_list(options.transform), reference)
     paths, written = save_transform(transform, options.output, format=options.format, reference=reference)
+    for sentence in written.failed:
+        warnings.warn(sentence, SelfCheckWarning, stacklevel=2)
     tell(f"wrote {names(paths)}; read back: {max(written.differences.values()):.1e} mm off at most")
     for name, gap in written.sampling.items():
         tell(f"{name}: sampled on a grid, which between its voxels is off by up to {gap:.2g} mm")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,10 +97,15 @@ def _register(options: argparse.Namespace) -> None:
     fixed, moving = result.fixed.geometry, result.moving.geometry
     if options.outputVolume:
         save_image(result.warped_array, fixed, options.outputVolume)
-    if options.outputTransform:
-        save_transform(result.mapping, options.outputTransform, reference=fixed)
-    if options.outputInverseTransform:
-        save_transform(result.mapping.inverse(), options.outputInverseTransform, reference=moving)
+    for path, transform, grid in (
+        (options.outputTransform, result.mapping, fixed),
+        (options.outputInverseTransform, result.mapping.inverse(), moving),
+    ):
+        if path:
+            _, written = save_transform(transform, path, reference=grid)
+            for sentence in written.failed:
+                # No other exit status for it: Slicer would load none of the outputs then.
+                warnings.warn(sentence, stacklevel=2)
     tell("<filter-end><filter-name>NIR Registration</filter-name></filter-end>")
 
 

@@ -1,4 +1,4 @@
-"""Chains ⇄ ITK transforms (double precision: ITK's wheels resample with no other)."""
+"""Transforms <-> ITK's (double precision: ITK's wheels resample with no other)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,33 @@ import numpy as np
 
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
-from itk_nir.images import _itk_vectors
+from itk_nir.images import to_itk_vectors
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
 
 
-def to_itk(chain: CompositeTransform) -> Any:
-    """A chain as an ``itk.CompositeTransform[itk.D, d]``, fixed → moving.
+def to_itk(transform: CompositeTransform) -> Any:
+    """Make an ITK composite transform.
 
-    ITK applies the transform that was added last first, so the steps are added last to first. Where the inverse chain
-    has, step by step, the inverses of these steps, each displacement field carries its own, and ITK's
-    ``GetInverseTransform()`` works on the whole.
+    Parameters
+    ----------
+    transform : CompositeTransform
+        Fixed -> moving.
+
+    Returns
+    -------
+    itk.CompositeTransform[itk.D, d]
+        Fixed -> moving. Where the inverse has, part by part, the inverses of these parts, each displacement field
+        carries its own, and ITK's ``GetInverseTransform()`` works on the whole.
+
+    Notes
+    -----
+    ITK applies the transform that was added last first, so the parts are added last to first.
     """
     import itk
 
-    composite = itk.CompositeTransform[itk.D, chain.dimension].New()
-    inverses = _paired_inverses(chain)
-    for step, inverse in zip(reversed(chain.transforms), reversed(inverses), strict=True):
+    composite = itk.CompositeTransform[itk.D, transform.dimension].New()
+    inverses = _paired_inverses(transform)
+    for step, inverse in zip(reversed(transform.transforms), reversed(inverses), strict=True):
         if isinstance(step, LinearTransform):
             composite.AddTransform(linear_to_itk(step))
         else:
@@ -32,25 +43,49 @@ def to_itk(chain: CompositeTransform) -> Any:
 
 
 def field_to_itk(field: DisplacementField, inverse: DisplacementField | None = None) -> Any:
-    """An ``itk.DisplacementFieldTransform[itk.D, d]``, with its inverse set where one is given on the same grid.
+    """Make an ITK displacement field transform.
+
+    Parameters
+    ----------
+    field : DisplacementField
+        The displacements.
+    inverse : DisplacementField, optional
+        The inverse, on the same grid.
+
+    Returns
+    -------
+    itk.DisplacementFieldTransform[itk.D, d]
+        With its inverse set where one is given.
 
     Raises
     ------
-    InputError : an inverse on another grid, which ITK cannot hold.
+    InputError
+        An inverse on another grid, which ITK cannot hold.
     """
     import itk
 
     transform = itk.DisplacementFieldTransform[itk.D, field.dimension].New()
-    transform.SetDisplacementField(_itk_vectors(field.vectors, field.geometry, itk.D))
+    transform.SetDisplacementField(to_itk_vectors(field.vectors, field.geometry, itk.D))
     if inverse is not None:
         if not inverse.geometry.same_grid(field.geometry):
             raise InputError("ITK keeps a displacement field and its inverse on one grid; resample one of them")
-        transform.SetInverseDisplacementField(_itk_vectors(inverse.vectors, field.geometry, itk.D))
+        transform.SetInverseDisplacementField(to_itk_vectors(inverse.vectors, field.geometry, itk.D))
     return transform
 
 
 def linear_to_itk(linear: LinearTransform) -> Any:
-    """An ``itk.AffineTransform[itk.D, d]`` with centre 0."""
+    """Make an ITK affine transform.
+
+    Parameters
+    ----------
+    linear : LinearTransform
+        The map.
+
+    Returns
+    -------
+    itk.AffineTransform[itk.D, d]
+        With its centre at the origin of physical space.
+    """
     import itk
 
     d = linear.dimension
@@ -61,14 +96,25 @@ def linear_to_itk(linear: LinearTransform) -> Any:
 
 
 def from_itk(transform: Any, reference: Geometry | None = None) -> CompositeTransform:
-    """An ITK transform as a chain.
+    """Take over an ITK transform.
 
-    Linear transforms of every class, displacement fields (with their inverse) and composites, nested ones too, come
-    over as they are; any other (B-spline, velocity field, ...) is sampled on `reference`, a grid of fixed space.
+    Parameters
+    ----------
+    transform : itk.Transform
+        Fixed -> moving. Linear transforms of every class, displacement fields (with their inverse) and composites,
+        nested ones too, come over as they are; any other (B-spline, velocity field, ...) is sampled.
+    reference : Geometry, optional
+        Grid of fixed space to sample on.
+
+    Returns
+    -------
+    CompositeTransform
+        Fixed -> moving, with its inverse where every part has one.
 
     Raises
     ------
-    InputError : such another transform and no `reference`, or a transform that is not 2D or 3D.
+    InputError
+        A transform that has to be sampled and no `reference`, or one that is not 2D or 3D.
     """
     import itk
 
@@ -99,10 +145,7 @@ def _steps(transform: Any, reference: Geometry | None) -> list[tuple[Step, Step 
         back = transform.GetInverseDisplacementField()
         return [(_field(image), None if back is None else _field(back))]
     if transform.IsLinear():
-        # Any class of linear transform is known by where it takes the origin and the unit vectors.
-        origin = np.array(transform.TransformPoint([0.0] * d))
-        columns = [np.array(transform.TransformPoint(row.tolist())) - origin for row in np.eye(d)]
-        linear = LinearTransform.make(np.stack(columns, axis=1), origin)
+        linear = LinearTransform.of_map(lambda point: list(transform.TransformPoint(point)), d)
         return [(linear, linear.inverse())]
     if reference is None:
         raise InputError(f"transform: a {name} has to be sampled; give the fixed image's grid with it")
@@ -137,13 +180,13 @@ def _field(image: Any) -> DisplacementField:
     return DisplacementField(geometry, itk.array_view_from_image(image).astype(np.float32))
 
 
-def _paired_inverses(chain: CompositeTransform) -> list[DisplacementField | None]:
-    """For each step the displacement field that inverts it, where the inverse chain holds it on the same grid."""
-    back = chain.inverse_transforms
-    found: list[DisplacementField | None] = [None] * len(chain.transforms)
-    if back is None or len(back) != len(chain.transforms):
+def _paired_inverses(transform: CompositeTransform) -> list[DisplacementField | None]:
+    """For each part the displacement field that inverts it, where the inverse holds it on the same grid."""
+    back = transform.inverse_transforms
+    found: list[DisplacementField | None] = [None] * len(transform.transforms)
+    if back is None or len(back) != len(transform.transforms):
         return found
-    for number, (step, inverse) in enumerate(zip(chain.transforms, reversed(back), strict=True)):
+    for number, (step, inverse) in enumerate(zip(transform.transforms, reversed(back), strict=True)):
         if isinstance(step, DisplacementField) and isinstance(inverse, DisplacementField):
             found[number] = inverse if inverse.geometry == step.geometry else None
     return found

@@ -1,10 +1,11 @@
-"""Chains ⇄ SimpleITK transforms."""
+"""Transforms <-> SimpleITK's."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
@@ -12,46 +13,71 @@ from itk_nir.images import to_sitk as image_to_sitk
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
 
 
-def to_sitk(chain: CompositeTransform) -> Any:
-    """A chain as a SimpleITK transform, fixed → moving.
+def to_sitk(transform: CompositeTransform, centre: ArrayLike | None = None) -> Any:
+    """Make a SimpleITK transform.
 
-    One step gives a ``sitk.AffineTransform`` or ``sitk.DisplacementFieldTransform``, the latter with its inverse set
-    where the chain has one on the same grid; more steps give a ``sitk.CompositeTransform``, which keeps no inverse
-    (SimpleITK drops a field's inverse whenever it copies it): use ``to_sitk(chain.inverse())`` for that.
+    Parameters
+    ----------
+    transform : CompositeTransform
+        Fixed -> moving.
+    centre : array_like, optional
+        ``(d,)``, LPS mm, the point that linear transforms are expressed about; the origin of physical space when left
+        out. The map is the same.
+
+    Returns
+    -------
+    SimpleITK.Transform
+        One part gives a ``sitk.AffineTransform`` or ``sitk.DisplacementFieldTransform``, the latter with its inverse
+        set where there is one on the same grid; more parts give a ``sitk.CompositeTransform``, which keeps no inverse
+        (SimpleITK drops a field's inverse whenever it copies it): use ``to_sitk(transform.inverse())`` for that.
     """
     import SimpleITK as sitk
 
-    if len(chain.transforms) == 1:
-        back = chain.inverse_transforms[0] if chain.inverse_transforms and len(chain.inverse_transforms) == 1 else None
-        return _step(chain.transforms[0], back)
-    return sitk.CompositeTransform([_step(step) for step in reversed(chain.transforms)])
+    about = np.zeros(transform.dimension) if centre is None else np.asarray(centre, float)
+    if len(transform.transforms) == 1:
+        back = transform.inverse_transforms
+        return _step(transform.transforms[0], about, back[0] if back and len(back) == 1 else None)
+    return sitk.CompositeTransform([_step(step, about) for step in reversed(transform.transforms)])
 
 
 def from_sitk(transform: Any, reference: Geometry | None = None) -> CompositeTransform:
-    """A SimpleITK transform as a chain.
+    """Take over a SimpleITK transform.
 
-    Linear transforms of every class, displacement fields and composites of them come over as they are; any other
-    (B-spline, ...) is sampled on `reference`, a grid of fixed space.
+    Parameters
+    ----------
+    transform : SimpleITK.Transform
+        Fixed -> moving. Linear transforms of every class, displacement fields and composites of them come over as they
+        are; any other (B-spline, ...) is sampled.
+    reference : Geometry, optional
+        Grid of fixed space to sample on.
+
+    Returns
+    -------
+    CompositeTransform
+        Fixed -> moving, with the inverse of a displacement field that has one.
 
     Raises
     ------
-    InputError : such another transform and no `reference`, or a transform that is not 2D or 3D.
+    InputError
+        A transform that has to be sampled and no `reference`, or one that is not 2D or 3D.
     """
     d = transform.GetDimension()
     if d not in (2, 3):
         raise InputError(f"transform: is {d}D; only 2D and 3D transforms can be used")
-    chain = CompositeTransform(tuple(_steps(transform, reference)))
+    steps = tuple(_steps(transform, reference))
     inverse = _inverse_field(transform)
-    return chain if inverse is None else CompositeTransform(chain.transforms, (inverse,))
+    return CompositeTransform(steps, None if inverse is None else (inverse,))
 
 
-def _step(step: Step, inverse: Step | None = None) -> Any:
+def _step(step: Step, centre: np.ndarray, inverse: Step | None = None) -> Any:
     import SimpleITK as sitk
 
     if isinstance(step, LinearTransform):
+        matrix, shift = step.about(centre)
         affine = sitk.AffineTransform(step.dimension)
-        affine.SetMatrix(step.matrix[:-1, :-1].ravel().tolist())
-        affine.SetTranslation(step.matrix[:-1, -1].tolist())
+        affine.SetCenter(centre.tolist())
+        affine.SetMatrix(matrix.ravel().tolist())
+        affine.SetTranslation(shift.tolist())
         return affine
     # SimpleITK takes double vectors only, and empties the image it is given.
     transform = sitk.DisplacementFieldTransform(image_to_sitk(step.vectors.astype(np.float64), step.geometry))
@@ -71,10 +97,7 @@ def _steps(transform: Any, reference: Geometry | None) -> list[Step]:
     if isinstance(transform, sitk.DisplacementFieldTransform):
         return [_field(transform.GetDisplacementField())]
     if transform.IsLinear():
-        # Any class of linear transform is known by where it takes the origin and the unit vectors.
-        origin = np.array(transform.TransformPoint([0.0] * d))
-        columns = [np.array(transform.TransformPoint(row.tolist())) - origin for row in np.eye(d)]
-        return [LinearTransform.make(np.stack(columns, axis=1), origin)]
+        return [LinearTransform.of_map(transform.TransformPoint, d)]
     if reference is None:
         raise InputError(f"transform: a {transform.GetName()} has to be sampled; give the fixed image's grid with it")
     field = sitk.TransformToDisplacementField(

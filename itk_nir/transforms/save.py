@@ -1,47 +1,57 @@
-"""Every transform format in one table: what is written, how it is checked, and which name means what."""
+"""Transforms as files for other programs: one table of formats, and what was written is read back and compared."""
 
 from __future__ import annotations
 
-import gzip
+import math
 import os
-import re
-import shutil
-import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from itk_nir.errors import InputError, OptionError, one_line
-from itk_nir.geometry import Geometry
-from itk_nir.images import save_image, temporary_name
 from itk_nir.atomic import all_or_none, split_prefix
-from itk_nir.transforms.formats.ants import AFFINE, INVERSE_WARP, WARP, write_ants
-from itk_nir.transforms.check import POINTS, TOLERANCE, Points, by_elastix, by_file, largest_difference, random_points
-from itk_nir.transforms.formats.elastix import write_elastix
-from itk_nir.transforms.composition import field_then_linear, whole_field
-from itk_nir.transforms.formats.itk_h5 import write_h5
-from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
+from itk_nir.errors import InputError, OptionError
+from itk_nir.geometry import Geometry
+from itk_nir.transforms import check
+from itk_nir.transforms.formats import base
+from itk_nir.transforms.formats.ants import Ants
+from itk_nir.transforms.formats.elastix import Elastix
+from itk_nir.transforms.formats.field_image import FieldImage
+from itk_nir.transforms.formats.itk_h5 import ItkH5
+from itk_nir.transforms.formats.itk_text import ItkText
+from itk_nir.transforms.model import CompositeTransform, DisplacementField
 
-#: How the warped image is called beside the transforms of a format.
-WARPED = {
-    "itk": "Warped.nii.gz",
-    "ants": "Warped.nii.gz",
-    "elastix": "result.nii.gz",
-    "slicer": "Warped.nrrd",
-    "nifti": "Warped.nii.gz",
+
+@dataclass(frozen=True)
+class Choice:
+    """What a user means with the name of a format.
+
+    Attributes
+    ----------
+    warped : str
+        What the warped image is called beside the transforms.
+    both : Format
+        Writes a result: the transform and its inverse.
+    one : tuple of Format
+        Write one transform; the first that accepts the name does.
+    """
+
+    warped: str
+    both: base.Format
+    one: tuple[base.Format, ...]
+
+
+_RAS_FIELD = FieldImage("DisplacementField.nii.gz", ras=True, endings=base.NIFTI)
+
+#: Every format by the name that users give it.
+FORMATS: dict[str, Choice] = {
+    "itk": Choice("Warped.nii.gz", ItkH5(), (ItkH5(), ItkText(), FieldImage())),
+    "ants": Choice("Warped.nii.gz", Ants(), (Ants(),)),
+    "elastix": Choice("result.nii.gz", Elastix(), (Elastix(),)),
+    "slicer": Choice("Warped.nrrd", FieldImage(), (ItkH5(), ItkText((".tfm",)), FieldImage())),
+    "nifti": Choice("Warped.nii.gz", _RAS_FIELD, (_RAS_FIELD,)),
 }
-FORMATS = tuple(WARPED)
-
-_PARAMETERS = re.compile(r"(.*)TransformParameters\.\d+\.txt$", re.DOTALL)
-_NIFTI = (".nii", ".nii.gz")
-_IMAGES = (*_NIFTI, ".mha", ".mhd", ".nrrd")
-_HDF = (".h5", ".hdf5")
-_TEXT = (".tfm", ".txt")
-#: Endings that a format can have where one file holds the transform.
-_ENDINGS = {"itk": (*_HDF, *_TEXT, ".mat", *_IMAGES), "slicer": (*_HDF, ".tfm", *_IMAGES), "nifti": _NIFTI}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,286 +60,242 @@ class Written:
 
     Attributes
     ----------
-    files : names by key.
-    differences : for each transform file the largest distance (mm) between where it and the map that it stands for take
-        a random point, after reading it back.
-    sampling : for each file that had to be sampled the largest distance (mm) that this costs at points between voxels.
+    files : dict of str to str
+        Names by key.
+    differences : dict of str to float
+        For each transform file the largest distance (mm) between where it and the map that it stands for take a point,
+        after reading it back. NaN if the file gives NaN.
+    sampling : dict of str to float
+        For each file that had to be sampled the largest distance (mm) that this costs at points between voxels.
+    tolerance : float
+        Largest difference that is allowed (mm): a thousandth of the finest spacing of all grids that it is about.
+    failed : tuple of str
+        A sentence for each file whose difference is larger.
     """
 
     files: dict[str, str] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
     sampling: dict[str, float] = field(default_factory=dict)
+    tolerance: float = check.TOLERANCE
+    failed: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every file is the transform that it stands for."""
+        return not self.failed
 
     def report(self) -> dict[str, Any]:
-        """In JSON's types."""
-        return {
-            "points": POINTS,
-            "tolerance_mm": TOLERANCE,
-            "largest_difference_mm": self.differences,
+        """Give all of it in JSON's types.
+
+        Returns
+        -------
+        dict
+            ``passed``, ``points``, ``tolerance_mm``, ``tolerance_voxels``, ``largest_difference_mm`` and
+            ``sampling_mm``; ``failed`` where a file is not the transform.
+        """
+        out: dict[str, Any] = {
+            "passed": self.passed,
+            "points": check.POINTS,
+            "tolerance_mm": self.tolerance,
+            "tolerance_voxels": check.TOLERANCE,
+            "largest_difference_mm": {k: v if math.isfinite(v) else None for k, v in self.differences.items()},
             "sampling_mm": self.sampling,
         }
+        return out if self.passed else {**out, "failed": list(self.failed)}
 
 
 def check_format(name: str, dimension: int | None = None) -> None:
-    """Raise OptionError for a format that does not exist, InputError for one that cannot hold the dimension."""
-    if name not in FORMATS:
-        raise OptionError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
-    if name == "nifti" and dimension == 2:
-        raise InputError("format nifti is for 3D: ITK 5.4 misreads 2D fields with RAS vectors; use itk, ants or slicer")
-
-
-# --- a result: both directions ---------------------------------------------------------------------------------------
-
-
-def write_both(
-    kind: str, chain: CompositeTransform, fixed: Geometry, moving: Geometry, stage: Path, start: str, location: Path
-) -> Written:
-    """Write a chain and its inverse and check what was written.
+    """Refuse a format that does not exist or cannot hold a transform.
 
     Parameters
     ----------
-    kind : one of `FORMATS`.
-    fixed, moving : grids of the two images.
-    stage : folder to write to.
-    start : what every name begins with.
-    location : folder that the files will be moved to (elastix' files name each other by absolute path).
+    name : str
+        What the user gave.
+    dimension : {2, 3}, optional
+        Of the transform.
+
+    Raises
+    ------
+    OptionError
+        No such format.
+    InputError
+        It cannot hold transforms of that dimension.
     """
-    check_format(kind, chain.dimension)
-    out = Written()
-    inverse = chain.inverse()
-    points = random_points(_grid_of(chain, fixed))
-    moved = chain.map(points)
-    if kind == "itk":
-        for key, name, one, at in (
-            ("composite", "Composite.h5", chain, points),
-            ("inverse_composite", "InverseComposite.h5", inverse, moved),
-        ):
-            write_h5(one, stage / f"{start}{name}")
-            _check(out, {key: f"{start}{name}"}, one, at, by_file(stage / f"{start}{name}"))
-    elif kind == "ants":
-        form = field_then_linear(chain, fixed)
-        _write_ants(out, form, stage, start, points)
-        _note_sampling(out, f"{start}{WARP}", chain, form, points)
-        _note_sampling(out, f"{start}{INVERSE_WARP}", inverse, form.inverse(), moved)
-    elif kind == "elastix":
-        for word, key, one, grid, at in (
-            ("", "", chain, fixed, points),
-            ("Inverse", "inverse_", inverse, moving, moved),
-        ):
-            _write_elastix(out, one, grid, stage, start, location, at, word, key)
-    else:
-        name = "Displacement{}.nrrd" if kind == "slicer" else "DisplacementField.nii.gz"
-        name = "Displacement.nrrd" if kind == "slicer" else "DisplacementField.nii.gz"
-        for key, ending, one, grid, at in (
-            ("displacement", name, chain, fixed, points),
-            ("inverse_displacement", f"Inverse{name}", inverse, moving, moved),
-        ):
-            whole = whole_field(one, grid)
-            _write_field(whole, stage / f"{start}{ending}", ras=kind == "nifti")
-            at = _within(whole.geometry, at)
-            _check(out, {key: f"{start}{ending}"}, CompositeTransform((whole,)), at, by_file(stage / f"{start}{ending}"))
-            _note_sampling(out, f"{start}{ending}", one, CompositeTransform((whole,)), at)
-    return out
+    if name not in FORMATS:
+        raise OptionError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
+    if dimension is not None and dimension not in FORMATS[name].both.dimensions:
+        raise InputError(
+            f"format {name} is for 3D: ITK 5.4 misreads 2D fields with RAS vectors; use itk, ants or slicer"
+        )
 
 
-# --- one transform, one way ------------------------------------------------------------------------------------------
+def write_both(
+    kind: str,
+    transform: CompositeTransform,
+    fixed: Geometry,
+    moving: Geometry,
+    stage: Path,
+    start: str,
+    location: Path,
+) -> Written:
+    """Write a transform and its inverse and check what was written.
+
+    Parameters
+    ----------
+    kind : str
+        One of `FORMATS`.
+    transform : CompositeTransform
+        Fixed -> moving.
+    fixed, moving : Geometry
+        Grids of the two images.
+    stage : Path
+        Folder to write to.
+    start : str
+        What every name begins with.
+    location : Path
+        Folder that the files will be moved to (elastix' files name each other by absolute path).
+
+    Returns
+    -------
+    Written
+        What was written, and the self-check.
+
+    Raises
+    ------
+    OptionError, InputError
+        A format that does not exist or cannot hold the dimension.
+    ItkNirError
+        A file that cannot be read back.
+    """
+    check_format(kind, transform.dimension)
+    points = check.random_points(_tried_in(transform, fixed))
+    directions = base.Directions(transform, transform.inverse(), fixed, moving, points, transform.map(points))
+    files = FORMATS[kind].both.save_both(directions, base.Place(stage, start, location))
+    return _compared(files, check.tolerance(fixed, moving, *(f.geometry for f in transform.fields)))
 
 
 def save_transform(
-    chain: CompositeTransform,
+    transform: CompositeTransform,
     path: str | os.PathLike[str],
     *,
     format: str | None = None,  # noqa: A002 - the word users know
     reference: Geometry | None = None,
 ) -> tuple[list[Path], Written]:
-    """Write a transform fixed → moving for another program, all files or none, and check what was written.
+    """Write a transform fixed -> moving for another program, all files or none, and check what was written.
 
     Parameters
     ----------
-    chain : fixed → moving.
-    path : its name tells the format: ``.h5``, ``.tfm``, ``.txt``, ``.mat`` (linear only) are ITK transforms;
+    transform : CompositeTransform
+        Fixed -> moving.
+    path : str or os.PathLike
+        Its name tells the format: ``.h5``, ``.tfm``, ``.txt``, ``.mat`` (linear only) are ITK transforms;
         ``.nii.gz``, ``.nrrd``, ``.mha``, ``.mhd`` displacement fields (LPS mm; NIfTI intent 1007);
         ``TransformParameters.N.txt`` elastix' files, numbered from 0 whatever N is. For ``format="ants"`` a prefix.
-    format : one of `FORMATS`; ``"nifti"`` writes ``.nii.gz`` with RAS vectors and intent 1006.
-    reference : a grid of fixed space, needed where the format cannot hold the chain as it is: one field on that grid is
+    format : str, optional
+        One of `FORMATS`; ``"nifti"`` writes ``.nii.gz`` with RAS vectors and intent 1006.
+    reference : Geometry, optional
+        A grid of fixed space, needed where the format cannot hold the transform as it is: one field on that grid is
         exact at its voxels.
 
     Returns
     -------
-    paths : what was written; of elastix' files the last is the one to give transformix.
-    written : the self-check, see `Written`.
+    paths : list of Path
+        What was written; of elastix' files the last is the one to give transformix.
+    written : Written
+        The self-check. Files that failed it are kept: it is for the caller to say so (``written.failed``).
 
     Raises
     ------
-    InputError : a name that tells no format, or a conversion that cannot be exact without `reference`.
-    OptionError : an unknown format.
-    ItkNirError : a file that, read back, is not the transform.
+    InputError
+        A name that tells no format, or a conversion that cannot be exact without `reference`.
+    OptionError
+        An unknown format.
+    ItkNirError
+        A file that cannot be read back.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from itk_nir.transforms import LinearTransform
+    >>> shift = CompositeTransform((LinearTransform.make(np.eye(3), [1, 2, 3]),))
+    >>> paths, written = save_transform(shift, f"{tempfile.mkdtemp()}/shift.tfm")
+    >>> [path.name for path in paths], written.passed
+    (['shift.tfm'], True)
     """
     name = os.fspath(path)
-    match = _PARAMETERS.fullmatch(name)
-    ending = next((e for e in (*_HDF, *_TEXT, ".mat", *_IMAGES) if name.lower().endswith(e)), None)
-    if format is None and match is None and ending is None:
+    writer = _writer(name, format, transform.dimension)
+    transform = transform.simplified()
+    tried = _tried_in(transform, reference)
+    folder, start = split_prefix(writer.prefix(name))
+    with all_or_none(folder) as stage:
+        place = base.Place(stage, start, folder)
+        files = writer.save(transform, place, check.random_points(tried), reference, name)
+        grids = [f.geometry for f in transform.fields] + [g for g in (reference,) if g is not None]
+        written = _compared(files, check.tolerance(*(grids or [tried])))
+    return [folder / n for n in written.files.values()], written
+
+
+def _writer(name: str, kind: str | None, dimension: int) -> base.Format:
+    """Who writes a transform under this name."""
+    parameters = base.parameter_file_prefix(name) is not None
+    if kind is None and not parameters and not base.has_ending(name):
         raise InputError(
             f"{name}: the name tells no transform format; end it in .h5, .tfm, .nii.gz or .nrrd, or give one of "
             f"{', '.join(FORMATS)}"
         )
-    kind = format or ("elastix" if match else "itk")
-    check_format(kind, chain.dimension)
-    if kind in _ENDINGS and (match or ending not in _ENDINGS[kind]):
-        raise InputError(f"{name}: format {kind} needs a name that ends in {', '.join(_ENDINGS[kind])}")
-    if kind == "ants" and ending is not None:
+    kind = kind or ("elastix" if parameters else "itk")
+    check_format(kind, dimension)
+    writer = next((w for w in FORMATS[kind].one if w.accepts(name)), None)
+    if writer is not None:
+        return writer
+    if kind == "ants":
         raise InputError(f"{name}: ANTs has several files; give the start of their names, such as out/case_")
-    if kind == "elastix" and match is None and ending is not None:
+    if kind == "elastix":
         raise InputError(
             f"{name}: elastix has several files; name the last TransformParameters.0.txt, or give a prefix"
         )
-
-    chain = chain.simplified()
-    points = random_points(_grid_of(chain, reference))
-    out = Written()
-    folder, start = split_prefix(match[1] if match else path)
-    with all_or_none(folder) as stage:
-        if kind == "elastix":
-            if reference is None and chain.is_linear:
-                raise _needs_reference(name, "a linear transform has no grid for transformix to resample on")
-            grid = chain.fields[0].geometry if reference is None else reference
-            _write_elastix(out, chain, grid, stage, start, folder, points, "", "")
-        elif kind == "ants":
-            exact = chain.is_linear or (isinstance(chain.transforms[0], DisplacementField) and len(chain.fields) == 1)
-            if not exact and reference is None:
-                raise _needs_reference(name, "ANTs' files hold one warp, then one affine; this chain has to be sampled")
-            form = field_then_linear(chain, reference)
-            _write_ants(out, form, stage, start, points)
-            _note_sampling(out, f"{start}{WARP}", chain, form, points)
-        elif ending in _IMAGES:
-            only = chain.transforms[0] if len(chain.transforms) == 1 else None
-            if reference is None and not isinstance(only, DisplacementField):
-                raise _needs_reference(name, "the transform is more than one displacement field and has to be sampled")
-            whole = only if isinstance(only, DisplacementField) and reference is None else None
-            whole = whole or chain.displacement_on(reference or chain.fields[0].geometry)
-            _write_field(whole, stage / start, ras=kind == "nifti")
-            _check(out, {"transform": start}, CompositeTransform((whole,)), points, by_file(stage / start))
-            _note_sampling(out, start, chain, CompositeTransform((whole,)), _within(whole.geometry, points))
-        else:
-            if ending == ".mat" and not chain.is_linear:
-                raise InputError(f"{name}: ITK's .mat files hold linear transforms only; use .h5")
-            if ending in _HDF:
-                write_h5(chain, stage / start)
-            else:
-                _write_itk_file(chain, stage / start)
-            _check(out, {"transform": start}, chain, points, by_file(stage / start))
-    return [folder / n for n in out.files.values()], out
+    endings = ", ".join(ending for w in FORMATS[kind].one for ending in w.endings)
+    raise InputError(f"{name}: format {kind} needs a name that ends in {endings}")
 
 
-# --- each format -----------------------------------------------------------------------------------------------------
+def _compared(files: list[base.SavedFile], tolerance: float) -> Written:
+    """Read every file back and compare it with what it stands for."""
+    differences: dict[str, float] = {}
+    sampling: dict[str, float] = {}
+    failed = []
+    for file in files:
+        if file.holds is None or file.applied is None or file.points is None:
+            continue
+        gap = check.largest_difference(file.holds, file.points, file.applied, file.name, file.exact)
+        differences[file.name] = gap
+        if not gap <= tolerance:  # NaN too
+            failed.append(
+                f"{file.name}: read back, it moves a point by {gap:.3g} mm more or less than it should (allowed: "
+                f"{tolerance:.3g} mm); please report it"
+            )
+        cost = _sampling_cost(file)
+        if cost is not None:
+            sampling[file.name] = cost
+    return Written({f.key: f.name for f in files}, differences, sampling, tolerance, tuple(failed))
 
 
-def _write_elastix(
-    out: Written, chain: CompositeTransform, grid: Geometry, stage: Path, start: str, location: Path, points: Points, word: str,
-    key: str,
-) -> None:  # fmt: skip
-    stem = f"{word}DeformationField"
-    files = write_elastix(
-        chain, f"{stage}/{start}", grid, location=location, field_name=stem, name=f"{word}TransformParameters"
-    )
-    for image in sorted(p.name for p in stage.iterdir() if p.name.startswith(f"{start}{stem}")):
-        number = image[len(start + stem) : -len(".mha")].replace(".", "_")
-        out.files[f"{key}field{number}"] = image
-    for place, path in enumerate(files[:-1]):
-        out.files[f"{key}transform_{place}"] = path.name
-    _check(out, {f"{key}transform": files[-1].name}, chain, points, by_elastix(files[-1]))
+def _sampling_cost(file: base.SavedFile) -> float | None:
+    """How far a transform that was sampled for a file is from the transform itself; None where it was not sampled."""
+    whole = file.sampled_from
+    if whole is None or file.holds is None or file.points is None or not len(file.points):
+        return None
+    if all(any(f is own for own in whole.fields) for f in file.holds.fields):
+        return None
+    return float(np.linalg.norm(file.holds.map(file.points) - whole.map(file.points), axis=-1).max())
 
 
-def _write_ants(out: Written, form: CompositeTransform, stage: Path, start: str, points: Points) -> None:
-    write_ants(form, f"{stage}/{start}")
-    warp, affine, inverse_warp = (f"{start}{name}" for name in (WARP, AFFINE, INVERSE_WARP))
-    forward = by_file(stage / affine)
-    linear = form.transforms[-1]
-    assert isinstance(linear, LinearTransform)
-    _check(out, {"affine": affine}, CompositeTransform((linear,)), points, forward)
-    if form.is_linear:
-        return
-    there = by_file(stage / warp)
-    _check(out, {"warp": warp}, form, points, lambda p: forward(there(p)))
-    back = by_file(stage / inverse_warp)
-    undo = _inverted(forward, form.dimension)
-    _check(out, {"inverse_warp": inverse_warp}, form.inverse(), form.map(points), lambda p: back(undo(p)))
-
-
-def _inverted(linear: Callable[[Points], Points], d: int) -> Callable[[Points], Points]:
-    """What ANTs does with an affine file that it is told to invert."""
-    origin = linear(np.zeros((1, d)))
-    matrix = np.linalg.inv((linear(np.eye(d)) - origin).T)
-    return lambda points: (points - origin) @ matrix.T
-
-
-def _write_field(whole: DisplacementField, path: Path, *, ras: bool) -> None:
-    if not ras:
-        # Displacements hardly compress; where the name does not ask for it, time is worth more.
-        save_image(whole.vectors, whole.geometry, path, compression=int(path.name.lower().endswith(".gz")))
-        return
-    # SimpleITK has no writer for RAS vectors: the header is set by hand.
-    vectors = whole.vectors.copy()
-    vectors[..., :2] *= -1
-    plain = temporary_name(path.with_name(path.name.removesuffix(".gz")))
-    try:
-        save_image(vectors, whole.geometry, plain, compression=0)
-        with open(plain, "r+b") as file:
-            file.seek(68)
-            file.write(struct.pack("<h", 1006))
-        if path.name.lower().endswith(".gz"):
-            with open(plain, "rb") as source, gzip.open(path, "wb", compresslevel=1) as packed:
-                shutil.copyfileobj(source, packed, 1 << 22)
-        else:
-            os.replace(plain, path)
-    finally:
-        plain.unlink(missing_ok=True)
-
-
-def _write_itk_file(chain: CompositeTransform, path: Path) -> None:
-    import SimpleITK as sitk
-
-    from itk_nir.transforms.as_simpleitk import to_sitk
-
-    try:
-        sitk.WriteTransform(to_sitk(chain), str(path))
-    except RuntimeError as error:
-        raise OSError(f"{path.name}: cannot be written ({one_line(error)})") from error
-
-
-def _check(
-    out: Written, files: dict[str, str], chain: CompositeTransform, points: Points, applied: Callable[[Points], Points]
-) -> None:
-    out.files.update(files)
-    for name in files.values():
-        out.differences[name] = largest_difference(chain, points, applied, name)
-
-
-def _note_sampling(out: Written, name: str, chain: CompositeTransform, written: CompositeTransform, points: Points) -> None:
-    """Keep how far a chain that was sampled for a file is from the chain itself, where it is at all."""
-    if not len(points) or all(any(f is own for own in chain.fields) for f in written.fields):
-        return
-    out.sampling[name] = float(np.linalg.norm(written.map(points) - chain.map(points), axis=-1).max())
-
-
-def _grid_of(chain: CompositeTransform, grid: Geometry | None) -> Geometry:
+def _tried_in(transform: CompositeTransform, grid: Geometry | None) -> Geometry:
     """Where points are tried: inside the field that a fixed point meets first, else inside the given grid."""
-    if isinstance(chain.transforms[0], DisplacementField):
-        return chain.transforms[0].geometry
-    if grid is None:
-        return (
-            chain.fields[0].geometry
-            if chain.fields
-            else Geometry.make([201] * chain.dimension, origin=[-100.0] * chain.dimension)
-        )
-    return grid
-
-
-def _within(grid: Geometry, points: Points) -> Points:
-    """The points between the outermost voxel centres."""
-    index = grid.physical_to_index(points)
-    return points[((index >= 0) & (index <= np.asarray(grid.size) - 1)).all(axis=1)]
-
-
-def _needs_reference(name: str, reason: str) -> InputError:
-    return InputError(f"{name}: {reason}; give the fixed image as the reference")
+    first = transform.transforms[0]
+    if isinstance(first, DisplacementField):
+        return first.geometry
+    if grid is not None:
+        return grid
+    if transform.fields:
+        return transform.fields[0].geometry
+    return Geometry.make([201] * transform.dimension, origin=[-100.0] * transform.dimension)

@@ -20,7 +20,7 @@ from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform
 from itk_nir.transforms.formats.elastix import parameter_maps, read_elastix
-from itk_nir.transforms.load import load_transform
+from itk_nir.transforms.load import read_transform
 from itk_nir.transforms.save import save_transform
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
@@ -245,7 +245,7 @@ HAND_MADE = (
 def test_known_map_comes_in_with_the_right_sign_and_axis(
     make: Callable[[Path, int], Path], d: int, tmp_path: Path
 ) -> None:
-    chain = load_transform(make(tmp_path, d))
+    chain = read_transform(make(tmp_path, d))
     np.testing.assert_allclose(chain.map(points(d)), expected(points(d)), atol=1e-4)
 
 
@@ -260,7 +260,9 @@ def parameter(path: Path, key: str) -> list[float]:
 
 @BOTH
 def test_known_map_goes_out_to_elastix(d: int, tmp_path: Path) -> None:
-    (file,), _ = save_transform(CompositeTransform((known(d),)), tmp_path / "TransformParameters.0.txt", reference=grid_around(d))
+    (file,), _ = save_transform(
+        CompositeTransform((known(d),)), tmp_path / "TransformParameters.0.txt", reference=grid_around(d)
+    )
     values = np.array(parameter(file, "TransformParameters"))
     assert parameter(file, "CenterOfRotationPoint") == [0] * d
     np.testing.assert_allclose(points(d) @ values[: d * d].reshape(d, d).T + values[d * d :], expected(points(d)))
@@ -295,7 +297,7 @@ def test_known_map_goes_out_to_ants(d: int, tmp_path: Path) -> None:
     assert {p.name for p in paths} == {"y_1Warp.nii.gz", "y_0GenericAffine.mat", "y_1InverseWarp.nii.gz"}
     warp = ants.transform_from_displacement_field(ants.image_read(str(tmp_path / "y_1Warp.nii.gz")))
     np.testing.assert_allclose([warp.apply_to_point(p.tolist()) for p in points(d)], expected(points(d)), atol=1e-3)
-    inverse = load_transform(tmp_path / "y_1InverseWarp.nii.gz")
+    inverse = read_transform(tmp_path / "y_1InverseWarp.nii.gz")
     np.testing.assert_allclose(inverse.map(points(d)), known(d).inverse().map(points(d)), atol=1e-3)
 
 
@@ -357,7 +359,7 @@ def test_convert_on_the_command_line(d: int, out: str, tmp_path: Path, capsys: p
     # Elastix numbers from 0, and one field is one file.
     made = tmp_path / out.replace(".1.", ".0.")
     assert made.name in shown
-    np.testing.assert_allclose(load_transform(made).map(points(d)), expected(points(d)), atol=1e-4)
+    np.testing.assert_allclose(read_transform(made).map(points(d)), expected(points(d)), atol=1e-4)
 
 
 def test_convert_ants_files_to_elastix_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -371,7 +373,7 @@ def test_convert_ants_files_to_elastix_and_back(tmp_path: Path, capsys: pytest.C
     }  # fmt: skip
     whole = str(tmp_path / "e" / "TransformParameters.1.txt")
     assert main(["convert", whole, str(tmp_path / "b_"), "--format", "ants"]) == 0
-    again = load_transform([tmp_path / "b_1Warp.nii.gz", tmp_path / "b_0GenericAffine.mat"])
+    again = read_transform([tmp_path / "b_1Warp.nii.gz", tmp_path / "b_0GenericAffine.mat"])
     np.testing.assert_allclose(again.map(points(3)), shift.map(field.map(points(3))), atol=1e-4)
     assert "sampled" not in capsys.readouterr().out
 
@@ -390,7 +392,7 @@ def test_what_cannot_be_exact_needs_a_reference_and_says_so(
     assert main(["convert", str(source), str(tmp_path / out), "--reference", str(image)]) == 0
     assert ("sampled on a grid" in capsys.readouterr().out) == (not out.endswith(".txt"))
     # A linear map is followed exactly by linear interpolation.
-    np.testing.assert_allclose(load_transform(tmp_path / out).map(points(3)), expected(points(3)), atol=1e-4)
+    np.testing.assert_allclose(read_transform(tmp_path / out).map(points(3)), expected(points(3)), atol=1e-4)
 
 
 def test_field_on_another_grid_says_what_it_costs(tmp_path: Path) -> None:
@@ -400,7 +402,7 @@ def test_field_on_another_grid_says_what_it_costs(tmp_path: Path) -> None:
     (path,), written = save_transform(CompositeTransform((wave,)), tmp_path / "f.nii.gz", reference=coarse)
     assert 0.05 < written.sampling["f.nii.gz"] < 2
     inner = coarse.grid()[1:-1, 1:-1, 1:-1]
-    np.testing.assert_allclose(load_transform(path).map(inner), wave.map(inner), atol=1e-5)
+    np.testing.assert_allclose(read_transform(path).map(inner), wave.map(inner), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +463,7 @@ def test_elastix_results_come_in_as_transformix_applies_them(d: int, case: str, 
     assert np.abs(wanted).max() > 0.1
     last = folder / f"TransformParameters.{parameters.GetNumberOfParameterMaps() - 1}.txt"
     for source in (found, last):
-        chain = load_transform(source, fixed)
+        chain = read_transform(source, fixed)
         np.testing.assert_allclose(chain.displacement_on(fixed).vectors, wanted, atol=1e-4)
     if "bspline" in case:
         with pytest.warns(UserWarning, match="BSplineTransform is sampled on the grid that its parameters name"):
@@ -482,7 +484,7 @@ def test_a_class_that_only_elastix_knows_is_sampled_by_it(tmp_path: Path, monkey
     text = text.replace("EulerTransform", "AffineDTITransform").replace("NumberOfParameters 6", "NumberOfParameters 12")
     file.write_text(text)
     if hasattr(itk, "TransformixFilter"):
-        chain = load_transform(file, grid_around(3))
+        chain = read_transform(file, grid_around(3))
         np.testing.assert_allclose(chain.map(points(3)) - points(3), np.broadcast_to(SHIFT, (60, 3)), atol=1e-4)
         assert [p.name for p in tmp_path.iterdir()] == ["TransformParameters.0.txt"]
 
@@ -493,7 +495,7 @@ def test_a_class_that_only_elastix_knows_is_sampled_by_it(tmp_path: Path, monkey
     with pytest.raises(
         InputError, match="AffineDTITransform can only be read by elastix itself; pip install itk-elastix"
     ):
-        load_transform(file, grid_around(3))
+        read_transform(file, grid_around(3))
 
 
 @pytest.mark.parametrize(
@@ -512,14 +514,14 @@ def test_damaged_parameter_files(change: Callable[[str], str], message: str, tmp
     file = elastix_euler(tmp_path, 3)
     file.write_text(change(file.read_text()))
     with pytest.raises(InputError, match=message):
-        load_transform(file)
+        read_transform(file)
 
 
 def test_nearest_neighbour_fields_of_elastix_are_pointed_out(tmp_path: Path) -> None:
     file = elastix_field(tmp_path, 3)
     file.write_text(file.read_text().replace("InterpolationOrder 1", "InterpolationOrder 0"))
     with pytest.warns(UserWarning, match="nearest vector"):
-        load_transform(file)
+        read_transform(file)
 
 
 def test_maps_in_memory_name_their_field_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,8 +536,8 @@ def test_maps_in_memory_name_their_field_by_its_whole_path(tmp_path: Path, monke
         assert m["DeformationFieldInterpolationOrder"] == ["1"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for source in (maps, load_transform(maps)):
-            np.testing.assert_allclose(load_transform(source).map(points(3)), two.map(points(3)), atol=1e-9)
+        for source in (maps, read_transform(maps)):
+            np.testing.assert_allclose(read_transform(source).map(points(3)), two.map(points(3)), atol=1e-9)
     with pytest.raises(InputError, match="no grid of its own"):
         parameter_maps(CompositeTransform((known(3),)), tmp_path)
 

@@ -18,17 +18,19 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from itk_nir.errors import InputError, ItkNirError, OptionError
+from itk_nir.errors import InputError, ItkNirError, OptionError, SelfCheckWarning
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, save_image, to_itk, to_sitk
 from itk_nir.resample import resample_array
 from itk_nir.result import RegistrationResult
 from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform, check, compose
 from itk_nir.transforms import save as formats
-from itk_nir.transforms.formats.ants import read_ants
-from itk_nir.transforms.load import load_transform
 from itk_nir.transforms.composition import field_then_linear
-from itk_nir.transforms.formats.itk_h5 import write_h5
+from itk_nir.transforms.formats import ants, field_image, itk_h5
+from itk_nir.transforms.formats.ants import read_ants
+from itk_nir.transforms.formats.elastix import writing as elastix
+from itk_nir.transforms.formats.itk_h5 import ItkH5, write_h5
+from itk_nir.transforms.load import read_transform
 from tests.grids import turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
@@ -62,7 +64,9 @@ def made(d: int) -> RegistrationResult:
     bend = np.random.default_rng(2).normal(size=(d, d)) / 12
     u = DisplacementField(coarse, (2 * np.sin((coarse.grid() - fixed.centre) @ bend + 1)).astype(np.float32))
     a = LinearTransform.make(turned(d, 0.12, -0.1) * 1.03, [2.0, -1.0, 3.0][:d], fixed.centre)
-    return RegistrationResult(f, m, compose(CompositeTransform((u,), (u.inverse(tolerance=1e-4),)), a), {"seconds": 1.0})
+    return RegistrationResult(
+        f, m, compose(CompositeTransform((u,), (u.inverse(tolerance=1e-4),)), a), {"seconds": 1.0}
+    )
 
 
 def interior(chain: CompositeTransform, source: Geometry, target: Geometry) -> np.ndarray:
@@ -87,7 +91,11 @@ def there_or_back(result: RegistrationResult, way: str) -> tuple[CompositeTransf
 
 
 def compare(
-    image: np.ndarray, points: Callable[[np.ndarray], np.ndarray], chain: CompositeTransform, onto: Volume, source: Volume
+    image: np.ndarray,
+    points: Callable[[np.ndarray], np.ndarray],
+    chain: CompositeTransform,
+    onto: Volume,
+    source: Volume,
 ) -> None:
     """A tool's image inside the field to 1e-4 of the range, and its points to 1e-3 mm."""
     own = resample_array(source.array, source.geometry, chain, onto.geometry, "linear")
@@ -266,9 +274,9 @@ def test_files_report_and_the_way_back(d: int, kind: str, tmp_path: Path) -> Non
         "nifti": "displacement",
     }  # fmt: skip
     key = keys[kind]
-    again = load_transform([paths[k] for k in key] if isinstance(key, tuple) else paths[key])
+    again = read_transform([paths[k] for k in key] if isinstance(key, tuple) else paths[key])
     np.testing.assert_allclose(again.map(p), q, atol=1e-4)
-    back = read_ants(tmp_path / "new" / "x_").inverse() if kind == "ants" else load_transform(paths[f"inverse_{key}"])
+    back = read_ants(tmp_path / "new" / "x_").inverse() if kind == "ants" else read_transform(paths[f"inverse_{key}"])
     wanted = result.chain.inverse()
     # One field of the inverse is exact at the voxels of the moving image only.
     nodes = result.moving.geometry.grid()[interior(wanted, result.fixed.geometry, result.moving.geometry)]
@@ -291,7 +299,7 @@ def test_a_linear_result_in_every_format(tmp_path: Path) -> None:
     p = result.fixed.geometry.grid()[2:-2, 2:-2, 2:-2].reshape(-1, 3)
     for kind, key in (("itk", "composite"), ("ants", "affine"), ("elastix", "transform"), ("nifti", "displacement")):
         paths = linear.save(f"{tmp_path}/{kind}/", format=kind)
-        np.testing.assert_allclose(load_transform(paths[key]).map(p), chain.map(p), atol=1e-4)
+        np.testing.assert_allclose(read_transform(paths[key]).map(p), chain.map(p), atol=1e-4)
     assert sorted(p.name for p in (tmp_path / "ants").iterdir()) == [
         "0GenericAffine.mat", "Warped.nii.gz", "report.json",
     ]  # fmt: skip
@@ -311,7 +319,8 @@ def test_a_chain_of_many_steps_is_brought_into_ants_form(d: int, tmp_path: Path)
     assert 1e-6 < report["sampling_mm"]["1Warp.nii.gz"] < 3
     form = field_then_linear(chain, result.fixed.geometry)
     assert [type(step) for step in form.transforms] == [DisplacementField, LinearTransform]
-    np.testing.assert_allclose(form.transforms[-1].matrix, (result.chain.transforms[-1].matrix @ extra.matrix), atol=1e-12)
+    last = result.chain.transforms[-1].matrix @ extra.matrix
+    np.testing.assert_allclose(form.transforms[-1].matrix, last, atol=1e-12)
     q = chain.map(nodes)
     np.testing.assert_allclose(form.inverse().map(q), nodes, atol=0.4)
 
@@ -339,7 +348,7 @@ def test_ras_fields_are_3d_only_because_itk_misreads_flat_ones(tmp_path: Path) -
     written, read = (sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in (path, flat))
     assert np.abs(read + written).max() > 0.1
     with pytest.raises(InputError, match="2D field with RAS vectors"):
-        load_transform(flat)
+        read_transform(flat)
 
 
 def test_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -360,38 +369,44 @@ def shifted(chain: CompositeTransform) -> CompositeTransform:
     return CompositeTransform((DisplacementField(field.geometry, vectors), *rest))
 
 
-def test_a_file_that_is_not_the_transform_is_an_error_and_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(chain: CompositeTransform, path: Path) -> None:
-        write_h5(shifted(chain) if path.name == "x_Composite.h5" else chain, path)
+def test_a_file_that_is_not_the_transform_is_kept_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(chain: CompositeTransform, path: Path, **options: Any) -> None:
+        write_h5(shifted(chain) if path.name == "x_Composite.h5" else chain, path, **options)
 
-    monkeypatch.setattr(formats, "write_h5", wrong)
-    with pytest.raises(ItkNirError, match=r"x_Composite\.h5: read back, it moves a point by 0\.01\d* mm"):
-        made(3).save(tmp_path / "x_")
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(itk_h5, "write_h5", wrong)
+    with pytest.warns(SelfCheckWarning, match=r"x_Composite\.h5: read back, it moves a point by 0\.01\d* mm") as told:
+        paths = made(3).save(tmp_path / "x_")
+    assert len(told) == 1
+    assert sorted(tmp_path.iterdir()) == sorted(paths.values())
+    checked = json.loads(paths["report"].read_text())["self_check"]
+    assert checked["passed"] is False
+    assert checked["failed"] == [str(told[0].message)]
+    assert checked["largest_difference_mm"]["x_Composite.h5"] == pytest.approx(0.01, rel=0.1)
+    assert checked["largest_difference_mm"]["x_InverseComposite.h5"] < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["ants", "elastix", "slicer", "nifti"])
 def test_wrong_axes_and_directions_are_seen_in_every_format(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from itk_nir.transforms import ants, elastix
-
     def mirrored(array: np.ndarray, geometry: Geometry, path: Path, **options: Any) -> None:
         save_image(array * np.float32([-1, 1, 1]) if array.ndim == 4 else array, geometry, path, **options)
 
-    for module in (ants, elastix, formats):
+    for module in (ants, elastix, field_image):
         monkeypatch.setattr(module, "save_image", mirrored)
-    with pytest.raises(ItkNirError, match="mm more or less than it should"):
-        made(3).save(f"{tmp_path}/new/", format=kind)
-    assert list(tmp_path.iterdir()) == []
+    with pytest.warns(SelfCheckWarning, match="mm more or less than it should"):
+        paths = made(3).save(f"{tmp_path}/new/", format=kind)
+    checked = json.loads(paths["report"].read_text())["self_check"]
+    assert checked["passed"] is False
+    assert checked["failed"]
 
 
 def test_a_truncated_file_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(chain: CompositeTransform, path: Path) -> None:
-        write_h5(chain, path)
+    def short(chain: CompositeTransform, path: Path, **options: Any) -> None:
+        write_h5(chain, path, **options)
         os.truncate(path, path.stat().st_size // 2)
 
-    monkeypatch.setattr(formats, "write_h5", short)
+    monkeypatch.setattr(itk_h5, "write_h5", short)
     with pytest.raises(ItkNirError, match="cannot be read back"):
         made(2).save(tmp_path / "x_")
     assert list(tmp_path.iterdir()) == []
@@ -404,8 +419,8 @@ def test_the_checks_own_reader_of_h5(precision: str, compression: int, tmp_path:
     path = tmp_path / "t.h5"
     write_h5(chain, path, precision=precision, compression=compression)
     p = check.random_points(chain.fields[0].geometry)
-    np.testing.assert_allclose(check.by_file(path)(p), chain.map(p), atol=1e-4)
-    assert check.largest_difference(chain, p, check.by_file(path), "t.h5") < 1e-4
+    np.testing.assert_allclose(ItkH5().applied(path)(p), chain.map(p), atol=1e-4)
+    assert check.largest_difference(chain, p, ItkH5().applied(path), "t.h5") < 1e-4
 
 
 def test_points_of_the_check_are_random_and_always_the_same() -> None:
@@ -421,7 +436,7 @@ def test_folder_of_elastix_files_may_be_moved(tmp_path: Path) -> None:
     result.save(f"{tmp_path}/here/", format="elastix")
     shutil.move(tmp_path / "here", tmp_path / "there")
     p = result.fixed.geometry.grid()[::4, ::4, ::4].reshape(-1, 3)
-    again = load_transform(tmp_path / "there" / "TransformParameters.1.txt")
+    again = read_transform(tmp_path / "there" / "TransformParameters.1.txt")
     np.testing.assert_allclose(again.map(p), result.chain.map(p), atol=1e-9)
 
 
@@ -431,5 +446,5 @@ def test_old_files_of_the_same_name_do_not_deceive_the_check(tmp_path: Path) -> 
     result.save(f"{tmp_path}/", format="elastix")
     other.save(f"{tmp_path}/", format="elastix")
     p = result.fixed.geometry.grid()[::4, ::4].reshape(-1, 2)
-    again = load_transform(tmp_path / "TransformParameters.1.txt")
+    again = read_transform(tmp_path / "TransformParameters.1.txt")
     np.testing.assert_allclose(again.map(p), other.chain.map(p), atol=1e-9)

@@ -1,0 +1,142 @@
+"""Arrays and their grids as images of ITK and SimpleITK."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itk_nir.geometry import Geometry
+
+
+def to_itk(array: NDArray[Any], geometry: Geometry) -> Any:
+    """Make an ``itk.Image`` that has memory of its own.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        ``geometry.shape`` scalars, or ``geometry.shape + (d,)`` vectors.
+    geometry : Geometry
+        The grid.
+
+    Returns
+    -------
+    itk.Image
+        Of the array's type; types that ITK's Python wheels lack become the next wider one (bool uint8, 64-bit integers
+        int32 or double). Vectors become ``itk.Vector[itk.F, d]``.
+
+    Examples
+    --------
+    >>> image = to_itk(np.zeros((3, 4), np.uint8), Geometry.make([4, 3], spacing=[0.5, 2.0]))
+    >>> tuple(image.GetSpacing())
+    (0.5, 2.0)
+    """
+    import itk
+
+    if array.ndim == geometry.dimension + 1:
+        return to_itk_vectors(array, geometry, itk.F)
+    image = itk.image_from_array(np.ascontiguousarray(_wrapped_type(array)))
+    _place(image, geometry)
+    return image
+
+
+def to_itk_vectors(vectors: NDArray[Any], geometry: Geometry, component: Any) -> Any:
+    """Make an ``itk.Image`` of vectors that has memory of its own.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray
+        ``geometry.shape + (d,)``.
+    geometry : Geometry
+        The grid.
+    component : itk.F or itk.D
+        Type of one component.
+
+    Returns
+    -------
+    itk.Image
+        Its pixels are ``itk.Vector[component, d]``.
+    """
+    import itk
+
+    d = geometry.dimension
+    image = itk.Image[itk.Vector[component, d], d].New()
+    image.SetRegions([int(n) for n in geometry.size])
+    image.Allocate()
+    # Through a view: the only way without a dangling copy.
+    itk.array_view_from_image(image)[...] = vectors
+    _place(image, geometry)
+    return image
+
+
+def to_sitk(array: NDArray[Any], geometry: Geometry) -> Any:
+    """Make a ``SimpleITK.Image`` that has memory of its own.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        ``geometry.shape`` scalars, or ``geometry.shape + (d,)`` vectors.
+    geometry : Geometry
+        The grid.
+
+    Returns
+    -------
+    SimpleITK.Image
+        Of the array's type (bool becomes uint8).
+
+    Examples
+    --------
+    >>> image = to_sitk(np.zeros((3, 4), np.uint8), Geometry.make([4, 3], spacing=[0.5, 2.0]))
+    >>> image.GetSize(), image.GetSpacing()
+    ((4, 3), (0.5, 2.0))
+    """
+    import SimpleITK as sitk
+
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8)
+    image = sitk.GetImageFromArray(array, isVector=array.ndim == geometry.dimension + 1)
+    image.SetSpacing(geometry.spacing)
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(geometry.rotation.ravel().tolist())
+    return image
+
+
+def like(array: NDArray[Any], geometry: Geometry, kind: str) -> Any:
+    """Make an image of the kind that another came in as.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        ``geometry.shape`` scalars, or ``geometry.shape + (d,)`` vectors.
+    geometry : Geometry
+        The grid.
+    kind : {"itk", "sitk", "path"}
+        The other image's `Volume.kind`.
+
+    Returns
+    -------
+    itk.Image or SimpleITK.Image
+        The latter for ``"sitk"``; what came from a path goes out as the former.
+    """
+    return to_sitk(array, geometry) if kind == "sitk" else to_itk(array, geometry)
+
+
+def _wrapped_type(array: NDArray[Any]) -> NDArray[Any]:
+    """The array in a type that ITK's wheels have images of."""
+    wider = {"b1": np.uint8, "i1": np.int16, "f2": np.float32}
+    key = array.dtype.kind + str(array.dtype.itemsize)
+    if key in wider:
+        return array.astype(wider[key])
+    if key in ("i8", "u8"):
+        small = np.int32 if array.size == 0 or abs(array).max() < 2**31 else np.float64
+        return array.astype(small)
+    return array
+
+
+def _place(image: Any, geometry: Geometry) -> None:
+    import itk
+
+    image.SetSpacing(geometry.spacing)
+    image.SetOrigin(geometry.origin)
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(geometry.rotation)))

@@ -1,0 +1,245 @@
+"""Any image -> `Volume`.
+
+One table, `READERS`, lists the kinds of image that come in; a new kind is one more row. Every reader refuses, with a
+one-line `InputError`, what no registration can use: vector, colour or complex pixels, 4D, NaN. A `Volume` that left
+this module is a finite scalar image in 2 or 3 dimensions.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from itk_nir.errors import InputError, one_line
+from itk_nir.geometry import Geometry
+from itk_nir.images.nifti import is_nifti, orientation_warnings, read_voxels, refuse_not_finite, scaled
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scalar image in memory.
+
+    Attributes
+    ----------
+    array : numpy.ndarray
+        ``([D,] H, W)``, C-contiguous; float32, or the file's own type if `load_image` was asked for it.
+    geometry : Geometry
+        Its grid.
+    name : str
+        What to call it in a message, for example ``"fixed image /data/f.nii.gz"``.
+    kind : {"itk", "sitk", "path"}
+        Where it came from, and so what results are given as.
+    pixel_type : numpy.dtype
+        Type of the source's pixels.
+    warnings : tuple of str
+        What the reader found odd, one line each.
+    """
+
+    array: NDArray[Any]
+    geometry: Geometry
+    name: str
+    kind: str
+    pixel_type: np.dtype[Any]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def dimension(self) -> int:
+        """2 or 3."""
+        return self.geometry.dimension
+
+
+def load_image(image: Any, role: str, *, native: bool = False) -> Volume:
+    """Read an image of any kind that `READERS` knows.
+
+    Parameters
+    ----------
+    image : str, os.PathLike, itk.Image, SimpleITK.Image or Volume
+        A file or an image in memory; a `Volume` is returned as it is.
+    role : str
+        What it is in messages: ``"fixed image"``, ``"moving mask"``, ...
+    native : bool, default False
+        Keep the pixel type (label maps); float32 otherwise.
+
+    Returns
+    -------
+    Volume
+        A finite scalar image in 2 or 3 dimensions, with memory of its own.
+
+    Raises
+    ------
+    InputError
+        A missing, unreadable or truncated file; an image that is not 2D or 3D, with more than one component a pixel,
+        with complex pixels, or with NaN or infinite values; a kind of object that is not known.
+
+    Examples
+    --------
+    >>> import SimpleITK as sitk
+    >>> volume = load_image(sitk.Image(4, 3, sitk.sitkUInt8), "fixed image")
+    >>> volume.array.shape, volume.array.dtype.name, volume.pixel_type.name
+    ((3, 4), 'float32', 'uint8')
+    """
+    for _, accepts, reader in READERS:
+        if accepts(image):
+            volume = reader(image, role)
+            return volume if native else replace(volume, array=_contiguous(volume.array, np.float32))
+    known = ", ".join(name for name, _, _ in READERS)
+    raise InputError(f"{role}: cannot use an object of type {type(image).__name__}; give one of: {known}")
+
+
+# --- readers ---------------------------------------------------------------------------------------------------------
+
+
+def _is_itk(image: Any) -> bool:
+    return "itk" in sys.modules and hasattr(image, "GetLargestPossibleRegion") and hasattr(image, "GetBufferedRegion")
+
+
+def _is_sitk(image: Any) -> bool:
+    module = sys.modules.get("SimpleITK")
+    return module is not None and isinstance(image, module.Image)
+
+
+def _read_itk(image: Any, role: str) -> Volume:
+    import itk
+
+    try:
+        image.Update()
+    except RuntimeError as error:
+        raise InputError(f"{role}: its ITK pipeline failed ({one_line(error)})") from error
+    _check_layout(role, int(image.GetImageDimension()), int(image.GetNumberOfComponentsPerPixel()))
+    try:
+        view = itk.array_view_from_image(image)
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise InputError(f"{role}: ITK gives no array of this image ({one_line(error)}); cast it to float") from error
+    region = image.GetBufferedRegion()
+    _check_pixels(role, view.dtype)
+    # The origin belongs to index 0, which after a crop is not the first voxel.
+    origin = image.TransformIndexToPhysicalPoint(region.GetIndex())
+    direction = itk.array_from_matrix(image.GetDirection())
+    geometry = _geometry(role, tuple(region.GetSize()), tuple(image.GetSpacing()), tuple(origin), direction)
+    array = np.array(view, order="C")
+    _check_values(role, array)
+    return Volume(array, geometry, role, "itk", view.dtype)
+
+
+def _read_sitk(image: Any, role: str) -> Volume:
+    import SimpleITK as sitk
+
+    _check_layout(role, image.GetDimension(), image.GetNumberOfComponentsPerPixel())
+    array = sitk.GetArrayFromImage(image)
+    _check_pixels(role, array.dtype)
+    geometry = _geometry(role, image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+    _check_values(role, array)
+    return Volume(array, geometry, role, "sitk", array.dtype)
+
+
+def _read_path(path: str | os.PathLike[str], role: str) -> Volume:
+    import SimpleITK as sitk
+
+    file = Path(path)
+    label = f"{role} {file}"
+    if file.is_dir():
+        raise InputError(f"{label}: is a folder; give an image file (.nii.gz, .nrrd, .mha, ...)")
+    if not file.exists():
+        raise InputError(f"{label}: no such file; check the path")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _unreadable(label, error) from error
+    pixel = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+    if "complex" in pixel:
+        raise _not_real(label, pixel)
+    _check_layout(label, reader.GetDimension(), reader.GetNumberOfComponents())
+    try:
+        volume = (_read_nifti(file, reader, label) if is_nifti(file) else None) or _read_sitk(reader.Execute(), label)
+    except RuntimeError as error:
+        raise _unreadable(label, error) from error
+    return replace(volume, kind="path")
+
+
+def _read_nifti(file: Path, reader: Any, label: str) -> Volume | None:
+    """The voxels from the file's own bytes, the grid from ITK; None where ITK alone knows what to make of the file."""
+    import SimpleITK as sitk
+
+    found = read_voxels(file, label)
+    if found is None:
+        return None
+    header, stored = found
+    size = reader.GetSize()
+    if stored is None or stored.size != np.prod(size):
+        return None
+    # ITK says whether it scales the values, and to what type.
+    dtype = sitk.GetArrayViewFromImage(sitk.Image([1] * len(size), reader.GetPixelID())).dtype
+    array = scaled(header, stored.reshape(size[::-1]), dtype)
+    geometry = _geometry(label, size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    if header.is_scaled:
+        _check_values(label, array)
+    return Volume(array, geometry, label, "path", dtype, tuple(orientation_warnings(header, label)))
+
+
+def _read_volume(volume: Volume, role: str) -> Volume:
+    return volume
+
+
+#: (name, does it accept the object?, reader). The first row that accepts reads. The tests must not import anything.
+READERS: tuple[tuple[str, Callable[[Any], bool], Callable[[Any, str], Volume]], ...] = (
+    ("itk.Image", _is_itk, _read_itk),
+    ("SimpleITK.Image", _is_sitk, _read_sitk),
+    ("path", lambda image: isinstance(image, (str, os.PathLike)), _read_path),
+    ("Volume", lambda image: isinstance(image, Volume), _read_volume),
+)
+
+
+def _check_layout(label: str, dimension: int, components: int) -> None:
+    if dimension not in (2, 3):
+        hint = "; extract one volume first" if dimension == 4 else ""
+        raise InputError(f"{label}: is {dimension}D, but a registration takes 2D and 3D images{hint}")
+    if components != 1:
+        raise InputError(
+            f"{label}: has {components} values a pixel (colour or vectors); convert it to one grey value first"
+        )
+
+
+def _check_pixels(label: str, dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "biuf":
+        raise _not_real(label, str(dtype))
+
+
+def _not_real(label: str, pixel: str) -> InputError:
+    return InputError(f"{label}: has pixels of type {pixel}; take the magnitude or the real part first")
+
+
+def _check_values(label: str, array: NDArray[Any]) -> None:
+    if array.dtype.kind == "f":
+        refuse_not_finite(array, label)
+
+
+def _geometry(label: str, size: Sequence[int], spacing: ArrayLike, origin: ArrayLike, direction: ArrayLike) -> Geometry:
+    try:
+        return Geometry.make(size, spacing, origin, direction)
+    except ValueError as error:
+        raise InputError(f"{label}: its grid cannot be used: {one_line(error)}") from error
+
+
+def _unreadable(label: str, error: RuntimeError) -> InputError:
+    text = str(error)
+    if "orthonormal" in text:
+        return InputError(
+            f"{label}: its axes are not perpendicular (sheared sform), which ITK does not read; resample it to a "
+            "perpendicular grid first"
+        )
+    if "Unable to determine ImageIO reader" in text or "not find" in text:
+        return InputError(f"{label}: no image format that can be read, or a damaged header; convert it to .nii.gz")
+    return InputError(f"{label}: cannot be read, damaged or truncated ({one_line(text)}); get a fresh copy")
+
+
+def _contiguous(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    return np.ascontiguousarray(array, dtype=dtype)

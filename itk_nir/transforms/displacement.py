@@ -1,0 +1,196 @@
+"""Displacement fields: a vector at every voxel of a grid."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from itk_nir.errors import InputError
+from itk_nir.geometry import Geometry
+from itk_nir.transforms.interpolation import (
+    CHUNK,
+    FloatArray,
+    VectorArray,
+    grid_slabs,
+    interpolate_vectors,
+    rows_on_grid,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class DisplacementField:
+    """A displacement at every voxel of a grid, ``q = p + u(p)``, read exactly as ITK's DisplacementFieldTransform.
+
+    Between the voxel centres the displacement is interpolated linearly. In the half voxel around the outermost
+    centres it is that of the nearest point of the grid; beyond, it is zero.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The grid, in the space that the points come from.
+    vectors : numpy.ndarray
+        ``geometry.shape + (d,)``, last axis ``(x, y[, z])``, LPS mm; kept as contiguous float32.
+
+    Raises
+    ------
+    InputError
+        Vectors of another shape, or that are not finite.
+
+    Examples
+    --------
+    >>> grid = Geometry.make([3, 2], spacing=[10.0, 10.0])
+    >>> vectors = np.zeros((2, 3, 2))
+    >>> vectors[:, 1] = 4.0, 0.0        # the middle column moves along x
+    >>> field = DisplacementField(grid, vectors)
+    >>> field.map([[10.0, 0.0], [15.0, 5.0], [99.0, 0.0]]).tolist()
+    [[14.0, 0.0], [17.0, 5.0], [99.0, 0.0]]
+    """
+
+    geometry: Geometry
+    vectors: VectorArray
+
+    def __post_init__(self) -> None:
+        wanted = (*self.geometry.shape, self.geometry.dimension)
+        if np.shape(self.vectors) != wanted:
+            raise InputError(
+                f"a displacement field on a grid of size {self.geometry.size} has shape {wanted}, "
+                f"got {np.shape(self.vectors)}"
+            )
+        vectors = np.ascontiguousarray(self.vectors, dtype=np.float32)
+        # One NaN or infinity makes the sum non-finite, and a sum needs no second array of the same size.
+        if not np.isfinite(vectors.sum(dtype=np.float64)):
+            raise InputError("a displacement field must be finite, got NaN or infinite vectors")
+        object.__setattr__(self, "vectors", vectors)
+
+    @property
+    def dimension(self) -> int:
+        """2 or 3."""
+        return self.geometry.dimension
+
+    def displacement(self, points: ArrayLike) -> FloatArray:
+        """Give the displacement at physical points.
+
+        Parameters
+        ----------
+        points : array_like
+            ``(..., d)``, LPS mm.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(..., d)``, mm.
+        """
+        p = np.asarray(points, float)
+        flat = p.reshape(-1, self.dimension)
+        out = np.empty_like(flat)
+        for start in range(0, len(flat), CHUNK):
+            part = slice(start, start + CHUNK)
+            out[part] = interpolate_vectors(self.vectors, self.geometry.physical_to_index(flat[part]))
+        return out.reshape(p.shape)
+
+    def map(self, points: ArrayLike) -> FloatArray:
+        """Map physical points.
+
+        Parameters
+        ----------
+        points : array_like
+            ``(..., d)``, LPS mm.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(..., d)``, LPS mm.
+        """
+        return np.asarray(points, float) + self.displacement(points)
+
+    def inverse(
+        self, geometry: Geometry | None = None, *, tolerance: float = 0.01, iterations: int = 100
+    ) -> DisplacementField:
+        """Compute the inverse displacement on a grid, by the fixed-point iteration ``v <- -u(p + v)``.
+
+        Parameters
+        ----------
+        geometry : Geometry, optional
+            Grid of the inverse; the field's own when left out.
+        tolerance : float, default 0.01
+            Wanted ``|v + u(p + v)|``, in voxels of the field's finest axis.
+        iterations : int, default 100
+            At most. Updates that do not bring a point nearer are halved, so folds do not make it diverge.
+
+        Returns
+        -------
+        DisplacementField
+            Moving -> fixed, if this field maps fixed -> moving.
+
+        Warns
+        -----
+        UserWarning
+            Points that were not inverted to `tolerance`; they keep the best value that was found. Points whose inverse
+            lies outside the field's grid are not counted: the field jumps to zero there, so none exists.
+
+        References
+        ----------
+        .. [1] Chen, M., Lu, W., Chen, Q., Ruchala, K. J., Olivera, G. H. (2008). A simple fixed-point approach to
+           invert a deformation field. Medical Physics 35(1), 81-88.
+        """
+        grid = self.geometry if geometry is None else geometry
+        limit = tolerance * min(self.geometry.spacing)
+        out = np.zeros((int(np.prod(grid.size)), self.dimension), np.float32)
+        failed = 0
+        worst = 0.0
+        for part, p in grid_slabs(grid):
+            p = p.reshape(-1, self.dimension)
+            v = np.zeros_like(p)
+            best = v.copy()
+            residual = np.full(len(p), np.inf)
+            step = np.ones(len(p))
+            open_ = np.arange(len(p))
+            for _ in range(iterations):
+                r = v[open_] + self.displacement(p[open_] + v[open_])
+                size = np.linalg.norm(r, axis=-1)
+                better = size < residual[open_]
+                step[open_] = np.where(better, step[open_], step[open_] / 2)
+                best[open_[better]] = v[open_[better]]
+                residual[open_[better]] = size[better]
+                v[open_] -= step[open_, None] * r
+                open_ = open_[size > limit]
+                if not len(open_):
+                    break
+            if len(open_):
+                inner = self.geometry.physical_to_index(p[open_] + best[open_])
+                last = np.asarray(self.geometry.size) - 1
+                left = residual[open_][np.all((inner >= 0) & (inner <= last), axis=-1)]
+                failed += len(left)
+                worst = max(worst, float(left.max(initial=0.0)))
+            row = int(np.prod(grid.shape[1:]))
+            out[part.start * row : part.stop * row] = best
+        if failed:
+            warnings.warn(
+                f"{failed} of {len(out)} points of a displacement field could not be inverted to {limit:.3g} mm "
+                f"(worst {worst:.3g} mm): it probably folds there",
+                stacklevel=2,
+            )
+        return DisplacementField(grid, out.reshape(*grid.shape, self.dimension))
+
+    def rows_on(self, geometry: Geometry, start: int, stop: int) -> VectorArray | None:
+        """Interpolate the displacement on rows of another grid, one cheap pass an axis.
+
+        Parameters
+        ----------
+        geometry : Geometry
+            The other grid.
+        start, stop : int
+            Rows of its outermost array axis.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            ``(stop - start, [H,] W, d)``, mm. None unless the other grid's axes run along this field's, where linear
+            interpolation falls apart into its axes.
+        """
+        if geometry == self.geometry:
+            return self.vectors[start:stop]
+        return rows_on_grid(self.vectors, self.geometry, geometry, start, stop)

@@ -1,0 +1,248 @@
+"""elastix' parameter maps as text, and what their entries mean."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itk_nir.errors import InputError, one_line
+from itk_nir.geometry import Geometry
+
+ParameterMap = dict[str, list[str]]
+
+#: elastix 5 writes the first of these keys and elastix 4 and 5.0 read the second alone: files carry both.
+INITIAL = ("InitialTransformParameterFileName", "InitialTransformParametersFileName")
+#: What they hold in the file that is applied first.
+NONE = "NoInitialTransform"
+_ENTRY = re.compile(r'^\s*\(\s*([^\s"()]+)\s*(.*?)\s*\)\s*(?://.*)?$')
+_VALUE = re.compile(r'"([^"]*)"|(\S+)')
+
+
+def is_elastix_file(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a text file is one of elastix' transform parameter files (ITK's own .txt transforms are not).
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        An existing file.
+
+    Returns
+    -------
+    bool
+        Whether it has an entry ``Transform``.
+    """
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return re.search(r"^\s*\(\s*Transform\s", file.read(1 << 22), re.MULTILINE) is not None
+
+
+def parse(path: Path) -> ParameterMap:
+    """Read a parameter file.
+
+    Parameters
+    ----------
+    path : Path
+        A ``TransformParameters.N.txt``.
+
+    Returns
+    -------
+    dict
+        Values as text by key. Those that the file names are not followed.
+
+    Raises
+    ------
+    InputError
+        A file that is no such text, or names no ``Transform``.
+    """
+    parameters: ParameterMap = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"elastix: {path}: is no text; give a TransformParameters.N.txt") from error
+    for line in lines:
+        text = line.strip()
+        if not text or text.startswith("//"):
+            continue
+        match = _ENTRY.match(text)
+        if match is None:
+            raise InputError(f"elastix: {path}: damaged or no parameter file, at {text[:60]!r}")
+        parameters[match[1]] = [quoted or plain for quoted, plain in _VALUE.findall(match[2])]
+    if not parameters.get("Transform"):
+        raise InputError(f"elastix: {path}: names no Transform; give a TransformParameters.N.txt")
+    return parameters
+
+
+def initial_file(parameters: ParameterMap) -> str | None:
+    """Give the file that a parameter map names as applied before it.
+
+    Parameters
+    ----------
+    parameters : dict
+        The map.
+
+    Returns
+    -------
+    str or None
+        As the map says it; None where it is the first.
+    """
+    for key in INITIAL:
+        name = (parameters.get(key) or [NONE])[0]
+        if name not in ("", NONE):
+            return name
+    return None
+
+
+def grid_of(parameters: ParameterMap) -> Geometry:
+    """Give the grid that transformix resamples on: the fixed image's.
+
+    Parameters
+    ----------
+    parameters : dict
+        A parameter map.
+
+    Returns
+    -------
+    Geometry
+        Its size, spacing, origin and direction.
+    """
+    size = [int(n) for n in parameters["Size"]]
+    d = len(size)
+    direction = np.eye(d)
+    if "Direction" in parameters and parameters.get("UseDirectionCosines", ["true"])[0] == "true":
+        direction = numbers(parameters, "Direction", d * d).reshape(d, d).T
+    spacing, origin = numbers(parameters, "Spacing", d), numbers(parameters, "Origin", d)
+    index = numbers(parameters, "Index", d) if "Index" in parameters else np.zeros(d)
+    return Geometry.make(size, spacing, origin + direction @ (spacing * index), direction)
+
+
+def numbers(parameters: ParameterMap, key: str, count: int) -> NDArray[np.float64]:
+    """Read an entry as numbers.
+
+    Parameters
+    ----------
+    parameters : dict
+        A parameter map.
+    key : str
+        The entry.
+    count : int
+        How many numbers it has to have.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(count,)``.
+
+    Raises
+    ------
+    InputError
+        Another number of values, or values that are no numbers.
+    KeyError
+        No such entry.
+    """
+    values = parameters[key]
+    if len(values) != count:
+        hint = (
+            "; binary parameters (.dat) cannot be read"
+            if "UseBinaryFormatForTransformationParameters" in parameters
+            else ""
+        )
+        raise InputError(f"elastix: {key} has {len(values)} values, {count} are needed{hint}")
+    try:
+        return np.array([float(v) for v in values])
+    except ValueError as error:
+        raise InputError(f"elastix: {key} holds no numbers ({one_line(error)})") from error
+
+
+def grid_entries(grid: Geometry) -> ParameterMap:
+    """Write down a grid to resample on, and how transformix is to do it.
+
+    Parameters
+    ----------
+    grid : Geometry
+        The fixed image's grid.
+
+    Returns
+    -------
+    dict
+        Entries that every parameter map needs beside its transform.
+    """
+    d = str(grid.dimension)
+    return {
+        **{key: [NONE] for key in INITIAL},
+        "HowToCombineTransforms": ["Compose"],
+        "FixedImageDimension": [d],
+        "MovingImageDimension": [d],
+        "FixedInternalImagePixelType": ["float"],
+        "MovingInternalImagePixelType": ["float"],
+        "Size": [str(n) for n in grid.size],
+        "Index": ["0"] * grid.dimension,
+        "Spacing": as_numbers(grid.spacing),
+        "Origin": as_numbers(grid.origin),
+        "Direction": as_numbers(grid.rotation.T.ravel()),
+        "UseDirectionCosines": ["true"],
+        # elastix 5.0 knows no FinalLinearInterpolator; order 1 is the same.
+        "ResampleInterpolator": ["FinalBSplineInterpolator"],
+        "FinalBSplineInterpolationOrder": ["1"],
+        "Resampler": ["DefaultResampler"],
+        "DefaultPixelValue": ["0"],
+        "ResultImageFormat": ["nii.gz"],
+        "ResultImagePixelType": ["float"],
+        "CompressResultImage": ["true"],
+    }
+
+
+def as_numbers(values: Any) -> list[str]:
+    """Write numbers with all their digits.
+
+    Parameters
+    ----------
+    values : array_like
+        Of any shape.
+
+    Returns
+    -------
+    list of str
+        One for each.
+    """
+    return [repr(float(v)) for v in np.asarray(values).ravel()]
+
+
+def as_text(parameters: Mapping[str, Sequence[str]]) -> str:
+    """Write a parameter map in the form of elastix' files.
+
+    Parameters
+    ----------
+    parameters : mapping of str to sequence of str
+        The map.
+
+    Returns
+    -------
+    str
+        One line for each entry.
+
+    Raises
+    ------
+    InputError
+        A value with a quotation mark or a line break, which such files cannot hold.
+    """
+    quoted = '"{}"'.format
+    lines = []
+    for key, values in parameters.items():
+        # The file format knows no escape, so a quotation mark in a path cannot be written.
+        if any('"' in v or "\n" in v for v in values):
+            raise InputError(f"elastix: {key} cannot hold {list(values)}: parameter files have no quotation marks")
+        lines.append(f"({' '.join([key, *(v if _is_number(v) else quoted(v) for v in values)])})")
+    return "\n".join(lines) + "\n"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,306 @@
+"""The whole of a transform as one image of displacements: ``.nii.gz``, ``.nrrd``, ``.mha``.
+
+The vectors are LPS mm in every format, ANTs' NIfTI files (intent 1007, a vector) among them; they are RAS mm in NIfTI
+files with the intent 1006, NIfTI's own word for a displacement.
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itk_nir.atomic import replacing
+from itk_nir.errors import InputError, one_line
+from itk_nir.geometry import Geometry
+from itk_nir.images import save_image
+from itk_nir.images.nifti import is_nifti, parse_header, read_voxels
+from itk_nir.transforms.check import random_points
+from itk_nir.transforms.composition import whole_field_grid
+from itk_nir.transforms.formats.base import (
+    IMAGES,
+    Directions,
+    Mapping,
+    Place,
+    Points,
+    SavedFile,
+    has_ending,
+    needs_reference,
+)
+from itk_nir.transforms.model import CompositeTransform, DisplacementField, interpolate_vectors
+
+_RAS, _LPS = 1006, 1007
+#: Displacements are in double precision where rounding to single would cost more than this, in voxels.
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class FieldImage:
+    """Images of displacements.
+
+    Attributes
+    ----------
+    name : str
+        What the forward field of a result is called; the inverse one has ``Inverse`` in front.
+    ras : bool
+        RAS vectors and intent 1006 (NIfTI only) instead of LPS vectors.
+    endings : tuple of str
+        Endings of the names.
+    """
+
+    name: str = "Displacement.nrrd"
+    ras: bool = False
+    endings: tuple[str, ...] = IMAGES
+
+    @property
+    def dimensions(self) -> tuple[int, ...]:
+        """2 and 3; 3 alone for RAS vectors, which ITK 5.4 misreads in 2D."""
+        return (3,) if self.ras else (2, 3)
+
+    def accepts(self, name: str) -> bool:
+        """Tell whether the name has one of the endings."""
+        return has_ending(name, self.endings)
+
+    def prefix(self, name: str) -> str:
+        """Give the name itself: one file holds all."""
+        return name
+
+    def save(
+        self, transform: CompositeTransform, place: Place, points: Points, reference: Geometry | None, label: str
+    ) -> list[SavedFile]:
+        """Write one transform: a single displacement field as it is, anything else sampled on the reference.
+
+        Raises
+        ------
+        InputError
+            A transform that has to be sampled and no reference.
+        """
+        only = transform.transforms[0] if len(transform.transforms) == 1 else None
+        if reference is None and not isinstance(only, DisplacementField):
+            raise needs_reference(label, "the transform is more than one displacement field and has to be sampled")
+        if isinstance(only, DisplacementField) and reference is None:
+            return [self._file("transform", place.start, transform, only.geometry, place, points, only.vectors)]
+        grid = reference or transform.fields[0].geometry
+        return [self._file("transform", place.start, transform, grid, place, points)]
+
+    def save_both(self, directions: Directions, place: Place) -> list[SavedFile]:
+        """Write a field on a grid that covers the fixed image, and one of the inverse that covers the moving image."""
+        there, back = f"{place.start}{self.name}", f"{place.start}Inverse{self.name}"
+        forward, inverse = directions.forward, directions.inverse
+        fixed, moving = whole_field_grid(forward, directions.fixed), whole_field_grid(inverse, directions.moving)
+        return [
+            self._file("displacement", there, forward, fixed, place, directions.points),
+            self._file("inverse_displacement", back, inverse, moving, place, directions.moved),
+        ]
+
+    def applied(self, path: Path) -> Mapping:
+        """Give the map of a file as ITK, SimpleITK, ANTs or 3D Slicer apply it."""
+        if is_nifti(path):
+            return lambda points: _apply_nifti(path, points)
+        return lambda points: _apply_image(path, points)
+
+    def _file(
+        self,
+        key: str,
+        name: str,
+        transform: CompositeTransform,
+        grid: Geometry,
+        place: Place,
+        points: Points,
+        vectors: NDArray[Any] | None = None,
+    ) -> SavedFile:
+        values = displacements(transform, grid) if vectors is None else vectors
+        path = place.stage / name
+        write_vectors(values, grid, path, ras=self.ras)
+        at = _within(grid, points)
+        return SavedFile(
+            key,
+            name,
+            CompositeTransform((DisplacementField(grid, values),)),
+            at if len(at) else random_points(grid),
+            self.applied(path),
+            lambda p: p + interpolate_vectors(values, grid.physical_to_index(p)),
+            transform if vectors is None else None,
+        )
+
+
+def displacements(transform: CompositeTransform, grid: Geometry) -> NDArray[Any]:
+    """Sample the displacement of a transform at the voxels of a grid.
+
+    Parameters
+    ----------
+    transform : CompositeTransform
+        Fixed -> moving.
+    grid : Geometry
+        A grid of fixed space.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``grid.shape + (d,)``, LPS mm. Single precision, or double where some are longer than a thousand voxels, as
+        between images whose origins lie far apart.
+    """
+    single = transform.displacement_on(grid).vectors
+    longest = max(abs(float(single.max())), abs(float(single.min())))
+    if longest * 2.0**-24 <= _ROUNDING * min(grid.spacing):
+        return single
+    out = np.empty(single.shape, np.float64)
+    for part, points, mapped in transform.rows(grid):
+        np.subtract(mapped, points, out=out[part])
+    return out
+
+
+def write_vectors(vectors: NDArray[Any], grid: Geometry, path: Path, *, ras: bool = False) -> None:
+    """Write displacements as a vector image; the file appears complete or not at all.
+
+    Parameters
+    ----------
+    vectors : numpy.ndarray
+        ``grid.shape + (d,)``, LPS mm.
+    grid : Geometry
+        Their grid.
+    path : Path
+        The file; its suffix chooses the format.
+    ras : bool, default False
+        RAS vectors with intent 1006 (3D NIfTI) instead of LPS vectors (NIfTI: intent 1007).
+    """
+    if not ras:
+        # Displacements hardly compress; where the name does not ask for it, time is worth more.
+        save_image(vectors, grid, path, compression=int(path.name.lower().endswith(".gz")))
+        return
+    # SimpleITK has no writer for RAS vectors: the header is set by hand.
+    turned = vectors.copy()
+    turned[..., :2] *= -1
+    packed = path.name.lower().endswith(".gz")
+    with replacing(path) as temporary:
+        plain = temporary.with_name(temporary.name[: -len(".gz")]) if packed else temporary
+        try:
+            save_image(turned, grid, plain, compression=0)
+            with open(plain, "r+b") as file:
+                file.seek(68)
+                file.write(struct.pack("<h", _RAS))
+            if packed:
+                with open(plain, "rb") as source, gzip.open(temporary, "wb", compresslevel=1) as target:
+                    shutil.copyfileobj(source, target, 1 << 22)
+        finally:
+            if packed:
+                plain.unlink(missing_ok=True)
+
+
+def read_field(path: Path, label: str) -> DisplacementField:
+    """Read a vector image as a displacement field.
+
+    Parameters
+    ----------
+    path : Path
+        The file. NIfTI files with intent 1006 hold RAS vectors, everything else LPS mm.
+    label : str
+        What opens every message.
+
+    Returns
+    -------
+    DisplacementField
+        Fixed -> moving.
+
+    Raises
+    ------
+    InputError
+        A file that is no image, is damaged, is not finite, or has another number of values a voxel than axes.
+    """
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{label}: neither a transform file nor an image ({one_line(error)})") from error
+    d = reader.GetDimension()
+    if d not in (2, 3) or reader.GetNumberOfComponents() != d:
+        raise InputError(
+            f"{label}: is a {d}D image with {reader.GetNumberOfComponents()} values a voxel, no displacement "
+            "field; a field has as many values as axes (NIfTI: 5D with intent code 1007)"
+        )
+    if d == 2 and reader.HasMetaDataKey("intent_code") and reader.GetMetaData("intent_code") == str(_RAS):
+        raise InputError(
+            f"{label}: is a 2D field with RAS vectors (NIfTI intent 1006), which ITK misreads; write it with LPS "
+            "vectors and intent 1007"
+        )
+    geometry = Geometry.make(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    vectors = _nifti_vectors(path, geometry, label) if is_nifti(path) else None
+    if vectors is None:
+        try:
+            vectors = sitk.GetArrayFromImage(reader.Execute()).astype(np.float32)
+        except RuntimeError as error:
+            raise InputError(f"{label}: neither a transform file nor an image ({one_line(error)})") from error
+    return DisplacementField(geometry, vectors)
+
+
+def _nifti_vectors(path: Path, grid: Geometry, label: str) -> NDArray[np.float32] | None:
+    """LPS vectors from the file's own bytes; None where ITK alone knows what to make of the file."""
+    found = read_voxels(path, label)
+    if found is None:
+        return None
+    header, stored = found
+    d = grid.dimension
+    plain = header.intent in (_RAS, _LPS) and not header.is_scaled
+    if stored is None or not plain or header.shape[3:] != (1, d) or stored.size != d * np.prod(grid.size):
+        return None
+    # One volume of scalars after the other in the file.
+    vectors = np.empty((*grid.shape, d), np.float32)
+    for axis, volume in enumerate(stored.reshape(d, *grid.shape)):
+        vectors[..., axis] = volume
+    if header.intent == _RAS:
+        vectors[..., :2] *= -1
+    return vectors
+
+
+def _apply_image(path: Path, points: Points) -> Points:
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(path))
+    d = points.shape[1]
+    scale = np.reshape(image.GetDirection(), (d, d)) * image.GetSpacing()
+    index = (points - image.GetOrigin()) @ np.linalg.inv(scale).T
+    return points + interpolate_vectors(sitk.GetArrayViewFromImage(image), index)
+
+
+def _apply_nifti(path: Path, points: Points) -> Points:
+    raw = gzip.decompress(path.read_bytes()) if path.name.lower().endswith(".gz") else path.read_bytes()
+    header = parse_header(raw[:540])
+    if header is None:
+        raise ValueError("no NIfTI header")
+    d = points.shape[1]
+    # ITK's choice between the two orientations.
+    ras = header.sform if header.sform_code == 1 or header.qform is None else header.qform
+    if (
+        ras is None
+        or header.shape[3:] != (1, d)
+        or header.datatype not in (16, 64)
+        or header.intent not in (_RAS, _LPS)
+    ):
+        raise ValueError(f"no displacement field of real numbers: intent {header.intent}, size {header.shape}")
+    flip = np.array([-1.0, -1.0, 1.0])
+    there = np.zeros((len(points), 3))
+    there[:, :d] = points
+    index = (there * flip - ras[:3, 3]) @ np.linalg.inv(ras[:3, :3]).T
+    # One volume of scalars after the other, x fastest.
+    kind = "f4" if header.datatype == 16 else "f8"
+    data = np.frombuffer(raw, header.byte_order + kind, int(np.prod(header.shape)), header.offset)
+    volumes = data.reshape(d, *header.shape[2::-1])
+    shift = np.stack(
+        [interpolate_vectors(v.reshape(*header.shape[d - 1 :: -1], 1), index[:, :d])[:, 0] for v in volumes], -1
+    )
+    return points + (shift * flip[:d] if header.intent == _RAS else shift)
+
+
+def _within(grid: Geometry, points: Points) -> Points:
+    """The points between the outermost voxel centres."""
+    index = grid.physical_to_index(points)
+    return points[((index >= 0) & (index <= np.asarray(grid.size) - 1)).all(axis=1)]

@@ -1,0 +1,150 @@
+"""Transforms as ITK's other files: text (.tfm, .txt) and MATLAB's format (.mat), in double precision."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from itk_nir.errors import InputError, one_line
+from itk_nir.geometry import Geometry
+from itk_nir.transforms.as_simpleitk import from_sitk, to_sitk
+from itk_nir.transforms.formats.base import (
+    HDF,
+    MATLAB,
+    TEXT,
+    Directions,
+    Mapping,
+    Place,
+    Points,
+    SavedFile,
+    has_ending,
+    parameter_file_prefix,
+)
+from itk_nir.transforms.formats.itk_h5 import UnknownTransformType, read_h5
+from itk_nir.transforms.model import CompositeTransform
+
+
+@dataclass(frozen=True)
+class ItkText:
+    """ITK's text and MATLAB files: the parts of the transform as they are; of linear ones only in the latter."""
+
+    endings: tuple[str, ...] = (*TEXT, *MATLAB)
+    dimensions: tuple[int, ...] = (2, 3)
+
+    def accepts(self, name: str) -> bool:
+        """Tell whether the name has one of the endings and is none of elastix'."""
+        return has_ending(name, self.endings) and parameter_file_prefix(name) is None
+
+    def prefix(self, name: str) -> str:
+        """Give the name itself: one file holds all."""
+        return name
+
+    def save(
+        self, transform: CompositeTransform, place: Place, points: Points, reference: Geometry | None, label: str
+    ) -> list[SavedFile]:
+        """Write one transform.
+
+        Raises
+        ------
+        InputError
+            A ``.mat`` file of anything but a linear transform.
+        """
+        if has_ending(label, MATLAB) and not transform.is_linear:
+            raise InputError(f"{label}: ITK's .mat files hold linear transforms only; use .h5")
+        path = place.stage / place.start
+        write_itk_file(transform, path, None if reference is None else reference.centre)
+        return [SavedFile("transform", place.start, transform, points, self.applied(path))]
+
+    def save_both(self, directions: Directions, place: Place) -> list[SavedFile]:
+        """Write ``Composite.tfm`` and ``InverseComposite.tfm``."""
+        out = []
+        for key, name, transform, points, grid in (
+            ("composite", "Composite.tfm", directions.forward, directions.points, directions.fixed),
+            ("inverse_composite", "InverseComposite.tfm", directions.inverse, directions.moved, directions.moving),
+        ):
+            path = place.stage / f"{place.start}{name}"
+            write_itk_file(transform, path, grid.centre)
+            out.append(SavedFile(key, path.name, transform, points, self.applied(path)))
+        return out
+
+    def applied(self, path: Path) -> Mapping:
+        """Give the map of a file as ITK applies it."""
+        return lambda points: _apply(path, points)
+
+
+def write_itk_file(
+    transform: CompositeTransform, path: str | os.PathLike[str], centre: ArrayLike | None = None
+) -> None:
+    """Write a transform with ITK's own writer, in double precision.
+
+    Parameters
+    ----------
+    transform : CompositeTransform
+        Fixed -> moving. Its inverse is not written.
+    path : str or os.PathLike
+        The file; its ending chooses the format.
+    centre : array_like, optional
+        ``(d,)``, LPS mm, the point that linear transforms are written about; the origin of physical space when left
+        out.
+
+    Raises
+    ------
+    OSError
+        ITK cannot write it.
+    """
+    import SimpleITK as sitk
+
+    try:
+        sitk.WriteTransform(to_sitk(transform, centre), os.fspath(path))
+    except RuntimeError as error:
+        raise OSError(f"{Path(path).name}: cannot be written ({one_line(error)})") from error
+
+
+def read_itk_file(path: Path, reference: Geometry | None, label: str) -> CompositeTransform:
+    """Read a transform file of ITK's in any of its formats.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    reference : Geometry or None
+        Grid of fixed space to sample transforms on that are neither linear nor a displacement field.
+    label : str
+        What opens every message.
+
+    Returns
+    -------
+    CompositeTransform
+        Fixed -> moving.
+
+    Raises
+    ------
+    InputError
+        A damaged file, or one that has to be sampled and no `reference`.
+    """
+    import SimpleITK as sitk
+
+    if has_ending(path.name, (*HDF, ".hdf")):
+        try:
+            return read_h5(path)
+        except UnknownTransformType:
+            pass  # SimpleITK knows every class of ITK's
+        except InputError as error:
+            raise InputError(f"{label}: {str(error).removeprefix(str(path) + ': ')}") from error
+    try:
+        return from_sitk(sitk.ReadTransform(str(path)), reference)
+    except RuntimeError as error:
+        raise InputError(f"{label}: damaged or no ITK transform file ({one_line(error)})") from error
+    except InputError as error:
+        raise InputError(f"{label}: {str(error).removeprefix('transform: ')}") from error
+
+
+def _apply(path: Path, points: Points) -> Points:
+    import SimpleITK as sitk
+
+    transform = sitk.ReadTransform(str(path))
+    return np.array([transform.TransformPoint(p.tolist()) for p in points])
