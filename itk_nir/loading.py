@@ -50,7 +50,7 @@ def load_transform(transform: Any, reference: Geometry | None = None, *, role: s
         return transform.mapping
     if isinstance(transform, NeuralField):
         return transform.sample()
-    if isinstance(transform, (str, os.PathLike)) and os.fspath(transform).lower().endswith(SUFFIX):
+    if _is_field_file(transform):
         return load_field(transform).sample()
     if isinstance(transform, (list, tuple)) and any(_is_ours(part) for part in transform):
         return compose(*(load_transform(part, reference, role=role) for part in transform))
@@ -58,5 +58,10 @@ def load_transform(transform: Any, reference: Geometry | None = None, *, role: s
 
 
 def _is_ours(part: Any) -> bool:
+    return isinstance(part, (RegistrationResult, NeuralField)) or _is_field_file(part)
+
+
+def _is_field_file(part: Any) -> bool:
+    # One that is missing is answered below, in the words for all files.
     named = isinstance(part, (str, os.PathLike)) and os.fspath(part).lower().endswith(SUFFIX)
-    return named or isinstance(part, (RegistrationResult, NeuralField))
+    return named and os.path.isfile(part)

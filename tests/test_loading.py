@@ -11,7 +11,7 @@ import SimpleITK as sitk
 import itk_nir
 from itk_nir.errors import InputError
 from itk_nir.loading import load_transform
-from itk_nir.neural_field import load_network, save_network
+from itk_nir.neural_field import NeuralField, load_field
 from itk_nir.transforms import CompositeTransform, LinearTransform
 from tests.test_neural_field import lattice_field, linear, points_in
 from tests.test_result import made
@@ -19,28 +19,24 @@ from tests.test_result import made
 
 def test_a_result_is_its_transform() -> None:
     result = made(2)
-    assert load_transform(result) is result.chain
+    assert load_transform(result) is result.mapping
     assert itk_nir.load_transform is load_transform
 
 
 def test_trained_fields_and_their_files(tmp_path: Path) -> None:
-    from itk_nir.neural_field import Network
-
-    trained = Network(lattice_field(2), linear(2))
+    trained = NeuralField("deformable", lattice_field(2), linear(2))
     path = tmp_path / "field.safetensors"
-    save_network(trained, path)
+    trained.save(path)
     p = points_in(trained.geometry)
-    wanted = load_network(path).bake().map(p)
+    wanted = load_field(path).sample().map(p)
     for given in (trained, path, str(path)):
         np.testing.assert_allclose(load_transform(given).map(p), wanted, atol=1e-6)
 
 
 def test_lists_of_unlike_things(tmp_path: Path) -> None:
-    from itk_nir.neural_field import Network
-
     result = made(2)
-    trained = Network(lattice_field(2), linear(2))
-    save_network(trained, tmp_path / "field.safetensors")
+    trained = NeuralField("deformable", lattice_field(2), linear(2))
+    trained.save(tmp_path / "field.safetensors")
     shift = LinearTransform.make(np.eye(2), [1.0, 2.0])
     p = points_in(trained.geometry)
     for second in (result, tmp_path / "field.safetensors", trained, sitk.TranslationTransform(2, (1.0, 2.0))):

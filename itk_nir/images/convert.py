@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.geometry import Geometry
+from itk_nir.images.itk_classes import itk_matrix, vector_image
 
 
 def to_itk(array: NDArray[Any], geometry: Geometry) -> Any:
@@ -35,13 +36,13 @@ def to_itk(array: NDArray[Any], geometry: Geometry) -> Any:
     import itk
 
     if array.ndim == geometry.dimension + 1:
-        return to_itk_vectors(array, geometry, itk.F)
+        return to_itk_vectors(array, geometry, "F")
     image = itk.image_from_array(np.ascontiguousarray(_wrapped_type(array)))
     _place(image, geometry)
     return image
 
 
-def to_itk_vectors(vectors: NDArray[Any], geometry: Geometry, component: Any) -> Any:
+def to_itk_vectors(vectors: NDArray[Any], geometry: Geometry, component: str) -> Any:
     """Make an ``itk.Image`` of vectors that has memory of its own.
 
     Parameters
@@ -50,22 +51,15 @@ def to_itk_vectors(vectors: NDArray[Any], geometry: Geometry, component: Any) ->
         ``geometry.shape + (d,)``.
     geometry : Geometry
         The grid.
-    component : itk.F or itk.D
-        Type of one component.
+    component : {"F", "D"}
+        Type of one component: float32 or float64.
 
     Returns
     -------
     itk.Image
         Its pixels are ``itk.Vector[component, d]``.
     """
-    import itk
-
-    d = geometry.dimension
-    image = itk.Image[itk.Vector[component, d], d].New()
-    image.SetRegions([int(n) for n in geometry.size])
-    image.Allocate()
-    # Through a view: the only way without a dangling copy.
-    itk.array_view_from_image(image)[...] = vectors
+    image = vector_image(vectors, component)
     _place(image, geometry)
     return image
 
@@ -135,8 +129,6 @@ def _wrapped_type(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _place(image: Any, geometry: Geometry) -> None:
-    import itk
-
     image.SetSpacing(geometry.spacing)
     image.SetOrigin(geometry.origin)
-    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(geometry.rotation)))
+    image.SetDirection(itk_matrix(geometry.rotation))

@@ -9,6 +9,7 @@ import numpy as np
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_itk_vectors
+from itk_nir.images.itk_classes import itk_matrix, new_transform
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
 
 
@@ -30,9 +31,7 @@ def to_itk(transform: CompositeTransform) -> Any:
     -----
     ITK applies the transform that was added last first, so the parts are added last to first.
     """
-    import itk
-
-    composite = itk.CompositeTransform[itk.D, transform.dimension].New()
+    composite = new_transform("CompositeTransform", transform.dimension)
     inverses = _paired_inverses(transform)
     for step, inverse in zip(reversed(transform.transforms), reversed(inverses), strict=True):
         if isinstance(step, LinearTransform):
@@ -62,14 +61,12 @@ def field_to_itk(field: DisplacementField, inverse: DisplacementField | None = N
     InputError
         An inverse on another grid, which ITK cannot hold.
     """
-    import itk
-
-    transform = itk.DisplacementFieldTransform[itk.D, field.dimension].New()
-    transform.SetDisplacementField(to_itk_vectors(field.vectors, field.geometry, itk.D))
+    transform = new_transform("DisplacementFieldTransform", field.dimension)
+    transform.SetDisplacementField(to_itk_vectors(field.vectors, field.geometry, "D"))
     if inverse is not None:
         if not inverse.geometry.same_grid(field.geometry):
             raise InputError("ITK keeps a displacement field and its inverse on one grid; resample one of them")
-        transform.SetInverseDisplacementField(to_itk_vectors(inverse.vectors, field.geometry, itk.D))
+        transform.SetInverseDisplacementField(to_itk_vectors(inverse.vectors, field.geometry, "D"))
     return transform
 
 
@@ -86,11 +83,8 @@ def linear_to_itk(linear: LinearTransform) -> Any:
     itk.AffineTransform[itk.D, d]
         With its centre at the origin of physical space.
     """
-    import itk
-
-    d = linear.dimension
-    transform = itk.AffineTransform[itk.D, d].New()
-    transform.SetMatrix(itk.matrix_from_array(np.ascontiguousarray(linear.matrix[:-1, :-1])))
+    transform = new_transform("AffineTransform", linear.dimension)
+    transform.SetMatrix(itk_matrix(linear.matrix[:-1, :-1]))
     transform.SetTranslation(linear.matrix[:-1, -1].tolist())
     return transform
 

@@ -22,6 +22,7 @@ from itk_nir.errors import InputError, ItkNirError, OptionError, SelfCheckWarnin
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, save_image, to_itk, to_sitk
 from itk_nir.resample import resample_array
+from itk_nir.report import Report
 from itk_nir.result import RegistrationResult
 from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform, check, compose
 from itk_nir.transforms import save as formats
@@ -64,9 +65,7 @@ def made(d: int) -> RegistrationResult:
     bend = np.random.default_rng(2).normal(size=(d, d)) / 12
     u = DisplacementField(coarse, (2 * np.sin((coarse.grid() - fixed.centre) @ bend + 1)).astype(np.float32))
     a = LinearTransform.make(turned(d, 0.12, -0.1) * 1.03, [2.0, -1.0, 3.0][:d], fixed.centre)
-    return RegistrationResult(
-        f, m, compose(CompositeTransform((u,), (u.inverse(tolerance=1e-4),)), a), {"seconds": 1.0}
-    )
+    return RegistrationResult(f, m, a, u, u.inverse(tolerance=1e-4), report=Report(seconds={"total": 1.0}))
 
 
 def interior(chain: CompositeTransform, source: Geometry, target: Geometry) -> np.ndarray:
@@ -86,8 +85,8 @@ def interior(chain: CompositeTransform, source: Geometry, target: Geometry) -> n
 def there_or_back(result: RegistrationResult, way: str) -> tuple[CompositeTransform, Volume, Volume]:
     """The map, the image whose grid is wanted, the image that is resampled; `way` begins the keys of a save."""
     if way:
-        return result.chain.inverse(), result.moving, result.fixed
-    return result.chain, result.fixed, result.moving
+        return result.mapping.inverse(), result.moving, result.fixed
+    return result.mapping, result.fixed, result.moving
 
 
 def compare(
@@ -267,8 +266,8 @@ def test_files_report_and_the_way_back(d: int, kind: str, tmp_path: Path) -> Non
     assert 2 <= len(checked["largest_difference_mm"]) <= 3
     assert all(0 <= gap < 1e-4 for gap in checked["largest_difference_mm"].values())
     assert set(checked["largest_difference_mm"]) <= set(report["files"].values())
-    p = result.fixed.geometry.grid()[interior(result.chain, result.moving.geometry, result.fixed.geometry)]
-    q = result.chain.map(p)
+    p = result.fixed.geometry.grid()[interior(result.mapping, result.moving.geometry, result.fixed.geometry)]
+    q = result.mapping.map(p)
     keys = {
         "itk": "composite", "ants": ("warp", "affine"), "elastix": "transform", "slicer": "displacement",
         "nifti": "displacement",
@@ -277,7 +276,7 @@ def test_files_report_and_the_way_back(d: int, kind: str, tmp_path: Path) -> Non
     again = read_transform([paths[k] for k in key] if isinstance(key, tuple) else paths[key])
     np.testing.assert_allclose(again.map(p), q, atol=1e-4)
     back = read_ants(tmp_path / "new" / "x_").inverse() if kind == "ants" else read_transform(paths[f"inverse_{key}"])
-    wanted = result.chain.inverse()
+    wanted = result.mapping.inverse()
     # One field of the inverse is exact at the voxels of the moving image only.
     nodes = result.moving.geometry.grid()[interior(wanted, result.fixed.geometry, result.moving.geometry)]
     np.testing.assert_allclose(back.map(nodes), wanted.map(nodes), atol=1e-4)
@@ -285,7 +284,7 @@ def test_files_report_and_the_way_back(d: int, kind: str, tmp_path: Path) -> Non
 
 def test_fields_are_single_precision(tmp_path: Path) -> None:
     result = made(3)
-    voxels = int(np.prod(result.chain.fields[0].geometry.size))
+    voxels = int(np.prod(result.mapping.fields[0].geometry.size))
     elastix = result.save(f"{tmp_path}/e/", format="elastix")
     assert elastix["field"].stat().st_size < voxels * 12 + 1000
     itk_files = result.save(f"{tmp_path}/i/")
@@ -294,8 +293,8 @@ def test_fields_are_single_precision(tmp_path: Path) -> None:
 
 def test_a_linear_result_in_every_format(tmp_path: Path) -> None:
     result = made(3)
-    chain = CompositeTransform((result.chain.transforms[-1],))
-    linear = RegistrationResult(result.fixed, result.moving, chain, {})
+    linear = RegistrationResult(result.fixed, result.moving, result.affine)
+    chain = linear.mapping
     p = result.fixed.geometry.grid()[2:-2, 2:-2, 2:-2].reshape(-1, 3)
     for kind, key in (("itk", "composite"), ("ants", "affine"), ("elastix", "transform"), ("nifti", "displacement")):
         paths = linear.save(f"{tmp_path}/{kind}/", format=kind)
@@ -309,8 +308,8 @@ def test_a_linear_result_in_every_format(tmp_path: Path) -> None:
 def test_a_chain_of_many_steps_is_brought_into_ants_form(d: int, tmp_path: Path) -> None:
     result = made(d)
     extra = LinearTransform.make(np.eye(d), [1.5, -0.5, 1.0][:d])
-    chain = compose(extra, result.chain)
-    longer = RegistrationResult(result.fixed, result.moving, chain, {})
+    chain = compose(extra, result.mapping)
+    longer = RegistrationResult(result.fixed, result.moving, extra, initial=result.mapping)
     paths = longer.save(f"{tmp_path}/", format="ants")
     report = json.loads(paths["report"].read_text())["self_check"]
     inside = interior(chain, result.moving.geometry, result.fixed.geometry)
@@ -319,14 +318,14 @@ def test_a_chain_of_many_steps_is_brought_into_ants_form(d: int, tmp_path: Path)
     assert 1e-6 < report["sampling_mm"]["1Warp.nii.gz"] < 3
     form = field_then_linear(chain, result.fixed.geometry)
     assert [type(step) for step in form.transforms] == [DisplacementField, LinearTransform]
-    last = result.chain.transforms[-1].matrix @ extra.matrix
+    last = result.mapping.transforms[-1].matrix @ extra.matrix
     np.testing.assert_allclose(form.transforms[-1].matrix, last, atol=1e-12)
     q = chain.map(nodes)
     np.testing.assert_allclose(form.inverse().map(q), nodes, atol=0.4)
 
 
 def test_forms_that_fit_stay_as_they_are() -> None:
-    chain = made(2).chain
+    chain = made(2).mapping
     form = field_then_linear(chain)
     assert form.transforms[0] is chain.transforms[0]
     assert form.inverse_transforms is not None
@@ -415,7 +414,7 @@ def test_a_truncated_file_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("precision", ["float", "double"])
 @pytest.mark.parametrize("compression", [0, 1])
 def test_the_checks_own_reader_of_h5(precision: str, compression: int, tmp_path: Path) -> None:
-    chain = made(3).chain
+    chain = made(3).mapping
     path = tmp_path / "t.h5"
     write_h5(chain, path, precision=precision, compression=compression)
     p = check.random_points(chain.fields[0].geometry)
@@ -437,14 +436,15 @@ def test_folder_of_elastix_files_may_be_moved(tmp_path: Path) -> None:
     shutil.move(tmp_path / "here", tmp_path / "there")
     p = result.fixed.geometry.grid()[::4, ::4, ::4].reshape(-1, 3)
     again = read_transform(tmp_path / "there" / "TransformParameters.1.txt")
-    np.testing.assert_allclose(again.map(p), result.chain.map(p), atol=1e-9)
+    np.testing.assert_allclose(again.map(p), result.mapping.map(p), atol=1e-9)
 
 
 def test_old_files_of_the_same_name_do_not_deceive_the_check(tmp_path: Path) -> None:
     result = made(2)
-    other = RegistrationResult(result.fixed, result.moving, shifted(result.chain), {})
+    nudge = LinearTransform.identity(2)
+    other = RegistrationResult(result.fixed, result.moving, nudge, initial=shifted(result.mapping))
     result.save(f"{tmp_path}/", format="elastix")
     other.save(f"{tmp_path}/", format="elastix")
     p = result.fixed.geometry.grid()[::4, ::4].reshape(-1, 2)
     again = read_transform(tmp_path / "TransformParameters.1.txt")
-    np.testing.assert_allclose(again.map(p), other.chain.map(p), atol=1e-9)
+    np.testing.assert_allclose(again.map(p), other.mapping.map(p), atol=1e-9)
