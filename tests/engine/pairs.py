@@ -180,9 +180,13 @@ def gap(a: VelocityField, b: VelocityField, points: Array) -> Array:
 
 
 def velocity(
-    geometry: Geometry, lattices: Lattices, control_points: torch.Tensor, config: FieldConfig | None = None, seed: int = 0,
+    geometry: Geometry,
+    lattices: Lattices,
+    control_points: torch.Tensor,
+    config: FieldConfig | None = None,
+    seed: int = 0,
     number: int = 0,
-) -> SplineVelocity:  # fmt: skip
+) -> SplineVelocity:
     """A velocity with these control points on the lattice `number`, and a network with weights of its own."""
     generator = torch.Generator().manual_seed(seed)
     out = SplineVelocity(geometry, lattices, number, config, generator, torch.device("cpu"))

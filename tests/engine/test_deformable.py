@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,23 @@ from torch import Tensor
 from itk_nir.engine import ops
 from itk_nir.engine.deformable import optimise
 from itk_nir.engine.images import (
-    LevelGrids, Pair, as_volume, background, common_domain, counting_weight, sizes, voxel_map,
+    LevelGrids,
+    Pair,
+    as_volume,
+    background,
+    common_domain,
+    counting_weight,
+    sizes,
+    voxel_map,
 )  # fmt: skip
 from itk_nir.engine.jacobian import jacobian_determinant
 from itk_nir.engine.lattice import Axis, Domain
-from itk_nir.engine.metrics import LNCC, LevelImages
 from itk_nir.engine.ops import reference
 from itk_nir.engine.progress import Optimised, Progress
-from itk_nir.engine.regularisers import LevelLattice
 from itk_nir.engine.settings import DeformableSettings
 from itk_nir.engine.velocity_field import Lattices, VelocityField
 from itk_nir.errors import InputError, NothingToCompare
-from tests.engine.pairs import N, QUICK, SMALL, changed, gap, on_voxels, quick, scaled_linear
+from tests.engine.pairs import QUICK, SMALL, N, changed, gap, on_voxels, quick, scaled_linear
 from tests.grids import turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
@@ -132,9 +137,7 @@ def test_unsmoothed_fixed_image_outside_its_mask_changes_no_bit(make_case: Calla
     mask = as_volume(torch.from_numpy(case.inside(0.6).astype(np.float32)))
     noise = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) * 1000 - 500
     spoilt = torch.where(mask > 0.5, case.pair.fixed, noise)
-    results = [
-        optimise(changed(case.pair, fixed=image, fixed_weight=mask), one) for image in (case.pair.fixed, spoilt)
-    ]
+    results = [optimise(changed(case.pair, fixed=image, fixed_weight=mask), one) for image in (case.pair.fixed, spoilt)]
     assert float(results[0].field.fine().abs().max()) > 0.5
     assert torch.equal(results[0].field.fine(), results[1].field.fine())
     assert results[0].trace == results[1].trace
@@ -183,9 +186,7 @@ def shift_in_voxels(a: Optimised, b: Optimised, points: tuple[np.ndarray, np.nda
 @pytest.mark.parametrize("scale", [2.0, 0.37])
 def test_unit_of_length_does_not_matter(make_case: Callable[..., Any], d: int, scale: float) -> None:
     """Every term of the loss is dimensionless: other spacings, the same deformation in voxels, the same loss."""
-    penalised = quick(
-        smoothness=(0.1, 0.1), jacobian_weight=0.5, jacobian_margin=0.9, velocity_smoothness=(0.5, 0.5)
-    )
+    penalised = quick(smoothness=(0.1, 0.1), jacobian_weight=0.5, jacobian_margin=0.9, velocity_smoothness=(0.5, 0.5))
     cases = [make_case(d, N[d], spacing=(1.0, 1.2, 1.1)[:d], scale=s) for s in (1.0, scale)]
     results = [optimise(case.pair, penalised) for case in cases]
     for a, b in zip(*(r.trace[:5] for r in results), strict=True):
@@ -258,9 +259,7 @@ def test_little_evidence_leaves_the_image_where_it_is(make_case: Callable[..., A
     """Noise must not drag the whole image away, which no penalty on gradients would forbid."""
     case = make_case(d, N[d])
     other = torch.rand(case.pair.moving.shape, generator=torch.Generator().manual_seed(3))
-    result = optimise(
-        changed(case.pair, moving=other), quick(network=SMALL, smoothness=(1.0, 1.0))
-    )
+    result = optimise(changed(case.pair, moving=other), quick(network=SMALL, smoothness=(1.0, 1.0)))
     assert np.abs(result.field.displacement(case.points())).mean() < 0.3 * min(case.fixed.spacing)
 
 
@@ -460,6 +459,75 @@ def test_loss_of_the_first_iteration_is_what_the_module_says(make_case: Callable
     # The block of the grid that is worked on leaves a rim of background out.
     assert result.trace[0].metric == pytest.approx(float(total / count), abs=0.02)
     assert result.trace[0].loss == pytest.approx(1 - result.trace[0].metric, abs=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("iterations", [(8, 0), (8, 5)])
+def test_similarities_are_the_metric_over_the_same_positions(
+    make_case: Callable[..., Any], d: int, iterations: tuple[int, int]
+) -> None:
+    """Both anew from the images of the last level, by the reference in float64."""
+    case = make_case(d, N[d], spacing=(1.0, 1.3, 1.2)[:d], angle=0.3, moving_size=N[d] - 8)
+    chosen = quick(iterations=iterations)
+    result = optimise(case.pair, chosen)
+    pair, last = case.pair, 1 if iterations[1] else 0
+    domain = common_domain(pair, 2.0 * chosen.shrink_factors[-1])
+    grids = LevelGrids.of(pair, domain, chosen.shrink_factors[last])
+    fixed, moving = grids.images(pair, *normalised(pair), chosen.smoothing_sigmas[last], 1)
+    index, vector = grids.voxel_map(pair, pair.linear)
+
+    def displacement(field: VelocityField | None) -> Tensor:
+        return torch.zeros(3, *fixed.shape) if field is None else field.on_grid(grids.fixed)
+
+    # What counts is settled by the field that the level begins with.
+    begin = optimise(pair, quick(iterations=(8, 0))).field if last else None
+    weight = counting_weight(pair, grids, displacement(begin), moving, index, vector, 1)
+    assert weight is not None
+    assert 0.2 < float(weight.mean()) < 1
+
+    def similarity(field: VelocityField | None) -> float:
+        matrices = torch.from_numpy(index), torch.from_numpy(vector)
+        warped = reference.warp(moving.double(), displacement(field).double(), *matrices)
+        total, count = reference.lncc(fixed.double(), warped, weight.double(), chosen.radius[last], 1e-3)
+        return float(total / count)
+
+    assert result.similarity_start == pytest.approx(similarity(None), abs=1e-4)
+    assert result.similarity == pytest.approx(similarity(result.field), abs=1e-4)
+    assert result.similarity > result.similarity_start + 0.1
+    # The trace knows the similarity before its last step.
+    assert result.trace[-1].metric == pytest.approx(result.similarity, abs=0.05)
+
+
+@pytest.mark.parametrize("composed", [True, False])
+def test_learning_rate_that_is_told_is_the_one_of_the_step(
+    make_case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, composed: bool
+) -> None:
+    """In voxels of the fixed image along its finest axis; Adam gets mm, or half-extents for the network."""
+    case = make_case(2, 48, spacing=(0.8, 1.1))
+    taken: list[tuple[bool, float]] = []
+    step = ops.Adam.step
+
+    def noted(self: ops.Adam, rate: float) -> None:
+        taken.append((self.parameters[0].ndim == 4, rate))
+        step(self, rate)
+
+    monkeypatch.setattr(ops.Adam, "step", noted)
+    seen: list[Progress] = []
+    chosen = quick(
+        network=SMALL, iterations=(6, 4), learning_rates=(0.5, 0.3), learning_rate_end=0.2, network_warmup=0.5,
+        network_learning_rate=0.7, composed=composed,
+    )  # fmt: skip
+    result = optimise(case.pair, chosen, callback=seen.append)
+    assert [p.learning_rate for p in seen] == [t.learning_rate for t in result.trace]
+    assert [p.learning_rate for p in seen[:6]] == pytest.approx(np.linspace(0.5, 0.1, 6))
+    assert [p.learning_rate for p in seen[6:]] == pytest.approx(np.linspace(0.3, 0.06, 4))
+    control_points = [rate for lattice, rate in taken if lattice]
+    network = [rate for lattice, rate in taken if not lattice]
+    # The network goes first for half of the first level; only where fields are not composed it goes on to the end.
+    assert control_points == pytest.approx([0.8 * p.learning_rate for p in seen[3:]])
+    moved = seen[:6] if composed else seen
+    share = 0.7 * 0.8 / case.fixed.half_extent
+    assert network == pytest.approx([share * p.learning_rate for p in moved])
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from itk_nir.engine.lattice import Domain, shape_of
 from itk_nir.engine.ops import reference
 from itk_nir.engine.velocity_field import Lattices, VelocityField
 from itk_nir.geometry import Geometry
-from tests.engine.pairs import N, SMALL, gap, quick, velocity
+from tests.engine.pairs import SMALL, N, gap, quick, velocity
 from tests.grids import turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
