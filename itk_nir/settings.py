@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -17,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from itk_nir.engine.settings import DeformableSettings, LinearSettings, SamplingSettings
-from itk_nir.errors import OptionError
+from itk_nir.errors import OptionError, warn_caller
 from itk_nir.options import SYNONYMS, Option, converted, nearest_name, options_in, spread
 
 if TYPE_CHECKING:
@@ -272,7 +271,7 @@ def _present_names(settings: Settings, options: dict[str, Any]) -> dict[str, Any
             continue
         if now in options:
             raise OptionError(f"{name!r} is the old name of {now!r}; give one of them")
-        warnings.warn(f"option {name!r} is called {now!r} since 0.2", DeprecationWarning, stacklevel=4)
+        warn_caller(f"option {name!r} is called {now!r} since 0.2", DeprecationWarning)
         out[now] = value
     return out
 
