@@ -8,6 +8,7 @@ be stands on its field (`itk_nir.engine.settings`), from which checks, ``itk-nir
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -232,6 +233,8 @@ def make_settings(preset: str | Settings = "default", **options: Any) -> Setting
         if name not in homes:
             raise unknown_option(name, settings, homes)
     values = {name: converted(type(parts[homes[name]]), name, value) for name, value in options.items()}
+    if isinstance(options.get("linear_size"), numbers.Real):
+        values["linear_size"] *= len(settings.linear.linear_size)  # one number for all levels, not a single level
     changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
     for name, value in values.items():
         changes[homes[name]][name] = value
@@ -247,7 +250,7 @@ def unknown_option(name: str, settings: Settings, known: Sequence[str] | dict[st
     """The error for an option that there is not, answered from all names and from those of other tools."""
     if name in REMOVED:
         return OptionError(f"option {name!r} is gone since 0.2: {REMOVED[name]}")
-    hint = nearest_name(name, [*known, *ARGUMENTS], SYNONYMS)
+    hint = nearest_name(name, [*known, *ARGUMENTS], {**SYNONYMS, **RENAMED})
     return OptionError(
         f"unknown option {name!r} for preset {settings.preset!r}{hint}; `itk-nir presets {settings.preset}` lists them"
     )
