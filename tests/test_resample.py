@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from itk_nir.apply import apply
+from itk_nir.applying import apply
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, like, load_image, to_itk, to_sitk
