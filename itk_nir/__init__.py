@@ -25,7 +25,7 @@ _MODULES = {
     "Report": "itk_nir.report",
     "SelfCheckWarning": "itk_nir.errors",
     "Settings": "itk_nir.settings",
-    "apply": "itk_nir.apply",
+    "apply": "itk_nir.applying",
     "load_field": "itk_nir.neural_field",
     "load_transform": "itk_nir.loading",
     "make_settings": "itk_nir.settings",

@@ -1,4 +1,4 @@
-from itk_nir.apply import apply as apply
+from itk_nir.applying import apply as apply
 from itk_nir.engine.coordinate_networks import FieldConfig as FieldConfig
 from itk_nir.engine.progress import Progress as Progress
 from itk_nir.errors import InputError as InputError

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class ItkNirError(Exception):
     """Anything the package refuses or fails to do."""
@@ -25,6 +28,14 @@ class RegistrationCancelled(ItkNirError):
 
 class SelfCheckWarning(UserWarning):
     """A transform file was written, but read back it is not the transform to the wanted tolerance."""
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn in the name of the line outside the package that called into it, however deep below it this is called."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and f"{frame.f_globals.get('__name__', '')}.".startswith("itk_nir."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 #: Control characters and line separators, which would cut a message or steer a terminal, and what to print for them.

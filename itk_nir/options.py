@@ -159,9 +159,8 @@ def converted(owner: type, name: str, value: Any) -> Any:
     """
     hint = typing.get_type_hints(owner)[name]
     what = options_in(owner).get(name)
-    if what is not None and what.per_level and isinstance(value, (numbers.Real, np.number)):
-        value = (value,)
-    ok, out = _convert(hint, value)
+    single = what is not None and what.per_level and isinstance(value, (numbers.Real, np.number))
+    ok, out = _convert(hint, (value,) if single else value)
     if not ok:
         raise OptionError(f"option {name!r} is {_in_words(hint)}, got {value!r}")
     return out

@@ -26,12 +26,12 @@ from itk_nir.engine.level import MIN_RELIABLE_SIMILARITY
 from itk_nir.engine.linear import optimise_linear
 from itk_nir.engine.progress import Callback, Optimised, Progress
 from itk_nir.engine.sampling import sample_field
-from itk_nir.errors import InputError
+from itk_nir.errors import warn_caller
 from itk_nir.neural_field import NeuralField
 from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
-from itk_nir.settings import Options, Settings, make_settings, public_options
+from itk_nir.settings import Options, Settings, make_settings, options_of, public_options
 from itk_nir.transforms.model import LinearTransform
 from itk_nir.version import __version__
 
@@ -125,7 +125,8 @@ def register(
     >>> result.report.similarity > result.report.similarity_start
     True
     """
-    settings = make_settings(preset, **_checked_names(preset, dict(options)))
+    settings = make_settings(preset, **options)
+    _warn_of_expert_settings(preset, set(options))
     problem = Problem.prepare(
         fixed,
         moving,
@@ -150,22 +151,15 @@ def register(
     return result
 
 
-def _checked_names(preset: str | Settings, options: dict[str, Any]) -> dict[str, Any]:
-    """The options as they are; expert settings among them are told that they belong elsewhere."""
-    expert = sorted(set(options) - public_options(preset))
+def _warn_of_expert_settings(preset: str | Settings, given: set[str]) -> None:
+    """Tell where expert settings belong that were given as keywords."""
+    expert = sorted(given & (set(options_of(preset)) - public_options(preset)))
     if expert:
-        # A name that there is not is answered by an error first; those of before 0.2 are answered there too.
-        settings = make_settings(preset, **options)
-        known = {name for part in settings.parts.values() for name in vars(part)} - public_options(preset)
-        expert = [name for name in expert if name in known]
-    if expert:
-        warnings.warn(
+        warn_caller(
             f"{', '.join(expert)}: expert settings go into preset=itk_nir.make_settings({_name(preset)!r}, "
             f"{expert[0]}=...) since 0.2",
             DeprecationWarning,
-            stacklevel=3,
         )
-    return options
 
 
 def _name(preset: str | Settings) -> str:

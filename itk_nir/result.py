@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -217,10 +218,12 @@ class RegistrationResult:
         """
         import torch
 
+        from itk_nir.engine.execution import torch_on_one_thread
         from itk_nir.engine.jacobian import jacobian_determinant
 
         grid = self.fixed.geometry
-        with torch.inference_mode():
+        alone = torch_on_one_thread(torch.device("cpu")) if self._threads == 1 else nullcontext()
+        with alone, torch.inference_mode():
             vectors = torch.from_numpy(self.mapping.displacement_on(grid).vectors).movedim(-1, 0)
             return jacobian_determinant(vectors, grid.spacing, grid.direction).contiguous().numpy()
 

@@ -8,8 +8,8 @@ be stands on its field (`itk_nir.engine.settings`), from which checks, ``itk-nir
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import textwrap
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from itk_nir.engine.settings import DeformableSettings, LinearSettings, SamplingSettings
-from itk_nir.errors import OptionError
+from itk_nir.errors import OptionError, warn_caller
 from itk_nir.options import SYNONYMS, Option, converted, nearest_name, options_in, spread
 
 if TYPE_CHECKING:
@@ -233,6 +233,8 @@ def make_settings(preset: str | Settings = "default", **options: Any) -> Setting
         if name not in homes:
             raise unknown_option(name, settings, homes)
     values = {name: converted(type(parts[homes[name]]), name, value) for name, value in options.items()}
+    if isinstance(options.get("linear_size"), numbers.Real):
+        values["linear_size"] *= len(settings.linear.linear_size)  # one number for all levels, not a single level
     changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
     for name, value in values.items():
         changes[homes[name]][name] = value
@@ -248,7 +250,7 @@ def unknown_option(name: str, settings: Settings, known: Sequence[str] | dict[st
     """The error for an option that there is not, answered from all names and from those of other tools."""
     if name in REMOVED:
         return OptionError(f"option {name!r} is gone since 0.2: {REMOVED[name]}")
-    hint = nearest_name(name, [*known, *ARGUMENTS], SYNONYMS)
+    hint = nearest_name(name, [*known, *ARGUMENTS], {**SYNONYMS, **RENAMED})
     return OptionError(
         f"unknown option {name!r} for preset {settings.preset!r}{hint}; `itk-nir presets {settings.preset}` lists them"
     )
@@ -272,7 +274,7 @@ def _present_names(settings: Settings, options: dict[str, Any]) -> dict[str, Any
             continue
         if now in options:
             raise OptionError(f"{name!r} is the old name of {now!r}; give one of them")
-        warnings.warn(f"option {name!r} is called {now!r} since 0.2", DeprecationWarning, stacklevel=4)
+        warn_caller(f"option {name!r} is called {now!r} since 0.2", DeprecationWarning)
         out[now] = value
     return out
 

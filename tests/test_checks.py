@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from itk_nir.checks import check_dimensions, check_output_prefix, check_pair, match_mask, overlap
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, save_image
-from itk_nir.checks import check_output_prefix, check_pair, match_mask, overlap
 from itk_nir.transforms import CompositeTransform, LinearTransform
 
 
@@ -37,7 +37,8 @@ MOVING = "moving image /a/m.nii.gz"
 
 def test_good_pair_has_no_warnings() -> None:
     for grid in (G2, G3):
-        assert check_pair(volume(grid), volume(grid, MOVING), mask_of(grid), mask_of(grid), linear="none") == []
+        assert check_pair(volume(grid), volume(grid, MOVING), linear="none") == []
+        assert match_mask(mask_of(grid), volume(grid))[1] == []
 
 
 def test_warnings_of_the_readers_are_passed_on() -> None:
@@ -51,7 +52,12 @@ def test_unlike_dimensions() -> None:
     with pytest.raises(InputError, match="initial transform: is 2D"):
         check_pair(volume(G3), volume(G3, MOVING), initial=CompositeTransform((LinearTransform.identity(2),)))
     with pytest.raises(InputError, match=r"fixed mask /a/m.nii.gz: is 2D"):
-        check_pair(volume(G3), volume(G3, MOVING), mask_of(G2))
+        match_mask(mask_of(G2), volume(G3))
+    two = CompositeTransform((LinearTransform.identity(2),))
+    for initial, what in ((None, MOVING), (two, "initial transform")):
+        with pytest.raises(InputError, match=f"{what}: is 2D"):
+            check_dimensions(volume(G3), volume(G3 if initial else G2, MOVING), initial)
+    check_dimensions(volume(G2), volume(G2, MOVING), two)
 
 
 @pytest.mark.parametrize("which", ["fixed", "moving"])
@@ -76,7 +82,7 @@ def test_tiny_images() -> None:
 
 def test_empty_mask() -> None:
     with pytest.raises(InputError, match=r"fixed mask /a/m.nii.gz: is empty"):
-        check_pair(volume(G3), volume(G3, MOVING), mask_of(G3, slice(0, 0)))
+        match_mask(mask_of(G3, slice(0, 0)), volume(G3))
 
 
 def test_mask_on_almost_the_same_grid_is_taken_as_it_is() -> None:
@@ -101,12 +107,18 @@ def test_mask_on_another_grid_is_resampled_to_the_nearest_voxel(grid: Geometry) 
     assert set(np.unique(matched.array)) == {0, 1}
     assert matched.array[distance < radius - 0.8].all()
     assert not matched.array[distance > radius + 0.8].any()
-    assert check_pair(volume(grid), volume(grid, MOVING), mask) == warnings
+    assert matched.geometry == grid
+    assert matched.array.dtype == np.float32
 
 
 def test_mask_elsewhere() -> None:
     with pytest.raises(InputError, match="does not reach"):
-        check_pair(volume(G3), volume(G3, MOVING), mask_of(shifted(G3, 500, 0, 0)))
+        match_mask(mask_of(shifted(G3, 500, 0, 0)), volume(G3))
+
+
+def test_warnings_of_the_mask_are_passed_on() -> None:
+    odd = replace(mask_of(G3), warnings=("fixed mask /a/m.nii.gz: odd",))
+    assert match_mask(odd, volume(G3))[1] == ["fixed mask /a/m.nii.gz: odd"]
 
 
 def test_overlap_is_a_share_of_the_fixed_grid() -> None:

@@ -5,8 +5,26 @@ import pytest
 from itk_nir import errors
 
 
+def test_warnings_name_the_line_outside_the_package() -> None:
+    with pytest.warns(UserWarning, match="told") as told:
+        errors.warn_caller("told")
+    assert told[0].filename == __file__
+    inside: dict[str, object] = {"__name__": "itk_nir.somewhere", "warn": errors.warn_caller}
+    exec("def deep(n):\n    return deep(n - 1) if n else warn('told', DeprecationWarning)", inside)
+    with pytest.warns(DeprecationWarning, match="told") as told:
+        inside["deep"](5)  # type: ignore[operator]
+    assert told[0].filename == __file__
+    other: dict[str, object] = {"__name__": "itk_nirvana", "warn": errors.warn_caller}
+    exec(compile("def f():\n    warn('told')", "nirvana.py", "exec"), other)
+    with pytest.warns(UserWarning, match="told") as told:
+        other["f"]()  # type: ignore[operator]
+    assert told[0].filename == "nirvana.py"
+
+
 def test_kinds_can_be_caught_as_the_builtin_and_as_ours() -> None:
     assert issubclass(errors.InputError, ValueError)
+    assert issubclass(errors.NothingToCompare, errors.InputError)
+    assert issubclass(errors.OptionError, ValueError)
     assert issubclass(errors.OptionError, TypeError)
     for kind in (errors.InputError, errors.OptionError, errors.RegistrationCancelled):
         assert issubclass(kind, errors.ItkNirError)

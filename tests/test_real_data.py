@@ -11,8 +11,8 @@ import pytest
 import SimpleITK as sitk
 
 import itk_nir
-from itk_nir.settings import options_of
 from itk_nir.result import RegistrationResult
+from itk_nir.settings import options_of
 
 #: The structures of an OASIS segmentation whose overlap counts.
 LABELS = (
@@ -46,7 +46,7 @@ def dice(a: np.ndarray, b: np.ndarray, labels: tuple[int, ...]) -> float:
 
 
 def carried(result: RegistrationResult, labels: sitk.Image, reference: sitk.Image) -> np.ndarray:
-    moved = itk_nir.apply(labels, result.chain, reference, interpolation="nearest")
+    moved = itk_nir.apply(labels, result.mapping, reference, interpolation="nearest")
     return np.asarray(sitk.GetArrayFromImage(moved))
 
 
@@ -66,10 +66,10 @@ def test_slices(data: Path) -> None:
     body = fixed > 0.1 * fixed.max()
     before, after = lncc(fixed, moving, body), lncc(fixed, result.warped_array, body)
     assert after > before + 0.25
-    assert result.metrics["folded_voxels"] == 0
+    assert result.report.folded_voxels == 0
     assert result.jacobian_array[body].min() > 0
     points = result.fixed.geometry.grid()[body]
-    back = result.chain.inverse().map(result.chain.map(points))
+    back = result.mapping.inverse().map(result.mapping.map(points))
     gap = np.linalg.norm(back - points, axis=-1) / min(result.fixed.geometry.spacing)
     assert gap.mean() <= 0.1
     assert np.percentile(gap, 99) <= 0.5
@@ -94,16 +94,16 @@ def test_spine_across_unlike_grids_and_axes(
 ) -> None:
     here, lies, moved, result = cords
     assert result.warped_array.shape == here.shape
-    trace = result.metrics["trace"]
-    last = [t["metric"] for t in trace if t["level"] == trace[-1]["level"]]  # levels look at different windows
+    trace = result.report.trace
+    last = [t.metric for t in trace if t.level == trace[-1].level]  # levels look at different windows
     assert last[-1] > 0.95 * last[0]
-    assert result.metrics["folded_percent"] < 1
+    assert result.report.folded_percent < 1
     # In the right place to some millimetres; a mistaken axis would be off by decimetres.
     points = result.fixed.geometry.grid()[here]
     assert np.linalg.norm(result.transform_points(points) - points, axis=-1).mean() < 8
     # Local correlation does not tell where T1 and T2 belong together: they must stay about as they lie, with a word.
     assert dice(here, moved, (1,)) > dice(here, lies, (1,)) - 0.05
-    assert any("little in common" in note for note in result.metrics["warnings"])
+    assert any("little in common" in note for note in result.report.warnings)
 
 
 def test_lung_landmarks(data: Path) -> None:
@@ -113,7 +113,7 @@ def test_lung_landmarks(data: Path) -> None:
     result = itk_nir.register(fixed, moving, fixed_mask=mask, **RUN)
     error = np.linalg.norm(result.transform_points(here) - there, axis=-1)
     assert error.mean() <= 1.45
-    assert result.metrics["folded_voxels"] == 0
+    assert result.report.folded_voxels == 0
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +132,17 @@ def overlap(result: RegistrationResult | None, brain: list[sitk.Image]) -> float
 def test_brain(brain: list[sitk.Image]) -> None:
     result = itk_nir.register(brain[0], brain[1], linear="none", **RUN)
     assert overlap(result, brain) > overlap(None, brain) + 0.1
-    assert result.metrics["folded_percent"] <= 0.01
-    assert result.metrics["log_jacobian_sd"] <= 0.65
-    assert result.metrics["inverse_error_mean_voxels"] <= 0.1
-    assert result.metrics["inverse_error_p99_voxels"] <= 0.5
+    assert result.report.folded_percent <= 0.01
+    assert result.report.log_jacobian_sd <= 0.65
+    assert result.report.inverse_error_mean_voxels <= 0.1
+    assert result.report.inverse_error_p99_voxels <= 0.5
 
 
 def test_brain_with_the_paper_preset(brain: list[sitk.Image]) -> None:
-    phases = tuple(replace(phase, steps=n) for phase, n in zip(options_of("paper")["phases"], (14, 4), strict=True))
-    result = itk_nir.register(brain[0], brain[1], preset="paper", phases=phases, linear="none", bake_spacing=4, **RUN)
+    phases = tuple(
+        replace(phase, iterations=n) for phase, n in zip(options_of("paper")["phases"], (14, 4), strict=True)
+    )
+    settings = itk_nir.make_settings("paper", phases=phases, field_spacing=4)
+    result = itk_nir.register(brain[0], brain[1], preset=settings, linear="none", **RUN)
     assert overlap(result, brain) > overlap(None, brain) + 0.01
-    assert result.metrics["folded_percent"] <= 1
+    assert result.report.folded_percent <= 1

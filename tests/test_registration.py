@@ -18,29 +18,41 @@ import SimpleITK as sitk
 import torch
 
 import itk_nir
-from itk_nir.settings import options_of
+from itk_nir.engine.metrics import LNCC
 from itk_nir.engine.progress import Progress
 from itk_nir.errors import InputError, ItkNirError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image, to_itk, to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
 from itk_nir.result import RegistrationResult
+from itk_nir.settings import make_settings, options_of
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 from tests.grids import turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 #: Few steps on two coarse levels: enough to be well on the way.
 QUICK: dict[str, Any] = {
-    "shrink_factors": (2, 1), "smoothing_sigmas": (0.5, 0.5), "steps": (25, 8), "learning_rates": (0.4, 0.2),
-    "lattice_spacing": (2.0, 2.0), "coarsest_lattice": 8.0, "radius": (3, 3), "velocity_diffusion": (0.5, 0.5),
-    "displacement_diffusion": (0.0, 0.0), "epsilon": 1e-3, "squarings": 5, "jacobian_weight": 0.0,
-    "linear_size": (24,), "linear_steps": (25,), "linear_start_steps": 8,
+    "shrink_factors": (2, 1), "smoothing_sigmas": (0.5, 0.5), "iterations": (25, 8), "learning_rates": (0.4, 0.2),
+    "grid_spacing": (2.0, 2.0), "coarsest_grid_spacing": 8.0, "radius": (3, 3), "velocity_smoothness": (0.5, 0.5),
+    "smoothness": (0.0, 0.0), "metric": LNCC(epsilon=1e-3), "integration_steps": 5, "jacobian_weight": 0.0,
+    "linear_size": (24,), "linear_iterations": (25,), "linear_start_iterations": 8,
 }  # fmt: skip
 ENV = {**os.environ, "PYTHONPATH": str(Path(itk_nir.__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
 
 
+#: Arguments of `register` that are no options.
+OWN = frozenset({
+    "preset", "linear", "deformable", "fixed_mask", "moving_mask", "initial_transform", "seed", "device", "threads",
+    "callback",
+})  # fmt: skip
+
+
 def run(fixed: Any, moving: Any, **options: Any) -> RegistrationResult:
-    return itk_nir.register(fixed, moving, **{"threads": 1, "device": "cpu", **QUICK, **options})
+    """Options go into the settings, the expert ones too; the rest is arguments."""
+    arguments = {"threads": 1, "device": "cpu", **{k: v for k, v in options.items() if k in OWN}}
+    chosen = {**QUICK, **{k: v for k, v in options.items() if k not in OWN}}
+    preset = make_settings(arguments.pop("preset", "default"), **chosen)
+    return itk_nir.register(fixed, moving, preset=preset, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +103,7 @@ def test_every_kind_of_image(phantoms: dict[int, Phantom], tmp_path: Path, d: in
     assert result.warped_array.shape == p.fixed.shape
     before, after = (np.abs(x - p.fixed)[brain(p)].mean() for x in (p.moving, result.warped_array))
     assert after < 0.75 * before
-    own = itk_nir.apply(images(p)[1], result.chain, images(p)[0], interpolation="linear")
+    own = itk_nir.apply(images(p)[1], result.mapping, images(p)[0], interpolation="linear")
     # A path's header rounds the grid.
     np.testing.assert_allclose(sitk.GetArrayFromImage(own), result.warped_array, atol=1e-3)
 
@@ -145,13 +157,13 @@ def test_inverse_after_forward_is_the_identity(
     gap = np.linalg.norm(back - points, axis=-1) / unit
     assert gap.mean() <= 0.1
     assert np.percentile(gap, 99) <= 0.5
-    baked = np.linalg.norm(result.chain.inverse().map(result.chain.map(points)) - points, axis=-1) / unit
-    assert baked.mean() <= 0.1
-    assert np.percentile(baked, 99) <= 0.5
-    m = result.metrics
-    assert m["inverse_error_mean_voxels"] <= 0.1
-    assert m["inverse_error_p99_voxels"] <= 0.5
-    assert m["bake_error_voxels"] <= 0.05 or m["bake_spacing_voxels"] == 1
+    sampled = np.linalg.norm(result.mapping.inverse().map(result.mapping.map(points)) - points, axis=-1) / unit
+    assert sampled.mean() <= 0.1
+    assert np.percentile(sampled, 99) <= 0.5
+    m = result.report
+    assert m.inverse_error_mean_voxels <= 0.1
+    assert m.inverse_error_p99_voxels <= 0.5
+    assert m.interpolation_error_voxels <= 0.05 or m.field_spacing_voxels == 1
 
 
 @BOTH
@@ -174,34 +186,39 @@ def test_points_follow_the_continuous_map(
     rng = np.random.default_rng(0)
     points = p.geometry.grid()[brain(p)]
     points = points[rng.integers(0, len(points), 3000)] + rng.normal(size=(3000, d))
-    gap = np.linalg.norm(result.transform_points(points) - result.chain.map(points), axis=-1) / min(p.geometry.spacing)
-    assert gap.max() < max(0.06, 1.15 * result.metrics["bake_error_voxels"])
+    gap = np.linalg.norm(result.transform_points(points) - result.mapping.map(points), axis=-1) / min(
+        p.geometry.spacing
+    )
+    assert gap.max() < max(0.06, 1.15 * result.report.interpolation_error_voxels)
 
 
 @BOTH
-def test_metrics(oblique: dict[int, Phantom], oblique_results: dict[int, RegistrationResult], d: int) -> None:
+def test_report(oblique: dict[int, Phantom], oblique_results: dict[int, RegistrationResult], d: int) -> None:
     p, result = oblique[d], oblique_results[d]
-    m = result.metrics
-    assert [t["level"] for t in m["trace"]] == [0] * 25 + [1] * 8
-    assert m["similarity"] == m["trace"][-1]["metric"]
-    assert m["similarity_start"] == m["trace"][0]["metric"]
-    assert m["similarity"] > 0.8
-    assert (m["preset"], m["seed"], m["threads"], m["device"], m["stop"]) == ("default", 0, 1, "cpu", "all steps done")
-    seconds = m["seconds"]
-    assert set(seconds) == {"read", "linear", "deformable", "bake", "total"}
+    m = result.report
+    assert [t.level for t in m.trace] == [0] * 25 + [1] * 8
+    # Both at the last level, after its last step and without any deformation.
+    assert m.similarity is not None
+    assert m.similarity_start is not None
+    assert m.similarity_start < m.trace[25].metric < m.similarity
+    assert m.similarity == pytest.approx(m.trace[-1].metric, abs=0.02)
+    assert m.similarity > 0.8
+    assert (m.preset, m.seed, m.threads, m.device, m.stop) == ("default", 0, 1, "cpu", "all iterations done")
+    seconds = m.seconds
+    assert set(seconds) == {"read", "linear", "deformable", "sampling", "total"}
     assert sum(v for k, v in seconds.items() if k != "total") == pytest.approx(seconds["total"], abs=0.05)
     assert min(seconds.values()) >= 0
-    assert m["peak_memory_mb"] > 50
-    assert {"itk-nir", "torch", "numpy", "python"} <= set(m["versions"])
-    linear = LinearTransform(np.array(m["linear_matrix"]))
-    np.testing.assert_allclose(linear.matrix, result.chain.transforms[1].matrix)  # type: ignore[union-attr]
+    assert m.peak_memory_mb > 50
+    assert {"itk-nir", "torch", "numpy", "python"} <= set(m.versions)
+    linear = LinearTransform(np.array(m.affine_matrix))
+    np.testing.assert_allclose(linear.matrix, result.mapping.transforms[1].matrix)  # type: ignore[union-attr]
     # The Jacobian's numbers are of the deformation, without the linear part.
     det = result.jacobian_array[brain(p)] / np.linalg.det(linear.matrix)
-    assert m["folded_voxels"] == 0
+    assert m.folded_voxels == 0
     assert det.min() > 0
-    assert det.min() >= m["jacobian_range"][0] - 0.15
-    assert det.max() <= m["jacobian_range"][1] + 0.15
-    assert np.log(det).std() == pytest.approx(m["log_jacobian_sd"], rel=0.5)
+    assert det.min() >= m.jacobian_range[0] - 0.15
+    assert det.max() <= m.jacobian_range[1] + 0.15
+    assert np.log(det).std() == pytest.approx(m.log_jacobian_sd, rel=0.5)
 
 
 # --- presets and stages ----------------------------------------------------------------------------------------------
@@ -209,10 +226,12 @@ def test_metrics(oblique: dict[int, Phantom], oblique_results: dict[int, Registr
 
 def test_paper_preset_with_fewer_steps(phantoms: dict[int, Phantom]) -> None:
     p = phantoms[2]
-    phases = tuple(replace(phase, steps=60) for phase in options_of("paper")["phases"])
-    result = itk_nir.register(*images(p), preset="paper", phases=phases, linear="none", threads=1, device="cpu")
+    phases = tuple(replace(phase, iterations=60) for phase in options_of("paper")["phases"])
+    result = itk_nir.register(
+        *images(p), preset=make_settings("paper", phases=phases), linear="none", threads=1, device="cpu"
+    )
     assert error(result, p) < 0.8 * start(p)
-    assert [t["level"] for t in result.metrics["trace"]] == [0] * 60 + [1] * 60
+    assert [t.level for t in result.report.trace] == [0] * 60 + [1] * 60
     points = p.geometry.grid()[brain(p)]
     back = result.transform_points(result.transform_points(points), inverse=True)
     gap = np.linalg.norm(back - points, axis=-1) / min(p.geometry.spacing)
@@ -231,17 +250,17 @@ def test_linear_stage(phantoms: dict[int, Phantom], d: int, linear: str) -> None
         move[:d, :d] = move[:d, :d] @ np.diag([1.1, 0.95, 1.05][:d])
     truth = LinearTransform(move)
     moved = itk_nir.apply(images(p)[0], CompositeTransform((truth.inverse(),)), images(p)[0], interpolation="linear")
-    result = run(images(p)[0], moved, linear=linear, linear_size=(24, 40), linear_steps=(60, 30))
-    found = np.array(result.metrics["linear_matrix"])
+    result = run(images(p)[0], moved, linear=linear, linear_size=(24, 40), linear_iterations=(60, 30))
+    found = np.array(result.report.affine_matrix)
     points = p.geometry.grid()[brain(p)]
     gap = np.linalg.norm(LinearTransform(found).map(points) - truth.map(points), axis=-1).mean()
     unit = max(p.geometry.spacing)
     if linear == "none":
         np.testing.assert_array_equal(found, np.eye(d + 1))
-        assert result.metrics["similarity_linear"] is None
+        assert result.report.similarity_linear is None
     else:
         assert gap < 0.4 * unit
-        assert result.metrics["similarity_linear"] > 0.7
+        assert result.report.similarity_linear > 0.7
     if linear == "rigid":
         np.testing.assert_allclose(found[:d, :d] @ found[:d, :d].T, np.eye(d), atol=1e-5)
     total = np.linalg.norm(result.transform_points(points) - truth.map(points), axis=-1)
@@ -254,7 +273,7 @@ def test_images_that_share_no_space(phantoms: dict[int, Phantom]) -> None:
     with pytest.raises(InputError, match=r"does not overlap .*linear='affine'"):
         run(images(p)[0], away, linear="none")
     with pytest.warns(UserWarning, match="covers only 0%"):
-        result = run(images(p)[0], away, linear="rigid", linear_steps=(60,))
+        result = run(images(p)[0], away, linear="rigid", linear_iterations=(60,))
     points = p.geometry.grid()[brain(p)]
     gap = result.transform_points(points) - points - p.displacement[brain(p)] - 1000.0
     assert np.linalg.norm(gap, axis=-1).mean() < 0.6 * start(p)
@@ -288,11 +307,11 @@ def test_linear_start_is_not_lost(phantoms: dict[int, Phantom], tmp_path: Path, 
         if kind == "file":
             sitk.WriteTransform(given, str(tmp_path / "start.tfm"))
             given = tmp_path / "start.tfm"
-    still = {"steps": (1, 1), "learning_rates": (1e-7, 1e-7)}
+    still = {"iterations": (1, 1), "learning_rates": (1e-7, 1e-7)}
     result = run(*images(p), linear="none", initial_transform=given, **still)
     points = p.geometry.grid()[brain(p)]
     np.testing.assert_allclose(result.transform_points(points), points + shift, atol=1e-4)
-    np.testing.assert_allclose(result.chain.inverse().map(points + shift), points, atol=1e-3)
+    np.testing.assert_allclose(result.mapping.inverse().map(points + shift), points, atol=1e-3)
 
 
 @BOTH
@@ -337,7 +356,7 @@ def test_list_of_starts_in_the_order_of_ants(phantoms: dict[int, Phantom]) -> No
     shift, turn = np.eye(3), np.eye(3)
     shift[:2, 2] = (12.0, 0.0)
     turn[:2, :2] = turned(2, 0.2)
-    still = {"steps": (1, 1), "learning_rates": (1e-7, 1e-7), "linear": "none"}
+    still = {"iterations": (1, 1), "learning_rates": (1e-7, 1e-7), "linear": "none"}
     points = p.geometry.grid()[brain(p)]
     result = run(*images(p), initial_transform=[shift, turn], **still)
     np.testing.assert_allclose(result.transform_points(points), (points + shift[:2, 2]) @ turn[:2, :2].T, atol=1e-4)
@@ -378,7 +397,7 @@ def test_mask_on_another_grid_is_taken_with_a_warning(phantoms: dict[int, Phanto
     mask = to_sitk(np.ones(coarse.shape, np.uint8), coarse)
     with pytest.warns(UserWarning, match="fixed mask.*another grid"):
         result = run(*images(p), fixed_mask=mask, moving_mask=to_sitk(np.ones(p.fixed.shape, np.uint8), p.geometry))
-    assert any("another grid" in text for text in result.metrics["warnings"])
+    assert any("another grid" in text for text in result.report.warnings)
     assert error(result, p) < 0.6 * start(p)
 
 
@@ -386,18 +405,26 @@ def test_mask_on_another_grid_is_taken_with_a_warning(phantoms: dict[int, Phanto
 
 
 def bits(result: RegistrationResult) -> bytes:
-    fields = [s for s in (*result.chain.transforms, *result.chain.inverse().transforms) if isinstance(s, DisplacementField)]
-    linear = [s for s in result.chain.transforms if isinstance(s, LinearTransform)]
+    fields = [
+        s
+        for s in (*result.mapping.transforms, *result.mapping.inverse().transforms)
+        if isinstance(s, DisplacementField)
+    ]
+    linear = [s for s in result.mapping.transforms if isinstance(s, LinearTransform)]
     return b"".join([*(f.vectors.tobytes() for f in fields), *(a.matrix.tobytes() for a in linear)])
 
 
 _PROGRAM = """
 import sys, hashlib, pathlib
-import numpy as np
-import SimpleITK as sitk
+from dataclasses import replace
 import itk_nir
-folder, options = pathlib.Path(sys.argv[1]), eval(sys.argv[2])
-result = itk_nir.register(folder / "f.nii.gz", folder / "m.nii.gz", **options)
+from itk_nir.engine.metrics import LNCC
+from itk_nir.settings import options_of
+folder = pathlib.Path(sys.argv[1])
+result = itk_nir.register(
+    folder / "f.nii.gz", folder / "m.nii.gz", preset=eval(sys.argv[2]), linear=sys.argv[3], seed=3, threads=1,
+    device="cpu",
+)
 result.save(folder / "fresh_")
 sys.stdout.write(hashlib.sha256(result.warped_array.tobytes()).hexdigest())
 """
@@ -411,16 +438,15 @@ def test_same_seed_same_bits(phantoms: dict[int, Phantom], tmp_path: Path, prese
     p = phantoms[3 if preset == "default" else 2]
     save_image(p.fixed, p.geometry, tmp_path / "f.nii.gz")
     save_image(p.moving, p.geometry, tmp_path / "m.nii.gz")
-    options: dict[str, Any] = {**QUICK, "seed": 3, "threads": 1, "device": "cpu", "steps": (12, 4)}
-    if preset == "paper":
-        few = "tuple(__import__('dataclasses').replace(x, steps=4) for x in PHASES)"
-        phases = tuple(replace(phase, steps=4) for phase in options_of("paper")["phases"])
-        options = {"preset": "paper", "phases": phases, "seed": 3, "threads": 1, "device": "cpu", "linear": "none",
-                   "bake_spacing": 3}  # fmt: skip
-        text = repr({k: v for k, v in options.items() if k != "phases"})[:-1] + f", 'phases': {few}}}"
-        text = text.replace("PHASES", "__import__('itk_nir.settings').config.options_of('paper')['phases']")
+    if preset == "default":
+        text, linear = f"itk_nir.make_settings('default', **{ ({**QUICK, 'iterations': (12, 4)})!r})", "affine"
     else:
-        text = repr(options)
+        few = "tuple(replace(phase, iterations=4) for phase in options_of('paper')['phases'])"
+        text, linear = f"itk_nir.make_settings('paper', phases={few}, field_spacing=3)", "none"
+    names = {"itk_nir": itk_nir, "LNCC": LNCC, "replace": replace, "options_of": options_of}
+    options: dict[str, Any] = {
+        "preset": eval(text, names), "linear": linear, "seed": 3, "threads": 1, "device": "cpu"
+    }  # fmt: skip
     files = tmp_path / "f.nii.gz", tmp_path / "m.nii.gz"
     first = itk_nir.register(*files, **options)
     run(*images(phantoms[2]), seed=9)
@@ -431,8 +457,9 @@ def test_same_seed_same_bits(phantoms: dict[int, Phantom], tmp_path: Path, prese
     assert bits(first) == bits(second)
     np.testing.assert_array_equal(first.warped_array, second.warped_array)
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, str(tmp_path), text], capture_output=True, text=True, env=ENV, check=False
-    )
+        [sys.executable, "-c", _PROGRAM, str(tmp_path), text, linear], capture_output=True, text=True, env=ENV,
+        check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == hashlib.sha256(first.warped_array.tobytes()).hexdigest()
     paths = first.save(tmp_path / "here_")
@@ -441,22 +468,29 @@ def test_same_seed_same_bits(phantoms: dict[int, Phantom], tmp_path: Path, prese
 
 @BOTH
 def test_threads_change_no_bit(phantoms: dict[int, Phantom], d: int) -> None:
-    few = {"steps": (8, 3), "linear_steps": (10,), "linear_start_steps": 3}
+    few = {"iterations": (8, 3), "linear_iterations": (10,), "linear_start_iterations": 3}
     one, two = (run(*images(phantoms[d]), threads=t, **few) for t in (1, 2))
     assert bits(one) == bits(two)
-    assert one.metrics["threads"] == 1
-    assert two.metrics["threads"] == 2
+    assert one.report.threads == 1
+    assert two.report.threads == 2
 
 
 def test_seed_matters_where_something_is_drawn(phantoms: dict[int, Phantom]) -> None:
-    phases = tuple(replace(phase, steps=2) for phase in options_of("paper")["phases"])
+    """The first weights of the network."""
+    few: dict[str, Any] = {"iterations": (6, 2), "linear": "none"}
+    fields = [run(*images(phantoms[2]), seed=s, **few) for s in (0, 1)]
+    assert bits(fields[0]) != bits(fields[1])
+    fields = [run(*images(phantoms[2]), seed=s, network=None, **few) for s in (0, 1)]
+    assert bits(fields[0]) == bits(fields[1])
+
+
+def test_seed_matters_for_the_paper_preset(phantoms: dict[int, Phantom]) -> None:
+    phases = tuple(replace(phase, iterations=2) for phase in options_of("paper")["phases"])
+    settings = make_settings("paper", phases=phases, field_spacing=4)
     fields = [
-        itk_nir.register(
-            *images(phantoms[2]), preset="paper", phases=phases, linear="none", seed=s, threads=1, device="cpu",
-            bake_spacing=4,
-        )
+        itk_nir.register(*images(phantoms[2]), preset=settings, linear="none", seed=s, threads=1, device="cpu")
         for s in (0, 1)
-    ]  # fmt: skip
+    ]
     assert bits(fields[0]) != bits(fields[1])
 
 
@@ -500,6 +534,190 @@ def test_calls_from_several_threads_go_one_after_another(phantoms: dict[int, Pha
     assert {bits(r) for r in results} == {bits(alone)}
 
 
+# --- options, old and new --------------------------------------------------------------------------------------------
+
+
+def test_settings_are_a_preset(phantoms: dict[int, Phantom]) -> None:
+    """Public options as keywords, or all of them in the settings: the same bits."""
+    few: dict[str, Any] = {"linear": "none", "threads": 1, "device": "cpu"}
+    by_settings = itk_nir.register(
+        *images(phantoms[2]), preset=make_settings("fast", iterations=4, smoothness=2.0), **few
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        by_keywords = itk_nir.register(*images(phantoms[2]), preset="fast", iterations=4, smoothness=2.0, **few)
+        both = itk_nir.register(
+            *images(phantoms[2]), preset=make_settings("fast", smoothness=2.0), iterations=4, **few
+        )  # fmt: skip
+    assert bits(by_settings) == bits(by_keywords) == bits(both)
+    assert by_settings.report.preset == by_keywords.report.preset == "fast"
+    assert by_settings.report.settings == by_keywords.report.settings == both.report.settings
+
+
+def test_expert_settings_as_keywords_warn_and_work(phantoms: dict[int, Phantom]) -> None:
+    few: dict[str, Any] = {"linear": "none", "threads": 1, "device": "cpu", "iterations": 3}
+    wanted = itk_nir.register(*images(phantoms[2]), preset=make_settings("default", network=None), **few)
+    message = r"network: expert settings go into preset=itk_nir.make_settings\('default', network=\.\.\.\) since 0\.2"
+    with pytest.warns(DeprecationWarning, match=message) as told:
+        found = itk_nir.register(*images(phantoms[2]), network=None, **few)
+    assert [w.filename for w in told] == [__file__]
+    assert bits(found) == bits(wanted)
+    with pytest.warns(DeprecationWarning, match="network, ode_steps|betas, network") as told:
+        itk_nir.register(*images(phantoms[2]), preset=make_settings("fast"), network=None, betas=(0.9, 0.99), **few)
+    assert len(told) == 1
+
+
+def test_old_names_as_keywords_warn_and_work(phantoms: dict[int, Phantom]) -> None:
+    few: dict[str, Any] = {"linear": "none", "threads": 1, "device": "cpu"}
+    wanted = itk_nir.register(
+        *images(phantoms[2]), preset=make_settings("default", iterations=3, integration_steps=4), **few
+    )
+    with pytest.warns(DeprecationWarning) as told:  # noqa: PT030 - both texts are looked at below
+        found = itk_nir.register(*images(phantoms[2]), steps=3, squarings=4, **few)
+    assert [str(w.message) for w in told] == [
+        "option 'steps' is called 'iterations' since 0.2", "option 'squarings' is called 'integration_steps' since 0.2"
+    ]  # fmt: skip
+    assert {w.filename for w in told} == {__file__}
+    assert bits(found) == bits(wanted)
+
+
+@pytest.mark.parametrize("name", ["grids", "centre_gradient", "epsilon"])
+def test_options_that_are_gone(phantoms: dict[int, Phantom], name: str) -> None:
+    with pytest.raises(OptionError, match=f"option '{name}' is gone since 0.2: "):
+        itk_nir.register(*images(phantoms[2]), **{name: 1})
+
+
+# --- errors that are not the user's input ----------------------------------------------------------------------------
+
+
+class Mine(ValueError):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["linear", "deformable", "sampling"])
+def test_error_of_the_callback_comes_out_as_it_is(phantoms: dict[int, Phantom], stage: str) -> None:
+    raised = Mine("of the caller")
+
+    def fail(progress: Progress) -> None:
+        if progress.stage == stage:
+            raise raised
+
+    with pytest.raises(Mine) as caught:
+        run(*images(phantoms[2]), iterations=(3, 2), callback=fail)
+    assert caught.value is raised
+    assert not isinstance(caught.value, ItkNirError)
+    assert caught.value.__cause__ is None
+
+
+def test_error_inside_the_engine_is_no_error_of_the_input(
+    phantoms: dict[int, Phantom], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from itk_nir.engine import ops
+
+    def broken(*_: Any, **__: Any) -> torch.Tensor:
+        raise ValueError("operands could not be broadcast")
+
+    monkeypatch.setattr(ops, "diffusion", broken)
+    with pytest.raises(ValueError, match=r"^operands could not be broadcast$") as caught:
+        run(*images(phantoms[2]), smoothness=1.0)
+    assert not isinstance(caught.value, InputError)
+    assert any(entry.name == "broken" for entry in caught.traceback), "the traceback is kept"
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("found", [1, 2, 3])
+def test_threads_of_torch_are_as_found_in_and_after(phantoms: dict[int, Phantom], found: int) -> None:
+    """The caller's own code runs as the caller has set it; the engine on one thread."""
+    from itk_nir.engine import deformable
+
+    before = torch.get_num_threads()
+    seen: list[int] = []
+    inside: list[int] = []
+    optimise = deformable.optimise
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        inside.append(torch.get_num_threads())
+        return optimise(*arguments, **options)
+
+    def callback(progress: Progress) -> None:
+        seen.append(torch.get_num_threads())
+
+    def another(progress: Progress) -> None:
+        run(*images(phantoms[2]), iterations=(1, 1))
+        seen.append(torch.get_num_threads())
+
+    def fail(progress: Progress) -> None:
+        raise Mine(str(torch.get_num_threads()))
+
+    torch.set_num_threads(found)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(deformable, "optimise", noted)
+            run(*images(phantoms[2]), iterations=(3, 2), callback=callback)
+        assert set(seen) == {found}
+        assert inside == [1]
+        assert torch.get_num_threads() == found
+        with pytest.raises(Mine, match=f"^{found}$"):
+            run(*images(phantoms[2]), iterations=(3, 2), callback=fail)
+        assert torch.get_num_threads() == found
+        with pytest.raises(InputError):
+            run(images(phantoms[2])[0], "missing.nii.gz")
+        assert torch.get_num_threads() == found
+        # A callback may register another pair.
+        run(*images(phantoms[2]), iterations=(1, 0), linear="none", callback=another)
+        assert set(seen) == {found}
+        assert torch.get_num_threads() == found
+    finally:
+        torch.set_num_threads(before)
+
+
+_THREADS = """
+import os, sys
+os.cpu_count = lambda: 16
+os.sched_getaffinity = lambda pid: set(range(16))
+import numpy as np, SimpleITK as sitk, torch
+import itk_nir
+from itk_nir.phantom import brain_phantom
+from itk_nir.images import to_sitk
+torch.set_num_threads(4)
+p = brain_phantom(3, (36, 44, 36))
+threads = eval(sys.argv[1])
+settings = itk_nir.make_settings("fast", iterations=1, linear_iterations=1, linear_start_iterations=1)
+def count():
+    return len(os.listdir("/proc/self/task"))
+fixed, moving = to_sitk(p.fixed, p.geometry), to_sitk(p.moving, p.geometry)
+sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+before = count()
+result = itk_nir.register(fixed, moving, preset=settings, threads=threads, device="cpu")
+after = count()
+result.warped_array
+warped = count()
+itk_nir.apply(moving, result, interpolation="bspline", threads=threads)
+applied = count()
+result.jacobian_array
+print(before, after, warped, applied, count())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads by /proc/self/task")
+def test_one_thread_is_kept_to_the_end() -> None:
+    """On a machine that says to have 16 CPUs: neither `register` nor the warped image starts another thread."""
+
+    def counts(threads: str) -> list[int]:
+        done = subprocess.run(
+            [sys.executable, "-c", _THREADS, threads], capture_output=True, text=True, env=ENV, check=True
+        )
+        return [int(n) for n in done.stdout.split()]
+
+    first, *later = counts("1")
+    assert later == [first] * 4, "after register, warped_array, apply, jacobian_array"
+    # The count sees threads where they are asked for.
+    first, *later = counts("None")
+    assert max(later) >= first + 8
+
+
 # --- progress --------------------------------------------------------------------------------------------------------
 
 
@@ -511,7 +729,7 @@ def test_callback_sees_all_stages_and_changes_nothing(phantoms: dict[int, Phanto
     assert 0 < fractions[0] < 0.1
     assert fractions[-1] == 1.0
     stages = [p.stage for p in seen]
-    assert list(dict.fromkeys(stages)) == ["linear", "deformable", "bake"]
+    assert list(dict.fromkeys(stages)) == ["linear", "deformable", "sampling"]
     assert stages.count("deformable") == 33
     seconds = [p.seconds for p in seen]
     assert seconds == sorted(seconds)
@@ -520,15 +738,15 @@ def test_callback_sees_all_stages_and_changes_nothing(phantoms: dict[int, Phanto
 
 def test_callback_of_the_paper_preset(phantoms: dict[int, Phantom]) -> None:
     seen: list[Progress] = []
-    phases = tuple(replace(phase, steps=3) for phase in options_of("paper")["phases"])
+    phases = tuple(replace(phase, iterations=3) for phase in options_of("paper")["phases"])
     itk_nir.register(
-        *images(phantoms[2]), preset="paper", phases=phases, linear="none", threads=1, device="cpu", bake_spacing=4,
-        callback=seen.append,
+        *images(phantoms[2]), preset=make_settings("paper", phases=phases, field_spacing=4), linear="none", threads=1,
+        device="cpu", callback=seen.append,
     )  # fmt: skip
     fractions = [p.fraction for p in seen]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
-    assert [p.stage for p in seen] == ["deformable"] * 6 + ["bake"]
+    assert [p.stage for p in seen] == ["deformable"] * 6 + ["sampling"]
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
@@ -544,19 +762,20 @@ def test_cancel_in_each_stage_keeps_the_best_so_far(phantoms: dict[int, Phantom]
 
     options = dict(QUICK)
     if preset == "paper":
-        options = {"bake_spacing": 2, **{k: v for k, v in QUICK.items() if k.startswith("linear")}}
-    result = itk_nir.register(*images(p), preset=preset, threads=1, device="cpu", callback=stop, **options)
-    assert result.metrics["stop"] == "cancelled"
+        options = {"field_spacing": 2, **{k: v for k, v in QUICK.items() if k.startswith("linear")}}
+    settings = make_settings(preset, **options)
+    result = itk_nir.register(*images(p), preset=settings, threads=1, device="cpu", callback=stop)
+    assert result.report.stop == "cancelled"
     assert count == 20
     assert np.isfinite(result.warped_array).all()
     if stage == "linear":
-        field = result.chain.transforms[0]
+        field = result.mapping.transforms[0]
         assert isinstance(field, DisplacementField)
         assert not field.vectors.any()
     else:
-        assert len(result.metrics["trace"]) == 20
+        assert len(result.report.trace) == 20
         assert error(result, p) < start(p)
-    assert result.metrics["folded_voxels"] == 0
+    assert result.report.folded_voxels == 0
 
 
 # --- what cannot be registered ---------------------------------------------------------------------------------------
@@ -621,15 +840,19 @@ def test_image_that_cannot_be_used(phantoms: dict[int, Phantom], tmp_path: Path,
     ("options", "error_type", "message"),
     [
         ({"preset": "defualt"}, OptionError, "did you mean 'default'"),
-        ({"linear": "similarity"}, OptionError, "linear is 'none', 'rigid' or 'affine'"),
+        ({"linear": "similarity"}, OptionError, "linear is one of 'affine', 'rigid', 'none'"),
         ({"seed": -1}, OptionError, "seed"),
         ({"seed": 1.5}, OptionError, "seed"),
         ({"seed": True}, OptionError, "seed"),
+        ({"deformable": 1}, OptionError, "deformable is True or False"),
+        ({"deformable": False, "linear": "none"}, OptionError, "leaves nothing to do"),
+        ({"threads": True}, OptionError, "threads"),
+        ({"linear": None}, OptionError, "linear is one of"),
         ({"threads": 0}, OptionError, "threads"),
         ({"threads": "2"}, OptionError, "threads"),
         ({"device": "gpu"}, OptionError, "device is 'auto', 'cpu' or 'cuda'"),
         ({"shrink_factor": (2, 1)}, OptionError, "did you mean 'shrink_factors'"),
-        ({"steps": (1, 2, 3)}, OptionError, "steps has 3 values"),
+        ({"iterations": (1, 2)}, OptionError, "iterations has 2 values"),
         ({"fixed_mask": "no_mask.nii.gz"}, InputError, "no_mask.nii.gz"),
         ({"initial_transform": "no_transform.h5"}, InputError, "no_transform.h5"),
         ({"initial_transform": 3}, InputError, "initial transform"),
@@ -639,9 +862,11 @@ def test_image_that_cannot_be_used(phantoms: dict[int, Phantom], tmp_path: Path,
 def test_option_that_cannot_be_used(
     phantoms: dict[int, Phantom], options: dict[str, Any], error_type: type[ItkNirError], message: str
 ) -> None:
+    calls: list[Progress] = []
     with pytest.raises(error_type, match=message) as caught:
-        run(*images(phantoms[2]), **options)
+        itk_nir.register(*images(phantoms[2]), callback=calls.append, **{"threads": 1, "device": "cpu", **options})
     assert "\n" not in str(caught.value)
+    assert not calls, "said before any optimisation"
 
 
 def test_cuda_where_there_is_none(phantoms: dict[int, Phantom], monkeypatch: pytest.MonkeyPatch) -> None:

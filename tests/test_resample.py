@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from itk_nir.applying import apply
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, like, load_image, to_itk, to_sitk
-from itk_nir.resample import apply, is_label_map, nearest_on, resample, resample_array
+from itk_nir.resample import is_label_map, nearest_on, resample, resample_array
 from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform
 from itk_nir.transforms.as_simpleitk import to_sitk as transform_to_sitk
 from tests.grids import permuted, turned

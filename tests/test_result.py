@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from itk_nir.engine.progress import Iteration
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, load_image, to_itk, to_sitk
+from itk_nir.neural_field import NeuralField
+from itk_nir.report import Report
 from itk_nir.result import RegistrationResult
-from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform, compose
+from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform
 from itk_nir.transforms.formats.itk_h5 import read_h5
 from tests.grids import permuted, turned
 
@@ -38,21 +43,29 @@ def made(d: int, kind: str = "sitk", *, linear: bool = True, step: int = 1, away
         Volume(a.astype(np.float32), g, name, kind, np.dtype(np.float32))
         for a, g, name in zip(images, (fixed, moving), ("fixed image", "moving image"), strict=True)
     )
-    bake = Geometry.make(
+    grid = Geometry.make(
         [(n - 1) // step + 1 for n in fixed.size], np.asarray(fixed.spacing) * step, fixed.origin, fixed.direction
     )
-    u = DisplacementField(bake, smooth(bake.grid() - fixed.centre).astype(np.float32))
+    u = DisplacementField(grid, smooth(grid.grid() - fixed.centre).astype(np.float32))
     matrix = turned(2, 0.1) if d == 2 else np.diag([1.05, 0.95, 1.0])
     shift = np.array([2.0, -1, 3])[:d] + away
     a = LinearTransform.make(matrix, shift, fixed.centre) if linear else LinearTransform.identity(d)
-    around = Geometry.make(
-        [n + 8 for n in bake.size],
-        bake.spacing,
-        bake.index_to_physical([-4] * d),
-        bake.direction,
-    )
-    chain = compose(CompositeTransform((u,), (u.inverse(around, tolerance=1e-3),)), a)
-    return RegistrationResult(f, m, chain, {"seconds": np.float32(1.5), "folds": 0, "trace": [0.1, np.nan]})
+    around = Geometry.make([n + 8 for n in grid.size], grid.spacing, grid.index_to_physical([-4] * d), grid.direction)
+    report = Report(
+        preset="by hand", similarity_start=0.25, similarity=float("nan"), folded_percent=0.0,
+        trace=(Iteration(0, 0, 0.25, 0.75, 1.0),), seconds={"total": np.float32(1.5)},  # type: ignore[dict-item]
+    )  # fmt: skip
+    return RegistrationResult(f, m, a, u, u.inverse(around, tolerance=1e-3), report=report)
+
+
+@dataclass(frozen=True)
+class EverywhereOne:
+    """A trained field that moves every point by 1 mm along each axis."""
+
+    geometry: Geometry
+
+    def displacement(self, points: np.ndarray, inverse: bool = False) -> np.ndarray:
+        return np.full_like(points, -1.0 if inverse else 1.0)
 
 
 def inner_points(result: RegistrationResult, margin: float = 3.0) -> np.ndarray:
@@ -128,7 +141,7 @@ def test_one_grid_covers_fixed_space_and_its_image(d: int) -> None:
     )
     nodes = result.fixed.geometry.grid().reshape(-1, d)
     assert covered.contains(nodes).all()
-    assert covered.contains(result.chain.map(nodes)).all()
+    assert covered.contains(result.mapping.map(nodes)).all()
     assert np.prod(covered.size) < 4 * np.prod(result.fixed.geometry.size)
 
 
@@ -145,10 +158,12 @@ def test_spaces_far_apart_keep_two_grids() -> None:
 
 def test_continuous_map_is_preferred_where_there_is_one() -> None:
     result = made(2)
-    moved = RegistrationResult(result.fixed, result.moving, result.chain, {}, lambda p: p + 1)
-    np.testing.assert_array_equal(moved.transform_points([[1.0, 2.0]]), [[2, 3]])
+    moved = replace(result, field=NeuralField("by hand", EverywhereOne(result.fixed.geometry), result.affine))
+    there = result.affine.map([[2.0, 3.0]])
+    np.testing.assert_array_equal(moved.transform_points([[1.0, 2.0]]), there)
+    assert np.abs(result.transform_points([[1.0, 2.0]]) - there).max() > 0.1
     np.testing.assert_array_equal(
-        moved.transform_points([[1.0, 2.0]], inverse=True), result.chain.inverse().map([[1.0, 2.0]])
+        moved.transform_points([[1.0, 2.0]], inverse=True), result.mapping.inverse().map([[1.0, 2.0]])
     )
     for wrong in ([1.0, 2.0], [[1.0, 2.0, 3.0]]):
         with pytest.raises(InputError, match=r"\(N, 2\)"):
@@ -180,7 +195,7 @@ def test_jacobian_is_right_for_any_direction(d: int, hand: int) -> None:
     g = np.random.default_rng(3).normal(size=(d, d)) * 0.2
     field = DisplacementField(grid, ((grid.grid() - grid.centre) @ g.T).astype(np.float32))
     a = LinearTransform.make(np.eye(d) * 1.1, [300.0] * d)
-    result = RegistrationResult(image, image, CompositeTransform((field, a)), {})
+    result = RegistrationResult(image, image, a, field)
     wanted = np.linalg.det(np.eye(d) + g) * 1.1**d
     np.testing.assert_allclose(result.jacobian_array, wanted, rtol=2e-3)
 
@@ -196,12 +211,17 @@ def test_saved_files(tmp_path: Path) -> None:
     }
     assert sorted(p.name for p in (tmp_path / "new" / "deep").iterdir()) == sorted(p.name for p in paths.values())
     report = json.loads(paths["report"].read_text())
-    assert report["metrics"] == {"seconds": 1.5, "folds": 0, "trace": [0.1, None]}
+    assert report["metrics"] == result.report.as_dict()
+    assert report["metrics"]["seconds"] == {"total": 1.5}
+    assert report["metrics"]["similarity"] is None
+    assert report["metrics"]["trace"][0] == {
+        "level": 0, "iteration": 0, "metric": 0.25, "loss": 0.75, "learning_rate": 1.0
+    }  # fmt: skip
     assert report["fixed"] == "fixed image"
     p = inner_points(result)
-    np.testing.assert_allclose(read_h5(paths["composite"]).map(p), result.chain.map(p), atol=2e-5)
-    q = result.chain.map(p)
-    np.testing.assert_allclose(read_h5(paths["inverse_composite"]).map(q), result.chain.inverse().map(q), atol=2e-5)
+    np.testing.assert_allclose(read_h5(paths["composite"]).map(p), result.mapping.map(p), atol=2e-5)
+    q = result.mapping.map(p)
+    np.testing.assert_allclose(read_h5(paths["inverse_composite"]).map(q), result.mapping.inverse().map(q), atol=2e-5)
     warped = load_image(paths["warped"], "warped")
     assert warped.geometry.same_grid(result.fixed.geometry)
 
@@ -237,3 +257,71 @@ def test_a_save_that_fails_leaves_nothing(
     with pytest.raises(type(error)):
         result.save(tmp_path / "new" / "x_")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- made of its parts -----------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_map_is_made_of_the_parts(d: int) -> None:
+    """``T(A(p + u(p)))``, and back; each part may be missing."""
+    whole = made(d)
+    p = inner_points(whole)
+    grid = whole.fixed.geometry
+    assert whole.displacement is not None
+    assert whole.inverse_displacement is not None
+    u = whole.displacement
+    start = LinearTransform.make(turned(d, 0.3), [5.0, -7.0, 3.0][:d], grid.centre)
+    bend = DisplacementField(grid, (0.5 * smooth(grid.grid() - grid.centre)).astype(np.float32))
+    initial = CompositeTransform((bend, start), (start.inverse(), bend.inverse()))
+    bent = replace(whole, initial=initial)
+    np.testing.assert_allclose(bent.mapping.map(p), start.map(bend.map(whole.affine.map(u.map(p)))), atol=1e-9)
+    back = bent.mapping.inverse().map(bent.mapping.map(p))
+    np.testing.assert_allclose(back, p, atol=0.1 * min(grid.spacing))
+    linear = RegistrationResult(whole.fixed, whole.moving, whole.affine)
+    np.testing.assert_allclose(linear.mapping.map(p), whole.affine.map(p), atol=1e-9)
+    np.testing.assert_allclose(linear.mapping.inverse().map(linear.mapping.map(p)), p, atol=1e-9)
+    assert [type(t) for t in linear.mapping.transforms] == [LinearTransform]
+    # Without its inverse, that of the displacement is found.
+    half = replace(whole, inverse_displacement=None)
+    np.testing.assert_allclose(half.mapping.inverse().map(half.mapping.map(p)), p, atol=0.05 * min(grid.spacing))
+    assert whole.mapping is whole.mapping
+
+
+def test_repr_is_three_lines() -> None:
+    result = made(3)
+    lines = repr(result).splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "RegistrationResult(fixed 29x25x21, moving 46x44x48"
+    assert lines[1] == "  displacement on 29x25x21, affine"
+    assert lines[2].startswith("  preset 'by hand', similarity 0.2500 to nan, folds 0.0000 %, 1.5 s)")
+    linear = RegistrationResult(result.fixed, result.moving, result.affine, initial=result.mapping)
+    assert repr(linear).splitlines()[1] == "  affine, initial transform"
+    assert len(repr(linear).splitlines()) == 3
+
+
+def test_old_names_warn_and_work(tmp_path: Path) -> None:
+    result = made(2)
+    with pytest.warns(DeprecationWarning, match=r"RegistrationResult\.metrics is \.report since 0\.2") as told:
+        metrics = result.metrics
+    assert told[0].filename == __file__
+    assert metrics["linear_matrix"] == metrics["affine_matrix"] == result.report.affine_matrix
+    assert {"bake_spacing_voxels", "bake_error_voxels", "similarity_start"} <= set(metrics)
+    assert result.report.as_dict().items() <= metrics.items()
+    with pytest.warns(DeprecationWarning, match=r"\.chain is \.mapping"):
+        assert result.chain is result.mapping
+    with pytest.warns(DeprecationWarning, match=r"\.network is \.field"):
+        assert result.network is result.field
+    with pytest.warns(DeprecationWarning, match=r"\.save_network\(\) is \.save_field"), pytest.raises(InputError):
+        result.save_network(tmp_path / "n.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert result.report.preset == "by hand"
+        assert result.mapping.dimension == 2
+
+
+def test_a_linear_map_has_no_field_to_save(tmp_path: Path) -> None:
+    result = made(2)
+    with pytest.raises(InputError, match="linear map"):
+        RegistrationResult(result.fixed, result.moving, result.affine).save_field(tmp_path / "n.safetensors")
+    assert not list(tmp_path.iterdir())

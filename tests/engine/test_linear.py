@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from itk_nir.engine.linear import LinearSettings, optimise_linear
-from itk_nir.engine.optimize import as_volume
+from itk_nir.engine import ops
+from itk_nir.engine.images import as_volume
+from itk_nir.engine.linear import optimise_linear
 from itk_nir.engine.progress import Progress
+from itk_nir.engine.settings import LinearSettings
+from tests.engine.pairs import changed
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 N = {2: 56, 3: 36}
 #: Less than the presets have: the images are small and clean.
-QUICK = LinearSettings(linear_size=(24, 36), linear_steps=(80, 30), linear_start_steps=25)
+QUICK = LinearSettings(linear_size=(24, 36), linear_iterations=(80, 30), linear_start_iterations=25)
 
 
 def rigid(d: int, angle: float = 0.2, shift: float = 4.0) -> np.ndarray:
@@ -48,10 +51,10 @@ def error(case: Any, matrix: np.ndarray) -> float:
 
 
 def find(case: Any, kind: str, **options: Any) -> np.ndarray:
-    matrix, metric, cancelled = optimise_linear(case.pair, kind, options.pop("settings", QUICK), **options)
-    assert not cancelled
-    assert 0 < metric <= 1
-    return matrix
+    found = optimise_linear(case.pair, kind, options.pop("settings", QUICK), **options)
+    assert not found.cancelled
+    assert 0 < found.similarity <= 1
+    return found.matrix
 
 
 @BOTH
@@ -89,12 +92,12 @@ def test_images_that_lie_far_apart(make_case: Callable[..., Any], d: int) -> Non
     g = case.pair.moving_geometry
     away = np.array([300.0, -200.0, 150.0])[:d]
     moved = replace(g, origin=tuple(np.asarray(g.origin) + away))
-    far = replace(case.pair, moving_geometry=moved)
+    far = changed(case.pair, moving_geometry=moved)
     wanted = case.linear.copy()
     wanted[:d, d] += away
-    matrix, metric, _ = optimise_linear(far, "rigid", QUICK)
-    assert error(replace(case, linear=wanted), matrix) < 0.3
-    assert metric > 0.8
+    found = optimise_linear(far, "rigid", QUICK)
+    assert error(replace(case, linear=wanted), found.matrix) < 0.3
+    assert found.similarity > 0.8
 
 
 def test_object_at_the_other_end_of_a_wide_image(make_case: Callable[..., Any]) -> None:
@@ -102,18 +105,18 @@ def test_object_at_the_other_end_of_a_wide_image(make_case: Callable[..., Any]) 
     case = make_case(2, 56, linear=rigid(2, 0.1, 0.0), given=np.eye(3), amplitude=0.0)
     wide = torch.zeros(1, 56, 180)
     wide[..., 120:176] = case.pair.moving
-    pair = replace(case.pair, moving=wide[..., :180].contiguous(),
+    pair = changed(case.pair, moving=wide[..., :180].contiguous(),
                    moving_geometry=case.pair.moving_geometry.crop((0, 0), (180, 56)))  # fmt: skip
     wanted = case.linear.copy()
     wanted[0, 2] += 120
-    matrix, _, _ = optimise_linear(pair, "rigid", QUICK)
-    assert error(replace(case, linear=wanted), matrix) < 0.5
+    found = optimise_linear(pair, "rigid", QUICK)
+    assert error(replace(case, linear=wanted), found.matrix) < 0.5
 
 
 @BOTH
 def test_inverted_contrast(make_case: Callable[..., Any], d: int) -> None:
     case = make_case(d, N[d], linear=affine(d), given=np.eye(d + 1), amplitude=0.0)
-    inverted = replace(case, pair=replace(case.pair, moving=500 - 3 * case.pair.moving))
+    inverted = replace(case, pair=changed(case.pair, moving=500 - 3 * case.pair.moving))
     assert error(inverted, find(inverted, "affine")) < 0.4
 
 
@@ -127,8 +130,8 @@ def test_mask_leaves_the_rest_out(make_case: Callable[..., Any], which: str) -> 
     plain = make_case(2, 56, amplitude=0.0)
     other = plain.pair.moving if which == "fixed" else plain.pair.fixed.flip(1) * 2
     image = torch.where(kept > 0.5, getattr(case.pair, which), other)
-    spoilt = replace(case, pair=replace(case.pair, **{which: image}))
-    masked = replace(spoilt, pair=replace(spoilt.pair, **{f"{which}_weight": kept}))
+    spoilt = replace(case, pair=changed(case.pair, **{which: image}))
+    masked = replace(spoilt, pair=changed(spoilt.pair, **{f"{which}_weight": kept}))
     assert error(masked, find(masked, "rigid")) < 0.4
     assert error(masked, find(masked, "rigid")) < error(spoilt, find(spoilt, "rigid"))
 
@@ -152,7 +155,7 @@ def test_nothing_to_find_leaves_what_is_given(make_case: Callable[..., Any]) -> 
 
 def test_same_bits_again_and_on_more_threads(make_case: Callable[..., Any]) -> None:
     case = make_case(3, 28, linear=affine(3), given=np.eye(4), amplitude=0.0)
-    few = LinearSettings(linear_size=(20,), linear_steps=(20,), linear_start_steps=5)
+    few = LinearSettings(linear_size=(20,), linear_iterations=(20,), linear_start_iterations=5)
     torch.rand(3)
     first = find(case, "affine", settings=few)
     for threads in (1, 2):
@@ -178,8 +181,33 @@ def test_progress_and_cancel(make_case: Callable[..., Any]) -> None:
             count += 1
             return count == at
 
-        matrix, metric, cancelled = optimise_linear(case.pair, "affine", QUICK, callback=stop)
-        assert cancelled
+        found = optimise_linear(case.pair, "affine", QUICK, callback=stop)
+        assert found.cancelled
         assert count == at
-        assert error(case, matrix) < error(case, np.eye(3))
-        assert metric > seen[0].metric
+        assert error(case, found.matrix) < error(case, np.eye(3))
+        assert found.similarity > seen[0].metric
+
+
+def test_learning_rate_that_is_told_is_the_one_of_the_step(
+    make_case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In voxels of the level; Adam gets mm."""
+    case = make_case(2, 48, spacing=(0.8, 1.2), linear=rigid(2), given=np.eye(3))
+    taken: list[float] = []
+    step = ops.Adam.step
+
+    def noted(self: ops.Adam, rate: float) -> None:
+        taken.append(rate)
+        step(self, rate)
+
+    monkeypatch.setattr(ops.Adam, "step", noted)
+    seen: list[Progress] = []
+    chosen = LinearSettings(
+        linear_size=(12, 24), linear_iterations=(6, 4), linear_start_iterations=3, linear_learning_rate=0.3
+    )
+    optimise_linear(case.pair, "rigid", chosen, callback=seen.append)
+    voxels = [2 * case.fixed.half_extent / size for size in chosen.linear_size]
+    assert len(seen) == len(taken) >= 10
+    assert taken == pytest.approx([p.learning_rate * voxels[p.level] for p in seen])
+    assert [p.learning_rate for p in seen if p.iteration == 0] == pytest.approx([0.3] * (len(seen) // 3 - 1), abs=1e-9)
+    assert all(0 < p.learning_rate <= 0.3 for p in seen)

@@ -1,4 +1,4 @@
-"""The bake, on fields that are known everywhere."""
+"""Sampling, on fields that are known everywhere."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from itk_nir.engine.sampling import Baked, BakeSettings, Field, bake, bake_grid
-from itk_nir.engine.lattice import Domain
-from itk_nir.engine.optimize import LatticeField, LatticeSettings, optimise_lattice
+from itk_nir.engine.deformable import optimise
+from itk_nir.engine.lattice import Domain, shape_of
+from itk_nir.engine.sampling import Field, SampledField, every_nth_voxel, sample_field
+from itk_nir.engine.settings import DeformableSettings, SamplingSettings
+from itk_nir.engine.velocity_field import Lattices, VelocityField
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.model import DisplacementField
+from tests.engine.pairs import velocity
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 
@@ -26,6 +29,12 @@ class Formula:
 
     geometry: Geometry
     forward: Callable[[np.ndarray], np.ndarray]
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - as good as a constant
+    threads: int = 1
+
+    def displacement(self, points: np.ndarray, inverse: bool = False) -> np.ndarray:
+        u = self.forward(self.geometry.physical_to_index(points) * self.geometry.spacing)
+        return np.asarray((-u if inverse else u) @ self.geometry.rotation.T)
 
     def on_grid(self, positions: list[np.ndarray], inverse: bool = False) -> Tensor:
         d = self.geometry.dimension
@@ -73,7 +82,7 @@ def everywhere(g: Geometry) -> Tensor:
     return torch.ones(g.shape if g.dimension == 3 else (1, *g.shape), dtype=torch.bool)
 
 
-def true_error(field: Field, baked: Baked, true_at: Callable[[np.ndarray], np.ndarray] | None = None) -> float:
+def true_error(field: Field, sampled: SampledField, true_at: Callable[[np.ndarray], np.ndarray] | None = None) -> float:
     """Largest distance in voxels at a hundred thousand points between the voxels of the fixed grid."""
     g = field.geometry
     index = np.random.default_rng(0).uniform(0, np.asarray(g.size) - 1, (100_000, g.dimension))
@@ -82,7 +91,7 @@ def true_error(field: Field, baked: Baked, true_at: Callable[[np.ndarray], np.nd
         true = field.forward(index * g.spacing) @ g.rotation.T
     else:
         true = true_at(g.index_to_physical(index))
-    got = DisplacementField(baked.geometry, baked.forward).displacement(g.index_to_physical(index))
+    got = DisplacementField(sampled.geometry, sampled.forward).displacement(g.index_to_physical(index))
     return float(np.linalg.norm(got - true, axis=-1).max() / min(g.spacing))
 
 
@@ -94,25 +103,25 @@ def test_stated_error_is_a_bound_that_brute_force_does_not_break(
     g = grid(d)
     field = Formula(g, make(d))
     for step in (1, 2, 3, 4):
-        baked = bake(field, BakeSettings(bake_spacing=step), everywhere(g))
-        assert baked.spacing == step
-        true = true_error(field, baked)
-        assert true <= 1.02 * baked.interpolation_error
-        assert true >= 0.4 * baked.interpolation_error, "a bound so loose would waste memory"
+        sampled = sample_field(field, SamplingSettings(field_spacing=step), everywhere(g))
+        assert sampled.spacing == step
+        true = true_error(field, sampled)
+        assert true <= 1.02 * sampled.interpolation_error
+        assert true >= 0.4 * sampled.interpolation_error, "a bound so loose would waste memory"
 
 
 @BOTH
 def test_stated_error_of_a_trained_field(make_case: Callable[..., Any], d: int) -> None:
     case = make_case(d, 56 if d == 2 else 32, spacing=(1.0, 1.2, 1.1)[:d], angle=0.3)
-    few = LatticeSettings(
-        shrink_factors=(2,), smoothing_sigmas=(0.5,), steps=(25,), learning_rates=(0.4,), lattice_spacing=(2.0,),
-        coarsest_lattice=8.0, radius=(3,), velocity_diffusion=(0.2,), displacement_diffusion=(0.0,),
+    few = DeformableSettings(
+        shrink_factors=(2,), smoothing_sigmas=(0.5,), iterations=(25,), learning_rates=(0.4,), grid_spacing=(2.0,),
+        coarsest_grid_spacing=8.0, radius=(3,), velocity_smoothness=(0.2,), smoothness=(0.0,),
     )  # fmt: skip
-    field = optimise_lattice(case.pair, few).field
+    field = optimise(case.pair, few).field
     for step in (1, 2, 3, 4):
-        baked = bake(field, BakeSettings(bake_spacing=step), everywhere(case.fixed))
-        true = true_error(field, baked, field.displacement)
-        assert 0.3 * baked.interpolation_error < true <= 1.1 * baked.interpolation_error
+        sampled = sample_field(field, SamplingSettings(field_spacing=step), everywhere(case.fixed))
+        true = true_error(field, sampled, field.displacement)
+        assert 0.3 * sampled.interpolation_error < true <= 1.1 * sampled.interpolation_error
 
 
 @BOTH
@@ -121,18 +130,21 @@ def test_stated_error_of_a_trained_field(make_case: Callable[..., Any], d: int) 
 def test_coarsest_grid_that_keeps_the_bound_is_taken(d: int, bound: float, size: float) -> None:
     g = grid(d)
     field = Formula(g, waves(d, size, 8.0))
-    baked = bake(field, BakeSettings(bake_error=bound), everywhere(g))
-    if baked.spacing > 1:
-        assert baked.interpolation_error <= bound
-        assert true_error(field, baked) <= bound
-    if baked.spacing < 4:
-        next_one = bake(field, BakeSettings(bake_spacing=baked.spacing + 1), everywhere(g))
+    sampled = sample_field(field, SamplingSettings(max_interpolation_error=bound), everywhere(g))
+    if sampled.spacing > 1:
+        assert sampled.interpolation_error <= bound
+        assert true_error(field, sampled) <= bound
+    if sampled.spacing < 4:
+        next_one = sample_field(field, SamplingSettings(field_spacing=sampled.spacing + 1), everywhere(g))
         assert next_one.interpolation_error > bound
 
 
 def test_spacings_of_the_cases_above_differ() -> None:
     g = grid(3)
-    spacings = {bake(Formula(g, waves(3, s, 8.0)), BakeSettings(0.1), everywhere(g)).spacing for s in (0.3, 1.0, 3.0)}
+    spacings = {
+        sample_field(Formula(g, waves(3, s, 8.0)), SamplingSettings(0.1), everywhere(g)).spacing
+        for s in (0.3, 1.0, 3.0)
+    }
     assert len(spacings) == 3
 
 
@@ -140,34 +152,34 @@ def test_spacings_of_the_cases_above_differ() -> None:
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
 def test_grid_covers_the_fixed_image(d: int, step: int) -> None:
     g = grid(d)
-    baked = bake_grid(g, step)
-    np.testing.assert_allclose(baked.origin, g.origin)
-    np.testing.assert_array_equal(baked.direction, g.direction)
-    np.testing.assert_allclose(baked.spacing, np.multiply(g.spacing, step))
-    last = baked.physical_to_index(g.index_to_physical(np.asarray(g.size) - 1.0))
-    assert np.all(last <= np.asarray(baked.size) - 1 + 1e-9)
-    assert np.all(last > np.asarray(baked.size) - 2)
+    sampled = every_nth_voxel(g, step)
+    np.testing.assert_allclose(sampled.origin, g.origin)
+    np.testing.assert_array_equal(sampled.direction, g.direction)
+    np.testing.assert_allclose(sampled.spacing, np.multiply(g.spacing, step))
+    last = sampled.physical_to_index(g.index_to_physical(np.asarray(g.size) - 1.0))
+    assert np.all(last <= np.asarray(sampled.size) - 1 + 1e-9)
+    assert np.all(last > np.asarray(sampled.size) - 2)
 
 
 @BOTH
 def test_vectors_point_along_lps_whatever_the_direction(d: int) -> None:
     g = grid(d)
     field = Formula(g, waves(d, 1.5, 9.0))
-    baked = bake(field, BakeSettings(bake_spacing=1), everywhere(g))
+    sampled = sample_field(field, SamplingSettings(field_spacing=1), everywhere(g))
     along = field.forward((g.physical_to_index(g.grid()) * g.spacing).reshape(-1, d))
-    np.testing.assert_allclose(baked.forward.reshape(-1, d), along @ g.rotation.T, atol=1e-5)
-    assert baked.forward.dtype == baked.inverse.dtype == np.float32
+    np.testing.assert_allclose(sampled.forward.reshape(-1, d), along @ g.rotation.T, atol=1e-5)
+    assert sampled.forward.dtype == sampled.inverse.dtype == np.float32
 
 
 @BOTH
 def test_jacobian_numbers_of_a_scaling(d: int) -> None:
     g = grid(d)
     factors = np.array([1.2, 0.9, 1.1])[:d]
-    baked = bake(Formula(g, lambda x: x * (factors - 1)), BakeSettings(bake_spacing=1), everywhere(g))
-    assert baked.jacobian_range == pytest.approx((np.prod(factors),) * 2, abs=1e-4)
-    assert baked.folded == 0
-    assert baked.folded_percent == 0
-    assert baked.log_jacobian_sd == pytest.approx(0, abs=1e-4)
+    sampled = sample_field(Formula(g, lambda x: x * (factors - 1)), SamplingSettings(field_spacing=1), everywhere(g))
+    assert sampled.jacobian_range == pytest.approx((np.prod(factors),) * 2, abs=1e-4)
+    assert sampled.folded == 0
+    assert sampled.folded_percent == 0
+    assert sampled.log_jacobian_sd == pytest.approx(0, abs=1e-4)
 
 
 @BOTH
@@ -182,72 +194,80 @@ def test_folds_are_counted_where_they_are_asked_for(d: int) -> None:
         return u
 
     # Central differences: -1 at 11 and 12; at its ends, 10 and 13, half of the way: (1 - 1) / 2 = 0, folded too.
-    baked = bake(Formula(g, band), BakeSettings(bake_spacing=1), everywhere(g))
-    assert baked.folded == 4 * np.prod(g.size[1:])
-    assert baked.folded_percent == pytest.approx(100 * 4 / g.size[0])
-    assert baked.jacobian_range == pytest.approx((-1, 1), abs=1e-5)
+    sampled = sample_field(Formula(g, band), SamplingSettings(field_spacing=1), everywhere(g))
+    assert sampled.folded == 4 * np.prod(g.size[1:])
+    assert sampled.folded_percent == pytest.approx(100 * 4 / g.size[0])
+    assert sampled.jacobian_range == pytest.approx((-1, 1), abs=1e-5)
     inside = everywhere(g)
     inside[..., 11:] = False
-    baked = bake(Formula(g, band), BakeSettings(bake_spacing=1), inside)
-    assert baked.folded == np.prod(g.size[1:])
-    assert baked.folded_percent == pytest.approx(100 / 11)
+    sampled = sample_field(Formula(g, band), SamplingSettings(field_spacing=1), inside)
+    assert sampled.folded == np.prod(g.size[1:])
+    assert sampled.folded_percent == pytest.approx(100 / 11)
+
+
+def test_all_voxels_count_where_none_are_named() -> None:
+    field = Formula(grid(3), waves(3, 1.5, 9.0))
+    plain, named = sample_field(field, SamplingSettings()), sample_field(field, SamplingSettings(), everywhere(grid(3)))
+    assert plain.jacobian_range == named.jacobian_range
+    assert plain.inverse_error_p99 == named.inverse_error_p99
 
 
 @BOTH
 def test_spread_of_the_log_jacobian(d: int) -> None:
     g = grid(d, 40)
     field = Formula(g, lambda x: np.stack([2.0 * np.cos(x[:, 0] / 5)] + [0 * x[:, 0]] * (d - 1), -1))
-    baked = bake(field, BakeSettings(bake_spacing=1), everywhere(g))
+    sampled = sample_field(field, SamplingSettings(field_spacing=1), everywhere(g))
     x = np.arange(1, g.size[0] - 1, dtype=float)
     difference = 1 + (np.cos((x + 1) / 5) - np.cos((x - 1) / 5))
-    assert baked.jacobian_range[0] <= difference.min() + 1e-4
-    assert baked.log_jacobian_sd == pytest.approx(np.log(difference).std(), rel=0.05)
+    assert sampled.jacobian_range[0] <= difference.min() + 1e-4
+    assert sampled.log_jacobian_sd == pytest.approx(np.log(difference).std(), rel=0.05)
 
 
 @BOTH
 @pytest.mark.parametrize("step", [1, 2])
-def test_inverse_error_is_that_of_the_baked_fields(d: int, step: int) -> None:
+def test_inverse_error_is_that_of_the_sampled_fields(d: int, step: int) -> None:
     g = grid(d)
     x_max = (np.asarray(g.size) - 1) * g.spacing
 
     def inward(x: np.ndarray) -> np.ndarray:  # keeps the border, so that no point leaves the grid
         return 0.05 * x_max * np.prod(np.sin(np.pi * x / x_max), -1, keepdims=True) * np.ones(d)
 
-    baked = bake(Formula(g, inward), BakeSettings(bake_spacing=step), everywhere(g))
-    forward = DisplacementField(baked.geometry, baked.forward)
-    inverse = DisplacementField(baked.geometry, baked.inverse)
-    p = baked.geometry.grid().reshape(-1, d)
+    sampled = sample_field(Formula(g, inward), SamplingSettings(field_spacing=step), everywhere(g))
+    forward = DisplacementField(sampled.geometry, sampled.forward)
+    inverse = DisplacementField(sampled.geometry, sampled.inverse)
+    p = sampled.geometry.grid().reshape(-1, d)
     p = p[g.contains(p)]
     gap = np.linalg.norm(inverse.map(forward.map(p)) - p, axis=-1) / min(g.spacing)
     moved = np.linalg.norm(forward.displacement(p), axis=-1) / min(g.spacing)
     assert moved.max() > 1
     assert gap.mean() < 0.05
-    assert baked.inverse_error_mean == pytest.approx(gap.mean(), rel=0.25, abs=2e-4)
-    assert baked.inverse_error_p99 == pytest.approx(np.percentile(gap, 99), rel=0.25, abs=1e-3)
+    assert sampled.inverse_error_mean == pytest.approx(gap.mean(), rel=0.25, abs=2e-4)
+    assert sampled.inverse_error_p99 == pytest.approx(np.percentile(gap, 99), rel=0.25, abs=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"bake_error": 0.0}, "bake_error"), ({"bake_spacing": 0}, "bake_spacing")]
+    ("options", "message"),
+    [({"max_interpolation_error": 0.0}, "max_interpolation_error"), ({"field_spacing": 0}, "field_spacing")],
 )
 def test_settings_that_make_no_sense(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        BakeSettings(**options)  # type: ignore[arg-type]
+        SamplingSettings(**options)  # type: ignore[arg-type]
 
 
 @BOTH
 @pytest.mark.parametrize("step", [1, 3])
-def test_baking_within_the_support_leaves_nothing_out(d: int, step: int) -> None:
+def test_sampling_within_the_support_leaves_nothing_out(d: int, step: int) -> None:
     geometry = grid(d, 40)
     domain = Domain((10, 12, 9 if d == 3 else 0), (12, 14, 10 if d == 3 else 1))
-    axes = domain.lattice((2.0, 2.0 / 1.5, 1.0), 0)[0]
+    lattices = Lattices.halved(domain.lattice((2.0, 2.0 / 1.5, 1.0)), 2.0, 0)
     generator = torch.Generator().manual_seed(0)
-    values = torch.rand(3, *[a.count for a in axes[::-1]], generator=generator) - 0.5
-    field = LatticeField(geometry, axes, 2.0, values, "velocity", 2)
-    baked = bake(field, BakeSettings(bake_spacing=step), everywhere(geometry))
-    whole = [np.arange(n, dtype=float) * step for n in [*baked.geometry.size, 1][:3]]
+    values = torch.rand(3, *shape_of(lattices.axes[0]), generator=generator) - 0.5
+    field = VelocityField(geometry, velocity(geometry, lattices, values))
+    sampled = sample_field(field, SamplingSettings(field_spacing=step), everywhere(geometry))
+    whole = [np.arange(n, dtype=float) * step for n in [*sampled.geometry.size, 1][:3]]
     true = field.on_grid(whole)
     assert int((true != 0).any(0).sum()) < 0.6 * true[0].numel()  # there is something to leave out
-    along = baked.forward @ geometry.rotation
+    along = sampled.forward @ geometry.rotation
     got = torch.from_numpy(along).movedim(-1, 0).reshape(d, *true.shape[1:])
     assert torch.allclose(got.float(), true[:d], atol=1e-5)
-    assert baked.inverse_error_p99 < 0.3
+    assert sampled.inverse_error_p99 < 0.3

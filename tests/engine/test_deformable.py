@@ -1,0 +1,557 @@
+"""The deformable stage on textured pairs whose deformation is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from itk_nir.engine import ops
+from itk_nir.engine.deformable import optimise
+from itk_nir.engine.images import (
+    LevelGrids,
+    Pair,
+    as_volume,
+    background,
+    common_domain,
+    counting_weight,
+    sizes,
+    voxel_map,
+)  # fmt: skip
+from itk_nir.engine.jacobian import jacobian_determinant
+from itk_nir.engine.lattice import Axis, Domain
+from itk_nir.engine.ops import reference
+from itk_nir.engine.progress import Optimised, Progress
+from itk_nir.engine.settings import DeformableSettings
+from itk_nir.engine.velocity_field import Lattices, VelocityField
+from itk_nir.errors import InputError, NothingToCompare
+from tests.engine.pairs import QUICK, SMALL, N, changed, gap, on_voxels, quick, scaled_linear
+from tests.grids import turned
+
+BOTH = pytest.mark.parametrize("d", [2, 3])
+
+
+# --- what is found ---------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"transform_model": "displacement"}, {"symmetric": True},
+     {"shrink_factors": (2,), "smoothing_sigmas": (0.5,), "iterations": (60,), "learning_rates": (0.4,),
+      "grid_spacing": (2.0,), "radius": (3,), "velocity_smoothness": (0.1,), "smoothness": (0.1,)}],
+    ids=["velocity", "displacement", "symmetric", "one level"],
+)  # fmt: skip
+def test_known_deformation_is_found(make_case: Callable[..., Any], d: int, changes: dict[str, Any]) -> None:
+    case = make_case(d, N[d])
+    result = optimise(case.pair, quick(**changes))
+    assert case.start() > 1.5
+    assert case.error(result.field) < (0.3 if len(changes) > 2 else 0.15) * case.start()
+    assert result.trace[-1].metric > 0.9
+    assert result.stop == "all iterations done"
+    # No folds where there is something to see.
+    det = jacobian_determinant(on_voxels(result.field), case.fixed.spacing)
+    assert float(det[torch.from_numpy(case.inside())].min()) > 0.2
+
+
+@BOTH
+def test_unlike_oblique_grids_and_a_linear_map(make_case: Callable[..., Any], d: int) -> None:
+    case = make_case(
+        d, N[d], spacing=(1.0, 1.3, 1.5)[:d], moving_spacing=(1.4, 0.9, 1.1)[:d], angle=0.4, moving_angle=-0.8,
+        linear=scaled_linear(d), away=30.0,
+    )  # fmt: skip
+    result = optimise(case.pair, QUICK)
+    assert case.error(result.field) < 0.3 * case.start()
+
+
+@BOTH
+def test_network_beside_the_control_points(make_case: Callable[..., Any], d: int) -> None:
+    case = make_case(d, N[d])
+    alone = quick(network=SMALL, network_learning_rate=0.3, network_warmup=1.0, composed=False, iterations=(60, 0))
+    network = optimise(case.pair, alone)
+    assert not network.field.fine.control_points.any()
+    assert case.error(network.field) < 0.6 * case.start()  # the network does something by itself
+    both = optimise(case.pair, quick(network=SMALL))
+    assert case.error(both.field) < 0.15 * case.start()
+    again = optimise(case.pair, quick(network=SMALL))
+    assert torch.equal(both.field.fine(), again.field.fine())
+    assert torch.equal(both.field.forward, again.field.forward)
+    other = optimise(case.pair, quick(network=SMALL), seed=1)
+    assert not torch.equal(both.field.fine(), other.field.fine())
+
+
+@BOTH
+def test_moving_image_that_covers_a_part_of_the_fixed_one(make_case: Callable[..., Any], d: int) -> None:
+    case = make_case(d, N[d], moving_size=round(0.55 * N[d]))
+    result = optimise(case.pair, QUICK)
+    p = case.points()
+    seen = case.pair.moving_geometry.contains(p + 1.5 * case.truth(p)) & case.pair.moving_geometry.contains(p)
+    assert 0.1 < seen.mean() < 0.8
+    error = np.linalg.norm(result.field.displacement(p) - case.truth(p), axis=-1)
+    assert error[seen].mean() < 0.4 * case.start()
+    # What the moving image does not show is not torn about.
+    assert error.max() < 3 * np.linalg.norm(case.truth(p), axis=-1).max()
+    assert float(jacobian_determinant(on_voxels(result.field), case.fixed.spacing).min()) > -0.5
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("which", ["fixed", "moving"])
+def test_what_a_mask_leaves_out_does_not_count(make_case: Callable[..., Any], d: int, which: str) -> None:
+    """A bright object that moves the other way is followed, unless a mask leaves it out."""
+    case = make_case(d, N[d])
+    g = case.fixed
+    q = g.grid() - g.centre
+    half = as_volume(torch.from_numpy((q[..., 0] < 0.25 * case.radius).astype(np.float32)))
+    noise = torch.rand(half.shape, generator=torch.Generator().manual_seed(1)) * 100
+    image = getattr(case.pair, which)
+    spoilt = changed(case.pair, **{which: torch.where(half > 0.5, image, noise)})
+    kept = q[..., 0] < 0.25 * case.radius - 6
+    points = g.grid()[kept & case.inside()]
+    weights = {f"{which}_weight": half}
+    clean = optimise(changed(case.pair, **weights), QUICK)
+    masked = optimise(changed(spoilt, **weights), QUICK)
+    start = np.linalg.norm(case.truth(points), axis=-1).mean()
+    error = np.linalg.norm(masked.field.displacement(points) - case.truth(points), axis=-1).mean()
+    assert error < 0.3 * start
+    # Only the smoothing of the images carries anything over the border of the mask.
+    assert gap(clean.field, masked.field, points).mean() < 0.15
+
+
+@BOTH
+def test_unsmoothed_fixed_image_outside_its_mask_changes_no_bit(make_case: Callable[..., Any], d: int) -> None:
+    case = make_case(d, N[d])
+    one = quick(
+        shrink_factors=(1,), smoothing_sigmas=(0.0,), iterations=(8,), learning_rates=(0.3,), grid_spacing=(2.0,),
+        radius=(3,), velocity_smoothness=(0.1,), smoothness=(0.0,),
+    )  # fmt: skip
+    mask = as_volume(torch.from_numpy(case.inside(0.6).astype(np.float32)))
+    noise = torch.rand(mask.shape, generator=torch.Generator().manual_seed(1)) * 1000 - 500
+    spoilt = torch.where(mask > 0.5, case.pair.fixed, noise)
+    results = [optimise(changed(case.pair, fixed=image, fixed_weight=mask), one) for image in (case.pair.fixed, spoilt)]
+    assert float(results[0].field.fine().abs().max()) > 0.5
+    assert torch.equal(results[0].field.fine(), results[1].field.fine())
+    assert results[0].trace == results[1].trace
+
+
+def test_mask_of_ones_is_no_mask_where_there_is_no_background(make_case: Callable[..., Any]) -> None:
+    case = make_case(2, 40)
+    noise = torch.rand(case.pair.fixed.shape, generator=torch.Generator().manual_seed(0)) * 5
+    pair = changed(case.pair, fixed=case.pair.fixed + noise, moving=case.pair.moving + noise.flip(2))
+    assert background(pair.fixed) is None
+    ones = torch.ones_like(pair.fixed)
+    plain = optimise(pair, quick(iterations=(5, 2)))
+    masked = optimise(changed(pair, fixed_weight=ones, moving_weight=ones), quick(iterations=(5, 2)))
+    p = case.points()
+    assert gap(plain.field, masked.field, p).max() < 1e-3
+
+
+@pytest.mark.parametrize("side", ["fixed", "linear"])
+def test_nothing_to_compare(make_case: Callable[..., Any], side: str) -> None:
+    case = make_case(2, 40)
+    if side == "fixed":
+        flat = torch.zeros_like(case.pair.fixed)
+        flat[0, :3, :3] = 1.0  # something, in a corner that the mask leaves out
+        mask = torch.zeros_like(flat)
+        mask[0, 20:30, 20:30] = 1
+        pair = changed(case.pair, fixed=flat, fixed_weight=mask)
+    else:
+        away = np.eye(3)
+        away[0, 2] = 500.0
+        pair = changed(case.pair, linear=away)
+    with pytest.raises(NothingToCompare, match="nothing to compare") as caught:
+        optimise(pair, QUICK)
+    assert isinstance(caught.value, InputError)
+
+
+# --- invariances -----------------------------------------------------------------------------------------------------
+
+
+def shift_in_voxels(a: Optimised, b: Optimised, points: tuple[np.ndarray, np.ndarray]) -> float:
+    ua = a.field.displacement(points[0]) / min(a.field.geometry.spacing)
+    ub = b.field.displacement(points[1]) / min(b.field.geometry.spacing)
+    return float(np.linalg.norm(ua - ub, axis=-1).mean())
+
+
+@BOTH
+@pytest.mark.parametrize("scale", [2.0, 0.37])
+def test_unit_of_length_does_not_matter(make_case: Callable[..., Any], d: int, scale: float) -> None:
+    """Every term of the loss is dimensionless: other spacings, the same deformation in voxels, the same loss."""
+    penalised = quick(smoothness=(0.1, 0.1), jacobian_weight=0.5, jacobian_margin=0.9, velocity_smoothness=(0.5, 0.5))
+    cases = [make_case(d, N[d], spacing=(1.0, 1.2, 1.1)[:d], scale=s) for s in (1.0, scale)]
+    results = [optimise(case.pair, penalised) for case in cases]
+    for a, b in zip(*(r.trace[:5] for r in results), strict=True):
+        assert b.loss == pytest.approx(a.loss, abs=2e-5)
+    assert shift_in_voxels(*results, tuple(case.points() for case in cases)) < 0.02
+
+
+def test_large_gradients_of_the_displacement_are_hardly_penalised_more(make_case: Callable[..., Any]) -> None:
+    case, weight = make_case(2, N[2]), 0.7
+    few = quick(iterations=(2, 0), smoothness=(weight, weight), velocity_smoothness=(0.0, 0.0))
+
+    def penalty(scale: float) -> float:
+        last = optimise(case.pair, replace(few, lorentzian_scale=scale)).trace[-1]
+        return last.loss - (1 - last.metric)
+
+    # All took the same first step: there was no deformation yet.
+    plain = penalty(math.inf)
+    assert plain > 0
+    assert penalty(1e3) == pytest.approx(plain, rel=1e-3)
+    smaller = [penalty(s) for s in (0.3, 0.1, 0.03)]
+    assert plain > smaller[0] > smaller[1] > smaller[2] > 0
+
+
+def test_small_images_get_more_iterations(make_case: Callable[..., Any]) -> None:
+    pair = make_case(2, N[2]).pair
+    pair = changed(pair, fixed_weight=torch.ones_like(pair.fixed))  # the domain is the whole image
+    for times, expected in ((1.5, (6, 3)), (5.0, (8, 4)), (0.9, (4, 2)), (0, (4, 2))):
+        few = quick(iterations=(4, 2), extra_iterations_below=round(times * N[2] ** 2))
+        trace = optimise(pair, few).trace
+        assert tuple(sum(t.level == k for t in trace) for k in (0, 1)) == expected
+
+
+@BOTH
+def test_network_goes_first_and_alone(make_case: Callable[..., Any], d: int) -> None:
+    case = make_case(d, N[d])
+    one = quick(iterations=(10, 0), network=SMALL, composed=False)
+    alone = optimise(case.pair, replace(one, network_warmup=1.0))
+    assert alone.field.fine().any()
+    assert not alone.field.fine.control_points.any()
+    half = optimise(case.pair, replace(one, network_warmup=0.5))
+    assert [s.loss for s in half.trace[:6]] == [s.loss for s in alone.trace[:6]]
+    assert half.field.fine.control_points.any()
+    assert not torch.equal(half.field.fine(), alone.field.fine())
+
+
+@pytest.mark.parametrize(("d", "angle", "amplitude"), [(2, 0.35, 0.05), (3, 0.45, 0.03)])
+def test_network_finds_the_turn_that_a_linear_stage_missed(
+    make_case: Callable[..., Any], d: int, angle: float, amplitude: float
+) -> None:
+    m = np.eye(d + 1)
+    m[:d, :d] = turned(d, angle, 0.0)
+    m[:d, d] = [2.0, -1.5, 1.0][:d]
+    case = make_case(d, 48, linear=m, given=np.eye(d + 1), amplitude=amplitude)
+    p = case.points()
+    whole = p + case.truth(p)
+    truth = whole @ case.linear[:d, :d].T + case.linear[:d, d] - p
+
+    def error(**changes: Any) -> float:
+        wrong = quick(smoothness=(0.1, 0.1), jacobian_weight=1.0, **changes)
+        field = optimise(case.pair, wrong).field
+        return float(np.linalg.norm(field.displacement(p) - truth, axis=-1).mean())
+
+    found = error(network=SMALL)
+    assert found < 0.15 * np.linalg.norm(truth, axis=-1).mean()
+    assert found < 0.5 * error(network=None)
+
+
+@BOTH
+def test_little_evidence_leaves_the_image_where_it_is(make_case: Callable[..., Any], d: int) -> None:
+    """Noise must not drag the whole image away, which no penalty on gradients would forbid."""
+    case = make_case(d, N[d])
+    other = torch.rand(case.pair.moving.shape, generator=torch.Generator().manual_seed(3))
+    result = optimise(changed(case.pair, moving=other), quick(network=SMALL, smoothness=(1.0, 1.0)))
+    assert np.abs(result.field.displacement(case.points())).mean() < 0.3 * min(case.fixed.spacing)
+
+
+@pytest.mark.parametrize("term", ["velocity_smoothness", "smoothness", "jacobian_weight"])
+def test_every_term_of_the_loss_has_its_effect(make_case: Callable[..., Any], term: str) -> None:
+    case = make_case(2, 56)
+    base = quick(velocity_smoothness=(0.0, 0.0), jacobian_margin=1.0)
+    value: Any = 10.0 if term == "jacobian_weight" else (3.0, 3.0)
+    free, bound = (optimise(case.pair, c).field for c in (base, replace(base, **{term: value})))
+    u, v = on_voxels(free), on_voxels(bound)
+    if term == "jacobian_weight":
+        inside = torch.from_numpy(case.inside())
+        dets = [jacobian_determinant(x, case.fixed.spacing)[inside] for x in (u, v)]
+        low = [float(torch.relu(1 - det).square().mean()) for det in dets]
+        assert low[1] < 0.7 * low[0]
+    else:
+        rough = [float(x.diff(dim=1).square().mean() + x.diff(dim=2).square().mean()) for x in (u, v)]
+        assert rough[1] < 0.7 * rough[0]
+
+
+@BOTH
+def test_unit_of_the_intensities_does_not_matter(make_case: Callable[..., Any], d: int) -> None:
+    case = make_case(d, N[d])
+    plain = optimise(case.pair, QUICK)
+    pair = changed(case.pair, fixed=case.pair.fixed * 0.004 + 3, moving=case.pair.moving * -250 + 1000)
+    other = optimise(pair, QUICK)
+    # The sign flips too: the correlation is squared. But clipped outliers differ, and rounding does.
+    assert gap(plain.field, other.field, case.points()).mean() < 0.03 * case.start()
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_iteration_is_reported_and_the_callback_changes_nothing(make_case: Callable[..., Any]) -> None:
+    case = make_case(2, 48)
+    seen: list[Progress] = []
+    result = optimise(case.pair, quick(iterations=(6, 4)), callback=seen.append)
+    assert [(p.level, p.iteration) for p in seen] == [(0, k) for k in range(6)] + [(1, k) for k in range(4)]
+    assert all(p.stage == "deformable" and p.levels == 2 for p in seen)
+    fractions = [p.fraction for p in seen]
+    assert fractions == sorted(fractions)
+    assert fractions[0] > 0
+    assert fractions[-1] == 1.0
+    assert [p.loss for p in seen] == [t.loss for t in result.trace]
+    assert [p.metric for p in seen] == [t.metric for t in result.trace]
+    plain = optimise(case.pair, quick(iterations=(6, 4)))
+    assert torch.equal(plain.field.fine(), result.field.fine())
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_cancel_keeps_the_best_so_far(make_case: Callable[..., Any], level: int) -> None:
+    case = make_case(2, 48)
+    # Steps so large that the loss goes up and down.
+    wild = quick(iterations=(14, 14), learning_rates=(4.0, 8.0))
+    losses = [t.loss for t in optimise(case.pair, wild).trace if t.level == level]
+    stop = next(k for k in range(2, 14) if losses[k] > min(losses[:k]))
+    best = int(np.argmin(losses[:stop]))
+    result = optimise(case.pair, wild, callback=lambda p: (p.level, p.iteration) == (level, stop))
+    assert result.stop == "cancelled"
+    assert (result.trace[-1].level, result.trace[-1].iteration) == (level, stop)
+    # The state that had the smallest loss: a run that stops right there has it too.
+    wanted = optimise(case.pair, wild, callback=lambda p: (p.level, p.iteration) == (level, best))
+    assert torch.equal(result.field.fine(), wanted.field.fine())
+    assert torch.equal(result.field.forward, wanted.field.forward)
+
+
+def test_cancel_at_once_is_the_identity(make_case: Callable[..., Any]) -> None:
+    case = make_case(2, 40)
+    result = optimise(case.pair, QUICK, callback=lambda _: True)
+    assert len(result.trace) == 1
+    assert not result.field.fine().any()
+    assert not result.field.displacement(case.points()).any()
+
+
+def test_convergence_window_ends_a_level(make_case: Callable[..., Any]) -> None:
+    case = make_case(2, 48)
+    patient = quick(iterations=(300, 1), network=None, convergence_window=8, convergence_threshold=2e-3)
+    result = optimise(case.pair, patient)
+    first = [t.loss for t in result.trace if t.level == 0]
+    assert 16 <= len(first) < 200
+    w = 8
+    gains = [np.mean(first[k - 2 * w : k - w]) - np.mean(first[k - w : k]) for k in range(2 * w, len(first) + 1)]
+    assert gains[-1] < 2e-3
+    assert all(g >= 2e-3 for g in gains[:-1])
+    assert result.trace[-1].level == 1  # the next level still comes
+    assert result.stop == "all iterations done"  # and is what `stop` speaks of
+    both = optimise(case.pair, replace(patient, iterations=(40, 300)))
+    assert both.stop == "converged"
+    never = optimise(case.pair, replace(patient, iterations=(40, 1), convergence_threshold=0.0))
+    assert len(never.trace) == 41
+
+
+def test_network_that_has_converged_makes_way_for_the_control_points(make_case: Callable[..., Any]) -> None:
+    at_once = quick(iterations=(30, 0), network=SMALL, convergence_window=3, convergence_threshold=1e9)
+    result = optimise(make_case(2, 48).pair, at_once)
+    assert len(result.trace) == 6 + 6
+    assert result.stop == "converged"
+
+
+def test_level_without_iterations_is_left_out(make_case: Callable[..., Any]) -> None:
+    case = make_case(2, 48)
+    result = optimise(case.pair, quick(iterations=(0, 5)))
+    assert {t.level for t in result.trace} == {1}
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_bit(make_case: Callable[..., Any], threads: int) -> None:
+    case = make_case(3, 26)
+    one, many = (optimise(case.pair, quick(iterations=(8, 4)), threads=t) for t in (1, threads))
+    assert torch.equal(one.field.fine(), many.field.fine())
+    assert one.trace == many.trace
+    assert torch.equal(one.field.forward, many.field.forward)
+    assert torch.equal(one.field.backward, many.field.backward)
+
+
+def test_random_numbers_and_settings_of_the_caller_are_left_alone(make_case: Callable[..., Any]) -> None:
+    case = make_case(2, 40)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    optimise(case.pair, quick(network=SMALL, iterations=(3, 2)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32
+
+
+def normalised(pair: Pair) -> tuple[Tensor, Tensor]:
+    return pair.fixed_intensity.normalised(pair.fixed), pair.moving_intensity.normalised(pair.moving)
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("model", ["velocity", "displacement"])
+def test_gradient_of_the_whole_loss(make_case: Callable[..., Any], d: int, model: str) -> None:
+    """The native ops in float32, put together as the loop does, against differences of the float64 reference."""
+    case = make_case(d, 20 if d == 2 else 12, spacing=1.0)
+    domain = Domain((0, 0, 0), sizes(case.fixed))
+    axes = Lattices.halved(domain.lattice((4.0, 4.0, 4.0)), 4.0, 1).axes
+    positions = domain.level_positions((1, 1, 1))
+    spline = [a.evaluate(x) for a, x in zip(axes[1], positions, strict=True)]
+    refine = [a.refine() for a in axes[0]]
+    index, vector = voxel_map(case.fixed, case.pair.moving_geometry, case.pair.linear)
+    fixed, moving = normalised(case.pair)
+    generator = torch.Generator().manual_seed(0)
+
+    def start(lattice: list[Axis]) -> torch.Tensor:
+        values = 0.8 * torch.randn(3, *[a.count for a in lattice[::-1]], generator=generator)
+        return values if d == 3 else values * torch.tensor([1.0, 1.0, 0.0]).reshape(3, 1, 1, 1)
+
+    coarse, fine = start(axes[0]), start(axes[1])
+    h = 2.0
+
+    def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        v = ops.separable(a, refine) + b
+        u = ops.exponential(v, 3, 1 / h) if model == "velocity" else v / h
+        f, m = fixed.to(v.dtype), moving.to(v.dtype)
+        warped = ops.warp(m, ops.separable(u, spline), index, vector * h)
+        value = 1 - ops.Lncc.make(f, None, 2, 1e-3)(warped)
+        value = value + 1e-3 * ops.diffusion(v) + 2e-3 * ops.diffusion(u)
+        return value + 0.01 * ops.jacobian_penalty(u, 0.9, 3)
+
+    a, b = coarse.clone().requires_grad_(), fine.clone().requires_grad_()
+    value = loss(a, b)
+    value.backward()
+    a64, b64 = coarse.double().requires_grad_(), fine.double().requires_grad_()
+    exact = loss(a64, b64)
+    exact.backward()
+    assert value.item() == pytest.approx(exact.item(), abs=1e-4)
+    for got, wanted in ((a.grad, a64.grad), (b.grad, b64.grad)):
+        assert got is not None
+        assert wanted is not None
+        assert float((got.double() - wanted).norm()) < 2e-3 * float(wanted.norm())
+    # And the reference's own gradient is right: differences along random directions.
+    for number in range(3):
+        da, db = (torch.randn(x.shape, generator=generator, dtype=torch.float64) for x in (coarse, fine))
+        eps = 1e-6
+        with torch.no_grad():
+            up, down = (loss(coarse.double() + s * eps * da, fine.double() + s * eps * db) for s in (1, -1))
+        slope = float(up - down) / (2 * eps)
+        assert a64.grad is not None
+        assert b64.grad is not None
+        along = float((a64.grad * da).sum() + (b64.grad * db).sum())
+        assert along == pytest.approx(slope, rel=1e-3, abs=1e-5), f"direction {number}"
+
+
+def test_loss_of_the_first_iteration_is_what_the_module_says(make_case: Callable[..., Any]) -> None:
+    """Before any step the field is zero: 1 - LNCC² of the images as they lie; only windows that count."""
+    case = make_case(2, 40)
+    one = quick(
+        shrink_factors=(1,), smoothing_sigmas=(0.0,), iterations=(1,), learning_rates=(0.3,), grid_spacing=(2.0,),
+        radius=(3,), velocity_smoothness=(0.1,), smoothness=(0.1,), jacobian_weight=1.0,
+    )  # fmt: skip
+    result = optimise(case.pair, one)
+    fixed, moving = (x.double() for x in normalised(case.pair))
+    total, count = reference.lncc(fixed, moving, None, 3, 1e-3)
+    # The block of the grid that is worked on leaves a rim of background out.
+    assert result.trace[0].metric == pytest.approx(float(total / count), abs=0.02)
+    assert result.trace[0].loss == pytest.approx(1 - result.trace[0].metric, abs=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("iterations", [(8, 0), (8, 5)])
+def test_similarities_are_the_metric_over_the_same_positions(
+    make_case: Callable[..., Any], d: int, iterations: tuple[int, int]
+) -> None:
+    """Both anew from the images of the last level, by the reference in float64."""
+    case = make_case(d, N[d], spacing=(1.0, 1.3, 1.2)[:d], angle=0.3, moving_size=N[d] - 8)
+    chosen = quick(iterations=iterations)
+    result = optimise(case.pair, chosen)
+    pair, last = case.pair, 1 if iterations[1] else 0
+    domain = common_domain(pair, 2.0 * chosen.shrink_factors[-1])
+    grids = LevelGrids.of(pair, domain, chosen.shrink_factors[last])
+    fixed, moving = grids.images(pair, *normalised(pair), chosen.smoothing_sigmas[last], 1)
+    index, vector = grids.voxel_map(pair, pair.linear)
+
+    def displacement(field: VelocityField | None) -> Tensor:
+        return torch.zeros(3, *fixed.shape) if field is None else field.on_grid(grids.fixed)
+
+    # What counts is settled by the field that the level begins with.
+    begin = optimise(pair, quick(iterations=(8, 0))).field if last else None
+    weight = counting_weight(pair, grids, displacement(begin), moving, index, vector, 1)
+    assert weight is not None
+    assert 0.2 < float(weight.mean()) < 1
+
+    def similarity(field: VelocityField | None) -> float:
+        matrices = torch.from_numpy(index), torch.from_numpy(vector)
+        warped = reference.warp(moving.double(), displacement(field).double(), *matrices)
+        total, count = reference.lncc(fixed.double(), warped, weight.double(), chosen.radius[last], 1e-3)
+        return float(total / count)
+
+    assert result.similarity_start == pytest.approx(similarity(None), abs=1e-4)
+    assert result.similarity == pytest.approx(similarity(result.field), abs=1e-4)
+    assert result.similarity > result.similarity_start + 0.1
+    # The trace knows the similarity before its last step.
+    assert result.trace[-1].metric == pytest.approx(result.similarity, abs=0.05)
+
+
+@pytest.mark.parametrize("composed", [True, False])
+def test_learning_rate_that_is_told_is_the_one_of_the_step(
+    make_case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, composed: bool
+) -> None:
+    """In voxels of the fixed image along its finest axis; Adam gets mm, or half-extents for the network."""
+    case = make_case(2, 48, spacing=(0.8, 1.1))
+    taken: list[tuple[bool, float]] = []
+    step = ops.Adam.step
+
+    def noted(self: ops.Adam, rate: float) -> None:
+        taken.append((self.parameters[0].ndim == 4, rate))
+        step(self, rate)
+
+    monkeypatch.setattr(ops.Adam, "step", noted)
+    seen: list[Progress] = []
+    chosen = quick(
+        network=SMALL, iterations=(6, 4), learning_rates=(0.5, 0.3), learning_rate_end=0.2, network_warmup=0.5,
+        network_learning_rate=0.7, composed=composed,
+    )  # fmt: skip
+    result = optimise(case.pair, chosen, callback=seen.append)
+    assert [p.learning_rate for p in seen] == [t.learning_rate for t in result.trace]
+    assert [p.learning_rate for p in seen[:6]] == pytest.approx(np.linspace(0.5, 0.1, 6))
+    assert [p.learning_rate for p in seen[6:]] == pytest.approx(np.linspace(0.3, 0.06, 4))
+    control_points = [rate for lattice, rate in taken if lattice]
+    network = [rate for lattice, rate in taken if not lattice]
+    # The network goes first for half of the first level; only where fields are not composed it goes on to the end.
+    assert control_points == pytest.approx([0.8 * p.learning_rate for p in seen[3:]])
+    moved = seen[:6] if composed else seen
+    share = 0.7 * 0.8 / case.fixed.half_extent
+    assert network == pytest.approx([share * p.learning_rate for p in moved])
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def test_settings_know_how_many_levels_they_have() -> None:
+    assert QUICK.levels == 2
+    assert [QUICK.halvings(k) for k in range(2)] == [1, 2]
+    assert dataclasses.replace(QUICK, coarsest_grid_spacing=4.0).halvings(0) == 0
+
+
+def test_flat_pair_in_float64_runs_on_the_reference(make_case: Callable[..., Any]) -> None:
+    """The reference ops behind the same loop find the same deformation as the native ones."""
+    case = make_case(2, 32)
+    few = quick(iterations=(6, 3))
+    native = optimise(case.pair, few)
+    field = _with_the_reference(case.pair, few)
+    p = case.points()
+    moved = np.linalg.norm(native.field.displacement(p), axis=-1).mean()
+    assert moved > 0.5
+    assert gap(native.field, field, p).mean() < 0.02
+
+
+def _with_the_reference(pair: Pair, few: DeformableSettings) -> VelocityField:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "native_module", lambda: None)
+        return optimise(pair, few).field

@@ -1,0 +1,113 @@
+"""The report: every number documented, and fit for JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+import itk_nir
+from itk_nir.engine.progress import Iteration
+from itk_nir.images import to_sitk
+from itk_nir.phantom import Phantom
+from itk_nir.report import Report, as_json
+
+
+def test_every_field_is_documented() -> None:
+    text = Report.__doc__
+    assert text is not None
+    told = re.findall(r"(?m)^    (\w[\w, ]*) : \S", text)
+    names = [name for line in told for name in line.split(", ")]
+    assert sorted(names) == sorted(f.name for f in dataclasses.fields(Report))
+    assert len(names) == len(set(names))
+
+
+def test_empty_report_is_json() -> None:
+    plain = Report().as_dict()
+    assert list(plain) == [f.name for f in dataclasses.fields(Report)]
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+
+
+def test_what_json_lacks() -> None:
+    report = Report(
+        preset="p",
+        similarity=math.nan,
+        jacobian_range=(np.float32(0.5), math.inf),  # type: ignore[arg-type]
+        trace=(Iteration(0, 1, 0.5, -math.inf, 0.25),),
+        seconds={"total": np.float64(2)},
+        settings={"deformable": {"metric": itk_nir.make_settings, "sizes": np.array([1, 2])}},
+        warnings=("odd",),
+    )
+    plain = report.as_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["similarity"] is None
+    assert plain["jacobian_range"] == [0.5, None]
+    assert plain["trace"] == [{"level": 0, "iteration": 1, "metric": 0.5, "loss": None, "learning_rate": 0.25}]
+    assert plain["seconds"] == {"total": 2.0}
+    assert plain["settings"]["deformable"]["sizes"] == [1, 2]
+    assert plain["settings"]["deformable"]["metric"].startswith("<function make_settings")
+    assert plain["warnings"] == ["odd"]
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (None, None), (True, True), (np.bool_(False), False), (np.int64(3), 3), (np.float32(0.5), 0.5), ("x", "x"),
+        (math.nan, None), (-math.inf, None), ((1, (2, 3)), [1, [2, 3]]),
+        ({1: {"a": (math.nan,)}}, {"1": {"a": [None]}}), (np.eye(2), [[1.0, 0.0], [0.0, 1.0]]), (1j, "1j"),
+    ],
+)  # fmt: skip
+def test_values_in_the_types_of_json(value: Any, wanted: Any) -> None:
+    got = as_json(value)
+    assert got == wanted
+    assert type(got) is type(wanted)
+
+
+@pytest.fixture(scope="module")
+def results(phantom_2d: Phantom) -> dict[str, itk_nir.RegistrationResult]:
+    fixed, moving = (to_sitk(a, phantom_2d.geometry) for a in (phantom_2d.fixed, phantom_2d.moving))
+    few: dict[str, Any] = {"threads": 1, "device": "cpu", "seed": 5}
+    settings = itk_nir.make_settings("fast", iterations=3, linear_iterations=8, linear_start_iterations=2)
+    return {
+        "whole": itk_nir.register(fixed, moving, preset=settings, **few),
+        "linear": itk_nir.register(fixed, moving, preset=settings, deformable=False, linear="rigid", **few),
+    }
+
+
+@pytest.mark.parametrize("kind", ["whole", "linear"])
+def test_report_of_a_run(results: dict[str, itk_nir.RegistrationResult], kind: str) -> None:
+    result = results[kind]
+    report = result.report
+    plain = report.as_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    measured = {f.name for f in dataclasses.fields(Report) if getattr(report, f.name) is not None}
+    missing = {f.name for f in dataclasses.fields(Report)} - measured
+    deformation = {
+        "similarity_start", "folded_voxels", "folded_percent", "jacobian_range", "log_jacobian_sd",
+        "inverse_error_mean_voxels", "inverse_error_p99_voxels", "field_spacing_voxels", "interpolation_error_voxels",
+    }  # fmt: skip
+    assert missing == {"peak_device_memory_mb"} | (deformation if kind == "linear" else set())
+    assert (report.preset, report.seed, report.threads, report.device) == ("fast", 5, 1, "cpu")
+    assert set(report.settings) == {"deformable", "linear", "sampling"}
+    assert report.settings["deformable"]["iterations"] == [3, 3, 3]
+    assert report.settings["deformable"]["network"]["width"] == 64
+    assert report.settings["linear"]["linear_iterations"] == [8, 8]
+    np.testing.assert_array_equal(report.affine_matrix, result.affine.matrix)
+    assert len(report.trace) == (9 if kind == "whole" else 0)
+
+
+@pytest.mark.parametrize("kind", ["whole", "linear"])
+def test_metrics_is_the_old_name(results: dict[str, itk_nir.RegistrationResult], kind: str) -> None:
+    result = results[kind]
+    with pytest.warns(DeprecationWarning, match=r"metrics is \.report"):
+        old = result.metrics
+    assert json.loads(json.dumps(old, allow_nan=False)) == old
+    assert old["linear_matrix"] == result.report.affine_matrix
+    assert old["bake_spacing_voxels"] == result.report.field_spacing_voxels
+    assert old["bake_error_voxels"] == result.report.interpolation_error_voxels
+    assert {k: old[k] for k in result.report.as_dict()} == result.report.as_dict()
