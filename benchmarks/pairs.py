@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 IMAGES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".tif", ".tiff")
 OASIS = (
@@ -67,7 +67,7 @@ class Pair:
     fixed_landmarks: Path | None = None
     moving_landmarks: Path | None = None
     labels: tuple[int, ...] = ()
-    linear: str = "affine"
+    linear: Literal["affine", "rigid", "none"] = "affine"
 
     @property
     def set(self) -> str:
@@ -86,7 +86,7 @@ class Layout:
     fixed_landmarks: str | None = None
     moving_landmarks: str | None = None
     labels: tuple[int, ...] = ()
-    linear: str = "affine"
+    linear: Literal["affine", "rigid", "none"] = "affine"
 
 
 KNOWN = {

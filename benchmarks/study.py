@@ -3,11 +3,11 @@
     python benchmarks/study.py --pairs 'brain_oasis,brain_t1/*,lung_ct' --output docs/benchmarks
     python benchmarks/study.py --pairs 'brain_oasis,brain_t1/*,lung_ct' --turned 12,8 --name study_turned
 
-An arm is a set of options of `itk_nir.make_settings`. What its iterations cost beside the reference's (the preset named by
---preset) is measured first, on the first pair, in short runs of both in alternation, of which the quickest count: other
-work on the machine slows a run down, never speeds it up. All its iterations are then scaled by that ratio, and the run is
-scored. Linear stages are done once a pair and shared; with --turned they are spoilt by a rotation and a shift, as a
-linear stage that failed or was left out would be. Scores are `score.py`'s, from the exported transforms.
+An arm is a set of options of `itk_nir.make_settings`. What its iterations cost beside the reference's (the preset named
+by --preset) is measured first, on the first pair, in short runs of both in alternation, of which the quickest count:
+other work on the machine slows a run down, never speeds it up. All its iterations are then scaled by that ratio, and
+the run is scored. Linear stages are done once a pair and shared; with --turned they are spoilt by a rotation and a
+shift, as a linear stage that failed or was left out would be. Scores are `score.py`'s, from the exported transforms.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _MODULES = {
     "register": "itk_nir.registration",
 }
 
-__all__ = [  # noqa: F822 - what `__getattr__` finds
+__all__ = [
     "FieldConfig",
     "Geometry",
     "InputError",

@@ -150,4 +150,3 @@ def _check_overlap(fixed: Volume, moving: Volume, initial: CompositeTransform | 
         remedy = "use linear='affine', which first brings the centres together" if initial is None else "check it"
         raise InputError(f"{moving.name}: does not overlap {fixed.name} {where}; {remedy}")
     return [f"{moving.name}: covers only {share:.0%} of {fixed.name} {where}"]
-

@@ -38,6 +38,11 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+def warn_renamed(old: str, now: str) -> None:
+    """Warn of a name of before 0.2, in the name of the line that uses it."""
+    warn_caller(f"{old} is called {now} since 0.2", DeprecationWarning)
+
+
 #: Control characters and line separators, which would cut a message or steer a terminal, and what to print for them.
 _CONTROL_CHARACTERS = {code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)}
 

@@ -1,8 +1,9 @@
 """What a registration learned, kept in a file: its trained field, to be evaluated and sampled again at any resolution.
 
-A sampled result is a grid of displacements, and its spacing is decided once. The trained field itself is continuous: its
-file (``.safetensors``: named tensors and a text header, no code) holds the weights of the coordinate network and the
-control points, the geometry of the fixed image, the linear part and the caller's initial transform, so that the whole map
+A sampled result is a grid of displacements, and its spacing is decided once. The trained field itself is continuous:
+its file (``.safetensors``: named tensors and a text header, no code) holds the weights of the coordinate network and
+the control points, the geometry of the fixed image, the linear part and the caller's initial transform, so that the
+whole map
 
     phi(p) = T(A(p + u(p)))        fixed → moving, LPS mm
 
@@ -99,7 +100,7 @@ class NeuralField:
         return moved if self.start is None else self.start.map(moved)
 
     def displacement(self, points: ArrayLike, inverse: bool = False) -> F64:
-        """The deformation alone, before the linear part: ``u(p)``, ``(N, d)`` LPS mm at ``(N, d)`` fixed points, LPS mm.
+        """The deformation alone, before the linear part: ``u(p)`` at ``(N, d)`` fixed points, both LPS mm.
 
         With `inverse`, the displacement of the inverse of ``p + u(p)``.
         """
@@ -134,8 +135,8 @@ class NeuralField:
 
     def sampled(self, max_interpolation_error: float | None = None, field_spacing: int | None = None) -> SampledField:
         """The deformation alone on a grid, with what was measured on it; arguments as of `sample`."""
-        given = {"max_interpolation_error": max_interpolation_error, "field_spacing": field_spacing}
-        given = {name: converted(SamplingSettings, name, v) for name, v in given.items() if v is not None}
+        asked = {"max_interpolation_error": max_interpolation_error, "field_spacing": field_spacing}
+        given = {name: converted(SamplingSettings, name, v) for name, v in asked.items() if v is not None}
         if len(given) > 1:
             raise OptionError(
                 f"give max_interpolation_error or field_spacing, not both (got {max_interpolation_error!r} and "

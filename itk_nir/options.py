@@ -117,7 +117,7 @@ def check(settings: Any) -> None:
                 if what.choices and part not in what.choices:
                     hint = nearest_name(part, what.choices)
                     raise OptionError(f"{name} must be {what.limits()}, got {value!r}{hint}")
-            elif isinstance(part, numbers.Real) and not isinstance(part, bool) and not what.allows(float(part)):
+            elif isinstance(part, (int, float)) and not isinstance(part, bool) and not what.allows(part):
                 wanted = what.limits() or "a finite number"
                 raise OptionError(f"{name} must be {wanted}, got {value!r}")
 
@@ -164,6 +164,11 @@ def converted(owner: type, name: str, value: Any) -> Any:
     if not ok:
         raise OptionError(f"option {name!r} is {_in_words(hint)}, got {value!r}")
     return out
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number of any kind (Python's, NumPy's) as an int; None for anything else, truth values included."""
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
 
 
 def spread(value: tuple[Any, ...], count: int) -> tuple[Any, ...]:

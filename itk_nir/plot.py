@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from itk_nir.atomic import replacing
 from itk_nir.errors import ItkNirError
 from itk_nir.geometry import Geometry
-from itk_nir.atomic import replacing
 from itk_nir.resample import resample
 from itk_nir.transforms.model import CompositeTransform, LinearTransform
 

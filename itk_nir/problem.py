@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from itk_nir.engine.images import Pair, as_volume
 from itk_nir.errors import InputError, OptionError
 from itk_nir.images import Volume, load_image
 from itk_nir.loading import load_transform
+from itk_nir.options import whole_number
 from itk_nir.resample import resample_array
 from itk_nir.settings import Settings
 from itk_nir.transforms.composition import field_then_linear
@@ -101,13 +101,15 @@ class Problem:
             start = load_transform(initial_transform, a.geometry, role="initial transform")
         check_dimensions(a, b, start)
         notes: list[str] = []
-        masks: list[Volume | None] = []
-        for given, image, role in ((fixed_mask, a, "fixed mask"), (moving_mask, b, "moving mask")):
-            mask = None
-            if given is not None:
-                mask, found = match_mask(load_image(given, role), image)
-                notes += found
-            masks.append(mask)
+
+        def matched(mask: Any, image: Volume, role: str) -> Volume | None:
+            if mask is None:
+                return None
+            on_grid, found = match_mask(load_image(mask, role), image)
+            notes.extend(found)
+            return on_grid
+
+        masks = matched(fixed_mask, a, "fixed mask"), matched(moving_mask, b, "moving mask")
         notes = [*check_pair(a, b, start, linear=linear), *notes]
         return cls(a, b, *masks, start, settings, linear, deformable, seed, where, count, tuple(notes), clock)
 
@@ -174,6 +176,7 @@ def _checked_stages(linear: str, deformable: bool, seed: int) -> int:
         raise OptionError(f"deformable is True or False, got {deformable!r}")
     if not deformable and linear == "none":
         raise OptionError("linear='none' with deformable=False leaves nothing to do; ask for one of the two stages")
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+    number = whole_number(seed)
+    if number is None or number < 0:
         raise OptionError(f"seed is a whole number that is not negative, got {seed!r}")
-    return int(seed)
+    return number

@@ -69,8 +69,8 @@ def register(
     fixed, moving : itk.Image, SimpleITK.Image or path
         Scalar, 2D or 3D, any grids and orientations.
     preset : str or Settings
-        ``"fast"``, ``"default"``, ``"accurate"`` or ``"paper"``, or what `itk_nir.make_settings` made, which takes expert
-        settings too.
+        ``"fast"``, ``"default"``, ``"accurate"`` or ``"paper"``, or what `itk_nir.make_settings` made, which takes
+        expert settings too.
     linear : str
         Linear stage before the deformation: ``"affine"``, ``"rigid"`` or ``"none"``.
     deformable : bool

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.atomic import all_or_none, split_prefix
 from itk_nir.engine.sampling import SampledField
-from itk_nir.errors import InputError, SelfCheckWarning
+from itk_nir.errors import InputError, SelfCheckWarning, warn_renamed
 from itk_nir.images import Volume, like, load_image, save_image
 from itk_nir.neural_field import NeuralField
 from itk_nir.report import Report
@@ -27,14 +27,15 @@ from itk_nir.transforms.composition import cover, own_grid, surface
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 from itk_nir.transforms.save import FORMATS, Written, check_format, write_both
 
+
 @dataclass(frozen=True, eq=False, repr=False)
 class RegistrationResult:
     """The transform between two images, and everything that follows from it.
 
-    The map is ``phi(p) = T(A(p + u(p)))`` for a fixed physical point ``p`` (LPS mm): the `displacement` ``u``, the linear
-    part `affine` ``A``, and the caller's own `initial` transform ``T`` where that is not linear. Transforms map **fixed**
-    physical points to **moving** physical points, as ITK's resampling wants them; inverses map back. Images and ITK
-    objects are made when they are first asked for, and kept.
+    The map is ``phi(p) = T(A(p + u(p)))`` for a fixed physical point ``p`` (LPS mm): the `displacement` ``u``, the
+    linear part `affine` ``A``, and the caller's own `initial` transform ``T`` where that is not linear. Transforms map
+    **fixed** physical points to **moving** physical points, as ITK's resampling wants them; inverses map back. Images
+    and ITK objects are made when they are first asked for, and kept.
 
     Parameters
     ----------
@@ -124,7 +125,9 @@ class RegistrationResult:
             )
         if b.dimension != a.dimension:
             raise InputError(f"{b.name}: is {b.dimension}D and the fixed image {a.dimension}D; both must be alike")
-        known = {name: trained.about[name] for name in ("preset", "seed", "device", "versions") if name in trained.about}
+        known = {
+            name: trained.about[name] for name in ("preset", "seed", "device", "versions") if name in trained.about
+        }
         report = Report(**known, threads=trained.trained.threads)
         return cls.of_field(a, b, trained, trained.sampled(max_interpolation_error, field_spacing), report)
 
@@ -132,7 +135,9 @@ class RegistrationResult:
         def size(grid: Any) -> str:
             return "x".join(map(str, grid.size))
 
-        parts = ["affine" if self.displacement is None else f"displacement on {size(self.displacement.geometry)}, affine"]
+        parts = [
+            "affine" if self.displacement is None else f"displacement on {size(self.displacement.geometry)}, affine"
+        ]
         if self.initial is not None:
             parts.append("initial transform")
         r = self.report
@@ -347,13 +352,12 @@ class RegistrationResult:
         there = base.crop(np.floor(start).tolist(), [1] * base.dimension)
         return forward, self.mapping.inverse().displacement_on(cover(there, landed))
 
-
     # --- names of before 0.2 -----------------------------------------------------------------------------------------
 
     @property
     def metrics(self) -> dict[str, Any]:
         """Deprecated: `report`, as a dictionary with the old keys too."""
-        _renamed("metrics", "report")
+        warn_renamed("RegistrationResult.metrics", "report")
         values = self.report.as_dict()
         old = {
             "linear_matrix": "affine_matrix",
@@ -365,20 +369,16 @@ class RegistrationResult:
     @property
     def chain(self) -> CompositeTransform:
         """Deprecated: `mapping`."""
-        _renamed("chain", "mapping")
+        warn_renamed("RegistrationResult.chain", "mapping")
         return self.mapping
 
     @property
     def network(self) -> NeuralField | None:
         """Deprecated: `field`."""
-        _renamed("network", "field")
+        warn_renamed("RegistrationResult.network", "field")
         return self.field
 
     def save_network(self, path: str | os.PathLike[str]) -> Path:
         """Deprecated: `save_field`."""
-        _renamed("save_network()", "save_field()")
+        warn_renamed("RegistrationResult.save_network", "save_field")
         return self.save_field(path)
-
-
-def _renamed(old: str, new: str) -> None:
-    warnings.warn(f"RegistrationResult.{old} is .{new} since 0.2", DeprecationWarning, stacklevel=3)

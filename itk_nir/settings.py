@@ -1,8 +1,9 @@
 """Presets, and how an option overrides one. No global state: settings are frozen dataclasses.
 
-Public options (`Options`) are keywords of `itk_nir.register`, in the words of the field's other tools. Everything else is
-an expert setting: ``register(fixed, moving, preset=make_settings("fast", jacobian_weight=0.0))``. What each means and may
-be stands on its field (`itk_nir.engine.settings`), from which checks, ``itk-nir presets`` and ``docs/options.md`` are made.
+Public options (`Options`) are keywords of `itk_nir.register`, in the words of the field's other tools. Everything else
+is an expert setting: ``register(fixed, moving, preset=make_settings("fast", jacobian_weight=0.0))``. What each means
+and may be stands on its field (`itk_nir.engine.settings`), from which checks, ``itk-nir presets`` and
+``docs/options.md`` are made.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from itk_nir.engine.settings import DeformableSettings, LinearSettings, SamplingSettings
-from itk_nir.errors import OptionError, warn_caller
+from itk_nir.errors import OptionError, warn_renamed
 from itk_nir.options import SYNONYMS, Option, converted, nearest_name, options_in, spread
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 #: Names of the presets.
 PresetName = Literal["fast", "default", "accurate", "paper"]
 
-#: Kind of settings → the module that is the engine of the deformable stage. It has `Settings`, the class of its settings;
-#: `optimise(pair, settings, *, seed, threads, callback, clock) -> Optimised`; `describe(field)` and
+#: Kind of settings → the module that is the engine of the deformable stage. It has `Settings`, the class of its
+#: settings; `optimise(pair, settings, *, seed, threads, callback, clock) -> Optimised`; `describe(field)` and
 #: `restore(description, arrays, geometry, *, device, threads)`, a trained field as plain values and back.
 ENGINES: dict[str, str] = {"deformable": "itk_nir.engine.deformable", "paper": "itk_nir.paper.registration"}
 
@@ -227,7 +228,7 @@ def make_settings(preset: str | Settings = "default", **options: Any) -> Setting
     """
     settings = preset_settings(preset)
     parts = settings.parts
-    options = _present_names(settings, options)
+    options = present_names(settings, options)
     homes = {f.name: name for name, part in parts.items() for f in dataclasses.fields(part)}
     for name in options:
         if name not in homes:
@@ -263,9 +264,15 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-def _present_names(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of before 0.2 under their present names, with a warning."""
-    known = {f.name for part in settings.parts.values() for f in dataclasses.fields(part)}
+def present_names(preset: str | Settings, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options under the names that they have since 0.2, with a `DeprecationWarning` at the user's own line.
+
+    Raises
+    ------
+    OptionError
+        An old and a new name of one option.
+    """
+    known = options_of(preset)
     out: dict[str, Any] = {}
     for name, value in options.items():
         now = RENAMED.get(name)
@@ -274,7 +281,7 @@ def _present_names(settings: Settings, options: dict[str, Any]) -> dict[str, Any
             continue
         if now in options:
             raise OptionError(f"{name!r} is the old name of {now!r}; give one of them")
-        warn_caller(f"option {name!r} is called {now!r} since 0.2", DeprecationWarning)
+        warn_renamed(f"option {name!r}", repr(now))
         out[now] = value
     return out
 
@@ -337,7 +344,8 @@ def options_page() -> str:
         lines += ["", f"## {title}", ""]
         if not public:
             lines += [
-                '`register(fixed, moving, preset=itk_nir.make_settings("default", NAME=VALUE))`, or `--set NAME=VALUE`.',
+                '`register(fixed, moving, preset=itk_nir.make_settings("default", NAME=VALUE))`, or `--set',
+                "NAME=VALUE`.",
                 "",
             ]
         lines += ["| name | default | a level | limits | meaning |", "|---|---|---|---|---|"]

@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from itk_nir.engine.optimize import LatticeField, sizes
 from safetensors.numpy import load_file, save_file
 
 import itk_nir
 from itk_nir.engine.coordinate_networks import FieldConfig, build_field
 from itk_nir.engine.lattice import Domain, shape_of
-from itk_nir.engine.optimize import LatticeField, sizes
-from itk_nir.paper.field import PointField
-from itk_nir.paper.registration import PointPhase, PointRegistration, PointSettings
-from itk_nir.paper.samplers import SamplerConfig
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_itk
 from itk_nir.neural_field import KEY, Network, load_network, save_network
+from itk_nir.paper.field import PointField
+from itk_nir.paper.registration import PointPhase, PointRegistration, PointSettings
+from itk_nir.paper.samplers import SamplerConfig
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 
 BOTH = pytest.mark.parametrize("d", [2, 3])

@@ -57,8 +57,8 @@ def run(options: argparse.Namespace) -> None:
 def _apply_to_points(options: argparse.Namespace) -> None:
     if options.reference or options.labels or options.interpolation != "auto":
         raise InputError("--points takes no --reference, --labels or --interpolation; leave them out")
-    from itk_nir.points import load_points, save_points
     from itk_nir.loading import load_transform
+    from itk_nir.points import load_points, save_points
 
     table = load_points(options.points)
     transform = load_transform(one_or_list(options.transform))
@@ -73,8 +73,8 @@ def _apply_to_image(options: argparse.Namespace) -> None:
     if options.labels and options.interpolation not in ("auto", "nearest"):
         raise InputError(f"--labels are never interpolated: --interpolation {options.interpolation} cannot be had")
     from itk_nir.images import load_image, save_image
-    from itk_nir.resample import is_label_map, resample
     from itk_nir.loading import load_transform
+    from itk_nir.resample import is_label_map, resample
 
     volume = load_image(options.image, "image", native=True)
     reference = load_image(options.reference, "reference image").geometry if options.reference else volume.geometry

@@ -348,7 +348,8 @@ class ProgressBar:
         left = f"{_clock(progress.seconds * (1 - done) / done)} left" if done > 0.01 else ""
         return (
             f"{progress.stage:<10} level {progress.level + 1}/{progress.levels}  "
-            f"iteration {progress.iteration + 1:>3}/{progress.iterations}  metric {progress.metric:.4f}  {bar} {done:4.0%}  {left}"
+            f"iteration {progress.iteration + 1:>3}/{progress.iterations}  "
+            f"metric {progress.metric:.4f}  {bar} {done:4.0%}  {left}"
         )
 
     def message(self, text: str) -> None:

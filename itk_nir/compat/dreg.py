@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from itk_nir.compat.options import present_names, warn_renamed
-from itk_nir.errors import InputError, OptionError, one_line
+from itk_nir.errors import InputError, OptionError, one_line, warn_renamed
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image
 from itk_nir.loading import load_transform
 from itk_nir.report import Report
-from itk_nir.settings import Settings, make_settings
+from itk_nir.settings import Settings, make_settings, present_names
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, compose
 
 try:

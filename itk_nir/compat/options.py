@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import os
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from itk_nir.errors import OptionError
@@ -184,38 +180,9 @@ def register_arguments(preset: str | Settings, options: Mapping[str, Any]) -> di
     OptionError
         An unknown preset or option, or a value it cannot have.
     """
-    from itk_nir.settings import ARGUMENTS, make_settings
+    from itk_nir.settings import ARGUMENTS, make_settings, present_names
 
     options = present_names(preset, options)
     arguments = {name: value for name, value in options.items() if name in ARGUMENTS}
     settings = make_settings(preset, **{name: value for name, value in options.items() if name not in ARGUMENTS})
     return {**arguments, "preset": settings}
-
-
-def present_names(preset: str | Settings, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options under the names that they have since 0.2, with a `DeprecationWarning` at the user's own line.
-
-    `make_settings` does the same, but it cannot know how many calls of an interface lie between it and the user.
-    """
-    from itk_nir.settings import RENAMED, options_of
-
-    known = options_of(preset)
-    out: dict[str, Any] = {}
-    for name, value in options.items():
-        now = RENAMED.get(name)
-        # Both names at once, and what is no option of this preset, are errors of `make_settings`.
-        if name in known or now is None or now not in known or now in options:
-            out[name] = value
-        else:
-            warn_renamed(f"option {name!r}", repr(now))
-            out[now] = value
-    return out
-
-
-def warn_renamed(old: str, now: str) -> None:
-    """Warn of an old name where the code that used it is, the first caller outside this package."""
-    package = str(Path(__file__).parents[1]) + os.sep
-    level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_code.co_filename.startswith(package):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(f"{old} is called {now} since 0.2", DeprecationWarning, stacklevel=level)

@@ -5,9 +5,10 @@
 The coarse field ``v_1`` is a coordinate network plus a cubic B-spline lattice, trained at the first level. The network
 goes first and alone: with few degrees of freedom that all act on the whole image it finds what the linear stage has
 left over, turns and shifts included, before control points can fit the wrong anatomy to them. Then they join it and
-move what is left at that resolution. After the level the coarse field is frozen, and the levels that follow train a fine
-field ``v_2`` from zero, on a lattice that is refined from level to level. Each is a flow of its own: large deformations
-need not be one flow's. (``composed=False`` trains one field through all levels.) The loss is in `itk_nir.engine.level`.
+move what is left at that resolution. After the level the coarse field is frozen, and the levels that follow train a
+fine field ``v_2`` from zero, on a lattice that is refined from level to level. Each is a flow of its own: large
+deformations need not be one flow's. (``composed=False`` trains one field through all levels.) The loss is in
+`itk_nir.engine.level`.
 
 As an engine this module has what `itk_nir.settings.ENGINES` asks for: `Settings`, `optimise`, `describe`, `restore`.
 """
@@ -30,7 +31,7 @@ from itk_nir.engine.lattice import Domain
 from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.settings import DeformableSettings as Settings
-from itk_nir.engine.velocity_field import Lattices, VelocityField, describe, restore
+from itk_nir.engine.velocity_field import Lattices, describe, restore
 
 __all__ = ["Settings", "describe", "optimise", "restore"]
 
@@ -110,7 +111,7 @@ class _Report:
                 now.learning_rate,
                 time.perf_counter() - self.clock,
                 done / sum(self.work),
-            )  # fmt: skip
+            )
         )
 
 
@@ -135,7 +136,8 @@ def _train(
     ]
     report = _Report(settings, work, callback, clock)
     last = max(level for level in range(settings.levels) if settings.iterations[level])
-    stop, measured = DONE, (None, None)
+    stop = DONE
+    measured: tuple[float | None, float | None] = None, None
     for number in range(settings.levels):
         if number == 1 and settings.composed and report.trace and stop != CANCELLED:
             model.freeze()

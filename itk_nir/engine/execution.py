@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from itk_nir.errors import OptionError
+from itk_nir.options import whole_number
 
 #: Re-entrant: a callback may register another pair.
 _ONE_AT_A_TIME = threading.RLock()
@@ -47,9 +47,10 @@ def thread_count(threads: int | None) -> int:
     """
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if isinstance(threads, bool) or not isinstance(threads, numbers.Integral) or threads < 1:
+    count = whole_number(threads)
+    if count is None or count < 1:
         raise OptionError(f"threads is a whole number of at least 1, got {threads!r}")
-    return int(threads)
+    return count
 
 
 @contextmanager

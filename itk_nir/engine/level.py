@@ -2,8 +2,8 @@
 
     1 - similarity  +  w_u E(u)  +  w_v / |Ω| ∫ |∇v|²  +  w_j / |Ω| ∫ max(margin - det ∇phi, 0)²
 
-with ``|Ω|`` the volume that is compared and ``E`` the regulariser's energy (`itk_nir.engine.regularisers`): all terms are
-dimensionless, so that weights hold for any image size, spacing and lattice. Everything is evaluated on the level's
+with ``|Ω|`` the volume that is compared and ``E`` the regulariser's energy (`itk_nir.engine.regularisers`): all terms
+are dimensionless, so that weights hold for any image size, spacing and lattice. Everything is evaluated on the level's
 lattice and carried to voxels by separable splines.
 """
 
@@ -30,8 +30,8 @@ from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
 
-#: The corner of the cells from which an iteration's Jacobian determinants are taken. A cell has eight, and a cell is only
-#: free of folds where all are: taking turns costs no more than always the same, and leaves next to none.
+#: The corner of the cells from which an iteration's Jacobian determinants are taken. A cell has eight, and a cell is
+#: only free of folds where all are: taking turns costs no more than always the same, and leaves next to none.
 CORNERS = (0, 7, 3, 4, 5, 2, 6, 1)
 
 #: Adam's epsilon, as a share of the gradient of one window.

@@ -1,10 +1,10 @@
 """The linear stage: from wherever the images lie to a rigid or affine map, on the same local correlation.
 
-A few starts (the images as they lie, their centres, their centres of mass) are each followed for a few iterations on the
-coarsest level; the best goes on, rigid first, then affine, coarse to fine. Squared local correlation over windows that
-are wide at the coarsest level does not care for contrast, its sign included; windows that leave the moving image count
-as no match, so that pushing the images apart never pays. Where even the best map leaves next to no correlation, the
-images stay as they lie.
+A few starts (the images as they lie, their centres, their centres of mass) are each followed for a few iterations on
+the coarsest level; the best goes on, rigid first, then affine, coarse to fine. Squared local correlation over windows
+that are wide at the coarsest level does not care for contrast, its sign included; windows that leave the moving image
+count as no match, so that pushing the images apart never pays. Where even the best map leaves next to no correlation,
+the images stay as they lie.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class _Descent:
         return model, cost, cancelled
 
     def run(self, level: int, model: _Map, affine: bool, iterations: int) -> tuple[float, bool]:
-        """Iterations at one level; the least cost, where the parameters then stand, and whether the caller cancelled."""
+        """Iterations at one level; the least cost, whose parameters are kept, and whether the caller cancelled."""
         parameters = [model.turn, model.shift, *([model.stretch] if affine else [])]
         optimiser = ops.Adam(parameters, (0.9, 0.95), threads=self.threads)
         for p in parameters:
@@ -253,7 +253,7 @@ class _Descent:
                     rate,
                     seconds,
                     self.done / self.count,
-                )  # fmt: skip
+                )
             )
         )
 

@@ -1,10 +1,10 @@
 """Similarity metrics: one entry each in the table `METRICS`.
 
 A metric is any object with the one method of `Metric`: it is shown the images of a resolution level and returns what
-measures there, a `LevelMetric`, which gives the similarity of a warped image as a differentiable scalar. Everything that
-depends on the fixed image alone is thus done once a level. A metric is chosen by its name, ``metric="lncc"``, or given as
-an object, ``metric=LNCC(epsilon=1e-3)``; one from outside the package is put into the table under a name of its own, or
-given as it is. ``docs/own_metric.md`` writes one from scratch.
+measures there, a `LevelMetric`, which gives the similarity of a warped image as a differentiable scalar. Everything
+that depends on the fixed image alone is thus done once a level. A metric is chosen by its name, ``metric="lncc"``, or
+given as an object, ``metric=LNCC(epsilon=1e-3)``; one from outside the package is put into the table under a name of
+its own, or given as it is. ``docs/own_metric.md`` writes one from scratch.
 """
 
 from __future__ import annotations

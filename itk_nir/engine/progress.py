@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from itk_nir.errors import warn_renamed
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Progress:
         What is minimised: 1 - similarity plus the weighted penalties.
     learning_rate : float
         Of the optimiser's step that follows: in voxels of the level for the linear stage, in voxels of the fixed image
-        along its finest axis for the deformable one; for preset ``"paper"`` it is the rate of the network's weights; 0 for
-        sampling.
+        along its finest axis for the deformable one; for preset ``"paper"`` it is the rate of the network's weights; 0
+        for sampling.
     seconds : float
         Since the registration began.
     fraction : float
@@ -48,17 +49,14 @@ class Progress:
     @property
     def step(self) -> int:
         """Deprecated name of `iteration`."""
-        return self._renamed("step", "iteration")
+        warn_renamed("Progress.step", "iteration")
+        return self.iteration
 
     @property
     def steps(self) -> int:
         """Deprecated name of `iterations`."""
-        return self._renamed("steps", "iterations")
-
-    def _renamed(self, old: str, new: str) -> int:
-        warnings.warn(f"Progress.{old} is Progress.{new} since 0.2", DeprecationWarning, stacklevel=3)
-        value: int = getattr(self, new)
-        return value
+        warn_renamed("Progress.steps", "iterations")
+        return self.iterations
 
 
 #: Called after every iteration; a true return value cancels, and the best deformation so far is kept.

@@ -12,8 +12,8 @@ from itk_nir.engine.regularisers import REGULARISERS, Regulariser
 from itk_nir.errors import OptionError
 from itk_nir.options import check, check_levels, option
 
-#: The network of the coarse field: sines of Fourier features (see `itk_nir.engine.coordinate_networks`). It is evaluated
-#: on a lattice of some thousand points, so its size hardly shows in the time of an iteration.
+#: The network of the coarse field: sines of Fourier features (see `itk_nir.engine.coordinate_networks`). It is
+#: evaluated on a lattice of some thousand points, so its size hardly shows in the time of an iteration.
 COARSE_NETWORK = FieldConfig(
     encoding="fourier", activation="sine", width=64, depth=2, omega=10.0, frequencies=64, scale=1.0
 )
@@ -34,10 +34,12 @@ class DeformableSettings:
     )
     shrink_factors: tuple[int, ...] = option(
         (4, 2, 1),
-        "voxel size of each level, in voxels of the fixed image along its finest axis. Coarser axes are shrunk less, so "
-        "that levels are as isotropic as they can be. Two levels of one size may differ in their control points",
-        at_least=1, per_level=True, public=True,
-    )  # fmt: skip
+        "voxel size of each level, in voxels of the fixed image along its finest axis. Coarser axes are shrunk less, "
+        "so that levels are as isotropic as they can be. Two levels of one size may differ in their control points",
+        at_least=1,
+        per_level=True,
+        public=True,
+    )
     smoothing_sigmas: tuple[float, ...] = option(
         (0.4, 0.3, 0.6), "Gaussian sigma of each level, in voxels of the level", at_least=0, per_level=True, public=True
     )
@@ -102,10 +104,11 @@ class DeformableSettings:
     )
     network_warmup: float = option(
         0.5,
-        "share of the first level's iterations in which the network alone is trained, before the control points join it "
-        "(less where the images give little evidence)",
-        at_least=0, at_most=1,
-    )  # fmt: skip
+        "share of the first level's iterations in which the network alone is trained, before the control points join "
+        "it (less where the images give little evidence)",
+        at_least=0,
+        at_most=1,
+    )
     composed: bool = option(
         True, "whether the first level trains a field of its own, which the field of the other levels is composed with"
     )

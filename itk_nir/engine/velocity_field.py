@@ -3,9 +3,9 @@
     id + u = (id + u_1) o (id + u_2),    u_k = exp(v_k) - id   (or u_k = v_k)
     v_k(x) = sum_j B_j(x) (N_k(x_j) + c_j)
 
-``B_j`` are the cubic B-splines of a lattice of control points ``x_j``, ``c_j`` free coefficients, and ``N_k`` a coordinate
-network that is evaluated at the control points of the coarsest lattice (and carried to finer ones exactly, by the
-two-scale relation). Displacements and velocities are mm along the image axes unless said otherwise.
+``B_j`` are the cubic B-splines of a lattice of control points ``x_j``, ``c_j`` free coefficients, and ``N_k`` a
+coordinate network that is evaluated at the control points of the coarsest lattice (and carried to finer ones exactly,
+by the two-scale relation). Displacements and velocities are mm along the image axes unless said otherwise.
 """
 
 from __future__ import annotations

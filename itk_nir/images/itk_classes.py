@@ -1,10 +1,10 @@
 """Single classes of ITK's Python wrapping, loaded one by one.
 
-The first use of a class under its usual name, such as ``itk.DisplacementFieldTransform``, loads the whole ITK module that
-it belongs to and all that this depends on: some four hundred extension modules, ten seconds of CPU time. Each class also
-is in an extension module of its own, which loads in a twentieth of that; it is the same class, and ITK finds it loaded
-when something asks for it by its usual name later. Where another version of ITK lays its modules out otherwise, the usual
-name is the way.
+The first use of a class under its usual name, such as ``itk.DisplacementFieldTransform``, loads the whole ITK module
+that it belongs to and all that this depends on: some four hundred extension modules, ten seconds of CPU time. Each
+class also is in an extension module of its own, which loads in a twentieth of that; it is the same class, and ITK finds
+it loaded when something asks for it by its usual name later. Where another version of ITK lays its modules out
+otherwise, the usual name is the way.
 """
 
 from __future__ import annotations

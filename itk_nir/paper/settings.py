@@ -26,8 +26,8 @@ PUBLISHED_FIELD = FieldConfig(
 class PaperPhase:
     """One phase: a new field, trained on one sampler."""
 
-    field: FieldConfig = option(PUBLISHED_FIELD, "what the field is made of")  # noqa: RUF009 - frozen
-    sampler: SamplerConfig = option(DOWNSIZED, "where each iteration looks")  # noqa: RUF009 - frozen
+    field: FieldConfig = option(PUBLISHED_FIELD, "what the field is made of")
+    sampler: SamplerConfig = option(DOWNSIZED, "where each iteration looks")
     iterations: int = option(300, "iterations of Adam", at_least=1)
     radius: int = option(
         4, "radius of the LNCC window, in samples (a sample of 'downsize' is `stride` voxels)", at_least=1

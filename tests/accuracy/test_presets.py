@@ -1,8 +1,9 @@
 """Every preset reaches the accuracy it is known for, on the native ops and on the reference.
 
-The phantom's deformation is known, so that the error is a distance to the truth. `REACHED` holds what each preset reaches
-(``python tests/accuracy/test_presets.py`` prints it anew); a test allows 15 % more, so that a preset that is spoilt, or an
-engine that has become worse, fails here. Two-sided where it matters: less smoothness would lower the error and fold.
+The phantom's deformation is known, so that the error is a distance to the truth. `REACHED` holds what each preset
+reaches (``python tests/accuracy/test_presets.py`` prints it anew); a test allows 15 % more, so that a preset that is
+spoilt, or an engine that has become worse, fails here. Two-sided where it matters: less smoothness would lower the
+error and fold.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from itk_nir.images import to_sitk
 from itk_nir.phantom import brain_phantom
 
 #: Size of the phantom by dimension and ops; 4 mm or so a voxel. The reference is slow.
-SIZES = {("native", 2): (80, 96), ("native", 3): (44, 52, 44), ("reference", 2): (60, 72), ("reference", 3): (24, 28, 24)}
+SIZES = {
+    ("native", 2): (80, 96),
+    ("native", 3): (44, 52, 44),
+    ("reference", 2): (60, 72),
+    ("reference", 3): (24, 28, 24),
+}
 #: (ops, dimension, preset) → mean true error in the brain (mm) and standard deviation of the log Jacobian there.
 REACHED: dict[tuple[str, int, str], tuple[float, float]] = {}
 #: How much more error, and how much more or less roughness, is allowed.

@@ -19,8 +19,8 @@ import pytest
 from itk_nir.cli import exit_status, main
 from itk_nir.cli.console import STATUSES, ProgressBar, names, note_if_folder, say, standard_streams, summary, tell
 from itk_nir.engine.progress import Progress
-from itk_nir.report import Report
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled, SelfCheckWarning
+from itk_nir.report import Report
 from itk_nir.result import RegistrationResult
 from tests.cli.commands import STILL, error_line, process, register_arguments
 from tests.docs_blocks import DOCS

@@ -137,7 +137,10 @@ def test_a_run_as_slicer_starts_it(pair: tuple[Phantom, Path], tmp_path: Path) -
         ([], "nothing to make; choose at least one output"),
         (["--outputVolume", "w.nrrd", "--initialTransform", "missing.h5"], "missing.h5: no such file"),
         (["--outputVolume", "w.nrrd", "--settings", "stepz=3"], "did you mean 'iterations'"),
-        (["--outputVolume", "w.nrrd", "--settings", "iterations=1; fixed_mask=m.nrrd"], "give it as --fixedMask m.nrrd"),
+        (
+            ["--outputVolume", "w.nrrd", "--settings", "iterations=1; fixed_mask=m.nrrd"],
+            "give it as --fixedMask m.nrrd",
+        ),
         (["--outputTransform", "t.docx"], "t.docx: Slicer reads no such transform"),
     ],
 )

@@ -29,7 +29,7 @@ class Formula:
 
     geometry: Geometry
     forward: Callable[[np.ndarray], np.ndarray]
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 - as good as a constant
+    device: torch.device = torch.device("cpu")
     threads: int = 1
 
     def displacement(self, points: np.ndarray, inverse: bool = False) -> np.ndarray:

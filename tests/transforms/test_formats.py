@@ -21,8 +21,8 @@ import SimpleITK as sitk
 from itk_nir.errors import InputError, ItkNirError, OptionError, SelfCheckWarning
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, save_image, to_itk, to_sitk
-from itk_nir.resample import resample_array
 from itk_nir.report import Report
+from itk_nir.resample import resample_array
 from itk_nir.result import RegistrationResult
 from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform, check, compose
 from itk_nir.transforms import save as formats

@@ -18,7 +18,7 @@ from itk_nir.compat.ants.options import (
     TYPES,
     Kind,
 )
-from itk_nir.compat.options import STAND_IN, engine_options, level_options, present_names, register_arguments
+from itk_nir.compat.options import STAND_IN, engine_options, level_options, register_arguments
 from itk_nir.errors import OptionError
 from itk_nir.options import SYNONYMS, nearest_name
 
@@ -154,6 +154,8 @@ def register_options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> tupl
     kind = parse_type(given["type_of_transform"])
     _check_refused(given)
     preset = extra.get("preset", kind.preset)
+    from itk_nir.settings import present_names
+
     extra = present_names(preset, extra)
     _check_names(extra, preset)
     _check_linear(given)

@@ -11,8 +11,7 @@ from itk_nir.compat.itk.inputs import INPUT_NAMES, dimension_of_type, output_of
 from itk_nir.compat.itk.lifetime import release
 from itk_nir.compat.itk.options import Option, camel_case, method_hint, method_synonyms, old_names, option_table
 from itk_nir.compat.itk.process import ProcessObject
-from itk_nir.compat.options import warn_renamed
-from itk_nir.errors import InputError, ItkNirError
+from itk_nir.errors import InputError, ItkNirError, warn_renamed
 from itk_nir.options import nearest_name
 
 if TYPE_CHECKING:

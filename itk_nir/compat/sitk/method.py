@@ -13,7 +13,6 @@ from itk_nir.compat.options import (
     Device,
     engine_options,
     level_options,
-    present_names,
     refused,
     register_arguments,
 )
@@ -69,6 +68,8 @@ class ImageRegistrationMethod(ObservedRegistration):
 
     def __init__(self, *, preset: str | Settings = "default", device: Device = "auto", **options: Any) -> None:
         super().__init__()
+        from itk_nir.settings import present_names
+
         options = present_names(preset, options)
         allowed = sorted(engine_options(preset) - SET_BY_METHODS)
         for name in options:
