@@ -344,7 +344,7 @@ def restore(
 
     Raises
     ------
-    KeyError, ValueError, RuntimeError
+    KeyError, ValueError
         Parts that are missing or do not fit together.
     """
     axes = [Axis(**a) for a in description["axes"]]
@@ -359,7 +359,11 @@ def restore(
         )
         prefix = f"{name}."
         state = {k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith(prefix)}
-        velocity.load_state_dict(state)
+        try:
+            velocity.load_state_dict(state)
+        except RuntimeError as error:  # torch's text has several lines, the first of which says nothing
+            reasons = "; ".join(line.strip().rstrip(".") for line in str(error).splitlines()[1:])
+            raise ValueError(f"control points or weights of the {name} field do not fit: {reasons}") from error
         velocities[name] = velocity.requires_grad_(False)
     if description["transform_model"] not in ("velocity", "displacement"):
         raise ValueError(f"an unknown transform model {description['transform_model']!r}")

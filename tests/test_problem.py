@@ -1,0 +1,282 @@
+"""What is to be registered: read, matched and measured once, and refused before any work."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+import itk_nir
+from itk_nir import problem
+from itk_nir.engine.images import Intensity
+from itk_nir.errors import InputError, OptionError
+from itk_nir.geometry import Geometry
+from itk_nir.images import save_image, to_itk, to_sitk
+from itk_nir.phantom import Phantom
+from itk_nir.problem import Problem
+from itk_nir.settings import make_settings
+from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform
+from tests.grids import turned
+
+BOTH = pytest.mark.parametrize("d", [2, 3])
+#: Without the network, whose first steps are long.
+FEW = make_settings("fast", iterations=1, network=None, linear_iterations=2, linear_start_iterations=1)
+
+
+def images(d: int, kind: str = "sitk") -> tuple[Any, Any, Geometry]:
+    """A pair on unlike grids with a background of 0."""
+    fixed = Geometry.make([24, 28, 20][:d], [2.0, 1.5, 2.5][:d], [-20.0, 10.0, 5.0][:d], turned(d, 0.2))
+    moving = Geometry.make([30, 26, 24][:d], [1.8] * d, None, turned(d, -0.1))
+    moving = Geometry.make(moving.size, moving.spacing, fixed.centre - moving.centre, moving.direction)
+    make = to_sitk if kind == "sitk" else to_itk
+    out = []
+    for g in (fixed, moving):
+        r = np.linalg.norm(g.grid() - g.centre, axis=-1)
+        texture = 60 + 20 * np.sin((g.grid() - g.centre) @ np.array([0.5, 0.4, 0.3])[:d])
+        out.append(make(np.where(r < 17, texture, 0).astype(np.float32), g))
+    return out[0], out[1], fixed
+
+
+def prepared(d: int = 2, **options: Any) -> Problem:
+    fixed, moving, _ = images(d)
+    return Problem.prepare(fixed, moving, FEW, **{"device": "cpu", "threads": 1, **options})
+
+
+def mask_like(grid: Geometry) -> Any:
+    return to_sitk((np.linalg.norm(grid.grid() - grid.centre, axis=-1) < 14).astype(np.uint8), grid)
+
+
+def bend(grid: Geometry) -> DisplacementField:
+    return DisplacementField(grid, (0.8 * np.sin((grid.grid() - grid.centre) / 9)).astype(np.float32))
+
+
+# --- once ------------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("start", ["none", "linear", "field"])
+def test_masks_are_matched_once_and_images_measured_once(d: int, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed, moving, grid = images(d)
+    calls: list[str] = []
+    match_mask, load_image, of = problem.match_mask, problem.load_image, Intensity.of
+
+    def matched(mask: Any, image: Any) -> Any:
+        calls.append(f"match {mask.name}")
+        return match_mask(mask, image)
+
+    def loaded(image: Any, role: str, **options: Any) -> Any:
+        calls.append(f"load {role}")
+        return load_image(image, role, **options)
+
+    def measured(cls: type[Intensity], image: Any, weight: Any) -> Intensity:
+        calls.append("measure")
+        return of(image, weight)
+
+    monkeypatch.setattr(problem, "match_mask", matched)
+    monkeypatch.setattr(problem, "load_image", loaded)
+    monkeypatch.setattr(Intensity, "of", classmethod(measured))
+    coarse = Geometry.make([12] * d, [5.0] * d, grid.centre - 27.5)  # another grid, so that it must be resampled
+    initial = {"none": None, "linear": np.eye(d + 1), "field": CompositeTransform((bend(grid),))}[start]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = itk_nir.register(
+            fixed, moving, preset=FEW, fixed_mask=mask_like(coarse), moving_mask=mask_like(grid), device="cpu",
+            initial_transform=initial, threads=1,
+        )  # fmt: skip
+    assert sorted(calls) == [
+        "load fixed image", "load fixed mask", "load moving image", "load moving mask", "match fixed mask",
+        "match moving mask", "measure", "measure",
+    ]  # fmt: skip
+    assert len(result.report.trace) == 3
+    assert result.report.similarity_linear is not None, "both stages ran"
+    for role in ("fixed mask", "moving mask"):
+        for texts in (result.report.warnings, [str(w.message) for w in told]):
+            assert sum(f"{role}: is on another grid" in text for text in texts) == 1
+
+
+# --- numbers that are numbers ----------------------------------------------------------------------------------------
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    p = prepared(seed=np.int64(3), threads=np.int64(1), deformable=np.bool_(True))
+    assert (p.seed, p.threads) == (3, 1)
+    assert type(p.seed) is int
+    assert type(p.threads) is int
+    fixed, moving, _ = images(2)
+    few: dict[str, Any] = {"preset": FEW, "linear": "none", "device": "cpu"}
+    plain = itk_nir.register(fixed, moving, seed=3, threads=1, **few)
+    numpy = itk_nir.register(fixed, moving, seed=np.int64(3), threads=np.int32(1), **few)
+    np.testing.assert_array_equal(plain.warped_array, numpy.warped_array)
+    assert (numpy.report.seed, numpy.report.threads) == (3, 1)
+    assert type(numpy.report.seed) is int
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": True}, "seed is a whole number that is not negative, got True"),
+        ({"seed": np.bool_(True)}, "seed is a whole number"),
+        ({"seed": 1.0}, "seed is a whole number"),
+        ({"seed": np.float64(1)}, "seed is a whole number"),
+        ({"seed": -1}, "seed is a whole number"),
+        ({"seed": None}, "seed is a whole number"),
+        ({"threads": True}, "threads is a whole number of at least 1, got True"),
+        ({"threads": np.bool_(True)}, "threads is a whole number"),
+        ({"threads": 0}, "threads is a whole number"),
+        ({"threads": 2.0}, "threads is a whole number"),
+        ({"deformable": 1}, "deformable is True or False, got 1"),
+        ({"deformable": None}, "deformable is True or False"),
+        ({"deformable": False, "linear": "none"}, "leaves nothing to do"),
+        ({"linear": "similarity"}, "linear is one of 'affine', 'rigid', 'none', got 'similarity'"),
+        ({"linear": True}, "linear is one of"),
+        ({"linear": ["rigid"]}, "linear is one of"),
+        ({"device": "gpu"}, "device is 'auto', 'cpu' or 'cuda'"),
+        ({"device": None}, "device is 'auto', 'cpu' or 'cuda'"),
+    ],
+)
+def test_arguments_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        prepared(**options)
+
+
+def test_arguments_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(OptionError, match="seed"):
+        Problem.prepare("no.nii.gz", "no.nii.gz", FEW, seed=-1)
+
+
+# --- what is prepared ------------------------------------------------------------------------------------------------
+
+
+def test_threads_that_are_left_out_are_those_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    assert prepared(threads=None).threads == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert prepared(threads=None).threads == 7
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert prepared(threads=None).threads == 1
+
+
+@BOTH
+def test_plain_problem(d: int) -> None:
+    begin = time.perf_counter()
+    p = prepared(d)
+    assert begin <= p.clock <= time.perf_counter()
+    assert p.notes == ()
+    assert (p.linear, p.deformable, p.seed, p.start, p.tail) == ("affine", True, 0, None, None)
+    assert (p.fixed.kind, p.moving.name) == ("sitk", "moving image")
+    pair = p.pair()
+    assert pair.fixed.dtype == torch.float32
+    assert pair.fixed.shape == (*(1,) * (3 - d), *p.fixed.array.shape)
+    np.testing.assert_array_equal(pair.fixed.numpy().reshape(p.fixed.array.shape), p.fixed.array)
+    np.testing.assert_array_equal(pair.linear, np.eye(d + 1))
+    assert pair.fixed_weight is None
+    assert pair.moving_weight is None
+    assert torch.equal(pair.counted, pair.fixed != 0)
+
+
+@BOTH
+def test_masks_lie_on_the_grids_of_their_images(d: int) -> None:
+    _, _, grid = images(d)
+    p = prepared(d, fixed_mask=mask_like(grid), moving_mask=mask_like(grid))
+    assert p.fixed_mask is not None
+    assert p.moving_mask is not None
+    assert p.fixed_mask.geometry == p.fixed.geometry
+    assert p.moving_mask.geometry == p.moving.geometry
+    assert set(np.unique(p.moving_mask.array)) == {0, 1}
+    assert [note.split(":")[0] for note in p.notes] == ["moving mask"]
+    pair = p.pair()
+    assert pair.fixed_weight is not None
+    assert torch.equal(pair.counted, pair.fixed_weight > 0.5)
+
+
+@BOTH
+def test_linear_start_is_where_the_stages_begin(d: int) -> None:
+    matrix = np.eye(d + 1)
+    matrix[:d, :d] = turned(d, 0.1)
+    matrix[:d, d] = 1.5
+    p = prepared(d, initial_transform=[matrix, LinearTransform(matrix)])
+    assert p.start is not None
+    assert p.tail is None, "it becomes part of the linear map"
+    np.testing.assert_allclose(p.pair().linear, matrix @ matrix, atol=1e-12)
+    assert p.pair().moving_geometry == p.moving.geometry
+
+
+@BOTH
+def test_moving_image_is_seen_through_any_other_start(d: int) -> None:
+    fixed, moving, grid = images(d)
+    start = CompositeTransform((bend(grid), LinearTransform.make(np.eye(d), [6.0] * d)))
+    p = prepared(d, initial_transform=start)
+    assert p.tail is p.start is not None
+    pair = p.pair()
+    assert pair.moving_geometry == grid
+    np.testing.assert_array_equal(pair.linear, np.eye(d + 1))
+    seen = sitk.GetArrayFromImage(itk_nir.apply(moving, start, fixed))
+    np.testing.assert_allclose(pair.moving.numpy().reshape(seen.shape), seen, atol=1e-3)
+    # Where the moving image does not reach, nothing counts.
+    inside = p.moving.geometry.contains(start.map(grid.grid().reshape(-1, d))).reshape(seen.shape)
+    assert 0.5 < inside.mean() < 1
+    assert pair.moving_weight is not None
+    # `contains` ends at the outermost centres or half a voxel beyond: the rim may differ.
+    assert (pair.moving_weight.numpy().reshape(seen.shape) == inside).mean() > 0.95
+    # All of it in sight: no mask is needed.
+    small = Geometry.make([12] * d, [1.0] * d, grid.centre - 5.5)
+    near = Problem.prepare(to_sitk(small.grid()[..., 0].astype(np.float32), small), moving, FEW, device="cpu",
+                           initial_transform=bend(grid))  # fmt: skip
+    assert near.pair().moving_weight is None
+    assert near.pair().moving_geometry == small
+
+
+def test_start_that_leads_out_of_the_moving_image() -> None:
+    _, _, grid = images(2)
+    away = DisplacementField(grid, np.full((*grid.shape, 2), 3000.0, np.float32))
+    p = prepared(initial_transform=away)
+    assert any("covers only 0%" in note for note in p.notes)
+    with pytest.raises(InputError, match="initial transform: takes the fixed image wholly outside"):
+        p.pair()
+
+
+def test_what_is_odd_is_noted_in_order() -> None:
+    """Of the images first, then of the masks."""
+    fixed, _, grid = images(2)
+    away = to_sitk(sitk.GetArrayFromImage(fixed), Geometry.make(grid.size, grid.spacing, np.asarray(grid.origin) + 40))
+    coarse = Geometry.make([12, 12], [5.0, 5.0], grid.centre - 27.5)
+    p = Problem.prepare(fixed, away, FEW, fixed_mask=mask_like(coarse), device="cpu")
+    assert [note.split(":")[0] for note in p.notes] == ["moving image", "fixed mask"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fixed_mask": "no_mask.nii.gz"}, "fixed mask no_mask.nii.gz: no such file"),
+        ({"moving_mask": np.zeros((3, 3))}, "moving mask"),
+        ({"initial_transform": "no.h5"}, "initial transform no.h5"),
+        ({"initial_transform": np.eye(4)}, "initial transform: is 3D"),
+        ({"initial_transform": 3}, "initial transform"),
+    ],
+)
+def test_inputs_that_cannot_be_used(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepared(**change)
+
+
+def test_dimensions_are_looked_at_before_masks() -> None:
+    fixed, _, grid = images(2)
+    _, moving, _ = images(3)
+    with pytest.raises(InputError, match="moving image: is 3D but fixed image is 2D"):
+        Problem.prepare(fixed, moving, FEW, moving_mask=mask_like(grid), device="cpu")
+
+
+def test_paths_are_named_in_messages(phantom_2d: Phantom, tmp_path: Path) -> None:
+    path = tmp_path / "flat.nii.gz"
+    save_image(np.full(phantom_2d.fixed.shape, 3, np.float32), phantom_2d.geometry, path)
+    with pytest.raises(InputError, match=r"moving image .*flat\.nii\.gz: is constant"):
+        Problem.prepare(to_sitk(phantom_2d.fixed, phantom_2d.geometry), path, FEW, device="cpu")
