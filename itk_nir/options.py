@@ -168,7 +168,9 @@ def converted(owner: type, name: str, value: Any) -> Any:
 
 def whole_number(value: Any) -> int | None:
     """A whole number of any kind (Python's, NumPy's) as an int; None for anything else, truth values included."""
-    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else None
+    if isinstance(value, bool):
+        return None
+    return int(value) if isinstance(value, numbers.Integral) else None
 
 
 def spread(value: tuple[Any, ...], count: int) -> tuple[Any, ...]:
