@@ -1,4 +1,4 @@
-# `make demo`, `make test` and `make lint` work in an empty clone: they need python3 (3.10 or newer, with venv), make and
+# `make demo`, `make test` and `make check` work in an empty clone: they need python3 (3.10 or newer, with venv), make and
 # a C++17 compiler; everything else comes from the Python package index into .venv.
 
 PYTHON ?= python3
@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(wildcard wrapping/* wrapping/itk/* wrapping/kernels/*)
 
-.PHONY: help setup test lint demo native clean
+.PHONY: help setup test check lint demo native clean
 
 help:
 	@echo "make demo    register the brain phantom: pictures and true errors in demo/"
-	@echo "make test    run the test suite"
-	@echo "make lint    ruff and mypy"
+	@echo "make test    run the whole test suite"
+	@echo "make check   the linters, the import contract and the fast tests"
+	@echo "make lint    ruff, mypy and the import contract"
 	@echo "make setup   what the others need, into $(VENV)"
 	@echo "make native  build the native ops in place, for the python of the current environment"
 	@echo "make clean   remove $(VENV), build/ and demo/"
@@ -24,18 +25,25 @@ $(VENV)/installed: $(BUILD_INPUTS)
 	touch $@
 
 $(VENV)/linters: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt mypy ruff
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt import-linter mypy ruff
 	touch $@
 
 setup: $(VENV)/installed
 
+# Two at a time: most tests wait for one core. WORKERS=0 runs them in one process.
+WORKERS ?= 2
+
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+check: lint
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not data and not interop and not gpu" $(PYTEST_ARGS)
 
 lint: $(VENV)/linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 demo: $(VENV)/installed
 	$(BIN)/itk-nir demo --output demo

@@ -33,7 +33,7 @@ except ImportError as error:
 
 __all__ = ["BlockPairRegistration", "BlockResult"]
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class BlockResult(BlockPairRegistrationResult):
@@ -63,6 +63,16 @@ class BlockResult(BlockPairRegistrationResult):
     inv_transform_domain : itk.Image[itk.F, d]
         `inverse_domain`, as an image without pixels.
     """
+
+    mapping: CompositeTransform
+    domain: Geometry
+    inverse_domain: Geometry
+    report: Report
+    status: Any
+    transform: Any
+    transform_domain: Any
+    inv_transform: Any
+    inv_transform_domain: Any
 
     # The base class is not initialised: it multiplies the sizes of the domains with np.product, which NumPy 2 no longer
     # has, to find empty ones. A Geometry is never empty.
@@ -110,6 +120,14 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
     OptionError
         An option that does not exist or does not fit, said when the object is made.
     """
+
+    settings: Settings
+    preset: Any
+    linear: LinearStage
+    seed: int
+    device: Device
+    threads: int | None
+    options: dict[str, Any]
 
     def __init__(
         self,
@@ -164,7 +182,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         try:
             return self._register(fixed_subimage, moving_subimage, initial_transform)
         except InputError as error:
-            logger.warning("block %s: %s", where, one_line(error))
+            _log.warning("block %s: %s", where, one_line(error))
             return BlockPairRegistrationResult(status=BlockRegStatus.FAILURE)
 
     def _register(self, fixed_subimage: Any, moving_subimage: Any, initial_transform: Any) -> BlockResult:

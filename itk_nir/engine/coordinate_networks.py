@@ -254,6 +254,8 @@ class Plain(Encoding):
 class Positional(Encoding):
     """The coordinates, and ``sin, cos(2^k pi q)`` for ``k = 0 … frequencies - 1``, axis by axis."""
 
+    size: int
+
     def __init__(self, config: FieldConfig, dimension: int, generator: Generator) -> None:
         super().__init__(config, dimension, generator)
         self.size = dimension * (1 + 2 * config.frequencies)
@@ -267,6 +269,8 @@ class Positional(Encoding):
 
 class Fourier(Encoding):
     """``sin, cos(pi B q)`` with rows of ``B`` drawn from N(0, scale²) [3]_; 1 is one period over the largest extent."""
+
+    size: int
 
     def __init__(self, config: FieldConfig, dimension: int, generator: Generator) -> None:
         super().__init__(config, dimension, generator)
@@ -285,6 +289,8 @@ class Fourier(Encoding):
 
 class Sine(Activation):
     """``sin(omega x)``; weights start in ±√(6/n)/omega, and in ±1/n in the first layer [2]_."""
+
+    omega: float
 
     def __init__(self, config: FieldConfig) -> None:
         super().__init__(config)
@@ -315,6 +321,9 @@ class Relu(Activation):
 
 class Dense(nn.Module):
     """``W x + b`` from given tensors."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -361,6 +370,10 @@ def bounded(x: Tensor, bound: float | None) -> Tensor:
 class CoordinateNetwork(nn.Module):
     """Encoding, then a perceptron."""
 
+    bound: float | None
+    encoding: Encoding
+    decoder: nn.Sequential
+
     def __init__(self, config: FieldConfig, dimension: int, generator: Generator, extent: tuple[float, ...]) -> None:
         super().__init__()
         self.bound = config.bound
@@ -382,6 +395,11 @@ class FeatureGrids(nn.Module):
     mirrors (cubic) its values; a cubic grid has one more node than the box on every side, so the box itself is never
     touched by that rule.
     """
+
+    bound: float | None
+    mode: str
+    cells: tuple[int, ...]
+    grids: nn.ParameterList
 
     def __init__(self, config: FieldConfig, dimension: int, generator: Generator, extent: tuple[float, ...]) -> None:
         super().__init__()

@@ -68,6 +68,12 @@ class FieldInTraining:
     threads : int
     """
 
+    geometry: Geometry
+    lattices: Lattices
+    settings: DeformableSettings
+    threads: int
+    velocity: SplineVelocity
+
     def __init__(
         self, geometry: Geometry, lattices: Lattices, settings: DeformableSettings, seed: int, device: torch.device,
         threads: int,

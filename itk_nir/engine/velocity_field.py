@@ -96,6 +96,12 @@ class SplineVelocity(nn.Module):
     threads : int
     """
 
+    geometry: Geometry
+    lattices: Lattices
+    number: int
+    config: FieldConfig | None
+    control_points: nn.Parameter
+
     def __init__(
         self, geometry: Geometry, lattices: Lattices, number: int, config: FieldConfig | None,
         generator: torch.Generator, device: torch.device, threads: int = 1,

@@ -60,6 +60,14 @@ _CENTRE = np.array([0.0, 0.0, 9.0], np.float32)
 class Anatomy:
     """The brain as a function of physical points (mm, LPS, centred on the field of view)."""
 
+    sway: Waves
+    crinkle: Waves
+    folds: list[Waves]
+    side_folds: list[Waves]
+    depth: Waves
+    thickness: Waves
+    folia: Waves
+
     def __init__(self, rng: np.random.Generator) -> None:
         self.sway = Waves(rng, 45.0, 90.0, 24, 3)  # takes the symmetry and the straightness out of everything
         self.crinkle = Waves(rng, 16.0, 30.0, 24, 3)  # bends the sulci on their way down

@@ -11,6 +11,10 @@ Array = NDArray[np.float32]
 class Waves:
     """A smooth random function of 3D points: a sum of plane waves with wavelengths in a band, unit variance."""
 
+    k: NDArray[np.float32]
+    phase: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
     def __init__(
         self, rng: np.random.Generator, shortest: float, longest: float, count: int = 32, components: int = 1
     ) -> None:

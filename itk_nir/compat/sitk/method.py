@@ -64,7 +64,9 @@ class ImageRegistrationMethod(ObservedRegistration):
 
     #: Values of SimpleITK's enumerations, under its names.
     NONE, REGULAR, RANDOM = 0, 1, 2
-    Never, Once, EachIteration = 0, 1, 2
+    Never: int = 0
+    Once: int = 1
+    EachIteration: int = 2
 
     def __init__(self, *, preset: str | Settings = "default", device: Device = "auto", **options: Any) -> None:
         super().__init__()

@@ -30,6 +30,14 @@ class Adam:
     .. [1] Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
     """
 
+    parameters: list[Tensor]
+    betas: tuple[float, float]
+    epsilon: float
+    threads: int
+    count: int
+    first: list[Tensor]
+    second: list[Tensor]
+
     def __init__(
         self, parameters: list[Tensor], betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8,
         threads: int = 1,

@@ -120,6 +120,15 @@ class Lncc(torch.autograd.Function):
 class LnccFixed:
     """The local sums of a fixed image, see `images.Lncc`: `count` windows of them count."""
 
+    image: Tensor
+    weight: Tensor | None
+    radius: int
+    epsilon: float
+    inverse_count: Tensor
+    mean: Tensor
+    inverse_variance: Tensor
+    count: float
+
     def __init__(self, image: Tensor, weight: Tensor | None, radius: int, epsilon: float, threads: int) -> None:
         self.image, self.weight = _f32(image), None if weight is None else _f32(weight)
         self.radius, self.epsilon = radius, epsilon
