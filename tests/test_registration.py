@@ -538,13 +538,19 @@ def test_calls_from_several_threads_go_one_after_another(phantoms: dict[int, Pha
     before = torch.get_num_threads()
     alone = run(*images(phantoms[2]))
     order: list[int] = []
+    threads: set[int] = set()
 
     def turn(k: int) -> RegistrationResult:
-        return run(*images(phantoms[2]), callback=lambda _: order.append(k))  # type: ignore[func-returns-value]
+        def callback(_: Progress) -> None:
+            order.append(k)
+            threads.add(torch.get_num_threads())
+
+        return run(*images(phantoms[2]), callback=callback)
 
     with ThreadPoolExecutor(3) as pool:
         results = list(pool.map(turn, range(3)))
         assert set(pool.map(lambda _: torch.get_num_threads(), range(3))) == {before}
+    assert threads == {before}
     assert len([k for k, _ in groupby(order)]) == 3
     assert {bits(r) for r in results} == {bits(alone)}
 

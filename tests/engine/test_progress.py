@@ -16,7 +16,7 @@ from itk_nir.engine.execution import (
     peak_memory_mb,
     thread_count,
     torch_on_one_thread,
-    with_threads_as_found,
+    with_torch_threads,
 )
 from itk_nir.engine.progress import Progress
 from itk_nir.errors import OptionError
@@ -67,10 +67,10 @@ def test_torch_has_one_thread_inside_and_what_it_had_outside(found: int) -> None
     before = torch.get_num_threads()
     torch.set_num_threads(found)
     try:
-        asked = with_threads_as_found(torch.get_num_threads)
-        with torch_on_one_thread(CPU):
+        with torch_on_one_thread(CPU) as told:
+            assert told == found
             assert torch.get_num_threads() == 1
-            assert asked() == found
+            assert with_torch_threads(torch.get_num_threads, told)() == found
             assert torch.get_num_threads() == 1
             with torch_on_one_thread(CPU):  # a callback may register another pair
                 assert torch.get_num_threads() == 1
@@ -80,28 +80,39 @@ def test_torch_has_one_thread_inside_and_what_it_had_outside(found: int) -> None
             1 / 0  # noqa: B018
         assert torch.get_num_threads() == found
         with torch_on_one_thread(CPU), pytest.raises(ZeroDivisionError):
-            with_threads_as_found(lambda: 1 / 0)()
+            with_torch_threads(lambda: 1 / 0, found)()
         assert torch.get_num_threads() == found
-        with torch_on_one_thread(torch.device("cuda")):
+        with torch_on_one_thread(torch.device("cuda")) as told:
+            assert told == found
             assert torch.get_num_threads() == found, "not what runs there"
     finally:
         torch.set_num_threads(before)
 
 
 def test_one_after_another() -> None:
-    """While one caller has torch on one thread, another waits."""
+    """While one caller has torch on one thread, another waits, and then finds what the first had found."""
     entered = threading.Event()
+    told: list[int] = []
 
     def second() -> None:
-        with torch_on_one_thread(CPU):
+        with torch_on_one_thread(CPU) as found:
+            told.append(found)
             entered.set()
+        told.append(torch.get_num_threads())
 
-    with torch_on_one_thread(CPU):
-        other = threading.Thread(target=second)
-        other.start()
-        assert not entered.wait(0.2)
-    other.join(10)
-    assert entered.is_set()
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with torch_on_one_thread(CPU):
+            other = threading.Thread(target=second)
+            other.start()
+            assert not entered.wait(0.2)
+        other.join(10)
+        assert entered.is_set()
+        assert told == [3, 3]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_memory_is_told_where_the_system_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
