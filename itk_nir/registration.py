@@ -19,7 +19,7 @@ from itk_nir.engine.execution import (
     peak_memory_mb,
     reset_peak_device_memory,
     torch_on_one_thread,
-    with_threads_as_found,
+    with_torch_threads,
 )
 from itk_nir.engine.images import Pair
 from itk_nir.engine.level import MIN_RELIABLE_SIMILARITY
@@ -142,10 +142,8 @@ def register(
     )
     for note in problem.notes:
         warnings.warn(note, UserWarning, stacklevel=2)
-    if callback is not None:
-        callback = with_threads_as_found(callback)
-    with torch_on_one_thread(problem.device):
-        result = _Run(problem, callback).result()
+    with torch_on_one_thread(problem.device) as found:
+        result = _Run(problem, None if callback is None else with_torch_threads(callback, found)).result()
     for note in result.report.warnings[len(problem.notes) :]:
         warnings.warn(note, UserWarning, stacklevel=2)
     return result

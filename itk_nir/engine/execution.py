@@ -54,38 +54,41 @@ def thread_count(threads: int | None) -> int:
 
 
 @contextmanager
-def torch_on_one_thread(device: torch.device) -> Iterator[None]:
+def torch_on_one_thread(device: torch.device) -> Iterator[int]:
     """Torch's own CPU loops on one thread inside, as found outside. Nothing changes where `device` is no CPU.
+
+    Yields the number of threads that was found.
 
     The work that scales is in the native ops, whose bits do not depend on their threads; torch's reductions and matrix
     products may, so they get one. The setting is the whole process's: callers on other threads wait for their turn, or
     one that ends would change it for another that still runs. (They lose little, each uses all threads it is allowed.)
-    The caller's own code inside it (a callback) runs under `with_threads_as_found`.
+    The caller's own code inside it (a callback) runs under `with_torch_threads`.
     """
     if device.type != "cpu":
-        yield
+        yield torch.get_num_threads()
         return
     with _ONE_AT_A_TIME:
+        # Not before it is this thread's turn: torch's count is another one in every thread, begun with the process's at
+        # that thread's first use.
         found = torch.get_num_threads()
         if found == 1:
-            yield
+            yield found
             return
         torch.set_num_threads(1)
         try:
-            yield
+            yield found
         finally:
             torch.set_num_threads(found)
 
 
-def with_threads_as_found(function: Callable[..., T]) -> Callable[..., T]:
-    """The function, run with the number of torch threads there is now, whatever it is when it is called."""
-    found = torch.get_num_threads()
+def with_torch_threads(function: Callable[..., T], count: int) -> Callable[..., T]:
+    """The function, run with `count` torch threads, whatever their number is when it is called."""
 
     def called(*arguments: object) -> T:
         now = torch.get_num_threads()
-        if now == found:
+        if now == count:
             return function(*arguments)
-        torch.set_num_threads(found)
+        torch.set_num_threads(count)
         try:
             return function(*arguments)
         finally:

@@ -230,9 +230,7 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         restore({**description, **changes}, kept, field.geometry, device=torch.device("cpu"), threads=1)
 
     back()
-    with pytest.raises(
-        ValueError, match="weights of the fine field do not fit: size mismatch for control_points"
-    ):
+    with pytest.raises(ValueError, match="weights of the fine field do not fit: size mismatch for control_points"):
         back(**{"fine.control_points": np.zeros((3, 2, 2, 2), np.float32)})
     with pytest.raises(ValueError, match=r"weights of the coarse field do not fit: Missing key.*control_points"):
         back(without="coarse.control_points")

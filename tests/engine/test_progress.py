@@ -1,0 +1,127 @@
+"""What a running registration tells, and where and on how many threads it computes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from itk_nir.engine import execution
+from itk_nir.engine.execution import (
+    device_named,
+    peak_memory_mb,
+    thread_count,
+    torch_on_one_thread,
+    with_torch_threads,
+)
+from itk_nir.engine.progress import Progress
+from itk_nir.errors import OptionError
+
+CPU = torch.device("cpu")
+
+
+def test_old_names_of_progress_warn_and_work() -> None:
+    p = Progress("deformable", 1, 3, 4, 20, 0.5, 0.6, 0.25, 1.5, 0.3)
+    for old, now in (("step", "iteration"), ("steps", "iterations")):
+        with pytest.warns(DeprecationWarning, match=rf"Progress\.{old} is Progress\.{now} since 0\.2") as told:
+            value = getattr(p, old)
+        assert told[0].filename == __file__
+        assert value == getattr(p, now)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (p.iteration, p.iterations, p.learning_rate) == (4, 20, 0.25)
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_named("cpu") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_named("auto") == CPU
+    with pytest.raises(OptionError, match="finds no CUDA device; use device='cpu' or 'auto'"):
+        device_named("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_named("auto") == device_named("cuda") == torch.device("cuda")
+    for wrong in ("gpu", "cuda:1", "", None, 3):
+        with pytest.raises(OptionError, match="device is 'auto', 'cpu' or 'cuda'"):
+            device_named(wrong)  # type: ignore[arg-type]
+
+
+def test_thread_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert thread_count(3) == 3
+    assert type(thread_count(np.int64(3))) is int  # type: ignore[arg-type]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4}, raising=False)
+    assert thread_count(None) == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert thread_count(None) == 1
+    for wrong in (0, -1, True, 1.0, "2"):
+        with pytest.raises(OptionError, match="threads is a whole number of at least 1"):
+            thread_count(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("found", [1, 3])
+def test_torch_has_one_thread_inside_and_what_it_had_outside(found: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(found)
+    try:
+        with torch_on_one_thread(CPU) as told:
+            assert told == found
+            assert torch.get_num_threads() == 1
+            assert with_torch_threads(torch.get_num_threads, told)() == found
+            assert torch.get_num_threads() == 1
+            with torch_on_one_thread(CPU):  # a callback may register another pair
+                assert torch.get_num_threads() == 1
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == found
+        with pytest.raises(ZeroDivisionError), torch_on_one_thread(CPU):
+            1 / 0  # noqa: B018
+        assert torch.get_num_threads() == found
+        with torch_on_one_thread(CPU), pytest.raises(ZeroDivisionError):
+            with_torch_threads(lambda: 1 / 0, found)()
+        assert torch.get_num_threads() == found
+        with torch_on_one_thread(torch.device("cuda")) as told:
+            assert told == found
+            assert torch.get_num_threads() == found, "not what runs there"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_one_after_another() -> None:
+    """While one caller has torch on one thread, another waits, and then finds what the first had found."""
+    entered = threading.Event()
+    told: list[int] = []
+
+    def second() -> None:
+        with torch_on_one_thread(CPU) as found:
+            told.append(found)
+            entered.set()
+        told.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with torch_on_one_thread(CPU):
+            other = threading.Thread(target=second)
+            other.start()
+            assert not entered.wait(0.2)
+        other.join(10)
+        assert entered.is_set()
+        assert told == [3, 3]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_memory_is_told_where_the_system_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    peak = peak_memory_mb()
+    assert peak is None or 20 < peak < 1e6
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert peak_memory_mb() is None
+    assert execution.peak_device_memory_mb(CPU) is None
+    assert execution.device_name(CPU) == "cpu"
+    execution.reset_peak_device_memory(CPU)
