@@ -357,7 +357,7 @@ class RegistrationResult:
     @property
     def metrics(self) -> dict[str, Any]:
         """Deprecated: `report`, as a dictionary with the old keys too."""
-        warn_renamed("RegistrationResult.metrics", "report")
+        warn_renamed("RegistrationResult.metrics", ".report")
         values = self.report.as_dict()
         old = {
             "linear_matrix": "affine_matrix",
@@ -369,16 +369,16 @@ class RegistrationResult:
     @property
     def chain(self) -> CompositeTransform:
         """Deprecated: `mapping`."""
-        warn_renamed("RegistrationResult.chain", "mapping")
+        warn_renamed("RegistrationResult.chain", ".mapping")
         return self.mapping
 
     @property
     def network(self) -> NeuralField | None:
         """Deprecated: `field`."""
-        warn_renamed("RegistrationResult.network", "field")
+        warn_renamed("RegistrationResult.network", ".field")
         return self.field
 
     def save_network(self, path: str | os.PathLike[str]) -> Path:
         """Deprecated: `save_field`."""
-        warn_renamed("RegistrationResult.save_network", "save_field")
+        warn_renamed("RegistrationResult.save_network", ".save_field")
         return self.save_field(path)

@@ -350,7 +350,7 @@ def test_medians_ratios_and_table() -> None:
 def test_every_arm_of_the_study_is_a_registration() -> None:
     for arm in study.ARMS:
         given = study.options(arm, 0.5, (60, 30, 1))
-        assert given["steps"] == (30, 15, 1)  # a level has one step at least
+        assert given["iterations"] == (30, 15, 1)  # a level has one iteration at least
         make_settings("default", **given)
     assert study.options("free lattice", 1.0, (1, 1, 1))["network"] is None
 

@@ -56,10 +56,9 @@ def lattice_field(
 
 
 def paper_field(d: int, kind: str = "mlp") -> Any:
-    from itk_nir.paper.settings import PaperPhase, PaperSettings
-
     from itk_nir.paper.field import PaperField, extent_of
     from itk_nir.paper.samplers import SamplerConfig
+    from itk_nir.paper.settings import PaperPhase, PaperSettings
 
     geometry = oblique(d)
     config = FieldConfig(kind=kind, width=16, frequencies=8, omega=5.0, bound=1.0, cells=(3, 5))
@@ -211,9 +210,8 @@ def test_a_registration_is_saved_and_sampled_again(preset: str, d: int, tmp_path
             "grid_spacing": (2.0, 4.0), "coarsest_grid_spacing": 8.0, "velocity_smoothness": 0.05, "smoothness": 0.0,
         }  # fmt: skip
     else:
-        from itk_nir.paper.settings import PaperPhase
-
         from itk_nir.paper.samplers import SamplerConfig
+        from itk_nir.paper.settings import PaperPhase
 
         config = FieldConfig(width=8, depth=1, frequencies=4, omega=5.0)
         options = {"phases": (PaperPhase(config, SamplerConfig("downsize", stride=3), iterations=4, radius=1),)}
@@ -335,9 +333,9 @@ def test_bad_requests(tmp_path: Path) -> None:
 
 
 def test_network_of_a_trained_field() -> None:
-    assert made(lattice_field(2), linear(2)).network is None
+    assert made(lattice_field(2), linear(2)).networks == ()
     for field in (lattice_field(2, network=SMALL), lattice_field(2, network=SMALL, composed=True)):
-        network = made(field, linear(2)).network
+        (network,) = made(field, linear(2)).networks
         assert isinstance(network, torch.nn.Module)
         weights = sum(p.numel() for p in network.parameters())
         assert weights > SMALL.width * SMALL.depth

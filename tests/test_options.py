@@ -279,7 +279,7 @@ def test_json_comes_back_as_what_it_was() -> None:
         text = json.loads(json.dumps(dataclasses.asdict(value)))
         again = Outer(**{name: rebuilt(hint, text[name]) for name, hint in hints.items()})
         assert again == value
-    with pytest.raises(ValueError, match="Made has no soul: of a later version"):
+    with pytest.raises(ValueError, match="Made has no soul: of another version"):
         rebuilt(Made, {"soul": 1})
 
 

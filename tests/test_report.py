@@ -104,7 +104,7 @@ def test_report_of_a_run(results: dict[str, itk_nir.RegistrationResult], kind: s
 @pytest.mark.parametrize("kind", ["whole", "linear"])
 def test_metrics_is_the_old_name(results: dict[str, itk_nir.RegistrationResult], kind: str) -> None:
     result = results[kind]
-    with pytest.warns(DeprecationWarning, match=r"metrics is \.report"):
+    with pytest.warns(DeprecationWarning, match=r"metrics is called \.report"):
         old = result.metrics
     assert json.loads(json.dumps(old, allow_nan=False)) == old
     assert old["linear_matrix"] == result.report.affine_matrix

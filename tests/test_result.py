@@ -302,17 +302,17 @@ def test_repr_is_three_lines() -> None:
 
 def test_old_names_warn_and_work(tmp_path: Path) -> None:
     result = made(2)
-    with pytest.warns(DeprecationWarning, match=r"RegistrationResult\.metrics is \.report since 0\.2") as told:
+    with pytest.warns(DeprecationWarning, match=r"RegistrationResult\.metrics is called \.report since 0\.2") as told:
         metrics = result.metrics
     assert told[0].filename == __file__
     assert metrics["linear_matrix"] == metrics["affine_matrix"] == result.report.affine_matrix
     assert {"bake_spacing_voxels", "bake_error_voxels", "similarity_start"} <= set(metrics)
     assert result.report.as_dict().items() <= metrics.items()
-    with pytest.warns(DeprecationWarning, match=r"\.chain is \.mapping"):
+    with pytest.warns(DeprecationWarning, match=r"\.chain is called \.mapping"):
         assert result.chain is result.mapping
-    with pytest.warns(DeprecationWarning, match=r"\.network is \.field"):
+    with pytest.warns(DeprecationWarning, match=r"\.network is called \.field"):
         assert result.network is result.field
-    with pytest.warns(DeprecationWarning, match=r"\.save_network\(\) is \.save_field"), pytest.raises(InputError):
+    with pytest.warns(DeprecationWarning, match=r"\.save_network is called \.save_field"), pytest.raises(InputError):
         result.save_network(tmp_path / "n.safetensors")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from itk_nir.compat.options import Device, LinearStage
 from itk_nir.errors import InputError, OptionError, one_line, warn_renamed
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image
@@ -133,9 +134,9 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         self,
         preset: str | Settings = "default",
         *,
-        linear: str = "none",
+        linear: LinearStage = "none",
         seed: int = 0,
-        device: str = "auto",
+        device: Device = "auto",
         threads: int | None = None,
         **options: Any,
     ) -> None:

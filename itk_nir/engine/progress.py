@@ -49,13 +49,13 @@ class Progress:
     @property
     def step(self) -> int:
         """Deprecated name of `iteration`."""
-        warn_renamed("Progress.step", "iteration")
+        warn_renamed("Progress.step", ".iteration")
         return self.iteration
 
     @property
     def steps(self) -> int:
         """Deprecated name of `iterations`."""
-        warn_renamed("Progress.steps", "iterations")
+        warn_renamed("Progress.steps", ".iterations")
         return self.iterations
 
 

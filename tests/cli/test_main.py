@@ -110,7 +110,7 @@ def test_demo_reports_the_true_error(tmp_path: Path, capsys) -> None:
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert tuple(settings.PRESETS) == PRESETS
-    assert FORMATS == formats.FORMATS
+    assert tuple(formats.FORMATS) == FORMATS
     assert main(["presets"]) == 0
     everything = capsys.readouterr().out
     assert all(name in everything for name in PRESETS)

@@ -13,7 +13,6 @@ from itk_nir.cli import main
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.phantom import Phantom
-from itk_nir.transforms import save as formats
 from itk_nir.transforms.formats.itk_h5 import write_h5
 from itk_nir.transforms.model import CompositeTransform
 from tests.cli.commands import STILL, error_line, process, read, register_arguments, written
@@ -134,7 +133,7 @@ def test_interruption_leaves_nothing_behind(pair: dict[str, str], tmp_path: Path
             raise KeyboardInterrupt
         write_h5(chain, path)
 
-    monkeypatch.setattr(formats, "write_h5", interrupted)
+    monkeypatch.setattr("itk_nir.transforms.formats.itk_h5.write_h5", interrupted)
     before = set(tmp_path.rglob("*"))
     assert main(register_arguments(pair, tmp_path / "new" / "case_")) == 130
     assert len(calls) == 2

@@ -284,7 +284,7 @@ def test_names_of_before_are_taken_with_a_warning(oblique: dict[int, Phantom]) -
         _, options = register_options(given, {"displacement_diffusion": 2.0, "preset": "fast"})
     assert [w.filename for w in warned] == [__file__]
     assert options == {"smoothness": 2.0, "preset": "fast"}
-    with pytest.raises(OptionError, match="unknown option 'steps', did you mean 'iterations'"):
+    with pytest.raises(OptionError, match="'steps' is the old name of 'iterations'; give one of them"):
         register_options(given, {"steps": 3, "iterations": 3})
 
 

@@ -213,7 +213,7 @@ def test_energy_is_what_its_text_says() -> None:
     lattice = LevelLattice(spacing=4.0, cell=0.01, lorentzian_scale=0.5)
     squares = sum(u.double().diff(dim=axis).square().sum() for axis in (1, 2, 3))
     assert float(Diffusion().energy(lattice)(u)) == pytest.approx(0.01 * float(squares), rel=1e-5)
-    wanted = 0.01 * float(reference.diffusion(u.double(), (1.0, 1.0, 1.0), 0.5))
+    wanted = 0.01 * float(reference.diffusion(u.double(), 0.5))
     assert float(Lorentzian().energy(lattice)(u)) == pytest.approx(wanted, rel=1e-5)
     assert 0 < wanted < 0.01 * float(squares)
     # Its own scale comes before that of the settings.

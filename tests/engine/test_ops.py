@@ -17,6 +17,7 @@ from torch import Tensor
 from itk_nir.engine import ops
 from itk_nir.engine.lattice import Banded, Domain, banded_from_dense, cubic, gaussian_matrix, shape_of
 from itk_nir.engine.ops import dispatch, reference
+from itk_nir.engine.velocity_field import Lattices
 
 native = pytest.importorskip("itk_nir._native", reason="the native module is not built")
 
@@ -96,7 +97,7 @@ def splines(
 ) -> tuple[list[Banded], tuple[int, ...]]:
     """Evaluation matrices (x, y, z) from a lattice to the voxels of `shape`, and the lattice's shape."""
     domain = Domain((0, 0, 0), (shape[2], shape[1], shape[0]))
-    axes = domain.lattice(knots, 0)[0]
+    axes = domain.lattice(knots)
     return [a.evaluate(p) for a, p in zip(axes, domain.level_positions((1, 1, 1)), strict=True)], shape_of(axes)
 
 
@@ -569,7 +570,7 @@ def test_wrong_shapes(call: Callable[[Any, Any], object], message: str) -> None:
 def test_spline_is_a_partition_of_unity() -> None:
     """Every point of the domain has all four control points around it, at every refinement."""
     domain = Domain((3, 5, 0), (29, 17, 1))
-    for axes in domain.lattice((6.0, 7.5, 1.0), 2):
+    for axes in Lattices.halved(domain.lattice((6.0, 7.5, 1.0)), 6.0, 2).axes:
         for axis, start, size in zip(axes, domain.start, domain.size, strict=True):
             positions = np.linspace(start, start + size - 1, 101)
             m = axis.evaluate(positions)
@@ -588,7 +589,7 @@ def test_cubic_is_the_spline() -> None:
 def test_refinement_keeps_the_spline() -> None:
     domain = Domain((0, 0, 0), (31, 20, 1))
     rng = np.random.default_rng(0)
-    for axis, size in zip(domain.lattice((8.0, 5.0, 1.0), 0)[0], domain.size, strict=True):
+    for axis, size in zip(domain.lattice((8.0, 5.0, 1.0)), domain.size, strict=True):
         fine = axis.refined()
         if axis.count > 1:
             assert fine.spacing == axis.spacing / 2

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def test_old_names_of_progress_warn_and_work() -> None:
     p = Progress("deformable", 1, 3, 4, 20, 0.5, 0.6, 0.25, 1.5, 0.3)
     for old, now in (("step", "iteration"), ("steps", "iterations")):
-        with pytest.warns(DeprecationWarning, match=rf"Progress\.{old} is Progress\.{now} since 0\.2") as told:
+        with pytest.warns(DeprecationWarning, match=rf"Progress\.{old} is called \.{now} since 0\.2") as told:
             value = getattr(p, old)
         assert told[0].filename == __file__
         assert value == getattr(p, now)

@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -441,8 +442,7 @@ def test_folder_of_elastix_files_may_be_moved(tmp_path: Path) -> None:
 
 def test_old_files_of_the_same_name_do_not_deceive_the_check(tmp_path: Path) -> None:
     result = made(2)
-    nudge = LinearTransform.identity(2)
-    other = RegistrationResult(result.fixed, result.moving, nudge, initial=shifted(result.mapping))
+    other = replace(result, displacement=shifted(result.mapping).transforms[0])
     result.save(f"{tmp_path}/", format="elastix")
     other.save(f"{tmp_path}/", format="elastix")
     p = result.fixed.geometry.grid()[::4, ::4].reshape(-1, 2)
