@@ -33,6 +33,7 @@ from measure import (
     fingerprint,
     install,
     least_disturbed,
+    method_named,
     processor_name,
     run,
     say,
@@ -85,7 +86,8 @@ def _once(
     pair: Pair, name: str, options: argparse.Namespace, work: Path, scored: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """What one run took and gave; `scored`: the scores of the transforms seen so far."""
-    folder = Path(tempfile.mkdtemp(prefix=f"{pair.name.replace('/', '_')}_{name}_", dir=work))
+    start = f"{pair.name}_{name}_".replace(os.sep, "_")
+    folder = Path(tempfile.mkdtemp(prefix=start, dir=work))
     load = os.getloadavg()[0]
     try:
         usage = run(name, pair, folder, options.threads, options.timeout)
@@ -108,12 +110,19 @@ def chosen_methods(text: str) -> list[str]:
     if text == "all":
         return list(METHODS)
     names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in METHODS]
+    unknown = [name for name in names if not _is_method(name)]
     if unknown or not names:
         raise argparse.ArgumentTypeError(
             f"no method {', '.join(unknown) or text!r}; there are {', '.join(METHODS)}, all"
         )
     return list(dict.fromkeys(names))
+
+
+def _is_method(name: str) -> bool:
+    try:
+        return bool(method_named(name))
+    except KeyError:
+        return False
 
 
 def chosen_pairs(pairs: Iterable[Pair], patterns: Sequence[str]) -> list[Pair]:

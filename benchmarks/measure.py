@@ -18,7 +18,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,8 +144,29 @@ def interpreter(name: str) -> str:
     return str(own) if own.exists() else sys.executable
 
 
-def itk_nir_command() -> list[str]:
-    """The installed command of this interpreter; without one, the package in the checkout."""
+def method_named(name: str) -> Method:
+    """A method of `METHODS`, or one of this program's presets in another checkout: ``nir-default@FOLDER``.
+
+    Raises
+    ------
+    KeyError : no such method.
+    """
+    own, _, checkout = name.partition("@")
+    if not checkout:
+        return METHODS[own]
+    if not own.startswith("nir-"):
+        raise KeyError(name)
+    return replace(METHODS[own], title=f"{METHODS[own].title} @ {Path(checkout).name}")
+
+
+def itk_nir_command(name: str = "") -> list[str]:
+    """The installed command of this interpreter; without one, the package in the checkout.
+
+    For a `name` with ``@FOLDER``, that of the environment which ``make setup`` has made there.
+    """
+    checkout = name.partition("@")[2]
+    if checkout:
+        return [str(Path(checkout).resolve() / ".venv" / "bin" / "itk-nir")]
     script = Path(sys.executable).with_name("itk-nir")
     return [str(script)] if script.exists() else [sys.executable, "-m", "itk_nir.cli"]
 
@@ -158,13 +179,16 @@ def version(name: str) -> str:
     RunFailed : it is not installed; the text says how to install it.
     """
     if name.startswith("nir-"):
-        command = [*itk_nir_command(), "--version"]
-        how = "pip install . in the checkout"
+        command = [*itk_nir_command(name), "--version"]
+        how = "make setup in that folder" if "@" in name else "pip install . in the checkout"
     else:
         command = [interpreter(name), str(HERE / "peers.py"), name, "--version"]
-        method = METHODS[name]
-        how = f"python benchmarks/compare.py --install {name}" if method.apart else f"pip install {method.requirement}"
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, check=False)
+        peer = METHODS[name]
+        how = f"python benchmarks/compare.py --install {name}" if peer.apart else f"pip install {peer.requirement}"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, check=False)
+    except FileNotFoundError:
+        raise RunFailed(f"not installed: {how}") from None
     if done.returncode:
         raise RunFailed(f"not installed: {how}")
     return done.stdout.split()[-1]
@@ -197,8 +221,8 @@ def run(name: str, pair: Pair, folder: Path, threads: int, timeout: float) -> Us
         inputs += ["--fixed-mask", str(pair.fixed_mask)]
     log = folder / "log.txt"
     if name.startswith("nir-"):
-        preset = name.removeprefix("nir-")
-        command = [*itk_nir_command(), "register", "--preset", preset, "--output", f"{folder}/", *inputs]
+        preset = name.removeprefix("nir-").partition("@")[0]
+        command = [*itk_nir_command(name), "register", "--preset", preset, "--output", f"{folder}/", *inputs]
         names = {"forward": "Composite.h5", "inverse": "InverseComposite.h5"}
         manifest = {direction: [{"file": file}] for direction, file in names.items()}
         (folder / "transforms.json").write_text(json.dumps(manifest))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from measure import METHODS, say
+from measure import method_named, say
 
 # The columns of a table: key in the results, heading, format. Those that no row has are left out.
 COLUMNS = (
@@ -103,7 +103,7 @@ def table(
     ruler = ["---", *("---:" for _ in columns)]
     lines = [f"| {' | '.join(cells)} |" for cells in (heads, ruler)]
     dates = earlier or {}
-    titles = {name: METHODS[name].title + (f" ({dates[name]})" if name in dates else "") for name in rows}
+    titles = {name: method_named(name).title + (f" ({dates[name]})" if name in dates else "") for name in rows}
     return [*lines, line("before", before), *(line(titles[name], row) for name, row in rows.items())]
 
 
@@ -117,7 +117,11 @@ def report(name: str, facts: dict[str, Any], results: Sequence[dict[str, Any]], 
     lines += [
         f"{facts['date']}, {facts['processor']} ({facts['cores']} cores), {threads} thread{'s' * (threads > 1)}, "
         f"medians over {repeats} turn{'s' * (repeats > 1)} in alternation"
-        + (f" ({', '.join(METHODS[key].title for key in facts['once'])}: the first only)" if facts.get("once") else "")
+        + (
+            f" ({', '.join(method_named(key).title for key in facts['once'])}: the first only)"
+            if facts.get("once")
+            else ""
+        )
         + ". Made with",
         "",
         f"    {facts['command']}",
@@ -142,7 +146,7 @@ def report(name: str, facts: dict[str, Any], results: Sequence[dict[str, Any]], 
         lines += [*table(first, rows, earlier), ""]
         if earlier:
             lines += ["With a date: from an earlier run of this page, whose times are not of the same hours.", ""]
-        lines += [f"- {METHODS[method].title}: {reason}" for method, reason in result["failed"].items()]
+        lines += [f"- {method_named(method).title}: {reason}" for method, reason in result["failed"].items()]
         lines += [""] * bool(result["failed"])
     if picture:
         lines += [f"![Accuracy against time]({picture})", ""]
@@ -152,9 +156,11 @@ def report(name: str, facts: dict[str, Any], results: Sequence[dict[str, Any]], 
         "this virtual machine wanted its host gave to others, which makes the time longer. – : not known, or the "
         "program gives none.",
         "",
-        "Versions: " + ", ".join(f"{METHODS[key].title} {value}" for key, value in facts["versions"].items()) + ".",
+        "Versions: "
+        + ", ".join(f"{method_named(key).title} {value}" for key, value in facts["versions"].items())
+        + ".",
     ]
-    lines += [f"Skipped: {METHODS[key].title}: {why}." for key, why in facts["skipped"].items()]
+    lines += [f"Skipped: {method_named(key).title}: {why}." for key, why in facts["skipped"].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -186,7 +192,9 @@ def plot(name: str, results: Sequence[dict[str, Any]], path: Path) -> bool:
             axes.plot([x for x, _, _ in chosen], [y for _, y, _ in chosen], color=colour, linewidth=1, alpha=0.5)
         for x, y, method in chosen:
             axes.scatter([x], [y], s=40, color=colour, marker="o" if ours else "s", zorder=3)
-            axes.annotate(METHODS[method].title, (x, y), (6, 5), textcoords="offset points", fontsize=8, color=colour)
+            axes.annotate(
+                method_named(method).title, (x, y), (6, 5), textcoords="offset points", fontsize=8, color=colour
+            )
     axes.set_xscale("log")
     ticks = [second for second in _TICKS if 0.4 * min(row["wall"] for row in rows.values()) <= second]
     ticks = [second for second in ticks if second <= 4 * max(row["wall"] for row in rows.values())]

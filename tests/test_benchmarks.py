@@ -424,3 +424,15 @@ def test_growth_keeps_the_field_of_view(tmp_path: Path) -> None:
         here = image.TransformContinuousIndexToPhysicalPoint([-0.5 if corner < 0 else 31.5] * 3)
         assert there == pytest.approx(here)
     assert float(sitk.GetArrayFromImage(got)[1:-1, 1:-1, 1:-1].min()) == 5.0
+
+
+def test_a_preset_of_another_checkout_is_a_method(tmp_path: Path) -> None:
+    name = f"nir-fast@{tmp_path}/before"
+    assert compare.chosen_methods(f"nir-fast,{name}") == ["nir-fast", name]
+    assert measure.method_named(name).title == "itk-nir fast @ before"
+    assert measure.itk_nir_command(name) == [f"{tmp_path}/before/.venv/bin/itk-nir"]
+    with pytest.raises(measure.RunFailed, match="make setup in that folder"):
+        measure.version(name)
+    for wrong in ("greedy@here", "nir-fats@here"):
+        with pytest.raises(argparse.ArgumentTypeError, match="no method"):
+            compare.chosen_methods(wrong)
