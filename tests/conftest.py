@@ -11,6 +11,15 @@ from itk_nir.phantom import Phantom, brain_phantom
 from tests.grids import centred, turned
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Markers that follow from where a test stands and what it asks for; `slow` is said by the tests themselves."""
+    for item in items:
+        if "data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.data)
+        if Path(item.path).parent.name in ("compat", "transforms"):
+            item.add_marker(pytest.mark.interop)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Folder of real image pairs: ``ITK_NIR_DATA``, else ``../shared/data`` beside the checkout."""

@@ -40,7 +40,7 @@ def run_blocks(
     names: dict[str, Any] = {"__name__": "__docs__", **(namespace or {})}
     ran = 0
     for tags, line, code in blocks:
-        compiled = compile("\n" * (line - 1) + code, str(DOCS / path), "exec")
+        compiled = compile("\n" * (line - 1) + code, str(DOCS / path), "exec", dont_inherit=True)
         if not tags & set(without):
             exec(compiled, names)
             ran += 1
