@@ -60,10 +60,8 @@ def _apply_to_points(options: argparse.Namespace) -> None:
     from itk_nir.loading import load_transform
     from itk_nir.points import load_points, save_points
 
-    table = load_points(options.points)
     transform = load_transform(one_or_list(options.transform))
-    if transform.dimension != table.points.shape[1]:
-        table = load_points(options.points, transform.dimension)
+    table = load_points(options.points, transform.dimension)
     transform = transform.inverse() if options.inverse else transform
     save_points(table, transform.map(table.points), options.output)
     tell(f"{len(table.points)} points; wrote {names([options.output])}")

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 PRESETS = ("fast", "default", "accurate", "paper")
 FORMATS = ("itk", "ants", "elastix", "slicer", "nifti")
 
+#: The public options of `itk_nir.register`, each of which is a flag: known here so that arguments are read at once.
+PUBLIC_OPTIONS = (
+    "metric", "iterations", "shrink_factors", "smoothing_sigmas", "radius", "learning_rates", "regulariser",
+    "smoothness", "grid_spacing", "transform_model", "symmetric", "convergence_window", "convergence_threshold",
+)  # fmt: skip
+
 #: Arguments of `itk_nir.register` that are no setting of a preset: the flag for each, None where there is none.
 REGISTER_FLAGS: dict[str, str | None] = {
     "fixed": "--fixed",
@@ -52,6 +58,54 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each public option; what it means is filled in from the settings when help is asked for."""
+    group = parser.add_argument_group(
+        "options of the deformable stage",
+        "one value for all levels or one a level, coarsest first: 40,20,10; more with --set",
+    )
+    actions = {}
+    for name in PUBLIC_OPTIONS:
+        flag, target = "--" + name.replace("_", "-"), f"option_{name}"
+        if name == "symmetric":
+            actions[name] = group.add_argument(flag, dest=target, action="store_const", const=True)
+        else:
+            actions[name] = group.add_argument(flag, dest=target, type=level_values, metavar="VALUE")
+    plain = parser.format_help
+
+    def format_help() -> str:
+        from itk_nir.settings import described
+
+        for name, (value, what) in described("default").items():
+            if name in actions and what is not None:
+                limits = what.limits()
+                default = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                text = f"{what.help}{f' ({limits})' if limits else ''}; default: {default}"
+                actions[name].help = text.replace("`", "").replace("%", "%%")
+        return plain()
+
+    parser.format_help = format_help  # type: ignore[method-assign]
+
+
+def level_values(text: str) -> Any:
+    """Read ``40,20,10``, ``40x20x10``, a number or a word, for argparse; what it may be the settings say.
+
+    Examples
+    --------
+    >>> level_values("40x20x10"), level_values("0.5,1"), level_values("ncc")
+    ((40, 20, 10), (0.5, 1), 'ncc')
+    """
+    parts = text.replace("x", ",").split(",") if text[:1].isdigit() else text.split(",")
+    values = tuple(_value(part.strip()) for part in parts)
+    return values[0] if len(values) == 1 else values
+
+
+def given_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The public options that the user gave a flag for."""
+    given = {name: getattr(options, f"option_{name}") for name in PUBLIC_OPTIONS}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from itk_nir.cli.arguments import FORMATS, add_common, one_or_list, parse_settings, settings_of
+from itk_nir.cli.arguments import (
+    FORMATS,
+    add_common,
+    add_options,
+    given_options,
+    one_or_list,
+    parse_settings,
+    settings_of,
+)
 from itk_nir.cli.console import names, note_if_folder, progress, require_matplotlib, summary, tell
+from itk_nir.errors import OptionError
 
 if TYPE_CHECKING:
     from itk_nir.result import RegistrationResult
@@ -60,13 +69,18 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--picture", action="store_true", help="write PREFIXregistration.png too")
     add_common(parser)
+    add_options(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Register the images, write all files or none, and print one line about the result."""
     given = parse_settings(options.set)
-    _check_output(options)
+    for name, value in given_options(options).items():
+        if name in given:
+            raise OptionError(f"--set {name}={given[name]}: --{name.replace('_', '-')} is given too; leave one out")
+        given[name] = value
+    fixed = _checked_output(options)
     with progress() as callback:
         from itk_nir.engine import ops
         from itk_nir.registration import register
@@ -74,7 +88,7 @@ def run(options: argparse.Namespace) -> None:
         ops.return_blocks_from(8 << 20)
         began = time.perf_counter()
         result = register(
-            options.fixed,
+            fixed,
             options.moving,
             preset=settings_of(options.preset, given),
             linear=options.linear,
@@ -104,8 +118,8 @@ def _save_with_picture(result: RegistrationResult, options: argparse.Namespace) 
     return paths
 
 
-def _check_output(options: argparse.Namespace) -> None:
-    """Refuse what cannot be written, before the work rather than after it."""
+def _checked_output(options: argparse.Namespace) -> Any:
+    """Refuse what cannot be written, before the work rather than after it; the fixed image, read where it had to be."""
     from itk_nir.checks import check_output_prefix
 
     check_output_prefix(options.output)
@@ -116,4 +130,7 @@ def _check_output(options: argparse.Namespace) -> None:
         from itk_nir.images import load_image
         from itk_nir.transforms.save import check_format
 
-        check_format(options.format, load_image(options.fixed, "fixed image").dimension)
+        volume = load_image(options.fixed, "fixed image")
+        check_format(options.format, volume.dimension)
+        return volume
+    return options.fixed

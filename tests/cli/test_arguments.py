@@ -1,20 +1,22 @@
-"""The values of ``--set``."""
+"""The values of ``--set``, and the public options as flags."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import itk_nir
 from itk_nir.cli import main, register
-from itk_nir.cli.arguments import REGISTER_FLAGS, parse_settings
+from itk_nir.cli.arguments import PUBLIC_OPTIONS, REGISTER_FLAGS, level_values, parse_settings
 from itk_nir.errors import OptionError
-from itk_nir.settings import PRESETS, make_settings, options_of
-from tests.cli.commands import error_line
+from itk_nir.settings import PRESETS, described, make_settings, options_of, public_options
+from tests.cli.commands import error_line, register_arguments
 
 
 def test_settings_are_typed() -> None:
@@ -82,3 +84,56 @@ def test_infinity_and_no_number_reach_the_settings() -> None:
 def test_a_value_that_is_nested_deeply_is_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["register", "--fixed", "f", "--moving", "m", "--output", "o", "--set", f"iterations={text}"]) == 2
     assert "iterations" in error_line(capsys)
+
+
+# --- the public options as flags -------------------------------------------------------------------------------------
+
+
+def test_every_public_option_is_a_flag_that_help_explains(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(PUBLIC_OPTIONS) == public_options("default")
+    with pytest.raises(SystemExit):
+        main(["register", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, (value, what) in described("default").items():
+        if name in PUBLIC_OPTIONS:
+            assert what is not None
+            assert f"--{name.replace('_', '-')}" in shown
+            assert " ".join(what.help.replace("`", "").split())[:60] in shown
+            assert value in (False, 0.0) or str(value if not isinstance(value, tuple) else value[0]) in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("40,20,10", (40, 20, 10)), ("40x20x10", (40, 20, 10)), ("0.5", 0.5), ("1.2,0.65", (1.2, 0.65)), ("ncc", "ncc"),
+     ("inf", math.inf), ("velocity", "velocity")],
+)  # fmt: skip
+def test_values_of_flags(text: str, value: object) -> None:
+    assert level_values(text) == value
+
+
+def test_flags_are_options_of_register(pair: dict[str, str], tmp_path: Path) -> None:
+    flags = ["--iterations", "2x1x1", "--smoothness", "3", "--metric", "ncc", "--symmetric", "--learning-rates", "1e-3"]
+    assert main(register_arguments(pair, tmp_path / "a_", *flags)) == 0
+    told = json.loads((tmp_path / "a_report.json").read_text())["metrics"]["settings"]["deformable"]
+    assert told["iterations"] == [2, 1, 1]
+    assert told["smoothness"] == [3.0, 3.0, 3.0]
+    assert (told["metric"], told["symmetric"], told["learning_rates"]) == ("ncc", True, [1e-3] * 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--iterations", "2", "--set", "iterations=3"],
+            "--set iterations=3: --iterations is given too; leave one out",
+        ),
+        (["--metric", "lnc"], "metric must be one of 'lncc', 'ncc', got 'lnc', did you mean 'lncc'?"),
+        (["--smoothness=-1"], "smoothness must be at least 0"),
+    ],
+)
+def test_flags_that_cannot_be(
+    pair: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(register_arguments(pair, tmp_path / "a_", *arguments)) == 2
+    assert message in error_line(capsys)
+    assert not list(tmp_path.glob("a_*"))
