@@ -337,8 +337,8 @@ def options_page() -> str:
         "",
         "Made by `python -m itk_nir.settings`; the test suite checks that it is up to date.",
         "",
-        "The public options are keywords of `itk_nir.register` and flags of `itk-nir register` (`--smoothness 2`). Options",
-        "with one value a level take a single number for all levels.",
+        "The public options are keywords of `itk_nir.register` and flags of `itk-nir register` (`--smoothness 2`).",
+        "Those with one value a level take a single number for all levels.",
     ]
     for title, public in (("Public options", True), ("Expert settings", False)):
         lines += ["", f"## {title}", ""]

@@ -21,6 +21,7 @@ from itk_nir.compat.options import Device, LinearStage
 from itk_nir.errors import InputError, OptionError, one_line, warn_renamed
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image
+from itk_nir.images.itk_classes import empty_image, itk_matrix
 from itk_nir.loading import load_transform
 from itk_nir.report import Report
 from itk_nir.settings import Settings, make_settings, present_names
@@ -247,11 +248,8 @@ def _box(block: Geometry, start: CompositeTransform) -> Geometry:
 
 def _empty_image(geometry: Geometry) -> Any:
     """An ``itk.Image`` that has a grid and no pixels."""
-    import itk
-
-    image = itk.Image[itk.F, geometry.dimension].New()
-    image.SetRegions([int(n) for n in geometry.size])
+    image = empty_image(geometry.size)
     image.SetSpacing(geometry.spacing)
     image.SetOrigin(geometry.origin)
-    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(geometry.rotation)))
+    image.SetDirection(itk_matrix(geometry.rotation))
     return image

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.geometry import Geometry
-from itk_nir.images.itk_classes import itk_matrix, vector_image
+from itk_nir.images.itk_classes import itk_matrix, scalar_image, vector_image
 
 
 def to_itk(array: NDArray[Any], geometry: Geometry) -> Any:
@@ -33,11 +33,9 @@ def to_itk(array: NDArray[Any], geometry: Geometry) -> Any:
     >>> tuple(image.GetSpacing())
     (0.5, 2.0)
     """
-    import itk
-
     if array.ndim == geometry.dimension + 1:
         return to_itk_vectors(array, geometry, "F")
-    image = itk.image_from_array(np.ascontiguousarray(_wrapped_type(array)))
+    image = scalar_image(_wrapped_type(array))
     _place(image, geometry)
     return image
 

@@ -1,42 +1,30 @@
-"""Single classes of ITK's Python wrapping, loaded one by one.
+"""What is used of ITK's Python wrapping, loaded no sooner and no more than needed.
 
-The first use of a class under its usual name, such as ``itk.DisplacementFieldTransform``, loads the whole ITK module
-that it belongs to and all that this depends on: some four hundred extension modules, ten seconds of CPU time. Each
-class also is in an extension module of its own, which loads in a twentieth of that; it is the same class, and ITK finds
-it loaded when something asks for it by its usual name later. Where another version of ITK lays its modules out
-otherwise, the usual name is the way.
+The first use of a class loads the whole ITK module that it belongs to and all that this depends on. For
+``itk.DisplacementFieldTransform`` that is some four hundred extension modules and three quarters of the CPU time that
+the first ``.transform`` of a result would take; the class itself is in an extension module of its own, which loads in a
+tenth of a second once the modules of images and transforms are there. It is the same class, and ITK finds it loaded
+when something asks for it by its usual name later (until then ``itk.template`` does not know it). Where another version
+of ITK lays its modules out otherwise, the usual name is the way.
+
+ITK's own loading is not made for several threads at once: what may load something is called under one lock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-
-def itk_class(module: str, name: str, usual: Callable[[Any], Any]) -> Any:
-    """A wrapped class of ITK.
-
-    Parameters
-    ----------
-    module, name : str
-        Its extension module and its name there.
-    usual : callable
-        Takes the package ``itk`` and gives the class by its usual name.
-    """
-    import itk
-
-    try:
-        return getattr(import_module(f"itk.{module}"), name)
-    except (ImportError, AttributeError):
-        return usual(itk)
+#: Held while ITK may load something; a load may ask for another.
+LOADING = threading.RLock()
 
 
 def vector_image(vectors: NDArray[Any], component: str) -> Any:
-    """An ``itk.Image`` of ``itk.Vector[component, d]`` with memory of its own, on the unit grid.
+    """Make an ``itk.Image`` of ``itk.Vector[component, d]`` with memory of its own, on the unit grid.
 
     Parameters
     ----------
@@ -44,36 +32,165 @@ def vector_image(vectors: NDArray[Any], component: str) -> Any:
         ``([D,] H, W, d)``.
     component : {"F", "D"}
         float32 or float64.
+
+    Returns
+    -------
+    itk.Image
     """
     d = vectors.shape[-1]
-    code = f"V{component}{d}{d}"
-    image = itk_class("itkImagePython", f"itkImage{code}", lambda itk: itk.Image[_vector(itk, component, d), d]).New()
-    image.SetRegions([int(n) for n in vectors.shape[-2::-1]])
-    image.Allocate()
-    buffer = itk_class(
-        "itkPyBufferPython", f"itkPyBufferI{code}", lambda itk: itk.PyBuffer[itk.Image[_vector(itk, component, d), d]]
-    )
+    with LOADING:
+        import itk
+
+        image = itk.Image[itk.Vector[getattr(itk, component), d], d].New()
+        image.SetRegions([int(n) for n in vectors.shape[-2::-1]])
+        image.Allocate()
+        view = itk.array_view_from_image(image)
     # Through a view: the only way without a dangling copy.
-    buffer.GetArrayViewFromImage(image)[...] = vectors
+    view[...] = vectors
     return image
 
 
+def scalar_image(array: NDArray[Any]) -> Any:
+    """Make an ``itk.Image`` of scalars with memory of its own, on the unit grid.
+
+    Parameters
+    ----------
+    array : ndarray
+        ``([D,] H, W)``, of a type that ITK's wheels have images of.
+
+    Returns
+    -------
+    itk.Image
+    """
+    with LOADING:
+        import itk
+
+        return itk.image_from_array(np.ascontiguousarray(array))
+
+
+def empty_image(size: tuple[int, ...]) -> Any:
+    """Make an ``itk.Image`` of floats that has a size and no pixels.
+
+    Parameters
+    ----------
+    size : tuple of int
+        ``(x, y[, z])``.
+
+    Returns
+    -------
+    itk.Image
+    """
+    with LOADING:
+        import itk
+
+        image = itk.Image[itk.F, len(size)].New()
+    image.SetRegions([int(n) for n in size])
+    return image
+
+
+def image_view(image: Any) -> NDArray[Any]:
+    """The pixels of an ``itk.Image`` as a view.
+
+    Parameters
+    ----------
+    image : itk.Image
+        In memory.
+
+    Returns
+    -------
+    ndarray
+        ``([D,] H, W[, components])``.
+
+    Raises
+    ------
+    TypeError, KeyError, RuntimeError
+        ITK's, for images that its wrapping does not know.
+    """
+    with LOADING:
+        import itk
+
+        view: NDArray[Any] = itk.array_view_from_image(image)
+    return view
+
+
 def itk_matrix(matrix: ArrayLike) -> Any:
-    """An ``itk.Matrix[itk.D, d, d]``."""
-    values = np.asarray(matrix, float)
-    d = len(values)
-    made = itk_class("itkMatrixPython", f"itkMatrixD{d}{d}", lambda itk: itk.Matrix[itk.D, d, d])
-    numbers = made().GetVnlMatrix()
-    for row in range(d):
-        for column in range(d):
-            numbers.set(row, column, float(values[row, column]))
-    return made(numbers)
+    """Make an ``itk.Matrix[itk.D, d, d]``.
+
+    Parameters
+    ----------
+    matrix : array_like
+        ``(d, d)``.
+
+    Returns
+    -------
+    itk.Matrix
+    """
+    with LOADING:
+        import itk
+
+        return itk.matrix_from_array(np.ascontiguousarray(matrix, np.float64))
+
+
+def matrix_array(matrix: Any) -> NDArray[np.float64]:
+    """The values of an ITK matrix.
+
+    Parameters
+    ----------
+    matrix : itk.Matrix
+        ``d x d``.
+
+    Returns
+    -------
+    ndarray
+        ``(d, d)``.
+    """
+    with LOADING:
+        import itk
+
+        return np.array(itk.array_from_matrix(matrix))
+
+
+def down_cast(transform: Any) -> Any:
+    """An ITK transform as the class that it is.
+
+    Parameters
+    ----------
+    transform : itk.Transform
+        Of any class.
+
+    Returns
+    -------
+    itk.Transform
+    """
+    with LOADING:
+        import itk
+
+        return itk.down_cast(transform)
 
 
 def new_transform(name: str, d: int) -> Any:
-    """A new ``itk.<name>[itk.D, d]``, for example ``"AffineTransform"``."""
-    return itk_class(f"itk{name}Python", f"itk{name}D{d}", lambda itk: getattr(itk, name)[itk.D, d]).New()
+    """Make an ITK transform of double precision.
 
+    Parameters
+    ----------
+    name : {"AffineTransform", "CompositeTransform", "DisplacementFieldTransform"}
+        The class.
+    d : int
+        2 or 3.
 
-def _vector(itk: Any, component: str, d: int) -> Any:
-    return itk.Vector[getattr(itk, component), d]
+    Returns
+    -------
+    itk.Transform
+        ``itk.<name>[itk.D, d]``.
+    """
+    with LOADING:
+        import itk
+
+        if name != "DisplacementFieldTransform":
+            return getattr(itk, name)[itk.D, d].New()
+        # What the class needs must be loaded the usual way.
+        _ = itk.Image, itk.PyBuffer, itk.AffineTransform, itk.CompositeTransform
+        try:
+            return getattr(import_module("itk.itkDisplacementFieldTransformPython"), f"itk{name}D{d}").New()
+        except (ImportError, AttributeError):
+            return itk.DisplacementFieldTransform[itk.D, d].New()

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.errors import InputError, one_line
 from itk_nir.geometry import Geometry
+from itk_nir.images.itk_classes import image_view, matrix_array
 from itk_nir.images.nifti import is_nifti, orientation_warnings, read_voxels, refuse_not_finite, scaled
 
 
@@ -106,22 +107,20 @@ def _is_sitk(image: Any) -> bool:
 
 
 def _read_itk(image: Any, role: str) -> Volume:
-    import itk
-
     try:
         image.Update()
     except RuntimeError as error:
         raise InputError(f"{role}: its ITK pipeline failed ({one_line(error)})") from error
     _check_layout(role, int(image.GetImageDimension()), int(image.GetNumberOfComponentsPerPixel()))
     try:
-        view = itk.array_view_from_image(image)
+        view = image_view(image)
     except (TypeError, KeyError, RuntimeError) as error:
         raise InputError(f"{role}: ITK gives no array of this image ({one_line(error)}); cast it to float") from error
     region = image.GetBufferedRegion()
     _check_pixels(role, view.dtype)
     # The origin belongs to index 0, which after a crop is not the first voxel.
     origin = image.TransformIndexToPhysicalPoint(region.GetIndex())
-    direction = itk.array_from_matrix(image.GetDirection())
+    direction = matrix_array(image.GetDirection())
     geometry = _geometry(role, tuple(region.GetSize()), tuple(image.GetSpacing()), tuple(origin), direction)
     array = np.array(view, order="C")
     _check_values(role, array)

@@ -9,7 +9,7 @@ import numpy as np
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_itk_vectors
-from itk_nir.images.itk_classes import itk_matrix, new_transform
+from itk_nir.images.itk_classes import LOADING, down_cast, image_view, itk_matrix, matrix_array, new_transform
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
 
 
@@ -110,9 +110,7 @@ def from_itk(transform: Any, reference: Geometry | None = None) -> CompositeTran
     InputError
         A transform that has to be sampled and no `reference`, or one that is not 2D or 3D.
     """
-    import itk
-
-    transform = itk.down_cast(transform)
+    transform = down_cast(transform)
     d = int(transform.GetInputSpaceDimension())
     if d not in (2, 3):
         raise InputError(f"transform: is {d}D; only 2D and 3D transforms can be used")
@@ -123,9 +121,7 @@ def from_itk(transform: Any, reference: Geometry | None = None) -> CompositeTran
 
 
 def _steps(transform: Any, reference: Geometry | None) -> list[tuple[Step, Step | None]]:
-    import itk
-
-    transform = itk.down_cast(transform)
+    transform = down_cast(transform)
     d = int(transform.GetInputSpaceDimension())
     name = transform.GetNameOfClass()
     if name == "CompositeTransform":
@@ -147,31 +143,30 @@ def _steps(transform: Any, reference: Geometry | None) -> list[tuple[Step, Step 
 
 
 def _sampled(transform: Any, reference: Geometry) -> DisplacementField:
-    import itk
-
     d = reference.dimension
-    # Not wrapped for double vectors.
-    sampler = itk.TransformToDisplacementFieldFilter[itk.Image[itk.Vector[itk.F, d], d], itk.D].New()
+    with LOADING:
+        import itk
+
+        # Not wrapped for double vectors.
+        sampler = itk.TransformToDisplacementFieldFilter[itk.Image[itk.Vector[itk.F, d], d], itk.D].New()
     sampler.SetTransform(transform)
     sampler.SetSize([int(n) for n in reference.size])
     sampler.SetOutputSpacing(reference.spacing)
     sampler.SetOutputOrigin(reference.origin)
-    sampler.SetOutputDirection(itk.matrix_from_array(np.ascontiguousarray(reference.rotation)))
+    sampler.SetOutputDirection(itk_matrix(reference.rotation))
     sampler.Update()
     return _field(sampler.GetOutput())
 
 
 def _field(image: Any) -> DisplacementField:
-    import itk
-
     region = image.GetLargestPossibleRegion()
     geometry = Geometry.make(
         tuple(region.GetSize()),
         tuple(image.GetSpacing()),
         tuple(image.TransformIndexToPhysicalPoint(region.GetIndex())),
-        itk.array_from_matrix(image.GetDirection()),
+        matrix_array(image.GetDirection()),
     )
-    return DisplacementField(geometry, itk.array_view_from_image(image).astype(np.float32))
+    return DisplacementField(geometry, image_view(image).astype(np.float32))
 
 
 def _paired_inverses(transform: CompositeTransform) -> list[DisplacementField | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -519,3 +521,34 @@ def test_things_that_are_no_transform() -> None:
         read_transform(3)
     with pytest.raises(InputError, match="empty list"):
         read_transform([])
+
+
+FIRST = """
+import numpy as np, sys, itk
+from itk_nir.geometry import Geometry
+from itk_nir.transforms import DisplacementField
+from itk_nir.transforms.as_itk import field_to_itk
+
+grid = Geometry.make([6, 5, 4], [1.0, 2.0, 3.0], direction=np.diag([1.0, -1.0, -1.0]))
+transform = field_to_itk(DisplacementField(grid, np.full((4, 5, 6, 3), 0.25, np.float32)))
+print(np.asarray(transform.TransformPoint([1.0, -2.0, -3.0])).tolist())
+print(itk.array_from_matrix(transform.GetDisplacementField().GetDirection()).diagonal().tolist())
+image = itk.image_from_array(np.ones((4, 5, 6), np.float32))
+print(itk.resample_image_filter(image, transform=transform, use_reference_image=True, reference_image=image).shape)
+itk.transformwrite([transform], sys.argv[1])
+print(itk.transformread(sys.argv[1])[0].GetNameOfClass())
+print(type(transform) is itk.DisplacementFieldTransform[itk.D, 3], itk.template(transform)[1][1])
+"""
+
+
+def test_the_first_displacement_field_of_a_process_is_itks(tmp_path: Path) -> None:
+    """Its class is loaded by a short cut; all of ITK must work with it, in a process that has used nothing before."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FIRST, str(tmp_path / "t.h5")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "[1.25, -1.75, -2.75]", "[1.0, -1.0, -1.0]", "(4, 5, 6)", "DisplacementFieldTransform", "True 3",
+    ]  # fmt: skip

@@ -20,6 +20,7 @@ from itk_nir.compat.itk.inputs import (
 from itk_nir.compat.itk.lifetime import Link, whole_output
 from itk_nir.compat.itk.options import Options
 from itk_nir.errors import InputError, RegistrationCancelled
+from itk_nir.images.itk_classes import image_view
 
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Progress
@@ -364,7 +365,6 @@ class ProcessObject:
         return True
 
     def _generate(self) -> None:
-        import itk
 
         from itk_nir.registration import register
 
@@ -384,7 +384,7 @@ class ProcessObject:
         output = self.filter.GetOutput()
         output.SetBufferedRegion(output.GetLargestPossibleRegion())
         output.Allocate()
-        itk.array_view_from_image(output)[...] = result.warped_array
+        image_view(output)[...] = result.warped_array
         self.result = result
 
     def _report(self, progress: Progress) -> None:
