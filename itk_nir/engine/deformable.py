@@ -26,12 +26,14 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.folds import remove_folds
-from itk_nir.engine.images import LevelGrids, Pair, common_domain, shrink, spacings
+from itk_nir.engine.images import Pair, common_domain, shrink, spacings
 from itk_nir.engine.lattice import Domain
 from itk_nir.engine.level import FieldInTraining, Level
+from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.settings import DeformableSettings as Settings
-from itk_nir.engine.velocity_field import Lattices, describe, restore
+from itk_nir.engine.stored_field import describe, restore
+from itk_nir.engine.velocity_field import Lattices
 
 __all__ = ["Settings", "describe", "optimise", "restore"]
 
