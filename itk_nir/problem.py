@@ -85,6 +85,31 @@ class Problem:
     ) -> Problem:
         """Read and check what `itk_nir.register` was given.
 
+        Parameters
+        ----------
+        fixed, moving : itk.Image, SimpleITK.Image or path
+            The two images.
+        settings : Settings
+            The settings of all stages.
+        linear : str
+            ``"affine"``, ``"rigid"`` or ``"none"``.
+        deformable : bool
+            Whether a deformable stage follows.
+        fixed_mask, moving_mask : image or path, optional
+            Above 0 where the image counts.
+        initial_transform : transform, optional
+            Anything that `itk_nir.load_transform` takes, fixed → moving.
+        seed : int
+            Of every random draw.
+        device : str
+            ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        threads : int, optional
+            CPU threads; all that the process may use by default.
+
+        Returns
+        -------
+        Problem
+
         Raises
         ------
         InputError
@@ -123,6 +148,11 @@ class Problem:
 
         A linear start is the linear map that the stages begin with; through any other the moving image is resampled on
         the fixed grid first.
+
+        Returns
+        -------
+        Pair
+            On the device, with the linear map to begin with.
         """
         grid = self.fixed.geometry
         linear = np.eye(grid.dimension + 1)

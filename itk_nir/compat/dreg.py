@@ -5,7 +5,7 @@ Importing this module needs itk-dreg (``pip install itk-nir[dreg]``).
 Examples
 --------
 >>> from itk_nir.compat.dreg import BlockPairRegistration
->>> schedule = itk_dreg.register.register_images(
+>>> schedule = itk_dreg.register.register_images(  # doctest: +SKIP
 ...     block_registration_method=BlockPairRegistration(preset="fast"), ...
 ... )
 """
