@@ -197,7 +197,7 @@ class Geometry:
         Returns
         -------
         ndarray
-            ``(..., d)`` field coordinates: 0 is the centre, and the longest axis goes from -1 to 1.
+            ``(..., d)`` field coordinates: 0 is the centre, and the largest extent (voxel edges counted) is -1 to 1.
         """
         return (np.asarray(points, float) - self.centre) @ self.rotation / self.half_extent
 

@@ -40,13 +40,17 @@ class Problem:
     start : CompositeTransform or None
         The caller's initial transform, fixed → moving.
     settings : Settings
+        The settings of all stages.
     linear : str
         The linear stage: ``"affine"``, ``"rigid"`` or ``"none"``.
     deformable : bool
         Whether a deformable stage follows.
     seed : int
+        Of every random draw.
     device : torch.device
+        Where everything is computed.
     threads : int
+        CPU threads.
     notes : tuple of str
         What was found odd, one sentence each.
     clock : float

@@ -52,6 +52,7 @@ CHECKED = (
 UNCHECKED = ("itk_nir.compat.itk", "itk_nir.compat.sitk", "itk_nir.engine.ops")
 
 _HEADING = re.compile(r"^(\w[\w ]*)\n-{3,}$", re.MULTILINE)
+_BARE = re.compile(r"^\S.*\n(?! {4}\S)", re.MULTILINE)
 _ENTRY = re.compile(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: : \S.*)?$", re.MULTILINE)
 
 
@@ -167,6 +168,8 @@ def wrong_with(name: str, value: Any, owner: Any) -> list[str]:
     else:
         return wrong
     said = names_in(parts.get("Parameters", ""))
+    if _BARE.search(parts.get("Parameters", "").rstrip() + "\n"):
+        wrong.append(f"{name}: a parameter without its meaning on the next line")
     if inspect.isclass(value) and dataclasses.is_dataclass(value) and "Parameters" not in parts:
         said = names_in(parts.get("Attributes", ""))
     if sorted(said) != sorted(expected):

@@ -111,6 +111,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
     seed : int
         At least 0; every random draw comes from it.
     device : {"auto", "cpu", "cuda"}
+        As for `itk_nir.register`.
     threads : int, optional
         CPU threads for one pair of blocks; all by default.
     **options

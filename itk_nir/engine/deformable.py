@@ -56,6 +56,7 @@ def optimise(
     pair : Pair
         The images, and the linear map that follows the deformation.
     settings : DeformableSettings
+        What the stage is told.
     seed : int
         Of the network's first weights.
     threads : int
@@ -174,7 +175,9 @@ class _Descent:
     Parameters
     ----------
     level : Level
+        The level.
     model : FieldInTraining
+        The field, which is changed in place.
     goes_on : callable
         Told of every iteration, and asked whether there shall be another.
     keep_best : bool

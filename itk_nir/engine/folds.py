@@ -30,6 +30,7 @@ def remove_folds(field: VelocityField, domain: Domain) -> VelocityField:
     Parameters
     ----------
     field : VelocityField
+        A trained field.
     domain : Domain
         The block of the fixed grid that is looked at.
 

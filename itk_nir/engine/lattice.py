@@ -154,7 +154,7 @@ class Axis:
 
     @property
     def positions(self) -> F64:
-        """Of the control points, ``(count,)``, in voxels of the fixed image."""
+        """Positions of the control points, ``(count,)``, in voxels of the fixed image."""
         return self.start + self.spacing * np.arange(self.count, dtype=float)
 
     def evaluate(self, positions: F64) -> Banded:

@@ -73,10 +73,13 @@ class FieldInTraining:
     lattices : Lattices
         Of all levels.
     settings : DeformableSettings
+        What the stage is told.
     seed : int
         Of the network's first weights.
     device : torch.device
+        Where it is evaluated.
     threads : int
+        CPU threads of the native ops.
     """
 
     geometry: Geometry
@@ -99,7 +102,7 @@ class FieldInTraining:
 
     @property
     def spacing(self) -> float:
-        """Of the lattice, mm."""
+        """Spacing of the lattice, mm."""
         return self.velocity.spacing
 
     def freeze(self) -> None:
@@ -163,7 +166,9 @@ class Level:
     number : int
         Counted from 0.
     settings : DeformableSettings
+        What the stage is told.
     metric : LevelMetric
+        The metric, with what it computed before the first iteration.
     grid_to_moving, displacement_to_moving : ndarray
         The matrices of `ops.warp`; the displacement is in units of the lattice, which scaling and squaring works in.
     spline : list of Banded
@@ -179,6 +184,7 @@ class Level:
     backward : _BackwardMetric or None
         The similarity of the other direction, where that counts too.
     threads : int
+        CPU threads of the native ops.
     """
 
     number: int

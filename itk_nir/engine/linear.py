@@ -149,6 +149,7 @@ def optimise_linear(
     kind : str
         ``"rigid"`` or ``"affine"``.
     settings : LinearSettings
+        What the stage is told.
     search : bool
         Try the centres of the images and of their masses too, not only the images as they lie.
     threads : int

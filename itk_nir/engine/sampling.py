@@ -106,11 +106,13 @@ class SampledField:
     inverse_error_mean, inverse_error_p99 : float
         Distance, in voxels of the fixed image, between a fixed point and where forward followed by inverse takes it,
         over the voxels that count.
-    folded : int
-    folded_percent : float
+    folded, folded_percent : int, float
+        Voxels of the grid, of those that count, where the Jacobian determinant of ``p -> p + u(p)`` is not above 0, and
+        their share.
     jacobian_range : tuple of float
+        Least and largest determinant there.
     log_jacobian_sd : float
-        Of ``p -> p + u(p)`` on the grid, same voxels.
+        Standard deviation of its natural logarithm there.
     """
 
     geometry: Geometry

@@ -140,7 +140,9 @@ class SplineVelocity(nn.Module):
     generator : torch.Generator
         Where the network's first weights are drawn from.
     device : torch.device
+        Where it is evaluated.
     threads : int
+        CPU threads of the native ops.
     """
 
     geometry: Geometry
@@ -164,7 +166,7 @@ class SplineVelocity(nn.Module):
 
     @property
     def spacing(self) -> float:
-        """Of its lattice, mm."""
+        """Spacing of its lattice, mm."""
         return self.lattices.spacing(self.number)
 
     def refine(self, number: int) -> None:
@@ -290,6 +292,7 @@ class VelocityField:
     integration_steps : int
         Of scaling and squaring.
     threads : int
+        CPU threads of the native ops.
     unfolded : Tensor or None
         ``(3, z, y, x)`` units of the lattice: where folds had to be removed from the coarse displacement, what it is
         after that; it stands in place of the integral of `coarse`.
@@ -321,7 +324,7 @@ class VelocityField:
 
     @property
     def spacing(self) -> float:
-        """Of the lattice, mm."""
+        """Spacing of the lattice, mm."""
         return self.fine.spacing
 
     @cached_property

@@ -84,9 +84,21 @@ class Anatomy:
         self.folia = Waves(rng, 25.0, 45.0, 24)
 
     def __call__(self, points: Array, width: float) -> tuple[Array, NDArray[np.uint8]]:
-        """``(3, N)`` points → T1 intensities ``(N,)`` and labels ``(N,)``.
+        """Intensities and labels at points.
 
-        `width` is the length in mm over which neighbouring tissues mix: the partial volume of a voxel of that size.
+        Parameters
+        ----------
+        points : ndarray
+            ``(3, N)`` mm, in the anatomy's own frame.
+        width : float
+            Length in mm over which neighbouring tissues mix: the partial volume of a voxel of that size.
+
+        Returns
+        -------
+        ndarray
+            T1 intensities, ``(N,)``.
+        ndarray
+            Labels, ``(N,)``.
         """
         intensity = np.zeros(points.shape[1], np.float32)
         labels = np.zeros(points.shape[1], np.uint8)

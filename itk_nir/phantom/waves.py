@@ -40,7 +40,18 @@ class Waves:
         self.weights = weights.astype(np.float32)
 
     def __call__(self, points: Array) -> Array:
-        """``(3, N)`` mm → ``(components, N)``, or ``(N,)`` where there is one."""
+        """The function at points.
+
+        Parameters
+        ----------
+        points : ndarray
+            ``(3, N)`` mm.
+
+        Returns
+        -------
+        ndarray
+            ``(components, N)``, or ``(N,)`` where there is one.
+        """
         angle = self._angle(points)
         value = np.einsum("ck,kn->cn", self.weights, np.cos(angle, out=angle))
         return value[0] if len(value) == 1 else value
