@@ -26,6 +26,10 @@ def itk_class(module: str, name: str, usual: Callable[[Any], Any]) -> Any:
         Its extension module and its name there.
     usual : callable
         Takes the package ``itk`` and gives the class by its usual name.
+
+    Returns
+    -------
+    type
     """
     import itk
 
@@ -44,6 +48,10 @@ def vector_image(vectors: NDArray[Any], component: str) -> Any:
         ``([D,] H, W, d)``.
     component : {"F", "D"}
         float32 or float64.
+
+    Returns
+    -------
+    itk.Image
     """
     d = vectors.shape[-1]
     code = f"V{component}{d}{d}"
@@ -59,7 +67,17 @@ def vector_image(vectors: NDArray[Any], component: str) -> Any:
 
 
 def itk_matrix(matrix: ArrayLike) -> Any:
-    """An ``itk.Matrix[itk.D, d, d]``."""
+    """An ``itk.Matrix[itk.D, d, d]``.
+
+    Parameters
+    ----------
+    matrix : array_like
+        ``(d, d)``.
+
+    Returns
+    -------
+    itk.Matrix
+    """
     values = np.asarray(matrix, float)
     d = len(values)
     made = itk_class("itkMatrixPython", f"itkMatrixD{d}{d}", lambda itk: itk.Matrix[itk.D, d, d])
@@ -71,7 +89,19 @@ def itk_matrix(matrix: ArrayLike) -> Any:
 
 
 def new_transform(name: str, d: int) -> Any:
-    """A new ``itk.<name>[itk.D, d]``, for example ``"AffineTransform"``."""
+    """A new ``itk.<name>[itk.D, d]``, for example ``"AffineTransform"``.
+
+    Parameters
+    ----------
+    name : str
+        The name of the class.
+    d : int
+        2 or 3.
+
+    Returns
+    -------
+    itk.Transform
+    """
     return itk_class(f"itk{name}Python", f"itk{name}D{d}", lambda itk: getattr(itk, name)[itk.D, d]).New()
 
 
