@@ -303,7 +303,7 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _gray(pair: Pair, work: Path) -> Pair:
-    """The pair with its colour images, if any, as gray ones of unit spacing: every program takes those.
+    """The pair with its colour images, if any, as grey ones of unit spacing: every program takes those.
 
     Their landmarks are in pixels, which are then also mm.
     """

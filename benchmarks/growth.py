@@ -136,7 +136,7 @@ def main() -> int:
         f"preset `{options.preset}`, deformable only, one run of each size, {datetime.date.today()}. Made by "
         "`benchmarks/growth.py`.",
         "",
-        "| edge | million voxels | seconds | of these: field | bake | CPU s | stolen % | peak GB | bytes a voxel |",
+        "| edge | million voxels | seconds | of these: field | sampling | CPU s | stolen % | peak GB | bytes a voxel |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:

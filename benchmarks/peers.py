@@ -57,7 +57,7 @@ class Peer:
 
 
 # --- greedy ----------------------------------------------------------------------------------------------------------
-# NCC with windows of radius 2, 100x100x40 steps. The smoothing comes in two variants, because neither is best
+# NCC with windows of radius 2, 100x100x40 iterations. The smoothing comes in two variants, because neither is best
 # everywhere: greedy's default (in voxels of each level), and the 1.5 mm and 0.5 mm of published OASIS comparisons. On
 # brain_oasis the second has the higher Dice (0.753 to 0.741), on lung_ct the first has the lower landmark error (1.4 mm
 # to 1.9 mm, and no folds). A claim to be ahead of greedy has to hold against the better of the two.
@@ -140,9 +140,9 @@ def _ants(deformable: str, with_linear: str) -> Callable[[Job], tuple[Steps, Ste
 
 
 # --- elastix ---------------------------------------------------------------------------------------------------------
-# elastix's default maps with a metric for one modality (normalised correlation) and more effort: 500 steps a level,
-# 4096 samples, a final grid of six voxels. The bending energy is per mm², so its weight follows the voxel: with the
-# default map's weight of 1 the map folds and Dice is lower. It gives no inverse.
+# elastix's default maps with a metric for one modality (normalised correlation) and more effort: 500 iterations a
+# level, 4096 samples, a final grid of six voxels. The bending energy is per mm², so its weight follows the voxel: with
+# the default map's weight of 1 the map folds and Dice is lower. It gives no inverse.
 
 
 def elastix(job: Job) -> tuple[Steps, Steps]:
@@ -177,8 +177,8 @@ def elastix(job: Job) -> tuple[Steps, Steps]:
 
 
 # --- FireANTs --------------------------------------------------------------------------------------------------------
-# Scales, steps and rates of the package's own examples; masks and the inverse are left out. The warp it writes holds
-# the affine part.
+# Scales, iterations and rates of the package's own examples; masks and the inverse are left out. The warp it writes
+# holds the affine part.
 
 
 def fireants(job: Job) -> tuple[Steps, Steps]:

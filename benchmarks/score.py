@@ -141,9 +141,22 @@ def dice(truth: np.ndarray, other: np.ndarray, labels: tuple[int, ...] = ()) -> 
 def jacobian_determinant(displacement: np.ndarray, inside: np.ndarray, voxel: np.ndarray) -> np.ndarray:
     """det(∂φ/∂p) of φ(p) = p + u(p) at the voxels inside, in the order of ``np.nonzero(inside)``.
 
-    displacement : ([D,] H, W, d), components (x, y[, z]) in LPS mm; inside : bool ([D,] H, W); voxel : (d, d), its
-    column k is the step in mm of one voxel along index axis k (x, y[, z]). Central differences of the map along the
-    index axes, one-sided at the rim of the grid, carried to physical axes by the chain rule.
+    Central differences of the map along the index axes, one-sided at the rim of the grid, carried to physical axes by
+    the chain rule.
+
+    Parameters
+    ----------
+    displacement : ndarray
+        ``([D,] H, W, d)``, components ``(x, y[, z])`` in LPS mm.
+    inside : ndarray
+        ``([D,] H, W)`` bool.
+    voxel : ndarray
+        ``(d, d)``: column k is the offset in mm of one voxel along index axis k, ``(x, y[, z])``.
+
+    Returns
+    -------
+    ndarray
+        ``(N,)``.
     """
     where = np.array(np.nonzero(inside))
     d = displacement.shape[-1]

@@ -21,6 +21,13 @@ FEWEST, FEW = 4, 16
 def check_dimensions(fixed: Volume, moving: Volume, initial: CompositeTransform | None = None) -> None:
     """Refuse two images, or an initial transform, of unlike dimensions.
 
+    Parameters
+    ----------
+    fixed, moving : Volume
+        The two images.
+    initial : CompositeTransform, optional
+        The initial transform.
+
     Raises
     ------
     InputError
@@ -48,15 +55,20 @@ def check_pair(
     fixed, moving : Volume
         As `load_image` returns them: finite and scalar.
     initial : CompositeTransform, optional
-        The caller's own start, fixed → moving.
+        The caller's own start, fixed → moving, LPS mm.
     linear : str
         The linear stage to come; with ``"none"`` and no `initial`, images that lie apart are an error.
+
+    Returns
+    -------
+    list of str
+        What is odd, a sentence each.
 
     Raises
     ------
     InputError
-        Unlike dimensions; a constant image; fewer than 4 voxels along an axis; no overlap that a linear stage could
-        mend.
+        Unlike dimensions; a constant image; fewer than 4 voxels along an axis; no overlap, and no linear stage that
+        could bring the images together.
     """
     check_dimensions(fixed, moving, initial)
     found = [*fixed.warnings, *moving.warnings]
@@ -77,6 +89,13 @@ def match_mask(mask: Volume, image: Volume) -> tuple[Volume, list[str]]:
         Above 0 where the image counts; any grid.
     image : Volume
         What it is a mask of.
+
+    Returns
+    -------
+    Volume
+        The mask on the image's grid.
+    list of str
+        What is odd, a sentence each.
 
     Raises
     ------
@@ -103,7 +122,22 @@ def match_mask(mask: Volume, image: Volume) -> tuple[Volume, list[str]]:
 
 
 def overlap(fixed: Geometry, moving: Geometry, initial: CompositeTransform | None = None) -> float:
-    """Share of the fixed grid that `initial` takes into the moving grid, from a 16-point-an-axis sample, 0 to 1."""
+    """Share of the fixed grid that `initial` takes into the moving grid.
+
+    Measured at 16 points an axis.
+
+    Parameters
+    ----------
+    fixed, moving : Geometry
+        The two grids.
+    initial : CompositeTransform, optional
+        Fixed → moving, LPS mm; the identity where left out.
+
+    Returns
+    -------
+    float
+        0 to 1.
+    """
     axes = [np.linspace(0, n - 1, min(n, 16)) for n in fixed.size]
     points = fixed.index_to_physical(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, fixed.dimension))
     mapped = points if initial is None else initial.map(points)
@@ -113,9 +147,15 @@ def overlap(fixed: Geometry, moving: Geometry, initial: CompositeTransform | Non
 def check_output_prefix(prefix: str | os.PathLike[str]) -> None:
     """Refuse a prefix that no file can be written to. Nothing is created.
 
+    Parameters
+    ----------
+    prefix : path
+        Start of the names of all files.
+
     Raises
     ------
-    InputError : the folder that is or would be created is not writable, or a file stands where a folder should.
+    InputError
+        The folder that is or would be created is not writable, or a file stands where a folder should.
     """
     parent = Path(os.fspath(prefix) + "x").absolute().parent
     while not parent.exists():

@@ -7,11 +7,31 @@ import warnings
 
 
 class ItkNirError(Exception):
-    """Anything the package refuses or fails to do."""
+    """Anything the package refuses or fails to do.
+
+    Examples
+    --------
+    >>> import itk_nir
+    >>> try:
+    ...     itk_nir.load_transform("no such file.h5")
+    ... except itk_nir.ItkNirError as error:
+    ...     print(type(error).__name__)
+    InputError
+    """
 
 
 class InputError(ItkNirError, ValueError):
-    """An image, mask, transform or point file that cannot be used as it is."""
+    """An image, mask, transform or point file that cannot be used as it is.
+
+    Examples
+    --------
+    >>> import itk_nir
+    >>> try:
+    ...     itk_nir.register("no such fixed image.nii.gz", "moving.nii.gz")
+    ... except itk_nir.InputError as error:
+    ...     print(error)
+    fixed image no such fixed image.nii.gz: no such file; check the path
+    """
 
 
 class NothingToCompare(InputError):
@@ -19,19 +39,72 @@ class NothingToCompare(InputError):
 
 
 class OptionError(ItkNirError, ValueError, TypeError):
-    """An option that does not exist or has a value it cannot have. Both a `ValueError` and a `TypeError`."""
+    """An option that does not exist or has a value it cannot have. Both a `ValueError` and a `TypeError`.
+
+    Examples
+    --------
+    >>> import itk_nir
+    >>> try:
+    ...     itk_nir.make_settings("fast", smoothnes=1)
+    ... except itk_nir.OptionError as error:
+    ...     print(str(error).split(";")[0])
+    unknown option 'smoothnes' for preset 'fast', did you mean 'smoothness'?
+    """
 
 
 class RegistrationCancelled(ItkNirError):
-    """The registration was stopped before there was anything to return."""
+    """The registration was stopped before there was anything to return.
+
+    Examples
+    --------
+    `itk_nir.register` keeps the best deformation so far when its callback stops it. Interfaces of programs whose own
+    call returns nothing after that raise this instead:
+
+    >>> import itk_nir
+    >>> import SimpleITK as sitk
+    >>> from itk_nir.compat.sitk import ImageRegistrationMethod
+    >>> from itk_nir.images import to_sitk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_sitk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> method = ImageRegistrationMethod(preset="fast")
+    >>> command = method.AddCommand(sitk.sitkIterationEvent, method.Abort)
+    >>> try:
+    ...     method.Execute(fixed, moving)
+    ... except itk_nir.RegistrationCancelled:
+    ...     print("stopped")
+    stopped
+    """
 
 
 class SelfCheckWarning(UserWarning):
-    """A transform file was written, but read back it is not the transform to the wanted tolerance."""
+    """A transform file was written, but read back it is not the transform to the wanted tolerance.
+
+    Examples
+    --------
+    >>> import tempfile, warnings, itk_nir
+    >>> from itk_nir.images import to_sitk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_sitk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> result = itk_nir.register(fixed, moving, deformable=False)
+    >>> with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    ...     warnings.simplefilter("error", itk_nir.SelfCheckWarning)
+    ...     sorted(result.save(folder + "/"))
+    ['composite', 'inverse_composite', 'report', 'warped']
+    """
 
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn in the name of the line outside the package that called into it, however deep below it this is called."""
+    """Warn in the name of the line outside the package that called into it, however deep below it this is called.
+
+    Parameters
+    ----------
+    message : str
+        One line.
+    category : type
+        A class of warnings.
+    """
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and f"{frame.f_globals.get('__name__', '')}.".startswith("itk_nir."):
         level, frame = level + 1, frame.f_back
@@ -39,7 +112,13 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def warn_renamed(old: str, now: str) -> None:
-    """Warn of a name of before 0.2, in the name of the line that uses it."""
+    """Warn of a name of before 0.2, in the name of the line that uses it.
+
+    Parameters
+    ----------
+    old, now : str
+        The name of before and the one to use.
+    """
     warn_caller(f"{old} is called {now} since 0.2", DeprecationWarning)
 
 
@@ -49,6 +128,16 @@ _CONTROL_CHARACTERS = {code: repr(chr(code))[1:-1] for code in (*range(0x20), *r
 
 def escaped(text: str) -> str:
     """Write control characters (a file name may hold line ends) as escapes, so that the text is one line.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    str
+        The text on one line.
 
     Examples
     --------
@@ -63,6 +152,16 @@ def one_line(error: BaseException | str) -> str:
 
     ITK's exceptions put it last, behind ``"ITK ERROR: Class(0x...): "``; Python's put it first. A message of this
     package is one line by itself: line ends in it belong to a file's name and are escaped.
+
+    Parameters
+    ----------
+    error : BaseException or str
+        What was raised, or its message.
+
+    Returns
+    -------
+    str
+        One line; empty for an empty message.
     """
     if isinstance(error, ItkNirError) and str(error).strip():
         return escaped(str(error).strip())

@@ -25,15 +25,29 @@ class Geometry:
 
     Parameters
     ----------
-    size : ints, ``(x, y[, z])`` order (an array on this grid has the reversed shape, see `shape`).
-    spacing : floats, mm, all above zero.
-    origin : floats, LPS mm, position of the centre of voxel 0.
-    direction : d rows of d floats; column ``j`` is the unit vector of index axis ``j`` in LPS.
+    size : tuple of int
+        Voxels, in ``(x, y[, z])`` order (an array on this grid has the reversed shape, see `shape`).
+    spacing : tuple of float
+        mm, all above zero.
+    origin : tuple of float
+        LPS mm, position of the centre of voxel 0.
+    direction : tuple of tuple of float
+        d rows of d numbers; column ``j`` is the unit vector of index axis ``j`` in LPS.
 
     Raises
     ------
-    ValueError : lengths that disagree, sizes or spacings that are not above zero, or a direction that is not
-        orthonormal to 1e-3 (left-handed is allowed).
+    ValueError
+        Lengths that disagree, sizes or spacings that are not above zero, or a direction that is not orthonormal to
+        1e-3 (left-handed is allowed).
+
+    Examples
+    --------
+    >>> import itk_nir
+    >>> grid = itk_nir.Geometry.make(size=(60, 72), spacing=(2.0, 2.0), origin=(-59.0, -71.0))
+    >>> grid.shape
+    (72, 60)
+    >>> grid.index_to_physical([1, 0]).tolist()
+    [-57.0, -71.0]
     """
 
     size: tuple[int, ...]
@@ -49,7 +63,28 @@ class Geometry:
         origin: ArrayLike | None = None,
         direction: ArrayLike | None = None,
     ) -> Geometry:
-        """A geometry from any sequences; spacing 1, origin 0 and identity direction where left out."""
+        """A geometry from any sequences; spacing 1, origin 0 and identity direction where left out.
+
+        Parameters
+        ----------
+        size : sequence of int
+            Voxels, ``(x, y[, z])``.
+        spacing : array_like, optional
+            ``(d,)`` mm; 1 where left out.
+        origin : array_like, optional
+            ``(d,)`` LPS mm; 0 where left out.
+        direction : array_like, optional
+            ``(d, d)``; identity where left out.
+
+        Returns
+        -------
+        Geometry
+
+        Raises
+        ------
+        ValueError
+            As of the class.
+        """
         d = len(size)
         spacing_ = np.ones(d) if spacing is None else np.asarray(spacing, float).ravel()
         origin_ = np.zeros(d) if origin is None else np.asarray(origin, float).ravel()
@@ -80,6 +115,7 @@ class Geometry:
 
     @property
     def dimension(self) -> int:
+        """Number of axes, ``d``."""
         return len(self.size)
 
     @property
@@ -89,6 +125,7 @@ class Geometry:
 
     @property
     def voxel_volume(self) -> float:
+        """Volume of a voxel, mm³ (area, mm², in 2D)."""
         return float(np.prod(self.spacing))
 
     @cached_property
@@ -120,43 +157,135 @@ class Geometry:
         return float(max(n * s for n, s in zip(self.size, self.spacing, strict=True)) / 2)
 
     def index_to_physical(self, index: ArrayLike) -> FloatArray:
-        """``(..., d)`` continuous indices → ``(..., d)`` LPS mm."""
+        """Voxel indices as physical points.
+
+        Parameters
+        ----------
+        index : array_like
+            ``(..., d)`` continuous indices, ``(x, y[, z])``.
+
+        Returns
+        -------
+        ndarray
+            ``(..., d)`` LPS mm.
+        """
         return np.asarray(index, float) @ self.matrix[:-1, :-1].T + self.matrix[:-1, -1]
 
     def physical_to_index(self, points: ArrayLike) -> FloatArray:
-        """``(..., d)`` LPS mm → ``(..., d)`` continuous indices."""
+        """Physical points as voxel indices.
+
+        Parameters
+        ----------
+        points : array_like
+            ``(..., d)`` LPS mm.
+
+        Returns
+        -------
+        ndarray
+            ``(..., d)`` continuous indices, ``(x, y[, z])``.
+        """
         return np.asarray(points, float) @ self.inverse_matrix[:-1, :-1].T + self.inverse_matrix[:-1, -1]
 
     def physical_to_field(self, points: ArrayLike) -> FloatArray:
-        """``(..., d)`` LPS mm → ``(..., d)`` field coordinates (along the image axes, one unit for all)."""
+        """Physical points as field coordinates: along the image axes, one unit for all axes.
+
+        Parameters
+        ----------
+        points : array_like
+            ``(..., d)`` LPS mm.
+
+        Returns
+        -------
+        ndarray
+            ``(..., d)`` field coordinates: 0 is the centre, and the largest extent (voxel edges counted) is -1 to 1.
+        """
         return (np.asarray(points, float) - self.centre) @ self.rotation / self.half_extent
 
     def field_to_physical(self, coordinates: ArrayLike) -> FloatArray:
-        """``(..., d)`` field coordinates → ``(..., d)`` LPS mm."""
+        """Field coordinates as physical points.
+
+        Parameters
+        ----------
+        coordinates : array_like
+            ``(..., d)`` field coordinates (see `physical_to_field`).
+
+        Returns
+        -------
+        ndarray
+            ``(..., d)`` LPS mm.
+        """
         return np.asarray(np.asarray(coordinates, float) * self.half_extent @ self.rotation.T + self.centre)
 
     def contains(self, points: ArrayLike) -> NDArray[np.bool_]:
-        """Whether each physical point lies within the grid, half a voxel around the outer centres included."""
+        """Whether each physical point lies within the grid, half a voxel around the outer centres included.
+
+        Parameters
+        ----------
+        points : array_like
+            ``(..., d)`` LPS mm.
+
+        Returns
+        -------
+        ndarray
+            ``(...)`` bool.
+        """
         i = self.physical_to_index(points)
         return np.all((i >= -0.5 - 1e-6) & (i <= np.asarray(self.size) - 0.5 + 1e-6), axis=-1)
 
     def grid(self) -> FloatArray:
-        """Physical position of every voxel centre, ``shape + (d,)``."""
+        """Physical position of every voxel centre.
+
+        Returns
+        -------
+        ndarray
+            ``shape + (d,)`` LPS mm.
+        """
         axes = np.meshgrid(*[np.arange(n) for n in self.shape], indexing="ij")
         return self.index_to_physical(np.stack(axes[::-1], axis=-1))
 
     def corners(self) -> FloatArray:
-        """Physical positions of the ``2**d`` outermost voxel centres, ``(2**d, d)``."""
+        """Physical positions of the ``2**d`` outermost voxel centres.
+
+        Returns
+        -------
+        ndarray
+            ``(2**d, d)`` LPS mm.
+        """
         ends = [(0, n - 1) for n in self.size]
         return self.index_to_physical(np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, self.dimension))
 
     def crop(self, start: Sequence[int], size: Sequence[int]) -> Geometry:
-        """The sub-grid of `size` voxels that begins at index `start` (which may lie outside: padding)."""
+        """The sub-grid of `size` voxels that begins at index `start` (which may lie outside: padding).
+
+        Parameters
+        ----------
+        start : sequence of int
+            Index of the first voxel, ``(x, y[, z])``.
+        size : sequence of int
+            Voxels, ``(x, y[, z])``.
+
+        Returns
+        -------
+        Geometry
+            The same spacing and direction.
+        """
         origin = self.index_to_physical(np.asarray(start, float))
         return Geometry.make(size, self.spacing, origin, self.direction)
 
     def same_grid(self, other: Geometry, tolerance: float = 1e-3) -> bool:
-        """Whether every voxel of the two grids coincides to `tolerance` of a voxel."""
+        """Whether every voxel of the two grids coincides to `tolerance` of a voxel.
+
+        Parameters
+        ----------
+        other : Geometry
+            The grid to compare with.
+        tolerance : float
+            Largest distance in voxels.
+
+        Returns
+        -------
+        bool
+        """
         if self.size != other.size:
             return False
         gap = np.abs(self.physical_to_index(other.corners()) - self.physical_to_index(self.corners()))

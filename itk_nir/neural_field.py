@@ -60,6 +60,25 @@ class NeuralField:
         The caller's initial transform where it is not linear (a linear one is part of `linear`), last of all.
     about : mapping
         How it was trained (preset, settings, seed, versions): plain values, kept with the file, not needed.
+
+    Notes
+    -----
+    ``phi(p) = T(A(p + u(p)))`` with ``u`` of `trained`, ``A`` of `linear` and ``T`` of `start`, LPS mm.
+
+    Examples
+    --------
+    >>> import itk_nir
+    >>> from itk_nir.images import to_sitk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_sitk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> field = itk_nir.register(fixed, moving, preset="fast", iterations=2).field
+    >>> field
+    NeuralField(deformable, fixed grid 48x56, preset 'fast')
+    >>> field.map([[10.0, -5.0]]).shape
+    (1, 2)
+    >>> field.sample(field_spacing=1).dimension
+    2
     """
 
     kind: str
@@ -94,15 +113,35 @@ class NeuralField:
         -------
         ndarray
             ``(N, d)`` moving points, LPS mm.
+
+        Raises
+        ------
+        InputError
+            Points of another shape.
         """
         p = self._checked(points)
         moved: F64 = self.linear.map(p + self.trained.displacement(p))
         return moved if self.start is None else self.start.map(moved)
 
     def displacement(self, points: ArrayLike, inverse: bool = False) -> F64:
-        """The deformation alone, before the linear part: ``u(p)`` at ``(N, d)`` fixed points, both LPS mm.
+        """The deformation alone, before the linear part.
 
-        With `inverse`, the displacement of the inverse of ``p + u(p)``.
+        Parameters
+        ----------
+        points : array_like
+            ``(N, d)`` fixed points ``p``, LPS mm.
+        inverse : bool
+            The displacement of the inverse of ``p + u(p)`` instead.
+
+        Returns
+        -------
+        ndarray
+            ``(N, d)`` displacements ``u(p)``, LPS mm.
+
+        Raises
+        ------
+        InputError
+            Points of another shape.
         """
         return self.trained.displacement(self._checked(points), inverse)
 
@@ -126,6 +165,11 @@ class NeuralField:
         field_spacing : int, optional
             Spacing of the grid in voxels of the fixed image instead.
 
+        Returns
+        -------
+        CompositeTransform
+            Fixed → moving, LPS mm.
+
         Raises
         ------
         OptionError
@@ -134,7 +178,23 @@ class NeuralField:
         return self.mapping(self.sampled(max_interpolation_error, field_spacing))
 
     def sampled(self, max_interpolation_error: float | None = None, field_spacing: int | None = None) -> SampledField:
-        """The deformation alone on a grid, with what was measured on it; arguments as of `sample`."""
+        """The deformation alone on a grid, with what was measured on it.
+
+        Parameters
+        ----------
+        max_interpolation_error, field_spacing : float, int, optional
+            As of `sample`.
+
+        Returns
+        -------
+        SampledField
+            Displacements before the linear part, mm LPS.
+
+        Raises
+        ------
+        OptionError
+            As of `sample`.
+        """
         asked = {"max_interpolation_error": max_interpolation_error, "field_spacing": field_spacing}
         given = {name: converted(SamplingSettings, name, v) for name, v in asked.items() if v is not None}
         if len(given) > 1:
@@ -146,7 +206,18 @@ class NeuralField:
             return sample_field(self.trained, SamplingSettings(**given))
 
     def mapping(self, sampled: SampledField) -> CompositeTransform:
-        """Sampled grids and the other parts of the map as one transform with its inverse."""
+        """Sampled grids and the other parts of the map as one transform with its inverse.
+
+        Parameters
+        ----------
+        sampled : SampledField
+            What `sampled` gave.
+
+        Returns
+        -------
+        CompositeTransform
+            Fixed → moving, LPS mm.
+        """
         forward: tuple[Step, ...] = (DisplacementField(sampled.geometry, sampled.forward), self.linear)
         backward: tuple[Step, ...] = (self.linear.inverse(), DisplacementField(sampled.geometry, sampled.inverse))
         if self.start is not None:
@@ -156,6 +227,11 @@ class NeuralField:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the ``.safetensors`` file, for `itk_nir.load_field`; it appears complete or not at all.
+
+        Parameters
+        ----------
+        path : path
+            Ends in ``.safetensors``.
 
         Returns
         -------
@@ -197,7 +273,7 @@ def load_field(path: str | os.PathLike[str], *, device: str = "cpu", threads: in
 
     Parameters
     ----------
-    path : str or path
+    path : path
         A file of `NeuralField.save`.
     device : str
         ``"cpu"``, ``"cuda"`` or ``"auto"``: where it is evaluated. On the device it was trained on, displacements are
@@ -205,12 +281,31 @@ def load_field(path: str | os.PathLike[str], *, device: str = "cpu", threads: in
     threads : int, optional
         CPU threads; all that the process may use by default. Results do not depend on it.
 
+    Returns
+    -------
+    NeuralField
+        The field, evaluated on `device`.
+
     Raises
     ------
     InputError
         Missing, truncated or damaged file, no field of this package, or one of another version's layout.
     OptionError
         A device or number of threads that cannot be used.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import itk_nir
+    >>> from itk_nir.images import to_sitk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_sitk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> result = itk_nir.register(fixed, moving, preset="fast", iterations=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     field = itk_nir.load_field(result.save_field(folder + "/field.safetensors"))
+    >>> bool((field.map([[10.0, -5.0]]) == result.transform_points([[10.0, -5.0]])).all())
+    True
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import math
 import numbers
+import re
+import textwrap
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from itk_nir.errors import OptionError
 
 _KEY = "itk-nir option"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,13 @@ class Option:
     infinite: bool = False
 
     def limits(self) -> str:
-        """The limits in words, ``""`` where there are none."""
+        """The limits in words, ``""`` where there are none.
+
+        Returns
+        -------
+        str
+            As messages and tables show them.
+        """
         words = [
             f"{word} {value:g}"
             for word, value in (
@@ -68,7 +79,17 @@ class Option:
         return " and ".join(words)
 
     def allows(self, number: float) -> bool:
-        """Whether a number keeps the limits; NaN never does."""
+        """Whether a number keeps the limits; NaN never does.
+
+        Parameters
+        ----------
+        number : float
+            One number of the value.
+
+        Returns
+        -------
+        bool
+        """
         if math.isnan(number) or (math.isinf(number) and not self.infinite):
             return False
         return (
@@ -80,7 +101,20 @@ class Option:
 
 
 def option(default: Any, help: str, **what: Any) -> Any:  # noqa: A002 - the word that argparse has for it
-    """A dataclass field that is an option; `what` as in `Option`.
+    """A dataclass field that is an option.
+
+    Parameters
+    ----------
+    default : object
+        The default of the field.
+    help : str
+        One or two sentences: meaning and unit.
+    **what : object
+        As of `Option`: limits, choices, `per_level`, `public`.
+
+    Returns
+    -------
+    dataclasses.Field
 
     Examples
     --------
@@ -98,12 +132,53 @@ def option(default: Any, help: str, **what: Any) -> Any:  # noqa: A002 - the wor
 
 
 def options_in(settings: Any) -> dict[str, Option]:
-    """Name → `Option` of every option of a settings class (or of one of its objects), in order."""
+    """Name → `Option` of every option of a settings class (or of one of its objects), in order.
+
+    Parameters
+    ----------
+    settings : type or object
+        A settings class or one of its objects.
+
+    Returns
+    -------
+    dict of str to Option
+    """
     return {f.name: f.metadata[_KEY] for f in dataclasses.fields(settings) if _KEY in f.metadata}
+
+
+def documented(settings: type[T]) -> type[T]:
+    """Write the Parameters section of a settings class's docstring from its options (a class decorator).
+
+    Parameters
+    ----------
+    settings : type
+        A dataclass whose fields are all options.
+
+    Returns
+    -------
+    type
+        The class itself.
+    """
+    lines = ["Parameters", "----------"]
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        what: Option = field.metadata[_KEY]
+        default = repr(field.default)
+        lines.append(f"{field.name} : {field.type}" + (f", default {default}" if len(default) <= 40 else ""))
+        limits = what.limits()
+        text = f"{what.help[0].upper()}{what.help[1:]}" + (f" ({limits})." if limits else ".")
+        lines += textwrap.wrap(text, 100, initial_indent="    ", subsequent_indent="    ")
+    summary, *others = re.split(r"\n\n(?=\w+\n---)", inspect.cleandoc(settings.__doc__ or ""), maxsplit=1)
+    settings.__doc__ = "\n\n".join([summary, "\n".join(lines), *others])
+    return settings
 
 
 def check(settings: Any) -> None:
     """Refuse a settings object with a value that its option does not allow; tuples by each of their numbers.
+
+    Parameters
+    ----------
+    settings : object
+        An object of a settings class.
 
     Raises
     ------
@@ -152,6 +227,20 @@ def converted(owner: type, name: str, value: Any) -> Any:
     Whole numbers and numbers of every kind are welcome (NumPy's too), lists and arrays where a tuple is wanted, and one
     number where a value for each level is (it becomes a tuple of one, see `spread`).
 
+    Parameters
+    ----------
+    owner : type
+        The settings class.
+    name : str
+        One of its fields.
+    value : object
+        What the user gave.
+
+    Returns
+    -------
+    object
+        The value in the type of the field.
+
     Raises
     ------
     OptionError
@@ -167,14 +256,36 @@ def converted(owner: type, name: str, value: Any) -> Any:
 
 
 def whole_number(value: Any) -> int | None:
-    """A whole number of any kind (Python's, NumPy's) as an int; None for anything else, truth values included."""
+    """A whole number of any kind (Python's, NumPy's) as an int; None for anything else, truth values included.
+
+    Parameters
+    ----------
+    value : object
+        Anything.
+
+    Returns
+    -------
+    int or None
+    """
     if isinstance(value, bool):
         return None
     return int(value) if isinstance(value, numbers.Integral) else None
 
 
 def spread(value: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """One value for all of `count` levels; any other number of values as it is."""
+    """One value for all of `count` levels; any other number of values as it is.
+
+    Parameters
+    ----------
+    value : tuple
+        Values, one a level.
+    count : int
+        Number of levels.
+
+    Returns
+    -------
+    tuple
+    """
     return value * count if len(value) == 1 else value
 
 
@@ -254,6 +365,11 @@ def nearest_name(name: str, known: Iterable[str], synonyms: Mapping[str, str] | 
         All names there are.
     synonyms : mapping, optional
         Other people's word → ours; looked at first.
+
+    Returns
+    -------
+    str
+        To be put behind a message.
     """
     names = list(known)
     words = {w: n for w, n in (synonyms or {}).items() if n in names} | {n.lower(): n for n in reversed(names)}

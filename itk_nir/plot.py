@@ -49,17 +49,49 @@ class Panel:
     fixed_axis: tuple[int, int] | None
 
     def extent(self, geometry: Geometry) -> tuple[float, float]:
-        """Width and height of the picture in mm."""
+        """Width and height of the picture in mm.
+
+        Parameters
+        ----------
+        geometry : Geometry
+            Of the image.
+
+        Returns
+        -------
+        tuple of float
+            Width, height.
+        """
         across, down = (geometry.size[axis] * geometry.spacing[axis] for axis in self.image_axes)
         return across, down
 
     def aspect(self, geometry: Geometry) -> float:
-        """Height of a pixel over its width."""
+        """Height of a pixel over its width.
+
+        Parameters
+        ----------
+        geometry : Geometry
+            Of the image.
+
+        Returns
+        -------
+        float
+        """
         across, down = self.image_axes
         return geometry.spacing[down] / geometry.spacing[across]
 
     def cut(self, array: NDArray[Any]) -> NDArray[Any]:
-        """``([D,] H, W)`` → the picture ``(down, across)``."""
+        """The slice of an array that the panel shows.
+
+        Parameters
+        ----------
+        array : ndarray
+            ``([D,] H, W)``.
+
+        Returns
+        -------
+        ndarray
+            ``(down, across)``.
+        """
         d = array.ndim
         if self.fixed_axis is not None:
             array = np.take(array, self.fixed_axis[1], axis=d - 1 - self.fixed_axis[0])
@@ -69,7 +101,18 @@ class Panel:
         return array[:: -1 if self.flips[1] else 1, :: -1 if self.flips[0] else 1]
 
     def index(self, geometry: Geometry) -> NDArray[np.float64]:
-        """Index of every pixel of the picture, ``(down, across, d)``."""
+        """Index of every pixel of the picture.
+
+        Parameters
+        ----------
+        geometry : Geometry
+            Of the image.
+
+        Returns
+        -------
+        ndarray
+            ``(down, across, d)``, in ``(x, y[, z])`` order.
+        """
         across, down = self.image_axes
         i, j = np.arange(geometry.size[across], dtype=float), np.arange(geometry.size[down], dtype=float)
         out = np.empty((len(j), len(i), geometry.dimension))
@@ -266,7 +309,19 @@ def _grid_lines(
 
 
 def slice_panels(geometry: Geometry, fixed: NDArray[Any]) -> list[Panel]:
-    """The slices to show: one in 2D; axial, coronal and sagittal ones as radiologists hang them in 3D."""
+    """The slices to show: one in 2D; axial, coronal and sagittal ones as radiologists hang them in 3D.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The fixed grid.
+    fixed : ndarray
+        ``([D,] H, W)``: the slices go through the middle of what is in it.
+
+    Returns
+    -------
+    list of Panel
+    """
     if geometry.dimension == 2:
         return [Panel("", (0, 1), (False, False), None)]
     closest = _index_axes(geometry)  # LPS axis → (index axis, runs against it)

@@ -40,13 +40,17 @@ class Problem:
     start : CompositeTransform or None
         The caller's initial transform, fixed → moving.
     settings : Settings
+        The settings of all stages.
     linear : str
         The linear stage: ``"affine"``, ``"rigid"`` or ``"none"``.
     deformable : bool
         Whether a deformable stage follows.
     seed : int
+        Of every random draw.
     device : torch.device
+        Where everything is computed.
     threads : int
+        CPU threads.
     notes : tuple of str
         What was found odd, one sentence each.
     clock : float
@@ -84,6 +88,31 @@ class Problem:
         threads: int | None = None,
     ) -> Problem:
         """Read and check what `itk_nir.register` was given.
+
+        Parameters
+        ----------
+        fixed, moving : itk.Image, SimpleITK.Image or path
+            The two images.
+        settings : Settings
+            The settings of all stages.
+        linear : str
+            ``"affine"``, ``"rigid"`` or ``"none"``.
+        deformable : bool
+            Whether a deformable stage follows.
+        fixed_mask, moving_mask : image or path, optional
+            Above 0 where the image counts.
+        initial_transform : transform, optional
+            Anything that `itk_nir.load_transform` takes, fixed → moving.
+        seed : int
+            Of every random draw.
+        device : str
+            ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        threads : int, optional
+            CPU threads; all that the process may use by default.
+
+        Returns
+        -------
+        Problem
 
         Raises
         ------
@@ -123,6 +152,11 @@ class Problem:
 
         A linear start is the linear map that the stages begin with; through any other the moving image is resampled on
         the fixed grid first.
+
+        Returns
+        -------
+        Pair
+            On the device, with the linear map to begin with.
         """
         grid = self.fixed.geometry
         linear = np.eye(grid.dimension + 1)

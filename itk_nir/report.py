@@ -62,6 +62,19 @@ class Report:
         Every option, public and expert, by stage.
     warnings : tuple of str
         What was found odd, one sentence each.
+
+    Examples
+    --------
+    >>> import itk_nir
+    >>> from itk_nir.images import to_sitk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_sitk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> report = itk_nir.register(fixed, moving, preset="fast", iterations=2).report
+    >>> report.preset, report.stop, len(report.trace)
+    ('fast', 'all iterations done', 6)
+    >>> report.as_dict()["trace"][0]["iteration"]
+    0
     """
 
     preset: str = ""
@@ -90,13 +103,32 @@ class Report:
     warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The report in JSON's types, by the names of its attributes."""
+        """The report in JSON's types, by the names of its attributes.
+
+        Returns
+        -------
+        dict
+            Lists, dictionaries, numbers, text and None only.
+        """
         plain: dict[str, Any] = as_json(dataclasses.asdict(self))
         return plain
 
 
 def as_json(value: Any) -> Any:
-    """A value in JSON's types; numbers that JSON lacks (NaN, infinity) become null, other objects their `repr`."""
+    """A value in JSON's types.
+
+    Numbers that JSON lacks (NaN, infinity) become null, other objects their `repr`.
+
+    Parameters
+    ----------
+    value : object
+        Mappings, sequences, arrays and numbers of NumPy among others.
+
+    Returns
+    -------
+    object
+        What `json.dumps` takes.
+    """
     if isinstance(value, Mapping):
         return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

@@ -1,4 +1,4 @@
-"""An image seen through a transform: one interpolation, whatever the number of steps."""
+"""An image seen through a transform: one interpolation, whatever the number of transforms."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ def resample(
     threads : int, optional
         CPU threads; all that the process may use by default.
 
+    Returns
+    -------
+    ndarray
+        ``geometry.shape``; the pixel type of the volume for nearest, float32 otherwise.
+
     Raises
     ------
     InputError
@@ -71,16 +76,38 @@ def resample_array(
     *,
     threads: int | None = None,
 ) -> NDArray[Any]:
-    """Values of ``source.shape`` voxels at the voxel centres of `target`, mapped through `chain` → ``target.shape``.
+    """An array seen through a transform on another grid.
 
     Some rows at a time, so that beside input and output only a few megabytes are in use.
+
+    Parameters
+    ----------
+    array : ndarray
+        ``source.shape``.
+    source : Geometry
+        Its grid, in moving space.
+    chain : CompositeTransform
+        The map, fixed → moving, LPS mm.
+    target : Geometry
+        The output grid, in fixed space.
+    mode : str
+        ``"linear"``, ``"nearest"`` or ``"bspline"``.
+    default : float
+        Value of voxels that map outside.
+    threads : int, optional
+        CPU threads; all that the process may use by default.
+
+    Returns
+    -------
+    ndarray
+        ``target.shape``.
     """
     import torch
 
     from itk_nir.engine.execution import thread_count, torch_on_one_thread
     from itk_nir.engine.interpolation import bspline_coefficients, sample
 
-    # Physical → index is one more linear step, which melts into the chain's last one.
+    # Physical → index is one more linear transform, which melts into the last one of the composite.
     to_index = CompositeTransform((*chain.transforms, LinearTransform(source.inverse_matrix))).simplified()
     if mode == "linear":
         done = _in_one_pass(array, to_index, target, default, thread_count(threads))
@@ -114,7 +141,7 @@ def _in_one_pass(
 ) -> NDArray[np.float32] | None:
     """Linear resampling through at most one displacement field, then a linear map, by the native op.
 
-    None where the chain is of another form or the native ops are missing.
+    None where the transform is of another form or the native ops are missing.
     """
     from itk_nir.engine.ops import native_module
 
@@ -141,7 +168,22 @@ def _in_one_pass(
 
 
 def nearest_on(array: NDArray[Any], source: Geometry, target: Geometry, default: float = 0.0) -> NDArray[Any]:
-    """The nearest voxel of an array for every voxel of another grid, both in one physical space."""
+    """The nearest voxel of an array for every voxel of another grid, both in one physical space.
+
+    Parameters
+    ----------
+    array : ndarray
+        ``source.shape``.
+    source, target : Geometry
+        Its grid and the other one.
+    default : float
+        Value of voxels outside `source`.
+
+    Returns
+    -------
+    ndarray
+        ``target.shape``, of the array's type.
+    """
     identity = CompositeTransform((LinearTransform.identity(source.dimension),))
     return resample_array(array, source, identity, target, "nearest", default)
 
@@ -151,6 +193,15 @@ def is_label_map(array: NDArray[Any]) -> bool:
 
     True for whole-number pixels with two values at most, or where at least half of all foreground voxels have the
     same value as their neighbour along x: labels fill regions, intensities vary from voxel to voxel.
+
+    Parameters
+    ----------
+    array : ndarray
+        ``([D,] H, W)``.
+
+    Returns
+    -------
+    bool
     """
     if array.dtype.kind == "b":
         return True

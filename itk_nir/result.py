@@ -51,6 +51,44 @@ class RegistrationResult:
         Numbers about the run.
     field : NeuralField or None
         The trained field, which can be saved and sampled again; None without a deformable stage.
+
+    Examples
+    --------
+    >>> import tempfile, itk_nir
+    >>> from itk_nir.images import to_sitk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_sitk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> result = itk_nir.register(fixed, moving, preset="fast", iterations=2)
+
+    The moving image on the fixed grid, in the kind of the fixed image, and the map as ITK's transform:
+
+    >>> result.warped.GetSize()
+    (48, 56)
+    >>> result.transform.GetNameOfClass()
+    'DisplacementFieldTransform'
+    >>> bool((result.jacobian_array > 0).all()), result.jacobian_determinant().GetSize()
+    (True, (48, 56))
+
+    Points of fixed space to moving space, and back:
+
+    >>> there = result.transform_points([[10.0, -5.0]])
+    >>> back = result.transform_points(there, inverse=True)
+    >>> bool(abs(back - [[10.0, -5.0]]).max() < 0.5)
+    True
+    >>> bool(abs(result.mapping.map([[10.0, -5.0]]) - there).max() < 0.5)
+    True
+
+    Files for other programs, and the trained field, to be sampled again later:
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files = result.save(folder + "/", format="ants")
+    ...     sorted(path.name for path in files.values())
+    ...     kept = itk_nir.load_field(result.save_field(folder + "/field.safetensors"))
+    ['0GenericAffine.mat', '1InverseWarp.nii.gz', '1Warp.nii.gz', 'Warped.nii.gz', 'report.json']
+    >>> finer = itk_nir.RegistrationResult.from_field(kept, fixed, moving, field_spacing=1)
+    >>> finer.report.field_spacing_voxels
+    1
     """
 
     fixed: Volume
@@ -66,7 +104,25 @@ class RegistrationResult:
     def of_field(
         cls, fixed: Volume, moving: Volume, trained: NeuralField, sampled: SampledField, report: Report
     ) -> RegistrationResult:
-        """The result of a trained field that was sampled; what was measured on the grid goes into the report."""
+        """The result of a trained field that was sampled.
+
+        What was measured on the grid goes into the report.
+
+        Parameters
+        ----------
+        fixed, moving : Volume
+            The images of the registration.
+        trained : NeuralField
+            The field.
+        sampled : SampledField
+            Its displacement grids.
+        report : Report
+            Numbers about the run so far.
+
+        Returns
+        -------
+        RegistrationResult
+        """
         return cls(
             fixed,
             moving,
@@ -99,21 +155,27 @@ class RegistrationResult:
         max_interpolation_error: float | None = None,
         field_spacing: int | None = None,
     ) -> RegistrationResult:
-        """A trained field of `itk_nir.load_field`, sampled, with its two images again: to be saved, exported and drawn.
+        """A trained field of `itk_nir.load_field` with its two images: to be saved, exported and drawn.
 
         Parameters
         ----------
         trained : NeuralField
             The field.
-        fixed, moving : path, itk.Image or SimpleITK.Image
+        fixed, moving : itk.Image, SimpleITK.Image or path
             The images of the registration.
-        max_interpolation_error, field_spacing
+        max_interpolation_error : float, optional
+            As of `NeuralField.sample`, which samples the field again.
+        field_spacing : int, optional
             As of `NeuralField.sample`.
+
+        Returns
+        -------
+        RegistrationResult
 
         Raises
         ------
         InputError
-            A fixed image on another grid than the one that was registered.
+            A fixed image on another grid than the one that was registered, or images of unlike dimensions.
         """
         a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
         grid = trained.geometry
@@ -233,7 +295,13 @@ class RegistrationResult:
             return jacobian_determinant(vectors, grid.spacing, grid.direction).contiguous().numpy()
 
     def jacobian_determinant(self) -> Any:
-        """`jacobian_array` as an image of the kind that the fixed image was given as (``itk.Image`` for a path)."""
+        """`jacobian_array` as an image of the kind that the fixed image was given as (``itk.Image`` for a path).
+
+        Returns
+        -------
+        itk.Image or SimpleITK.Image
+            float32, on the fixed grid.
+        """
         return like(self.jacobian_array, self.fixed.geometry, self.fixed.kind)
 
     def transform_points(self, points: ArrayLike, inverse: bool = False) -> NDArray[np.float64]:
@@ -243,12 +311,20 @@ class RegistrationResult:
 
         Parameters
         ----------
-        points : ``(N, d)``, LPS mm, fixed space (moving space with `inverse`).
-        inverse : moving → fixed.
+        points : array_like
+            ``(N, d)``, LPS mm, in fixed space (in moving space with `inverse`).
+        inverse : bool
+            Moving → fixed.
 
         Returns
         -------
-        ``(N, d)``, LPS mm. Forward uses the continuous map where the result has one, so no grid comes between.
+        ndarray
+            ``(N, d)``, LPS mm. Forward uses the continuous map where the result has one, so no grid comes between.
+
+        Raises
+        ------
+        InputError
+            Points of another shape.
         """
         p = np.asarray(points, float)
         if p.ndim != 2 or p.shape[1] != self.mapping.dimension:
@@ -259,6 +335,16 @@ class RegistrationResult:
 
     def save_field(self, path: str | os.PathLike[str]) -> Path:
         """Write the trained field as ``.safetensors``, for `itk_nir.load_field` and another sampling later.
+
+        Parameters
+        ----------
+        path : path
+            Ends in ``.safetensors``.
+
+        Returns
+        -------
+        Path
+            The file.
 
         Raises
         ------
@@ -283,30 +369,37 @@ class RegistrationResult:
 
         Parameters
         ----------
-        prefix : start of the names of all files; a folder if it ends in a slash.
-        format : whose files (`docs/formats.md` has the details):
+        prefix : path
+            Start of the names of all files; a folder if it ends in a slash.
+        format : {"itk", "ants", "elastix", "slicer", "nifti"}
+            Whose files (`docs/formats.md` has the details):
 
-            ``"itk"``: ``Composite.h5``, ``InverseComposite.h5``, ``Warped.nii.gz``; ITK, SimpleITK, ANTs, 3D Slicer
-            ``"ants"``: ``1Warp.nii.gz``, ``0GenericAffine.mat``, ``1InverseWarp.nii.gz``, ``Warped.nii.gz``
-            ``"elastix"``: ``TransformParameters.N.txt`` and ``DeformationField.mha``, the same with ``Inverse`` in
-            front, ``result.nii.gz``; the highest N is the whole transform
-            ``"slicer"``: ``Displacement.nrrd``, ``InverseDisplacement.nrrd`` (the whole map, LPS), ``Warped.nrrd``
-            ``"nifti"``: ``DisplacementField.nii.gz``, ``InverseDisplacementField.nii.gz`` (the whole map, **RAS**,
-            intent 1006), ``Warped.nii.gz``
+            - ``"itk"``: ``Composite.h5``, ``InverseComposite.h5``, ``Warped.nii.gz``; ITK, SimpleITK, ANTs, 3D Slicer
+            - ``"ants"``: ``1Warp.nii.gz``, ``0GenericAffine.mat``, ``1InverseWarp.nii.gz``, ``Warped.nii.gz``
+            - ``"elastix"``: ``TransformParameters.N.txt`` and ``DeformationField.mha``, the same with ``Inverse`` in
+              front, ``result.nii.gz``; the highest N is the whole transform
+            - ``"slicer"``: ``Displacement.nrrd``, ``InverseDisplacement.nrrd`` (the whole map, LPS), ``Warped.nrrd``
+            - ``"nifti"``: ``DisplacementField.nii.gz``, ``InverseDisplacementField.nii.gz`` (the whole map, **RAS**,
+              intent 1006), ``Warped.nii.gz``
 
         Returns
         -------
-        Paths by key; ``warped`` and ``report`` are always among them.
+        dict of str to Path
+            Paths by key; ``warped`` and ``report`` are always among them.
 
         Raises
         ------
-        OptionError : a format that does not exist.
-        InputError : ``"nifti"`` in 2D, which ITK's reader gets wrong.
-        ItkNirError : a file that cannot be read back.
+        OptionError
+            A format that does not exist.
+        InputError
+            ``"nifti"`` in 2D, which ITK's reader gets wrong.
+        ItkNirError
+            A file that cannot be read back.
 
         Warns
         -----
-        SelfCheckWarning : a file that, read back, is not the transform to a thousandth of a voxel.
+        SelfCheckWarning
+            A file that, read back, is not the transform to a thousandth of a voxel.
         """
         folder, start = split_prefix(prefix)
         check_format(format, self.mapping.dimension)
@@ -379,6 +472,17 @@ class RegistrationResult:
         return self.field
 
     def save_network(self, path: str | os.PathLike[str]) -> Path:
-        """Deprecated: `save_field`."""
+        """Deprecated: `save_field`.
+
+        Parameters
+        ----------
+        path : path
+            As of `save_field`.
+
+        Returns
+        -------
+        Path
+            The file.
+        """
         warn_renamed("RegistrationResult.save_network", ".save_field")
         return self.save_field(path)

@@ -69,6 +69,15 @@ class Settings:
         The linear stage before it.
     sampling : SamplingSettings
         The displacement grids after it.
+
+    Examples
+    --------
+    >>> import itk_nir
+    >>> settings = itk_nir.make_settings("accurate")
+    >>> settings.preset, settings.deformable.iterations
+    ('accurate', (80, 40, 24))
+    >>> isinstance(settings, itk_nir.Settings)
+    True
     """
 
     preset: str
@@ -89,7 +98,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Preset:
-    """An entry of `PRESETS`: what it is for, and what makes its settings."""
+    """An entry of `PRESETS`: what it is for, and what makes its settings.
+
+    Parameters
+    ----------
+    purpose : str
+        What it is for, in one line.
+    make : callable
+        Makes its `Settings`.
+    """
 
     purpose: str
     make: Callable[[], Settings]
@@ -97,6 +114,15 @@ class Preset:
 
 def engine_named(kind: str) -> ModuleType:
     """The module of an engine of `ENGINES`, loaded when it is first asked for.
+
+    Parameters
+    ----------
+    kind : str
+        A key of `ENGINES`.
+
+    Returns
+    -------
+    module
 
     Raises
     ------
@@ -175,6 +201,15 @@ REMOVED: dict[str, str] = {
 def preset_settings(preset: str | Settings) -> Settings:
     """The settings of a preset; settings as they are.
 
+    Parameters
+    ----------
+    preset : str or Settings
+        A key of `PRESETS`, or settings.
+
+    Returns
+    -------
+    Settings
+
     Raises
     ------
     OptionError
@@ -189,7 +224,17 @@ def preset_settings(preset: str | Settings) -> Settings:
 
 
 def options_of(preset: str | Settings) -> dict[str, Any]:
-    """Name → value of every option of a preset, public and expert."""
+    """Name → value of every option of a preset, public and expert.
+
+    Parameters
+    ----------
+    preset : str or Settings
+        A key of `PRESETS`, or settings.
+
+    Returns
+    -------
+    dict of str to object
+    """
     return {
         f.name: getattr(part, f.name)
         for part in preset_settings(preset).parts.values()
@@ -198,7 +243,17 @@ def options_of(preset: str | Settings) -> dict[str, Any]:
 
 
 def public_options(preset: str | Settings) -> set[str]:
-    """Names of the options of a preset that `itk_nir.register` takes as keywords."""
+    """Names of the options of a preset that `itk_nir.register` takes as keywords.
+
+    Parameters
+    ----------
+    preset : str or Settings
+        A key of `PRESETS`, or settings.
+
+    Returns
+    -------
+    set of str
+    """
     parts = preset_settings(preset).parts.values()
     return {name for part in parts for name, what in options_in(part).items() if what.public}
 
@@ -213,6 +268,11 @@ def make_settings(preset: str | Settings = "default", **options: Any) -> Setting
     **options
         See ``itk-nir presets PRESET``. A single number for an option that has one value a level stands for all levels;
         where the number of levels changes, values that are not given are cut, or the last one is repeated.
+
+    Returns
+    -------
+    Settings
+        For `preset` of `itk_nir.register`.
 
     Raises
     ------
@@ -248,7 +308,21 @@ def make_settings(preset: str | Settings = "default", **options: Any) -> Setting
 
 
 def unknown_option(name: str, settings: Settings, known: Sequence[str] | dict[str, Any]) -> OptionError:
-    """The error for an option that there is not, answered from all names and from those of other tools."""
+    """The error for an option that there is not, answered from all names and from those of other tools.
+
+    Parameters
+    ----------
+    name : str
+        What the user wrote.
+    settings : Settings
+        What it was given for.
+    known : sequence or dict of str
+        All names there are.
+
+    Returns
+    -------
+    OptionError
+    """
     if name in REMOVED:
         return OptionError(f"option {name!r} is gone since 0.2: {REMOVED[name]}")
     hint = nearest_name(name, [*known, *ARGUMENTS], {**SYNONYMS, **RENAMED})
@@ -266,6 +340,17 @@ ARGUMENTS = (
 
 def present_names(preset: str | Settings, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options under the names that they have since 0.2, with a `DeprecationWarning` at the user's own line.
+
+    Parameters
+    ----------
+    preset : str or Settings
+        What the options are for.
+    options : mapping of str to object
+        Under old or new names.
+
+    Returns
+    -------
+    dict of str to object
 
     Raises
     ------
@@ -301,7 +386,17 @@ def _match_levels(part: Any, changes: dict[str, Any], counted: str) -> None:
 
 
 def described(preset: str | Settings) -> dict[str, tuple[Any, Option | None]]:
-    """Name → value and `Option` of every option of a preset, public ones first."""
+    """Name → value and `Option` of every option of a preset, public ones first.
+
+    Parameters
+    ----------
+    preset : str or Settings
+        A key of `PRESETS`, or settings.
+
+    Returns
+    -------
+    dict of str to tuple
+    """
     parts = preset_settings(preset).parts.values()
     found = {
         f.name: (getattr(part, f.name), options_in(part).get(f.name))
@@ -312,7 +407,18 @@ def described(preset: str | Settings) -> dict[str, tuple[Any, Option | None]]:
 
 
 def describe_presets(preset: str | None = None) -> str:
-    """Text: the presets with their purposes, or the options of one with their values and meanings."""
+    """Text: the presets with their purposes, or the options of one with their values and meanings.
+
+    Parameters
+    ----------
+    preset : str, optional
+        A key of `PRESETS`; left out: all of them.
+
+    Returns
+    -------
+    str
+        Several lines.
+    """
     if preset is None:
         return "\n".join(f"{name:<9} {entry.purpose}" for name, entry in PRESETS.items())
     lines = [f"{preset}: {PRESETS[preset].purpose}"]
@@ -331,7 +437,13 @@ def describe_presets(preset: str | None = None) -> str:
 
 
 def options_page() -> str:
-    """``docs/options.md``: the public options and the expert settings of preset ``default``, as tables."""
+    """``docs/options.md``: the public options and the expert settings of preset ``default``, as tables.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
     lines = [
         "# Options",
         "",

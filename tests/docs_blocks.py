@@ -28,12 +28,17 @@ def run_blocks(
 
     Parameters
     ----------
-    namespace : names that the page takes for granted (``fixed``, ``moving``, ...).
-    without : blocks with one of these tags are compiled but not run, for what needs a program that is not there.
+    path : path
+        The page; a relative path is looked for in ``docs/``.
+    namespace : mapping of str to object, optional
+        Names that the page takes for granted (``fixed``, ``moving``, ...).
+    without : sequence of str
+        Blocks with one of these tags are compiled but not run, for what needs a program that is not there.
 
     Returns
     -------
-    The namespace after the last block. A failure shows the page's own line.
+    dict of str to object
+        The namespace after the last block. A failure shows the page's own line.
     """
     blocks = python_blocks(path)
     assert blocks, f"{path} has no python block"

@@ -341,7 +341,7 @@ class ProgressBar:
         self._write(self.line(progress))
 
     def line(self, progress: Progress) -> str:
-        """What is shown of a step."""
+        """What is shown of an iteration."""
         done = min(max(progress.fraction, 0.0), 1.0)
         filled = round(done * self._width)
         bar = self._done * filled + self._left * (self._width - filled)

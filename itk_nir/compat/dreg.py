@@ -5,7 +5,7 @@ Importing this module needs itk-dreg (``pip install itk-nir[dreg]``).
 Examples
 --------
 >>> from itk_nir.compat.dreg import BlockPairRegistration
->>> schedule = itk_dreg.register.register_images(
+>>> schedule = itk_dreg.register.register_images(  # doctest: +SKIP
 ...     block_registration_method=BlockPairRegistration(preset="fast"), ...
 ... )
 """
@@ -112,6 +112,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
     seed : int
         At least 0; every random draw comes from it.
     device : {"auto", "cpu", "cuda"}
+        As for `itk_nir.register`.
     threads : int, optional
         CPU threads for one pair of blocks; all by default.
     **options

@@ -41,22 +41,62 @@ class OptionSupport(NamedTuple):
     meaning: str
 
     def refusal(self, what: str) -> OptionError:
-        """The error to raise where the option is given: `what` is its name, or the name with its value."""
+        """The error to raise where the option is given.
+
+        Parameters
+        ----------
+        what : str
+            Its name, or the name with its value.
+
+        Returns
+        -------
+        OptionError
+        """
         return OptionError(f"{what} is refused: {self.meaning}")
 
 
 def honoured(meaning: str) -> OptionSupport:
-    """An option that means here what it means there."""
+    """An option that means here what it means there.
+
+    Parameters
+    ----------
+    meaning : str
+        What exactly it means.
+
+    Returns
+    -------
+    OptionSupport
+    """
     return OptionSupport("honoured", meaning)
 
 
 def approximated(meaning: str) -> OptionSupport:
-    """An option with a documented substitute."""
+    """An option with a documented substitute.
+
+    Parameters
+    ----------
+    meaning : str
+        What the substitute is.
+
+    Returns
+    -------
+    OptionSupport
+    """
     return OptionSupport("approximated", meaning)
 
 
 def refused(meaning: str) -> OptionSupport:
-    """An option that raises `OptionError`."""
+    """An option that raises `OptionError`.
+
+    Parameters
+    ----------
+    meaning : str
+        Why, or what to use instead.
+
+    Returns
+    -------
+    OptionSupport
+    """
     return OptionSupport("refused", meaning)
 
 
@@ -154,7 +194,17 @@ def limited(iterations: Sequence[int], levels: int, most: int | Sequence[int] | 
 
 
 def engine_options(preset: str | Settings) -> set[str]:
-    """Names of what `register` and `make_settings` take with this preset, beside the images."""
+    """Names of what `register` and `make_settings` take with this preset, beside the images.
+
+    Parameters
+    ----------
+    preset : str or Settings
+        What the options are for.
+
+    Returns
+    -------
+    set of str
+    """
     from itk_nir.settings import ARGUMENTS, options_of
 
     return (set(ARGUMENTS) - {"fixed", "moving"}) | set(options_of(preset))

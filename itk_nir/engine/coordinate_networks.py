@@ -48,146 +48,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from itk_nir.engine.field_config import (
+    ACTIVATIONS,
+    ENCODINGS,
+    FIELDS,
+    SPLINES,
+    Activation,
+    Encoding,
+    FieldConfig,
+    FieldFactory,
+)
 from itk_nir.engine.interpolation import sample
-from itk_nir.errors import OptionError
-from itk_nir.options import check, option
+
+__all__ = [
+    "ACTIVATIONS",
+    "ENCODINGS",
+    "FIELDS",
+    "SPLINES",
+    "Activation",
+    "CoordinateNetwork",
+    "Encoding",
+    "FeatureGrids",
+    "FieldConfig",
+    "FieldFactory",
+    "build_field",
+]
 
 #: Half-width of the uniform start of feature grids that a perceptron decodes: enough to tell places apart, too little
 #: to print noise into the first displacements.
 FEATURE_START = 1e-2
-
-
-class FieldFactory(Protocol):
-    """What `FIELDS` holds: makes an untrained field. A module class whose constructor takes these arguments is one."""
-
-    def __call__(
-        self, config: FieldConfig, dimension: int, generator: Generator, extent: tuple[float, ...]
-    ) -> nn.Module:
-        """An untrained field.
-
-        Parameters
-        ----------
-        config : FieldConfig
-            What the user chose.
-        dimension : int
-            2 or 3.
-        generator : Generator
-            On the CPU; the only source of random numbers.
-        extent : tuple of float
-            Half-extent of the image along ``(x, y[, z])`` in field units; the largest is 1.
-
-        Returns
-        -------
-        Module
-            On the CPU, float32. It maps ``(N, dimension)`` field coordinates to ``(N, dimension)`` vectors in field
-            units, is exactly zero there before its first step, and each of its parameters gets a gradient by autograd.
-            The same configuration and state of the generator give the same parameters, names and shapes.
-        """
-
-
-class Encoding(nn.Module):
-    """What the coordinates become before the perceptron. A subclass has `forward`, ``(N, dimension)`` → ``(N, size)``.
-
-    Parameters
-    ----------
-    config : FieldConfig
-        What the user chose.
-    dimension : int
-        2 or 3.
-    generator : Generator
-        On the CPU; the only source of random numbers.
-
-    Attributes
-    ----------
-    size : int
-        Number of features.
-    """
-
-    size: int
-
-    def __init__(self, config: FieldConfig, dimension: int, generator: Generator) -> None:
-        super().__init__()
-
-
-class Activation(nn.Module):
-    """What follows the dense layers of a perceptron. A subclass has `forward`, element by element.
-
-    Parameters
-    ----------
-    config : FieldConfig
-        What the user chose.
-    """
-
-    def __init__(self, config: FieldConfig) -> None:
-        super().__init__()
-
-    def half_width(self, inputs: int, first: bool) -> float:
-        """Weights of a layer of `inputs` start uniformly between plus and minus this; `first` for the first layer."""
-        raise NotImplementedError
-
-    def bias_half_width(self, inputs: int) -> float:
-        """The same of its biases."""
-        raise NotImplementedError
-
-
-#: Fields by name.
-FIELDS: dict[str, FieldFactory] = {}
-
-#: Encodings by name.
-ENCODINGS: dict[str, type[Encoding]] = {}
-
-#: Activations by name.
-ACTIVATIONS: dict[str, type[Activation]] = {}
-
-#: Reading of feature grids by name, as the mode of `itk_nir.engine.interpolation.sample`.
-SPLINES = {"linear": "linear", "cubic": "bspline"}
-
-
-@dataclass(frozen=True)
-class FieldConfig:
-    """What a field is made of."""
-
-    kind: str = option(
-        "mlp", "what the field is: 'mlp' is a coordinate network, 'grid' are feature grids", choices=FIELDS
-    )
-    encoding: str = option("fourier", "what the coordinates of 'mlp' become first", choices=ENCODINGS)
-    activation: str = option("sine", "what follows each hidden layer", choices=ACTIVATIONS)
-    width: int = option(128, "units of a hidden layer", at_least=1)
-    depth: int = option(2, "hidden layers", at_least=1)
-    omega: float = option(
-        30.0, "frequency inside the sine, sin(omega (W x + b)); the initialisation is divided by it", above=0
-    )
-    frequencies: int = option(
-        128, "Gaussian vectors of 'fourier' (twice as many features), octaves of 'positional'", at_least=1
-    )
-    scale: float = option(
-        1.5, "standard deviation of the Gaussian vectors, in periods per largest extent of the image", above=0
-    )
-    bound: float | None = option(
-        None, "with a number, the output is bound * tanh(output / bound), in field units", above=0
-    )
-    cells: tuple[int, ...] = option(
-        (8, 16, 32), "cells of each feature grid along the largest extent, coarse to fine", at_least=1
-    )
-    features: int = option(4, "features a node of each grid", at_least=1)
-    spline: str = option("cubic", "reading of the grids", choices=SPLINES)
-    decoder: str = option(
-        "mlp",
-        "what makes vectors of the features: 'linear', or 'mlp' with width, depth, activation and omega",
-        choices=("linear", "mlp"),
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
-        if not self.cells:
-            raise OptionError("cells must hold at least one number")
 
 
 def build_field(
@@ -233,7 +127,22 @@ def build_field(
 
 
 def uniform(shape: Sequence[int], half_width: float, generator: Generator) -> Tensor:
-    """Random numbers in ``[-half_width, half_width)`` of a shape."""
+    """Uniform random numbers in ``[-half_width, half_width)``.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the tensor.
+    half_width : float
+        Half the width of the interval.
+    generator : Generator
+        On the CPU.
+
+    Returns
+    -------
+    Tensor
+        float32, on the CPU.
+    """
     return (torch.rand(*shape, generator=generator) * 2 - 1) * half_width
 
 
@@ -320,7 +229,15 @@ class Relu(Activation):
 
 
 class Dense(nn.Module):
-    """``W x + b`` from given tensors."""
+    """``W x + b`` from given tensors.
+
+    Parameters
+    ----------
+    weight : Tensor
+        ``(outputs, inputs)``.
+    bias : Tensor
+        ``(outputs,)``.
+    """
 
     weight: nn.Parameter
     bias: nn.Parameter
@@ -331,6 +248,18 @@ class Dense(nn.Module):
         self.bias = nn.Parameter(bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Evaluate the layer.
+
+        Parameters
+        ----------
+        x : Tensor
+            ``(N, inputs)``.
+
+        Returns
+        -------
+        Tensor
+            ``(N, outputs)``.
+        """
         return F.linear(x, self.weight, self.bias)
 
 
@@ -363,12 +292,31 @@ def perceptron(config: FieldConfig, inputs: int, outputs: int, generator: Genera
 
 
 def bounded(x: Tensor, bound: float | None) -> Tensor:
-    """`x`, or ``bound * tanh(x / bound)``: slope 1 at zero, never beyond the bound."""
+    """`x`, or ``bound * tanh(x / bound)``: slope 1 at zero, never beyond the bound.
+
+    Parameters
+    ----------
+    x : Tensor
+        Of any shape.
+    bound : float or None
+        Largest absolute value; None for no bound.
+
+    Returns
+    -------
+    Tensor
+        Like `x`.
+    """
     return x if bound is None else bound * torch.tanh(x / bound)
 
 
 class CoordinateNetwork(nn.Module):
-    """Encoding, then a perceptron."""
+    """Encoding, then a perceptron.
+
+    Parameters
+    ----------
+    config, dimension, generator, extent
+        As of `FieldFactory`.
+    """
 
     bound: float | None
     encoding: Encoding
@@ -381,7 +329,18 @@ class CoordinateNetwork(nn.Module):
         self.decoder = perceptron(config, self.encoding.size, dimension, generator)
 
     def forward(self, points: Tensor) -> Tensor:
-        """``(N, d)`` → ``(N, d)``."""
+        """Evaluate the field.
+
+        Parameters
+        ----------
+        points : Tensor
+            ``(N, d)`` field coordinates.
+
+        Returns
+        -------
+        Tensor
+            ``(N, d)`` vectors, field units.
+        """
         return bounded(self.decoder(self.encoding(points)), self.bound)
 
 
@@ -394,6 +353,11 @@ class FeatureGrids(nn.Module):
     The cells of a level are cubes, ``2 / cells`` field units wide. Beyond its outer nodes a grid repeats (linear) or
     mirrors (cubic) its values; a cubic grid has one more node than the box on every side, so the box itself is never
     touched by that rule.
+
+    Parameters
+    ----------
+    config, dimension, generator, extent
+        As of `FieldFactory`.
     """
 
     bound: float | None
@@ -424,7 +388,18 @@ class FeatureGrids(nn.Module):
             self.decoder = perceptron(config, inputs, dimension, generator)
 
     def features(self, points: Tensor) -> Tensor:
-        """``(N, d)`` → ``(N, levels * features)``."""
+        """Read the features of all grids.
+
+        Parameters
+        ----------
+        points : Tensor
+            ``(N, d)`` field coordinates.
+
+        Returns
+        -------
+        Tensor
+            ``(N, levels * features)``.
+        """
         read = []
         for cells, grid in zip(self.cells, self.grids, strict=True):
             # Field coordinate 0 is the middle of the grid, whatever the number of nodes along the axis.
@@ -433,7 +408,18 @@ class FeatureGrids(nn.Module):
         return torch.cat(read).T
 
     def forward(self, points: Tensor) -> Tensor:
-        """``(N, d)`` → ``(N, d)``."""
+        """Evaluate the field.
+
+        Parameters
+        ----------
+        points : Tensor
+            ``(N, d)`` field coordinates.
+
+        Returns
+        -------
+        Tensor
+            ``(N, d)`` vectors, field units.
+        """
         return bounded(self.decoder(self.features(points)), self.bound)
 
 

@@ -26,12 +26,14 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.folds import remove_folds
-from itk_nir.engine.images import LevelGrids, Pair, common_domain, shrink, spacings
+from itk_nir.engine.images import Pair, common_domain, shrink, spacings
 from itk_nir.engine.lattice import Domain
 from itk_nir.engine.level import FieldInTraining, Level
+from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.settings import DeformableSettings as Settings
-from itk_nir.engine.velocity_field import Lattices, describe, restore
+from itk_nir.engine.stored_field import describe, restore
+from itk_nir.engine.velocity_field import Lattices
 
 __all__ = ["Settings", "describe", "optimise", "restore"]
 
@@ -54,6 +56,7 @@ def optimise(
     pair : Pair
         The images, and the linear map that follows the deformation.
     settings : DeformableSettings
+        What the stage is told.
     seed : int
         Of the network's first weights.
     threads : int
@@ -172,7 +175,9 @@ class _Descent:
     Parameters
     ----------
     level : Level
+        The level.
     model : FieldInTraining
+        The field, which is changed in place.
     goes_on : callable
         Told of every iteration, and asked whether there shall be another.
     keep_best : bool

@@ -23,6 +23,15 @@ T = TypeVar("T")
 def device_named(name: str) -> torch.device:
     """The device of a user's word: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
 
+    Parameters
+    ----------
+    name : str
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+
+    Returns
+    -------
+    torch.device
+
     Raises
     ------
     OptionError
@@ -40,6 +49,16 @@ def device_named(name: str) -> torch.device:
 def thread_count(threads: int | None) -> int:
     """The number of CPU threads: what the user says, else all that the process may use.
 
+    Parameters
+    ----------
+    threads : int or None
+        What the user says.
+
+    Returns
+    -------
+    int
+        At least 1.
+
     Raises
     ------
     OptionError
@@ -55,10 +74,22 @@ def thread_count(threads: int | None) -> int:
 
 @contextmanager
 def torch_on_one_thread(device: torch.device) -> Iterator[int]:
-    """Torch's own CPU loops on one thread inside, as found outside. Nothing changes where `device` is no CPU.
+    """Torch's own CPU loops on one thread inside, as found outside.
 
-    Yields the number of threads that was found.
+    Nothing changes where `device` is no CPU.
 
+    Parameters
+    ----------
+    device : torch.device
+        Where the work is done.
+
+    Yields
+    ------
+    int
+        The number of threads that was found.
+
+    Notes
+    -----
     The work that scales is in the native ops, whose bits do not depend on their threads; torch's reductions and matrix
     products may, so they get one. The setting is the whole process's: callers on other threads wait for their turn, or
     one that ends would change it for another that still runs. (They lose little, each uses all threads it is allowed.)
@@ -82,7 +113,20 @@ def torch_on_one_thread(device: torch.device) -> Iterator[int]:
 
 
 def with_torch_threads(function: Callable[..., T], count: int) -> Callable[..., T]:
-    """The function, run with `count` torch threads, whatever their number is when it is called."""
+    """The function, run with `count` torch threads, whatever their number is when it is called.
+
+    Parameters
+    ----------
+    function : callable
+        Any.
+    count : int
+        Number of threads inside.
+
+    Returns
+    -------
+    callable
+        With the arguments and the value of `function`.
+    """
 
     def called(*arguments: object) -> T:
         now = torch.get_num_threads()
@@ -98,7 +142,12 @@ def with_torch_threads(function: Callable[..., T], count: int) -> Callable[..., 
 
 
 def peak_memory_mb() -> float | None:
-    """Peak resident memory of the process so far, MiB; None where the system does not tell."""
+    """Peak resident memory of the process so far, MiB; None where the system does not tell.
+
+    Returns
+    -------
+    float or None
+    """
     try:
         import resource
     except ImportError:  # Windows
@@ -108,16 +157,42 @@ def peak_memory_mb() -> float | None:
 
 
 def peak_device_memory_mb(device: torch.device) -> float | None:
-    """Peak memory of a CUDA device since `reset_peak_device_memory`, MiB; None for a CPU."""
+    """Peak memory of a CUDA device since `reset_peak_device_memory`, MiB; None for a CPU.
+
+    Parameters
+    ----------
+    device : torch.device
+        Any device.
+
+    Returns
+    -------
+    float or None
+    """
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
 
 
 def reset_peak_device_memory(device: torch.device) -> None:
-    """Begin to measure the peak memory of a CUDA device anew."""
+    """Begin to measure the peak memory of a CUDA device anew.
+
+    Parameters
+    ----------
+    device : torch.device
+        Nothing is done for a CPU.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def device_name(device: torch.device) -> str:
-    """``"cpu"``, or what the card calls itself."""
+    """``"cpu"``, or what the card calls itself.
+
+    Parameters
+    ----------
+    device : torch.device
+        Any device.
+
+    Returns
+    -------
+    str
+    """
     return str(device) if device.type == "cpu" else torch.cuda.get_device_name(device)

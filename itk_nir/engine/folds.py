@@ -22,7 +22,7 @@ ROUNDS = 20
 
 @ops.reused_memory()
 def remove_folds(field: VelocityField, domain: Domain) -> VelocityField:
-    """Smooth a field where its folds come from until no voxel is folded (ours).
+    """Smooth a field where its folds come from until no voxel is folded.
 
     A voxel is folded where the Jacobian determinant by central differences between voxels is not above zero. Which
     control points it comes from, of either field, is traced back through the integration; no others change.
@@ -30,8 +30,14 @@ def remove_folds(field: VelocityField, domain: Domain) -> VelocityField:
     Parameters
     ----------
     field : VelocityField
+        A trained field.
     domain : Domain
         The block of the fixed grid that is looked at.
+
+    Returns
+    -------
+    VelocityField
+        The same field where nothing is folded.
     """
     positions = [start + np.arange(n, dtype=float) for start, n in zip(domain.start, domain.size, strict=True)]
     voxel = torch.tensor(spacings(field.geometry), dtype=torch.float32).reshape(3, 1, 1, 1).to(field.device)

@@ -187,7 +187,18 @@ def _bspline(image: Tensor, points: Tensor) -> Tensor:
 
 
 def cubic_bspline_weights(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights of the coefficients at -1, 0, 1 and 2 for a point ``0 <= t < 1`` after coefficient 0; they sum to one."""
+    """Weights of the coefficients at -1, 0, 1 and 2 for a point ``0 <= t < 1`` after coefficient 0; they sum to one.
+
+    Parameters
+    ----------
+    t : Tensor
+        Of any shape.
+
+    Returns
+    -------
+    tuple of Tensor
+        Four, each like `t`.
+    """
     s = 1 - t
     return s * s * s / 6, 2 / 3 - t * t * (1 - t / 2), 2 / 3 - s * s * (1 - s / 2), t * t * t / 6
 

@@ -18,7 +18,17 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Banded:
-    """A banded matrix ``(n_out, n_in)``: row ``i`` holds `weights[i]` from column `start[i]` on."""
+    """A banded matrix: row ``i`` holds `weights[i]` from column `start[i]` on.
+
+    Parameters
+    ----------
+    start : ndarray
+        ``(n_out,)`` int32.
+    weights : ndarray
+        ``(n_out, width)`` float32.
+    n_in : int
+        Number of columns.
+    """
 
     start: NDArray[np.int32]
     weights: NDArray[np.float32]
@@ -26,9 +36,17 @@ class Banded:
 
     @property
     def n_out(self) -> int:
+        """Number of rows."""
         return len(self.start)
 
     def dense(self) -> F64:
+        """The matrix with its zeros.
+
+        Returns
+        -------
+        ndarray
+            ``(n_out, n_in)`` float64.
+        """
         m = np.zeros((self.n_out, self.n_in))
         for i, s in enumerate(self.start):
             m[i, s : s + self.weights.shape[1]] += self.weights[i]
@@ -36,11 +54,28 @@ class Banded:
 
     @cached_property
     def transpose(self) -> Banded:
+        """The transposed matrix.
+
+        Returns
+        -------
+        Banded
+            ``(n_in, n_out)``.
+        """
         return banded_from_dense(self.dense().T)
 
 
 def banded_from_dense(matrix: F64) -> Banded:
-    """The narrowest `Banded` that holds a dense matrix."""
+    """The narrowest `Banded` that holds a dense matrix.
+
+    Parameters
+    ----------
+    matrix : ndarray
+        ``(n_out, n_in)``.
+
+    Returns
+    -------
+    Banded
+    """
     n_in = matrix.shape[1]
     used = matrix != 0
     first = np.where(used.any(1), used.argmax(1), 0)
@@ -52,7 +87,18 @@ def banded_from_dense(matrix: F64) -> Banded:
 
 
 def cubic(t: F64) -> F64:
-    """The cubic B-spline kernel at distance ``t`` (in knots)."""
+    """The cubic B-spline kernel at distance ``t`` (in knots).
+
+    Parameters
+    ----------
+    t : ndarray
+        Distances from the centre of the spline.
+
+    Returns
+    -------
+    ndarray
+        Like `t`.
+    """
     t = np.abs(t)
     out: F64 = np.where(t < 1, 2 / 3 - t * t + t**3 / 2, np.where(t < 2, (2 - t) ** 3 / 6, 0.0))
     return out
@@ -63,6 +109,20 @@ def gaussian_matrix(n: int, positions: F64, sigma: float) -> Banded:
 
     The kernel is the Gaussian convolved with linear interpolation, cut at 3 sigma; rows sum to one, and positions
     beyond the axis take the value of its end.
+
+    Parameters
+    ----------
+    n : int
+        Voxels of the axis.
+    positions : ndarray
+        ``(m,)``, in voxels.
+    sigma : float
+        In voxels.
+
+    Returns
+    -------
+    Banded
+        ``(m, n)``.
     """
     at = np.clip(np.asarray(positions, float), 0, n - 1)
     x = np.arange(n)
@@ -76,7 +136,17 @@ def gaussian_matrix(n: int, positions: F64, sigma: float) -> Banded:
 
 @dataclass(frozen=True)
 class Axis:
-    """The control points of a cubic B-spline lattice along one axis, in voxels of the fixed image."""
+    """The control points of a cubic B-spline lattice along one axis, in voxels of the fixed image.
+
+    Parameters
+    ----------
+    start : float
+        Position of the first control point.
+    spacing : float
+        Distance between two.
+    count : int
+        How many there are; 1 along z of a 2D image.
+    """
 
     start: float
     spacing: float
@@ -84,23 +154,48 @@ class Axis:
 
     @property
     def positions(self) -> F64:
+        """Positions of the control points, ``(count,)``, in voxels of the fixed image."""
         return self.start + self.spacing * np.arange(self.count, dtype=float)
 
     def evaluate(self, positions: F64) -> Banded:
-        """Coefficients → values of the spline at `positions` (voxels of the fixed image); zero beyond the lattice."""
+        """The matrix from coefficients to values of the spline; zero beyond the lattice.
+
+        Parameters
+        ----------
+        positions : ndarray
+            ``(m,)``, in voxels of the fixed image.
+
+        Returns
+        -------
+        Banded
+            ``(m, count)``.
+        """
         if self.count == 1:
             n = len(positions)
             return Banded(np.zeros(n, np.int32), np.ones((n, 1), np.float32), 1)
         return banded_from_dense(cubic((np.asarray(positions, float)[:, None] - self.positions) / self.spacing))
 
     def refined(self) -> Axis:
-        """The lattice of half the spacing that holds every spline of this one exactly (see `refine`)."""
+        """The lattice of half the spacing that holds every spline of this one exactly (see `refine`).
+
+        Returns
+        -------
+        Axis
+        """
         if self.count == 1:
             return self
         return Axis(self.start, self.spacing / 2, 2 * self.count - 1)
 
     def refine(self) -> Banded:
-        """Coefficients here → coefficients of the same spline on `refined` (two-scale relation of the B-spline)."""
+        """The matrix from coefficients here to those of the same spline on `refined`.
+
+        It is the two-scale relation of the B-spline.
+
+        Returns
+        -------
+        Banded
+            ``(refined().count, count)``.
+        """
         if self.count == 1:
             return Banded(np.zeros(1, np.int32), np.ones((1, 1), np.float32), 1)
         m = np.zeros((2 * self.count - 1, self.count))
@@ -113,16 +208,32 @@ class Axis:
 
 @dataclass(frozen=True)
 class Domain:
-    """The block of the fixed grid that is worked on: `start` and `size` in voxels, ``(x, y, z)`` order.
+    """The block of the fixed grid that is worked on.
 
     A 2D image has size 1 along z.
+
+    Parameters
+    ----------
+    start, size : tuple of int
+        ``(x, y, z)``, in voxels.
     """
 
     start: tuple[int, int, int]
     size: tuple[int, int, int]
 
     def level_positions(self, factors: tuple[int, int, int]) -> list[F64]:
-        """Sample positions of a level in voxels of the fixed grid, an axis each: the centres of blocks of `factors`."""
+        """Sample positions of a level in voxels of the fixed grid, an axis each: the centres of blocks of `factors`.
+
+        Parameters
+        ----------
+        factors : tuple of int
+            Voxels that make one of the level, ``(x, y, z)``.
+
+        Returns
+        -------
+        list of ndarray
+            ``[x, y, z]``.
+        """
         out: list[F64] = []
         for start, size, f in zip(self.start, self.size, factors, strict=True):
             n = max(1, math.ceil(size / f))
@@ -130,9 +241,19 @@ class Domain:
         return out
 
     def lattice(self, spacing: tuple[float, float, float]) -> list[Axis]:
-        """The lattice of a spacing (voxels, along ``x, y, z``) over the domain.
+        """The lattice of a spacing over the domain.
 
         Every point of the domain has all four control points around it.
+
+        Parameters
+        ----------
+        spacing : tuple of float
+            In voxels, ``(x, y, z)``.
+
+        Returns
+        -------
+        list of Axis
+            ``[x, y, z]``.
         """
         axes = []
         for start, size, h in zip(self.start, self.size, spacing, strict=True):
@@ -146,5 +267,16 @@ class Domain:
 
 
 def shape_of(axes: list[Axis]) -> tuple[int, int, int]:
-    """Array shape ``(z, y, x)`` of a lattice given as ``[x, y, z]`` axes."""
+    """Array shape of a lattice.
+
+    Parameters
+    ----------
+    axes : list of Axis
+        ``[x, y, z]``.
+
+    Returns
+    -------
+    tuple of int
+        ``(z, y, x)``.
+    """
     return axes[2].count, axes[1].count, axes[0].count

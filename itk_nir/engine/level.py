@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
-from itk_nir.engine.images import LevelGrids, Pair, counting_weight
+from itk_nir.engine.images import Pair
 from itk_nir.engine.lattice import Banded, Domain
+from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.metrics import LevelImages, LevelMetric, metric_named
 from itk_nir.engine.regularisers import LevelLattice, regulariser_named
 from itk_nir.engine.settings import DeformableSettings
@@ -48,6 +49,16 @@ def low_similarity_factor(similarity: float) -> float:
     With little evidence only smooth motion can be trusted. Where it brings the images together, the next level begins
     above the threshold and is free again; where nothing does (another modality, another object), the images stay
     about where they were instead of being torn to fit noise.
+
+    Parameters
+    ----------
+    similarity : float
+        The metric at the start of the level.
+
+    Returns
+    -------
+    float
+        At least 1.
     """
     return min(1e4, max(1.0, (MIN_RELIABLE_SIMILARITY / max(similarity, 1e-6)) ** 4))
 
@@ -62,10 +73,13 @@ class FieldInTraining:
     lattices : Lattices
         Of all levels.
     settings : DeformableSettings
+        What the stage is told.
     seed : int
         Of the network's first weights.
     device : torch.device
+        Where it is evaluated.
     threads : int
+        CPU threads of the native ops.
     """
 
     geometry: Geometry
@@ -88,7 +102,7 @@ class FieldInTraining:
 
     @property
     def spacing(self) -> float:
-        """Of the lattice, mm."""
+        """Spacing of the lattice, mm."""
         return self.velocity.spacing
 
     def freeze(self) -> None:
@@ -100,20 +114,42 @@ class FieldInTraining:
         )  # fmt: skip
 
     def go_to(self, number: int) -> None:
-        """Go to the lattice `number`; the field stays what it is."""
+        """Go to the lattice `number`; the field stays what it is.
+
+        Parameters
+        ----------
+        number : int
+            0 is the coarsest; not below the present one.
+        """
         self.velocity.refine(number)
         if self.coarse is not None:
             s = self.settings
             self.outer = self.coarse.integrated(s.transform_model, s.integration_steps, number)
 
     def displaced(self, v: Tensor) -> Tensor:
-        """Coefficients in mm → the displacement of the whole field in units of the lattice."""
+        """The displacement of the whole field that the coefficients of the trained part make.
+
+        Parameters
+        ----------
+        v : Tensor
+            ``(3, z, y, x)`` mm, on the lattice.
+
+        Returns
+        -------
+        Tensor
+            ``(3, z, y, x)``, in units of the lattice.
+        """
         s = self.settings
         outer = None if self.outer is None else self.outer[0]
         return flowed(v, outer, s.transform_model, s.integration_steps, self.spacing, self.threads)
 
     def trained(self) -> VelocityField:
-        """The field as it stands."""
+        """The field as it stands.
+
+        Returns
+        -------
+        VelocityField
+        """
         s = self.settings
         return VelocityField(
             self.geometry, self.velocity.requires_grad_(False), self.coarse, s.transform_model, s.integration_steps,
@@ -130,7 +166,9 @@ class Level:
     number : int
         Counted from 0.
     settings : DeformableSettings
+        What the stage is told.
     metric : LevelMetric
+        The metric, with what it computed before the first iteration.
     grid_to_moving, displacement_to_moving : ndarray
         The matrices of `ops.warp`; the displacement is in units of the lattice, which scaling and squaring works in.
     spline : list of Banded
@@ -146,6 +184,7 @@ class Level:
     backward : _BackwardMetric or None
         The similarity of the other direction, where that counts too.
     threads : int
+        CPU threads of the native ops.
     """
 
     number: int
@@ -166,7 +205,28 @@ class Level:
         cls, number: int, settings: DeformableSettings, pair: Pair, domain: Domain, images: tuple[Tensor, Tensor],
         grids: LevelGrids, field: FieldInTraining,
     ) -> Level:  # fmt: skip
-        """A level that begins with `field`; `images` are fixed and moving on `grids`.
+        """A level that begins with `field`.
+
+        Parameters
+        ----------
+        number : int
+            Counted from 0.
+        settings : DeformableSettings
+            Of the whole stage.
+        pair : Pair
+            The images.
+        domain : Domain
+            The block of the fixed grid that is worked on.
+        images : tuple of Tensor
+            Fixed and moving image on `grids`.
+        grids : LevelGrids
+            The voxels of the level.
+        field : FieldInTraining
+            The field so far, on the lattice of the level.
+
+        Returns
+        -------
+        Level
 
         Raises
         ------
@@ -214,12 +274,36 @@ class Level:
         )  # fmt: skip
 
     def similarity(self, u: Tensor) -> Tensor:
-        """The metric under a displacement on the lattice (its units)."""
+        """The metric under a displacement on the lattice (its units).
+
+        Parameters
+        ----------
+        u : Tensor
+            ``(3, z, y, x)`` displacement on the lattice, in its units.
+
+        Returns
+        -------
+        Tensor
+            Scalar.
+        """
         matrices = self.grid_to_moving, self.displacement_to_moving
         return self.metric(ops.warp_spline(self.metric.moving, u, self.spline, *matrices, self.threads))
 
     def loss(self, field: FieldInTraining, iteration: int) -> tuple[Tensor, Tensor]:
-        """The similarity that the field has here, and the loss of this iteration."""
+        """The similarity that the field has here, and the loss of this iteration.
+
+        Parameters
+        ----------
+        field : FieldInTraining
+            The field as it stands.
+        iteration : int
+            Counted from 0.
+
+        Returns
+        -------
+        tuple of Tensor
+            Similarity and loss, scalars.
+        """
         settings, threads, number = self.settings, self.threads, self.number
         v = field.velocity()
         u = field.displaced(v)

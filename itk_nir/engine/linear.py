@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
-from itk_nir.engine.images import LevelGrids, Pair, at_nearest, inside_image, sizes, spacings
+from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Domain
+from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.settings import LinearSettings
 from itk_nir.geometry import Geometry
@@ -148,6 +149,7 @@ def optimise_linear(
     kind : str
         ``"rigid"`` or ``"affine"``.
     settings : LinearSettings
+        What the stage is told.
     search : bool
         Try the centres of the images and of their masses too, not only the images as they lie.
     threads : int
@@ -156,6 +158,10 @@ def optimise_linear(
         Called with a `Progress` after every iteration; a true value cancels, and the best so far is kept.
     clock : float, optional
         ``time.perf_counter()`` when the registration began.
+
+    Returns
+    -------
+    LinearResult
     """
     clock = time.perf_counter() if clock is None else clock
     fixed = pair.fixed_intensity.normalised(pair.fixed)

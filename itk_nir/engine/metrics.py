@@ -64,7 +64,18 @@ class Metric(Protocol):
     """What is chosen as ``metric``: makes a `LevelMetric` for each level."""
 
     def prepare(self, images: LevelImages) -> LevelMetric:
-        """Whatever can be computed before the first iteration of a level."""
+        """Whatever can be computed before the first iteration of a level.
+
+        Parameters
+        ----------
+        images : LevelImages
+            Of the level.
+
+        Returns
+        -------
+        LevelMetric
+            Called with a warped moving image in every iteration.
+        """
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,17 @@ class LNCC:
     epsilon: float = 1e-4
 
     def prepare(self, images: LevelImages) -> LevelMetric:
-        """The sums of the fixed image, once for the level."""
+        """The sums of the fixed image, once for the level.
+
+        Parameters
+        ----------
+        images : LevelImages
+            Of the level.
+
+        Returns
+        -------
+        LevelMetric
+        """
         lncc = ops.Lncc.make(images.fixed, images.weight, images.radius, self.epsilon, images.threads)
         return _LevelLNCC(images.moving, lncc)
 
@@ -108,7 +129,17 @@ class NCC:
     """Normalised cross-correlation of the whole images, Pearson's r: for one contrast without a bias field."""
 
     def prepare(self, images: LevelImages) -> LevelMetric:
-        """Mean and norm of the fixed image over the positions that count, once for the level."""
+        """Mean and norm of the fixed image over the positions that count, once for the level.
+
+        Parameters
+        ----------
+        images : LevelImages
+            Of the level.
+
+        Returns
+        -------
+        LevelMetric
+        """
         inside = torch.ones_like(images.fixed) if images.weight is None else (images.weight > 0.5).float()
         count = float(inside.sum(dtype=torch.float64))
         centred = (images.fixed - (images.fixed * inside).sum(dtype=torch.float64) / max(1.0, count)).mul_(inside)
@@ -137,5 +168,15 @@ METRICS: dict[str, Metric] = {"lncc": LNCC(), "ncc": NCC()}
 
 
 def metric_named(metric: str | Metric) -> Metric:
-    """The entry of `METRICS`, or the object itself."""
+    """The entry of `METRICS`, or the object itself.
+
+    Parameters
+    ----------
+    metric : str or Metric
+        A key of `METRICS`, or a metric.
+
+    Returns
+    -------
+    Metric
+    """
     return METRICS[metric] if isinstance(metric, str) else metric

@@ -33,6 +33,20 @@ class Progress:
         Since the registration began.
     fraction : float
         Share of the whole work that is done, 0 to 1 (an estimate made from voxels and iterations).
+
+    Examples
+    --------
+    A callback that stops when the similarity is good enough:
+
+    >>> import itk_nir
+    >>> from itk_nir.images import to_sitk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_sitk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> def stop(progress: itk_nir.Progress) -> bool:
+    ...     return progress.stage == "deformable" and progress.metric > 0.5
+    >>> itk_nir.register(fixed, moving, preset="fast", callback=stop).report.stop
+    'cancelled'
     """
 
     stage: str

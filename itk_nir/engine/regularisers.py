@@ -45,10 +45,20 @@ class Regulariser(Protocol):
     """What is chosen as ``regulariser``: makes an energy for each level."""
 
     def energy(self, lattice: LevelLattice) -> Callable[[Tensor], Tensor]:
-        """The energy of ``(3, z, y, x)`` displacements in units of the lattice spacing: a scalar with its gradient.
+        """The energy of a displacement on a lattice.
 
         It should be a mean over the volume that is compared and free of units, so that ``smoothness`` means the same
         for any image size, spacing and lattice.
+
+        Parameters
+        ----------
+        lattice : LevelLattice
+            Of the level.
+
+        Returns
+        -------
+        callable
+            ``(3, z, y, x)`` displacements in units of the lattice spacing → a scalar with its gradient.
         """
 
 
@@ -57,7 +67,18 @@ class Diffusion:
     """``1/|Ω| ∫ |∇u|²``: the gradient of the displacement, squared."""
 
     def energy(self, lattice: LevelLattice) -> Callable[[Tensor], Tensor]:
-        """See `Regulariser`."""
+        """The energy of a displacement on a lattice, see `Regulariser`.
+
+        Parameters
+        ----------
+        lattice : LevelLattice
+            Of the level.
+
+        Returns
+        -------
+        callable
+            ``(3, z, y, x)`` in units of the lattice spacing → scalar.
+        """
         return lambda u: lattice.cell * ops.diffusion(u, threads=lattice.threads)
 
 
@@ -82,7 +103,18 @@ class Lorentzian:
     scale: float | None = None
 
     def energy(self, lattice: LevelLattice) -> Callable[[Tensor], Tensor]:
-        """See `Regulariser`."""
+        """The energy of a displacement on a lattice, see `Regulariser`.
+
+        Parameters
+        ----------
+        lattice : LevelLattice
+            Of the level.
+
+        Returns
+        -------
+        callable
+            ``(3, z, y, x)`` in units of the lattice spacing → scalar.
+        """
         scale = lattice.lorentzian_scale if self.scale is None else self.scale
         return lambda u: lattice.cell * ops.diffusion(u, scale=scale, threads=lattice.threads)
 
@@ -92,5 +124,15 @@ REGULARISERS: dict[str, Regulariser] = {"lorentzian": Lorentzian(), "diffusion":
 
 
 def regulariser_named(regulariser: str | Regulariser) -> Regulariser:
-    """The entry of `REGULARISERS`, or the object itself."""
+    """The entry of `REGULARISERS`, or the object itself.
+
+    Parameters
+    ----------
+    regulariser : str or Regulariser
+        A key of `REGULARISERS`, or a regulariser.
+
+    Returns
+    -------
+    Regulariser
+    """
     return REGULARISERS[regulariser] if isinstance(regulariser, str) else regulariser

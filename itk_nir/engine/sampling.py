@@ -38,16 +38,54 @@ class Field(Protocol):
         """CPU threads that it uses."""
 
     def displacement(self, points: F64, inverse: bool = False) -> F64:
-        """The displacement at physical points of fixed space, ``(N, d)`` LPS mm → ``(N, d)`` LPS mm."""
+        """The displacement at physical points of fixed space.
+
+        Parameters
+        ----------
+        points : ndarray
+            ``(N, d)`` LPS mm.
+        inverse : bool
+            That of the inverse.
+
+        Returns
+        -------
+        ndarray
+            ``(N, d)`` LPS mm.
+        """
 
     def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
-        """``(3, z, y, x)`` mm along the image axes at `positions` (voxels of the fixed image, ``[x, y, z]``)."""
+        """The displacement on a regular grid.
+
+        Parameters
+        ----------
+        positions : list of ndarray
+            ``[x, y, z]``, in voxels of the fixed image.
+        inverse : bool
+            That of the inverse.
+
+        Returns
+        -------
+        Tensor
+            ``(3, z, y, x)`` mm along the image axes.
+        """
 
     def curvature(self) -> Tensor:
-        """``(3, ...)``, at points all over the grid: length of the second derivative along each axis, 1/mm."""
+        """Length of the second derivative of the displacement along each axis.
+
+        Returns
+        -------
+        Tensor
+            ``(3, ...)``, at points all over the grid, 1/mm.
+        """
 
     def support(self) -> list[tuple[float, float]]:
-        """First and last place of each axis (voxels of the fixed image, ``[x, y, z]``) where it may be other than 0."""
+        """First and last place along each axis where the displacement may be other than 0.
+
+        Returns
+        -------
+        list of tuple of float
+            ``[x, y, z]``, in voxels of the fixed image.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +106,13 @@ class SampledField:
     inverse_error_mean, inverse_error_p99 : float
         Distance, in voxels of the fixed image, between a fixed point and where forward followed by inverse takes it,
         over the voxels that count.
-    folded : int
-    folded_percent : float
+    folded, folded_percent : int, float
+        Voxels of the grid, of those that count, where the Jacobian determinant of ``p -> p + u(p)`` is not above 0, and
+        their share.
     jacobian_range : tuple of float
+        Least and largest determinant there.
     log_jacobian_sd : float
-        Of ``p -> p + u(p)`` on the grid, same voxels.
+        Standard deviation of its natural logarithm there.
     """
 
     geometry: Geometry
@@ -89,7 +129,19 @@ class SampledField:
 
 
 def every_nth_voxel(geometry: Geometry, step: int) -> Geometry:
-    """The grid of every `step`-th voxel, long enough to cover the last one."""
+    """The grid of every `step`-th voxel, long enough to cover the last one.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The grid.
+    step : int
+        At least 1.
+
+    Returns
+    -------
+    Geometry
+    """
     size = [math.ceil((n - 1) / step) + 1 if n > 1 else 1 for n in geometry.size]
     return Geometry.make(size, [s * step for s in geometry.spacing], geometry.origin, geometry.direction)
 
@@ -105,6 +157,10 @@ def sample_field(field: Field, settings: SamplingSettings, inside: Tensor | None
         How fine.
     inside : Tensor, optional
         ``(Z, Y, X)`` bool on the fixed grid: the voxels that the reported numbers are taken over; all when left out.
+
+    Returns
+    -------
+    SampledField
     """
     threads = field.threads
     if inside is None:
@@ -154,7 +210,18 @@ def sample_field(field: Field, settings: SamplingSettings, inside: Tensor | None
 
 
 def spacing_of(geometry: Geometry) -> Tensor:
-    """``(3, 1, 1, 1)`` mm, 1 along z for 2D."""
+    """Spacing of a grid as a tensor.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The grid.
+
+    Returns
+    -------
+    Tensor
+        ``(3, 1, 1, 1)`` mm, 1 along z for 2D.
+    """
     return torch.tensor([*geometry.spacing, 1.0][:3], dtype=torch.float32).reshape(3, 1, 1, 1)
 
 

@@ -10,7 +10,7 @@ from itk_nir.engine.coordinate_networks import FieldConfig
 from itk_nir.engine.metrics import METRICS, Metric
 from itk_nir.engine.regularisers import REGULARISERS, Regulariser
 from itk_nir.errors import OptionError
-from itk_nir.options import check, check_levels, option
+from itk_nir.options import check, check_levels, documented, option
 
 #: The network of the coarse field: sines of Fourier features (see `itk_nir.engine.coordinate_networks`). It is
 #: evaluated on a lattice of some thousand points, so its size hardly shows in the time of an iteration.
@@ -19,9 +19,16 @@ COARSE_NETWORK = FieldConfig(
 )
 
 
+@documented
 @dataclass(frozen=True)
 class DeformableSettings:
-    """What the deformable stage is told. Tuples have one value a level, coarsest first."""
+    """What the deformable stage is told. Tuples have one value a level, coarsest first.
+
+    Raises
+    ------
+    OptionError
+        A value that its option does not allow, or values that do not go together.
+    """
 
     kind: ClassVar[str] = "deformable"
 
@@ -158,13 +165,32 @@ class DeformableSettings:
                 )
 
     def halvings(self, level: int) -> int:
-        """How many times the coarsest lattice is halved for a level."""
+        """How many times the coarsest lattice is halved for a level.
+
+        Parameters
+        ----------
+        level : int
+            Counted from 0, coarsest first.
+
+        Returns
+        -------
+        int
+        """
         return round(math.log2(self.coarsest_grid_spacing / (self.grid_spacing[level] * self.shrink_factors[level])))
 
     def for_voxels(self, voxels: int) -> DeformableSettings:
         """The settings with up to twice the iterations where the block is small, see `extra_iterations_below`.
 
         An iteration on a small image costs little, and its time goes to start-up and files anyway.
+
+        Parameters
+        ----------
+        voxels : int
+            Of the block that is worked on.
+
+        Returns
+        -------
+        DeformableSettings
         """
         factor = min(2.0, self.extra_iterations_below / max(1, voxels))
         if factor <= 1:
@@ -172,9 +198,16 @@ class DeformableSettings:
         return replace(self, iterations=tuple(round(factor * n) for n in self.iterations))
 
 
+@documented
 @dataclass(frozen=True)
 class LinearSettings:
-    """What the linear stage is told. Tuples have one value a level, coarsest first."""
+    """What the linear stage is told. Tuples have one value a level, coarsest first.
+
+    Raises
+    ------
+    OptionError
+        A value that its option does not allow, or values that do not go together.
+    """
 
     linear_size: tuple[int, ...] = option(
         (28, 56),
@@ -205,9 +238,16 @@ class LinearSettings:
             )
 
 
+@documented
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How fine the displacement grids are that a trained field is sampled on."""
+    """How fine the displacement grids are that a trained field is sampled on.
+
+    Raises
+    ------
+    OptionError
+        A value that its option does not allow.
+    """
 
     max_interpolation_error: float = option(
         0.05,

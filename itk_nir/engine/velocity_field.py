@@ -11,11 +11,9 @@ by the two-scale relation). Displacements and velocities are mm along the image 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +25,6 @@ from itk_nir.engine.coordinate_networks import FieldConfig, build_field
 from itk_nir.engine.images import sizes
 from itk_nir.engine.lattice import Axis, Banded, cubic, shape_of
 from itk_nir.geometry import Geometry
-from itk_nir.options import rebuilt
 
 F64 = NDArray[np.float64]
 
@@ -49,7 +46,21 @@ class Lattices:
 
     @classmethod
     def halved(cls, coarsest: list[Axis], spacing: float, halvings: int) -> Lattices:
-        """The coarsest lattice and `halvings` finer ones."""
+        """The coarsest lattice and `halvings` finer ones.
+
+        Parameters
+        ----------
+        coarsest : list of Axis
+            ``[x, y, z]``.
+        spacing : float
+            Of the coarsest, mm.
+        halvings : int
+            Number of finer ones.
+
+        Returns
+        -------
+        Lattices
+        """
         axes = [coarsest]
         for _ in range(halvings):
             axes.append([a.refined() for a in axes[-1]])
@@ -60,17 +71,53 @@ class Lattices:
         return [[a.refine() for a in axes] for axes in self.axes[:-1]]
 
     def spacing(self, number: int) -> float:
-        """Of lattice `number`, mm."""
+        """Spacing of one lattice, mm.
+
+        Parameters
+        ----------
+        number : int
+            0 is the coarsest.
+
+        Returns
+        -------
+        float
+        """
         return self.coarsest_spacing / 2**number
 
     def refined(self, values: Tensor, start: int, stop: int, threads: int) -> Tensor:
-        """Coefficients on lattice `start` → of the same spline on the finer lattice `stop`."""
+        """Coefficients on lattice `start` → of the same spline on the finer lattice `stop`.
+
+        Parameters
+        ----------
+        values : Tensor
+            ``(3, z, y, x)``.
+        start, stop : int
+            Numbers of lattices.
+        threads : int
+            CPU threads.
+
+        Returns
+        -------
+        Tensor
+            ``(3, z, y, x)``.
+        """
         for k in range(start, stop):
             values = ops.separable(values, self._refinements[k], threads)
         return values
 
     def nodes(self, geometry: Geometry) -> Tensor:
-        """The control points of the coarsest lattice, ``(N, d)`` field coordinates, x fastest."""
+        """The control points of the coarsest lattice.
+
+        Parameters
+        ----------
+        geometry : Geometry
+            The fixed grid.
+
+        Returns
+        -------
+        Tensor
+            ``(N, d)`` field coordinates, x fastest.
+        """
         d = geometry.dimension
         at = np.meshgrid(*[a.positions for a in self.axes[0][d - 1 :: -1]], indexing="ij")[::-1]
         index = np.stack([x.ravel() for x in at], -1)
@@ -93,7 +140,9 @@ class SplineVelocity(nn.Module):
     generator : torch.Generator
         Where the network's first weights are drawn from.
     device : torch.device
+        Where it is evaluated.
     threads : int
+        CPU threads of the native ops.
     """
 
     geometry: Geometry
@@ -117,23 +166,45 @@ class SplineVelocity(nn.Module):
 
     @property
     def spacing(self) -> float:
-        """Of its lattice, mm."""
+        """Spacing of its lattice, mm."""
         return self.lattices.spacing(self.number)
 
     def refine(self, number: int) -> None:
-        """Go to the finer lattice `number`; the velocity stays what it is."""
+        """Go to the finer lattice `number`; the velocity stays what it is.
+
+        Parameters
+        ----------
+        number : int
+            Of the lattice; 0 is the coarsest.
+        """
         with torch.no_grad():
             finer = self.lattices.refined(self.control_points.detach(), self.number, number, self.threads)
         self.number, self.control_points = number, nn.Parameter(finer.clone())
 
     def moved(self, change: Tensor) -> SplineVelocity:
-        """The same velocity with `change` (mm) added to its control points; the network is shared."""
+        """The same velocity with something added to its control points; the network is shared.
+
+        Parameters
+        ----------
+        change : Tensor
+            ``(3, z, y, x)`` mm.
+
+        Returns
+        -------
+        SplineVelocity
+        """
         out = copy.copy(self)
         out._parameters = {"control_points": nn.Parameter(self.control_points + change, requires_grad=False)}
         return out
 
     def forward(self) -> Tensor:
-        """The coefficients on its lattice, ``(3, z, y, x)`` mm."""
+        """The coefficients on its lattice.
+
+        Returns
+        -------
+        Tensor
+            ``(3, z, y, x)`` mm along the image axes.
+        """
         if self.network is None:
             return self.control_points
         out = self.network(self._nodes) * self.geometry.half_extent
@@ -144,7 +215,22 @@ class SplineVelocity(nn.Module):
         return self.lattices.refined(given, 0, self.number, self.threads) + self.control_points
 
     def integrated(self, model: str, integration_steps: int, number: int) -> tuple[Tensor, Tensor]:
-        """Its displacement and that of its inverse on the finer lattice `number`, in units of that lattice."""
+        """Its displacement and that of its inverse on a finer lattice.
+
+        Parameters
+        ----------
+        model : str
+            ``"velocity"`` or ``"displacement"``.
+        integration_steps : int
+            Squarings of scaling and squaring.
+        number : int
+            Of the finer lattice.
+
+        Returns
+        -------
+        tuple of Tensor
+            Each ``(3, z, y, x)``, in units of that lattice.
+        """
         h, threads = self.spacing, self.threads
         with torch.no_grad():
             v = self()
@@ -162,7 +248,28 @@ class SplineVelocity(nn.Module):
 
 
 def flowed(v: Tensor, outer: Tensor | None, model: str, integration_steps: int, spacing: float, threads: int) -> Tensor:
-    """``(id + outer) o exp(v) - id``: `v` in mm, `outer` and what comes out in units of the lattice."""
+    """The displacement ``(id + outer) o exp(v) - id`` of a velocity, composed with another one.
+
+    Parameters
+    ----------
+    v : Tensor
+        ``(3, z, y, x)`` mm.
+    outer : Tensor or None
+        ``(3, z, y, x)``, in units of the lattice.
+    model : str
+        ``"velocity"`` or ``"displacement"`` (`v` in place of ``exp(v) - id``).
+    integration_steps : int
+        Squarings of scaling and squaring.
+    spacing : float
+        Of the lattice, mm.
+    threads : int
+        CPU threads.
+
+    Returns
+    -------
+    Tensor
+        ``(3, z, y, x)``, in units of the lattice.
+    """
     if model == "velocity":
         return ops.exponential(v, integration_steps, 1 / spacing, threads, outer=outer)
     return v / spacing if outer is None else ops.compose(outer, v / spacing, threads)
@@ -185,6 +292,7 @@ class VelocityField:
     integration_steps : int
         Of scaling and squaring.
     threads : int
+        CPU threads of the native ops.
     unfolded : Tensor or None
         ``(3, z, y, x)`` units of the lattice: where folds had to be removed from the coarse displacement, what it is
         after that; it stands in place of the integral of `coarse`.
@@ -216,7 +324,7 @@ class VelocityField:
 
     @property
     def spacing(self) -> float:
-        """Of the lattice, mm."""
+        """Spacing of the lattice, mm."""
         return self.fine.spacing
 
     @cached_property
@@ -250,30 +358,78 @@ class VelocityField:
             return u * h
 
     def displaced(self, v: Tensor, outer: Tensor | None) -> Tensor:
-        """The displacement, in units of the lattice, that the coefficients `v` (mm) of the fine field make."""
+        """The displacement that coefficients of the fine field make.
+
+        Parameters
+        ----------
+        v : Tensor
+            ``(3, z, y, x)`` mm.
+        outer : Tensor or None
+            ``(3, z, y, x)``: the coarse displacement, in units of the lattice.
+
+        Returns
+        -------
+        Tensor
+            ``(3, z, y, x)``, in units of the lattice.
+        """
         return flowed(v, outer, self.transform_model, self.integration_steps, self.spacing, self.threads)
 
     def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
-        """The displacement on a regular grid at `positions` (voxels of the fixed image, ``[x, y, z]``).
+        """The displacement on a regular grid.
 
-        ``(3, len z, len y, len x)`` mm along the image axes; zero beyond the lattice.
+        Parameters
+        ----------
+        positions : list of ndarray
+            ``[x, y, z]``, in voxels of the fixed image.
+        inverse : bool
+            That of the inverse.
+
+        Returns
+        -------
+        Tensor
+            ``(3, len z, len y, len x)`` mm along the image axes; zero beyond the lattice.
         """
         lattice = self.backward if inverse else self.forward
         matrices = [a.evaluate(p) for a, p in zip(self.axes, positions, strict=True)]
         return ops.separable(lattice, matrices, self.threads)
 
     def support(self) -> list[tuple[float, float]]:
-        """First and last place of each axis (voxels of the fixed image, ``[x, y, z]``) where it may be other than 0."""
+        """First and last place along each axis where the displacement may be other than 0.
+
+        Returns
+        -------
+        list of tuple of float
+            ``[x, y, z]``, in voxels of the fixed image.
+        """
         # A spline reaches two spacings to either side.
         ends = [(a.start - 2 * a.spacing, a.start + a.spacing * (a.count + 1)) for a in self.axes]
         return [(max(0.0, a), min(n - 1.0, b)) for (a, b), n in zip(ends, sizes(self.geometry), strict=True)]
 
     def curvature(self) -> Tensor:
-        """``(3, z, y, x)``: length of the second derivative along each axis at the control points, 1/mm."""
+        """Length of the second derivative along each axis at the control points.
+
+        Returns
+        -------
+        Tensor
+            ``(3, z, y, x)``, 1/mm.
+        """
         return second_differences(self.forward) / self.spacing**2
 
     def displacement(self, points: F64, inverse: bool = False) -> F64:
-        """The displacement at any physical points of fixed space, ``(N, d)`` LPS mm → ``(N, d)`` LPS mm."""
+        """The displacement at any physical points of fixed space.
+
+        Parameters
+        ----------
+        points : ndarray
+            ``(N, d)`` LPS mm.
+        inverse : bool
+            That of the inverse.
+
+        Returns
+        -------
+        ndarray
+            ``(N, d)`` LPS mm.
+        """
         d = self.geometry.dimension
         lattice = (self.backward if inverse else self.forward).double().cpu().numpy()
         index = self.geometry.physical_to_index(points)
@@ -290,7 +446,18 @@ class VelocityField:
 
 
 def second_differences(u: Tensor) -> Tensor:
-    """``|u(i - 1) - 2 u(i) + u(i + 1)|`` along x, y and z at every point, ``(3, z, y, x)``; zero at the rim."""
+    """``|u(i - 1) - 2 u(i) + u(i + 1)|`` along x, y and z at every point; zero at the rim.
+
+    Parameters
+    ----------
+    u : Tensor
+        ``(3, z, y, x)``.
+
+    Returns
+    -------
+    Tensor
+        ``(3, z, y, x)``, one value an axis.
+    """
     out = torch.zeros_like(u)
     for a in range(3):
         axis = 3 - a
@@ -312,73 +479,3 @@ def _neighbours(axis: Axis, position: F64) -> Iterator[tuple[NDArray[np.int64], 
         node = base + k
         inside = (node >= 0) & (node < axis.count)
         yield np.where(inside, node, 0), cubic(t - node) * inside
-
-
-# --- as plain values, for a file -------------------------------------------------------------------------------------
-
-
-def describe(field: VelocityField) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """A trained field as JSON's values and named arrays; `restore` is the way back."""
-    arrays: dict[str, NDArray[Any]] = {}
-    parts = {"fine": field.fine} | ({} if field.coarse is None else {"coarse": field.coarse})
-    for name, part in parts.items():
-        for key, value in part.state_dict().items():
-            arrays[f"{name}.{key}"] = np.ascontiguousarray(value.detach().cpu().numpy())
-    if field.unfolded is not None:
-        arrays["unfolded"] = field.unfolded.cpu().numpy()
-    description = {
-        "axes": [dataclasses.asdict(a) for a in field.fine.lattices.axes[0]],
-        "coarsest_spacing": field.fine.lattices.coarsest_spacing,
-        "transform_model": field.transform_model,
-        "integration_steps": field.integration_steps,
-        **{
-            name: {
-                "lattice": part.number,
-                "network": None if part.config is None else dataclasses.asdict(part.config),
-            }
-            for name, part in parts.items()
-        },
-    }
-    return description, arrays
-
-
-def restore(
-    description: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], geometry: Geometry, *, device: torch.device,
-    threads: int,
-) -> VelocityField:  # fmt: skip
-    """The trained field of `describe`.
-
-    Raises
-    ------
-    KeyError, ValueError
-        Parts that are missing or do not fit together.
-    """
-    axes = [Axis(**a) for a in description["axes"]]
-    parts = {name: description[name] for name in ("fine", "coarse") if name in description}
-    finest = max(int(part["lattice"]) for part in parts.values())
-    lattices = Lattices.halved(axes, float(description["coarsest_spacing"]), finest)
-    velocities = {}
-    for name, part in parts.items():
-        config = None if part["network"] is None else rebuilt(FieldConfig, part["network"])
-        velocity = SplineVelocity(
-            geometry, lattices, int(part["lattice"]), config, torch.Generator().manual_seed(0), device, threads
-        )
-        prefix = f"{name}."
-        state = {k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith(prefix)}
-        try:
-            velocity.load_state_dict(state)
-        except RuntimeError as error:  # torch's text has several lines, the first of which says nothing
-            reasons = "; ".join(line.strip().rstrip(".") for line in str(error).splitlines()[1:])
-            raise ValueError(f"control points or weights of the {name} field do not fit: {reasons}") from error
-        velocities[name] = velocity.requires_grad_(False)
-    if description["transform_model"] not in ("velocity", "displacement"):
-        raise ValueError(f"an unknown transform model {description['transform_model']!r}")
-    unfolded = None
-    if "unfolded" in arrays:
-        unfolded = torch.from_numpy(arrays["unfolded"].copy()).to(device)
-        if tuple(unfolded.shape) != (3, *shape_of(lattices.axes[velocities["fine"].number])):
-            raise ValueError(f"an unfolded displacement of shape {tuple(unfolded.shape)}")
-    return VelocityField(
-        geometry, velocities["fine"], velocities.get("coarse"), description["transform_model"],
-        int(description["integration_steps"]), threads, unfolded,
-    )  # fmt: skip

@@ -63,6 +63,17 @@ class Images:
     def of(cls, pair: Pair, settings: PaperSettings) -> Images:
         """Both images of a pair.
 
+        Parameters
+        ----------
+        pair : Pair
+            The images, masks and linear map.
+        settings : PaperSettings
+            How the images are interpolated.
+
+        Returns
+        -------
+        Images
+
         Raises
         ------
         NothingToCompare
@@ -107,18 +118,51 @@ class Images:
         return len(self.size)
 
     def candidates(self, sampler: SamplerConfig) -> Tensor | None:
-        """Where a sampler may draw: uniform points cover the whole image unless there is a mask, patches never look at
-        the background.
-        """  # fmt: skip
+        """The voxels that a sampler may draw from; None for the whole image.
+
+        Uniform points cover the whole image unless there is a mask, patches never look at the background.
+
+        Parameters
+        ----------
+        sampler : SamplerConfig
+            The sampler.
+
+        Returns
+        -------
+        Tensor or None
+            ``(M, d)`` voxel indices ``(x, y[, z])``.
+        """
         return self.foreground if self.fixed_mask is not None or sampler.name == "patches" else None
 
     def field_coordinates(self, index: Tensor) -> Tensor:
-        """Fixed voxel indices ``(..., d)`` → field coordinates ``(..., d)``."""
+        """Fixed voxel indices as field coordinates.
+
+        Parameters
+        ----------
+        index : Tensor
+            ``(..., d)``, ``(x, y[, z])``.
+
+        Returns
+        -------
+        Tensor
+            ``(..., d)``.
+        """
         scale, offset = self.index_to_field
         return index * scale + offset
 
     def moving_index(self, points: Tensor) -> Tensor:
-        """Field coordinates ``(..., d)``, deformed → voxel indices ``(..., d)`` of the moving image."""
+        """Deformed field coordinates as voxel indices of the moving image.
+
+        Parameters
+        ----------
+        points : Tensor
+            ``(..., d)``.
+
+        Returns
+        -------
+        Tensor
+            ``(..., d)``, ``(x, y[, z])``.
+        """
         matrix, offset = self.field_to_moving
         return points @ matrix + offset
 
@@ -170,7 +214,23 @@ class Batch:
 
     @classmethod
     def draw(cls, images: Images, phase: PaperPhase, settings: PaperSettings, generator: Generator) -> Batch:
-        """Points of one iteration of a phase; every random number comes from `generator`, a CPU generator."""
+        """The points of one iteration of a phase.
+
+        Parameters
+        ----------
+        images : Images
+            What is looked at.
+        phase : PaperPhase
+            Gives the sampler.
+        settings : PaperSettings
+            Gives the number of probes.
+        generator : Generator
+            On the CPU; the only source of random numbers.
+
+        Returns
+        -------
+        Batch
+        """
         sample = draw(phase.sampler, images.size, generator, images.candidates(phase.sampler))
         needed = sample.spacing is None and settings.penalised
         return cls(sample, probe_cells(settings.probes, images, generator) if needed else None)
@@ -204,5 +264,17 @@ def probe_cells(count: int, images: Images, generator: Generator) -> Tensor:
 
 
 def points_of(phase: PaperPhase, size: tuple[int, ...]) -> int:
-    """How many points a phase looks at in all: its share of the work."""
+    """How many points a phase looks at in all: its share of the work.
+
+    Parameters
+    ----------
+    phase : PaperPhase
+        The phase.
+    size : tuple of int
+        Of the fixed grid, ``(x, y[, z])``.
+
+    Returns
+    -------
+    int
+    """
     return phase.iterations * draw(phase.sampler, size, Generator().manual_seed(0)).points.numel()

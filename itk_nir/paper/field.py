@@ -114,13 +114,24 @@ class PaperField:
         return out
 
     def support(self) -> list[tuple[float, float]]:
-        """The whole grid, see `itk_nir.engine.sampling.Field`."""
+        """The whole grid, see `itk_nir.engine.sampling.Field`.
+
+        Returns
+        -------
+        list of tuple of float
+            ``[x, y, z]``, in voxels of the fixed image.
+        """
         return [(0.0, n - 1.0) for n in [*self.geometry.size, 1][:3]]
 
     def curvature(self) -> Tensor:
-        """``(3, z, y, x)``: length of the second derivative along each axis on every other voxel, 1/mm.
+        """Length of the second derivative along each axis on every other voxel.
 
         By differences over two voxels: what is finer than that, a network is not trained to hold.
+
+        Returns
+        -------
+        Tensor
+            ``(3, z, y, x)``, 1/mm.
         """
         step = 2.0
         sizes = [*self.geometry.size, 1][:3]
@@ -150,12 +161,27 @@ class PaperField:
 
 
 def extent_of(geometry: Geometry) -> list[float]:
-    """Half-extent of a grid along ``(x, y[, z])`` in field units, voxel edges counted; the largest is 1."""
+    """Half-extent of a grid along ``(x, y[, z])`` in field units, voxel edges counted; the largest is 1.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The grid.
+
+    Returns
+    -------
+    list of float
+    """
     return [n * s / 2 / geometry.half_extent for n, s in zip(geometry.size, geometry.spacing, strict=True)]
 
 
 def describe(field: PaperField) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """A trained field as plain values, to be put into a file. See `restore`.
+
+    Parameters
+    ----------
+    field : PaperField
+        The field.
 
     Returns
     -------

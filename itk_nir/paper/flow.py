@@ -16,13 +16,47 @@ VectorField = Callable[[Tensor], Tensor]
 
 
 def displacement(field: VectorField, points: Tensor, steps: int = 1, time: float = 1.0) -> Tensor:
-    """The field itself is the displacement; `steps` is not used and `time` scales it. See `flow`."""
+    """The field itself is the displacement. See `flow`.
+
+    Parameters
+    ----------
+    field : callable
+        ``(N, d)`` → ``(N, d)``.
+    points : Tensor
+        ``(N, d)``.
+    steps : int
+        Not used.
+    time : float
+        Factor on the field.
+
+    Returns
+    -------
+    Tensor
+        ``(N, d)``.
+    """
     value = field(points)
     return value if time == 1.0 else value * time
 
 
 def euler(field: VectorField, points: Tensor, steps: int = 8, time: float = 1.0) -> Tensor:
-    """Displacement ``phi(p) - p`` of the flow ``dphi/dt = v(phi)`` up to `time`, by first-order steps. See `flow`."""
+    """Displacement ``phi(p) - p`` of the flow ``dphi/dt = v(phi)``, by first-order steps. See `flow`.
+
+    Parameters
+    ----------
+    field : callable
+        ``(N, d)`` → ``(N, d)``: the velocity.
+    points : Tensor
+        ``(N, d)``.
+    steps : int
+        Of the solver.
+    time : float
+        Up to which it integrates.
+
+    Returns
+    -------
+    Tensor
+        ``(N, d)``.
+    """
     h = time / steps
     moved = points
     for _ in range(steps):
@@ -31,7 +65,24 @@ def euler(field: VectorField, points: Tensor, steps: int = 8, time: float = 1.0)
 
 
 def rk4(field: VectorField, points: Tensor, steps: int = 4, time: float = 1.0) -> Tensor:
-    """The same by the classical Runge-Kutta method of fourth order: four evaluations a step. See `flow`."""
+    """Displacement of the flow by the classical Runge-Kutta method of fourth order. See `flow`.
+
+    Parameters
+    ----------
+    field : callable
+        ``(N, d)`` → ``(N, d)``: the velocity, evaluated four times a step.
+    points : Tensor
+        ``(N, d)``.
+    steps : int
+        Of the solver.
+    time : float
+        Up to which it integrates.
+
+    Returns
+    -------
+    Tensor
+        ``(N, d)``.
+    """
     h = time / steps
     moved = points
     for _ in range(steps):

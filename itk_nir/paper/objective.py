@@ -78,7 +78,17 @@ class Objective:
     frozen: tuple[nn.Module, ...]
 
     def undeformed(self, batch: Batch) -> float:
-        """The metric of a batch without any displacement."""
+        """The metric of a batch without any displacement.
+
+        Parameters
+        ----------
+        batch : Batch
+            The points.
+
+        Returns
+        -------
+        float
+        """
         index, q, _ = self._places(batch)
         with torch.no_grad():
             return 1.0 - float(self._dissimilarity(q[: index.shape[:-1].numel()], index))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from itk_nir.options import check, option
+from itk_nir.options import check, documented, option
 
 #: ``(config, size, generator, candidates) -> Sample``, see `draw`.
 Sampler = Callable[["SamplerConfig", Sequence[int], Generator, "Tensor | None"], "Sample"]
@@ -27,6 +27,7 @@ OFFSETS = ("shared", "jitter", "centre")
 SAMPLERS: dict[str, Sampler] = {}
 
 
+@documented
 @dataclass(frozen=True)
 class SamplerConfig:
     """How the points of an iteration are drawn."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 from itk_nir.engine.coordinate_networks import FieldConfig
 from itk_nir.engine.interpolation import MODES
 from itk_nir.errors import OptionError
-from itk_nir.options import check, option
+from itk_nir.options import check, documented, option
 from itk_nir.paper.flow import FLOWS
 from itk_nir.paper.samplers import SamplerConfig
 from itk_nir.paper.similarity import SIMILARITIES
@@ -22,6 +22,7 @@ PUBLISHED_FIELD = FieldConfig(
 )
 
 
+@documented
 @dataclass(frozen=True)
 class PaperPhase:
     """One phase: a new field, trained on one sampler."""
@@ -39,11 +40,22 @@ class PaperPhase:
         check(self)
 
     def rate(self, iteration: int) -> float:
-        """Learning rate of an iteration, counted from 0."""
+        """Learning rate of an iteration.
+
+        Parameters
+        ----------
+        iteration : int
+            Counted from 0.
+
+        Returns
+        -------
+        float
+        """
         share = iteration / max(self.iterations - 1, 1)
         return self.learning_rate + share * (self.learning_rate_end - self.learning_rate)
 
 
+@documented
 @dataclass(frozen=True)
 class PaperSettings:
     """What the published design is told."""
@@ -114,7 +126,12 @@ class PaperSettings:
 
 
 def preset() -> PaperSettings:
-    """What preset ``paper`` is: the published design at a size that a CPU can train."""
+    """What preset ``paper`` is: the published design at a size that a CPU can train.
+
+    Returns
+    -------
+    PaperSettings
+    """
     network = FieldConfig(
         encoding="fourier", activation="sine", frequencies=64, width=64, depth=2, omega=10.0, scale=1.5, bound=1.0
     )

@@ -58,7 +58,13 @@ _CENTRE = np.array([0.0, 0.0, 9.0], np.float32)
 
 
 class Anatomy:
-    """The brain as a function of physical points (mm, LPS, centred on the field of view)."""
+    """The brain as a function of physical points (mm, LPS, centred on the field of view).
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Where the folds are drawn from.
+    """
 
     sway: Waves
     crinkle: Waves
@@ -78,9 +84,21 @@ class Anatomy:
         self.folia = Waves(rng, 25.0, 45.0, 24)
 
     def __call__(self, points: Array, width: float) -> tuple[Array, NDArray[np.uint8]]:
-        """``(3, N)`` points → T1 intensities ``(N,)`` and labels ``(N,)``.
+        """Intensities and labels at points.
 
-        `width` is the length in mm over which neighbouring tissues mix: the partial volume of a voxel of that size.
+        Parameters
+        ----------
+        points : ndarray
+            ``(3, N)`` mm, in the anatomy's own frame.
+        width : float
+            Length in mm over which neighbouring tissues mix: the partial volume of a voxel of that size.
+
+        Returns
+        -------
+        ndarray
+            T1 intensities, ``(N,)``.
+        ndarray
+            Labels, ``(N,)``.
         """
         intensity = np.zeros(points.shape[1], np.float32)
         labels = np.zeros(points.shape[1], np.uint8)
@@ -236,7 +254,20 @@ class Anatomy:
 
 
 def in_anatomy_frame(points: NDArray[np.float64], centre: NDArray[np.float64]) -> Array:
-    """Physical points ``(N, d)`` of a 2D or 3D grid → float32 ``(3, N)`` in the anatomy's own frame."""
+    """Physical points in the anatomy's own frame.
+
+    Parameters
+    ----------
+    points : ndarray
+        ``(N, d)`` LPS mm.
+    centre : ndarray
+        ``(d,)`` LPS mm: where the middle of the brain lies.
+
+    Returns
+    -------
+    ndarray
+        ``(3, N)`` float32, mm.
+    """
     q = np.full((3, len(points)), _SLICE_Z + _CENTRE[2], np.float32)
     q[: points.shape[1]] = (points - centre).T
     return q

@@ -9,7 +9,19 @@ Array = NDArray[np.float32]
 
 
 class Waves:
-    """A smooth random function of 3D points: a sum of plane waves with wavelengths in a band, unit variance."""
+    """A smooth random function of 3D points: a sum of plane waves with wavelengths in a band, unit variance.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        Where the waves are drawn from.
+    shortest, longest : float
+        The band of the wavelengths, mm.
+    count : int
+        Number of waves.
+    components : int
+        Number of values at a point.
+    """
 
     k: NDArray[np.float32]
     phase: NDArray[np.float32]
@@ -28,13 +40,37 @@ class Waves:
         self.weights = weights.astype(np.float32)
 
     def __call__(self, points: Array) -> Array:
-        """``(3, N)`` mm → ``(components, N)``, or ``(N,)`` where there is one."""
+        """The function at points.
+
+        Parameters
+        ----------
+        points : ndarray
+            ``(3, N)`` mm.
+
+        Returns
+        -------
+        ndarray
+            ``(components, N)``, or ``(N,)`` where there is one.
+        """
         angle = self._angle(points)
         value = np.einsum("ck,kn->cn", self.weights, np.cos(angle, out=angle))
         return value[0] if len(value) == 1 else value
 
     def with_gradient(self, points: Array) -> tuple[Array, Array]:
-        """``(3, N)`` mm → values ``(N,)`` and gradients ``(3, N)`` per mm, for one component."""
+        """The function and its gradient, for one component.
+
+        Parameters
+        ----------
+        points : ndarray
+            ``(3, N)`` mm.
+
+        Returns
+        -------
+        ndarray
+            Values, ``(N,)``.
+        ndarray
+            Gradients, ``(3, N)`` per mm.
+        """
         angle = self._angle(points)
         value = np.einsum("k,kn->n", self.weights[0], np.cos(angle))
         gradient = np.einsum("kc,kn->cn", self.k * -self.weights[0][:, None], np.sin(angle, out=angle))

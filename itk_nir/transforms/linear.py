@@ -59,7 +59,17 @@ class LinearTransform:
 
     @classmethod
     def identity(cls, dimension: int) -> LinearTransform:
-        """Give the map that leaves every point of 2D or 3D space where it is."""
+        """Give the map that leaves every point of 2D or 3D space where it is.
+
+        Parameters
+        ----------
+        dimension : int
+            2 or 3.
+
+        Returns
+        -------
+        LinearTransform
+        """
         return cls(np.eye(dimension + 1))
 
     @classmethod
@@ -156,5 +166,10 @@ class LinearTransform:
         return self.matrix[:-1, :-1], self.map(c) - c
 
     def inverse(self) -> LinearTransform:
-        """Give the exact inverse, moving -> fixed."""
+        """Give the exact inverse, moving -> fixed.
+
+        Returns
+        -------
+        LinearTransform
+        """
         return LinearTransform(np.asarray(np.linalg.inv(self.matrix), np.float64))

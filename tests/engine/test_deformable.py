@@ -15,18 +15,10 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.deformable import optimise
-from itk_nir.engine.images import (
-    LevelGrids,
-    Pair,
-    as_volume,
-    background,
-    common_domain,
-    counting_weight,
-    sizes,
-    voxel_map,
-)  # fmt: skip
+from itk_nir.engine.images import Pair, as_volume, background, common_domain, sizes, voxel_map
 from itk_nir.engine.jacobian import jacobian_determinant
 from itk_nir.engine.lattice import Axis, Domain
+from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.ops import reference
 from itk_nir.engine.progress import Optimised, Progress
 from itk_nir.engine.settings import DeformableSettings

@@ -9,18 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from itk_nir.engine.images import (
-    Intensity,
-    LevelGrids,
-    background,
-    bounds,
-    common_domain,
-    inside_image,
-    shrink,
-    sizes,
-    voxel_map,
-)
+from itk_nir.engine.images import Intensity, background, bounds, common_domain, shrink, sizes, voxel_map
 from itk_nir.engine.lattice import Domain
+from itk_nir.engine.level_grids import LevelGrids, inside_image
 from itk_nir.geometry import Geometry
 from tests.engine.pairs import scaled_linear
 

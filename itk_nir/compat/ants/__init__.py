@@ -1,8 +1,8 @@
 """ANTsPy's ``registration``, with this engine behind it.
 
 >>> from itk_nir.compat.ants import registration
->>> tx = registration(fixed, moving, "SyN")
->>> warped = ants.apply_transforms(fixed, moving, tx["fwdtransforms"])
+>>> tx = registration("fixed.nii.gz", "moving.nii.gz", "SyN")  # doctest: +SKIP
+>>> tx["warpedmovout"], tx["fwdtransforms"]  # an ants.ANTsImage, files for ants.apply_transforms  # doctest: +SKIP
 
 `OPTIONS` says of every option of ANTs what becomes of it, `TYPES` and `SCRIPT_TYPES` of every type of transform;
 ``docs/coming_from_ants.md`` shows the same tables.

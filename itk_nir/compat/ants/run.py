@@ -130,8 +130,18 @@ def registration(
 
     Examples
     --------
-    >>> tx = registration(fixed, moving, "SyN", outprefix="case1_")
-    >>> warped = ants.apply_transforms(fixed, moving, tx["fwdtransforms"])
+    >>> import ants, os, tempfile
+    >>> from itk_nir.compat.ants import registration, to_ants
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_ants(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tx = registration(fixed, moving, "SyN", outprefix=folder + "/case1_", syn_metric="CC", preset="fast")
+    ...     [os.path.basename(path) for path in tx["fwdtransforms"]]
+    ...     warped = ants.apply_transforms(fixed, moving, tx["fwdtransforms"])
+    ['case1_1Warp.nii.gz', 'case1_0GenericAffine.mat']
+    >>> warped.shape
+    (48, 56)
     """
     # First, while the arguments are all that is in the scope.
     given = {name: value for name, value in locals().items() if name in OPTIONS}

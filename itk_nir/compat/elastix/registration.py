@@ -98,8 +98,18 @@ def registration_method(
 
     Examples
     --------
-    >>> image, parameters = registration_method(fixed, moving, {"Transform": "BSplineTransform"})
+    >>> import itk
+    >>> from itk_nir.compat.elastix import registration_method
+    >>> from itk_nir.images import to_itk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_itk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> image, parameters = registration_method(fixed, moving, preset="fast", iterations=2)
+    >>> parameters.GetNumberOfParameterMaps()
+    2
     >>> again = itk.transformix_filter(moving, parameters)
+    >>> bool(abs(itk.array_view_from_image(again) - itk.array_view_from_image(image)).mean() < 0.1)
+    True
     """
     itk = import_itk_elastix()
     _check_keywords(options, number_of_threads)

@@ -19,31 +19,11 @@ if TYPE_CHECKING:
 
 #: What users call on an ITK filter and the C++ filter answers as it is.
 DELEGATED = (
-    "AbortGenerateDataOff",
-    "DebugOff",
-    "DebugOn",
-    "GetAbortGenerateData",
-    "GetDebug",
-    "GetMTime",
-    "GetNumberOfIndexedOutputs",
-    "GetNumberOfOutputs",
-    "GetObjectName",
-    "GetOutput",
-    "GetProgress",
-    "GetReferenceCount",
-    "GetReleaseDataFlag",
-    "GetTimeStamp",
-    "InvokeEvent",
-    "Modified",
-    "PropagateRequestedRegion",
-    "ReleaseDataFlagOff",
-    "ReleaseDataFlagOn",
-    "ResetPipeline",
-    "SetDebug",
-    "SetObjectName",
-    "SetReleaseDataFlag",
-    "UpdateProgress",
-)
+    "AbortGenerateDataOff", "DebugOff", "DebugOn", "GetAbortGenerateData", "GetDebug", "GetMTime",
+    "GetNumberOfIndexedOutputs", "GetNumberOfOutputs", "GetObjectName", "GetOutput", "GetProgress", "GetReferenceCount",
+    "GetReleaseDataFlag", "GetTimeStamp", "InvokeEvent", "Modified", "PropagateRequestedRegion", "ReleaseDataFlagOff",
+    "ReleaseDataFlagOn", "ResetPipeline", "SetDebug", "SetObjectName", "SetReleaseDataFlag", "UpdateProgress",
+)  # fmt: skip
 
 
 class NIRRegistrationMethod:
@@ -66,9 +46,16 @@ class NIRRegistrationMethod:
 
     Examples
     --------
-    >>> registration = NIRRegistrationMethod.New(fixed, moving, preset="fast")
+    >>> from itk_nir.compat.itk import NIRRegistrationMethod
+    >>> from itk_nir.images import to_itk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_itk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> registration = NIRRegistrationMethod.New(fixed, moving, preset="fast", iterations=2)
     >>> registration.Update()
     >>> warped, transform = registration.GetOutput(), registration.GetTransform()
+    >>> tuple(warped.GetLargestPossibleRegion().GetSize()), transform.GetNameOfClass()
+    ((48, 56), 'DisplacementFieldTransform')
     """
 
     _dimension_of_class: ClassVar[int | None] = None
@@ -486,7 +473,14 @@ def nir_registration_method(fixed: Any, moving: Any, **options: Any) -> tuple[An
 
     Examples
     --------
-    >>> warped, transform = nir_registration_method(fixed, moving, preset="fast")
+    >>> from itk_nir.compat.itk import nir_registration_method
+    >>> from itk_nir.images import to_itk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_itk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> warped, transform = nir_registration_method(fixed, moving, preset="fast", iterations=2)
+    >>> tuple(warped.GetLargestPossibleRegion().GetSize()), transform.GetNameOfClass()
+    ((48, 56), 'DisplacementFieldTransform')
     """
     registration = NIRRegistrationMethod.New(fixed, moving, **options)
     registration.Update()

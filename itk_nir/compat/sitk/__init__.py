@@ -1,8 +1,9 @@
 """SimpleITK's `ImageRegistrationMethod`, with this engine behind it.
 
->>> R = itk_nir.compat.sitk.ImageRegistrationMethod()
+>>> from itk_nir.compat.sitk import ImageRegistrationMethod
+>>> R = ImageRegistrationMethod()
 >>> R.SetMetricAsANTSNeighborhoodCorrelation(4)
->>> transform = R.Execute(fixed, moving)
+>>> transform = R.Execute("fixed.nii.gz", "moving.nii.gz")  # doctest: +SKIP
 
 The class of the initial transform says what is optimised, as in SimpleITK: a rigid or affine transform gives a linear
 registration, a displacement field or B-spline a deformable one without a linear stage. Without an initial transform

@@ -60,6 +60,19 @@ class ImageRegistrationMethod(ObservedRegistration):
         An option that does not exist, a setting that is refused or has a value it cannot have.
     InputError
         Images, masks or transforms that cannot be used; said before any work begins.
+
+    Examples
+    --------
+    >>> from itk_nir.compat.sitk import ImageRegistrationMethod
+    >>> from itk_nir.images import to_sitk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_sitk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> method = ImageRegistrationMethod(preset="fast", iterations=2)
+    >>> method.SetMetricAsANTSNeighborhoodCorrelation(4)
+    >>> transform = method.Execute(fixed, moving)
+    >>> transform.GetName(), method.result.warped.GetSize()
+    ('CompositeTransform', (48, 56))
     """
 
     #: Values of SimpleITK's enumerations, under its names.

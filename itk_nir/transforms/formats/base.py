@@ -115,21 +115,71 @@ class Format(Protocol):
         ...
 
     def accepts(self, name: str) -> bool:
-        """Tell whether `save` can write a transform under this name."""
+        """Tell whether `save` can write a transform under this name.
+
+        Parameters
+        ----------
+        name : str
+            A file name or prefix.
+
+        Returns
+        -------
+        bool
+        """
         ...
 
     def prefix(self, name: str) -> str:
-        """Give what all names begin with, from the name that the user gave."""
+        """Give what all names begin with, from the name that the user gave.
+
+        Parameters
+        ----------
+        name : str
+            The name that the user gave.
+
+        Returns
+        -------
+        str
+        """
         ...
 
     def save(
         self, transform: CompositeTransform, place: Place, points: Points, reference: Geometry | None, label: str
     ) -> list[SavedFile]:
-        """Write one transform. `reference` is a grid of fixed space if the user gave one; `label` opens messages."""
+        """Write one transform.
+
+        Parameters
+        ----------
+        transform : CompositeTransform
+            Fixed → moving, LPS mm.
+        place : Place
+            Where the files go.
+        points : ndarray
+            ``(N, d)`` LPS mm, at which the files are checked.
+        reference : Geometry or None
+            A grid of fixed space if the user gave one.
+        label : str
+            Opens messages.
+
+        Returns
+        -------
+        list of SavedFile
+        """
         ...
 
     def save_both(self, directions: Directions, place: Place) -> list[SavedFile]:
-        """Write a transform and its inverse under the format's own names."""
+        """Write a transform and its inverse under the format's own names.
+
+        Parameters
+        ----------
+        directions : Directions
+            The transform and its inverse.
+        place : Place
+            Where the files go.
+
+        Returns
+        -------
+        list of SavedFile
+        """
         ...
 
 

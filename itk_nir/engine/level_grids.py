@@ -1,0 +1,266 @@
+"""The voxels of a resolution level in both images, and the images and weights there.
+
+Every tensor is 3D, ``(Z, Y, X)``; a 2D image is one with a single plane. Axes are given in the order ``x, y, z``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from itk_nir.engine import ops
+from itk_nir.engine.images import Pair, shrink, sizes, spacings, voxel_map
+from itk_nir.engine.lattice import Domain, gaussian_matrix
+from itk_nir.geometry import Geometry
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class LevelGrids:
+    """Where the voxels of a level lie, in voxels of the fixed and of the moving image, and how many make one.
+
+    Parameters
+    ----------
+    fixed, moving : list of ndarray
+        Sample positions along ``x, y, z``.
+    factors, moving_factors : tuple of int
+        Voxels of the image that make one of the level, along ``x, y, z``.
+    """
+
+    fixed: list[F64]
+    factors: tuple[int, int, int]
+    moving: list[F64]
+    moving_factors: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, pair: Pair, domain: Domain, factor: float) -> LevelGrids:
+        """The level of a shrink factor.
+
+        Parameters
+        ----------
+        pair : Pair
+            The images.
+        domain : Domain
+            The block of the fixed grid that is worked on.
+        factor : float
+            Voxel size over the finest spacing of the fixed image; the moving image's level has the same mm.
+
+        Returns
+        -------
+        LevelGrids
+        """
+        same = factor * min(pair.fixed_geometry.spacing) / min(pair.moving_geometry.spacing)
+        factors, moving_factors = shrink(pair.fixed_geometry, factor), shrink(pair.moving_geometry, same)
+        whole = Domain((0, 0, 0), sizes(pair.moving_geometry))
+        return cls(domain.level_positions(factors), factors, whole.level_positions(moving_factors), moving_factors)
+
+    def voxel_map(self, pair: Pair, linear: F64) -> tuple[F64, F64]:
+        """`voxel_map` between the samples of the level.
+
+        Parameters
+        ----------
+        pair : Pair
+            The images.
+        linear : ndarray
+            ``(d + 1, d + 1)`` LPS mm, fixed → moving.
+
+        Returns
+        -------
+        tuple of ndarray
+            ``(3, 4)`` and ``(3, 3)``, as of the function `voxel_map`.
+        """
+        index, vector = voxel_map(pair.fixed_geometry, pair.moving_geometry, linear)
+        start = np.array([p[0] for p in self.fixed])
+        moving_start = np.array([p[0] for p in self.moving])
+        scale = 1 / np.asarray(self.moving_factors, float)
+        out = np.empty((3, 4))
+        out[:, :3] = scale[:, None] * index[:, :3] * np.asarray(self.factors, float)
+        out[:, 3] = scale * (index[:, :3] @ start + index[:, 3] - moving_start)
+        return out, scale[:, None] * vector
+
+    def voxel(self, geometry: Geometry) -> tuple[float, float, float]:
+        """Size of a voxel of the level.
+
+        Parameters
+        ----------
+        geometry : Geometry
+            The fixed grid.
+
+        Returns
+        -------
+        tuple of float
+            ``(x, y, z)`` mm.
+        """
+        return tuple(f * s for f, s in zip(self.factors, spacings(geometry), strict=True))  # type: ignore[return-value]
+
+    def images(self, pair: Pair, fixed: Tensor, moving: Tensor, sigma: float, threads: int) -> tuple[Tensor, Tensor]:
+        """Both (normalised) images at this level, smoothed by `sigma` voxels of the level.
+
+        Parameters
+        ----------
+        pair : Pair
+            Gives the grids.
+        fixed, moving : Tensor
+            ``(Z, Y, X)`` normalised images.
+        sigma : float
+            Of the Gaussian, in voxels of the level.
+        threads : int
+            CPU threads.
+
+        Returns
+        -------
+        tuple of Tensor
+            Fixed and moving image of the level, ``(z, y, x)``.
+        """
+        return (
+            smoothed_samples(fixed, pair.fixed_geometry, self.fixed, self.factors, sigma, threads),
+            smoothed_samples(moving, pair.moving_geometry, self.moving, self.moving_factors, sigma, threads),
+        )
+
+    def fixed_mask(self, mask: Tensor) -> Tensor:
+        """A mask of the fixed image at the voxels of the level: that of the nearest voxel.
+
+        Parameters
+        ----------
+        mask : Tensor
+            ``(Z, Y, X)`` on the fixed grid.
+
+        Returns
+        -------
+        Tensor
+            ``(z, y, x)`` float32.
+        """
+        return at_nearest(mask, self.fixed)
+
+
+def at_nearest(mask: Tensor, positions: list[F64]) -> Tensor:
+    """A volume at the voxels nearest to `positions`, float32.
+
+    Parameters
+    ----------
+    mask : Tensor
+        ``(Z, Y, X)``.
+    positions : list of ndarray
+        Along ``x, y, z``, in voxels.
+
+    Returns
+    -------
+    Tensor
+        ``(len z, len y, len x)``.
+    """
+    for axis, p in zip((2, 1, 0), positions, strict=True):
+        mask = mask.index_select(axis, torch.from_numpy(np.rint(p).astype(np.int64)).to(mask.device))
+    return mask.float()
+
+
+def smoothed_samples(
+    image: Tensor, geometry: Geometry, positions: list[F64], factors: tuple[int, ...], sigma: float, threads: int
+) -> Tensor:
+    """An image smoothed by `sigma` and sampled at the voxels of a level.
+
+    Parameters
+    ----------
+    image : Tensor
+        ``(Z, Y, X)`` on the grid `geometry`.
+    geometry : Geometry
+        The grid of the image.
+    positions : list of ndarray
+        Of the samples, in voxels of the image, along ``x, y, z``.
+    factors : tuple of int
+        Voxels of the image that make one of the level.
+    sigma : float
+        In voxels of the level; axes that are not shrunk are smoothed from 0.75 on only.
+    threads : int
+        CPU threads.
+
+    Returns
+    -------
+    Tensor
+        ``(len z, len y, len x)``.
+    """
+    matrices = [
+        gaussian_matrix(n, p, sigma * f if f > 1 or sigma > 0.75 else 0.0)
+        for n, p, f in zip(sizes(geometry), positions, factors, strict=True)
+    ]
+    return ops.separable(image[None], matrices, threads)[0].contiguous()
+
+
+def counting_weight(pair: Pair, grids: LevelGrids, displacement: Tensor, moving: Tensor, index: F64, vector: F64,
+                    threads: int) -> Tensor | None:  # fmt: skip
+    """Where a level looks: the fixed mask, times the moving mask and the moving image's extent under the map so far.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images and masks.
+    grids : LevelGrids
+        The voxels of the level.
+    displacement : Tensor
+        ``(3, Z, Y, X)`` mm along the fixed axes, at the voxels of the level.
+    moving : Tensor
+        The moving image of the level.
+    index, vector : ndarray
+        The matrices of `ops.warp` for them.
+    threads : int
+        CPU threads.
+
+    Returns
+    -------
+    Tensor or None
+        ``(Z, Y, X)``; None where everything counts.
+    """
+    weight = None if pair.fixed_weight is None else grids.fixed_mask(pair.fixed_weight)
+    inside = inside_image(displacement, index, vector, tuple(moving.shape))
+    if inside is not None:
+        weight = inside.float() if weight is None else weight * inside
+    if pair.moving_weight is not None:
+        scale = np.array([(p[-1] - p[0]) / max(1, len(p) - 1) if len(p) > 1 else 1.0 for p in grids.moving])
+        full_index = scale[:, None] * index
+        full_index[:, 3] += np.array([p[0] for p in grids.moving])
+        there = ops.warp(pair.moving_weight, displacement, full_index, scale[:, None] * vector, threads) > 0.5
+        weight = there.float() if weight is None else weight * there
+    return weight
+
+
+def inside_image(displacement: Tensor, index: F64, vector: F64, size: tuple[int, ...]) -> Tensor | None:
+    """Which voxels `ops.warp` takes from within an image.
+
+    Parameters
+    ----------
+    displacement : Tensor
+        ``(3, Z, Y, X)`` mm along the fixed axes.
+    index, vector : ndarray
+        The matrices of `ops.warp`.
+    size : tuple of int
+        ``(z, y, x)`` voxels of the image.
+
+    Returns
+    -------
+    Tensor or None
+        ``(Z, Y, X)`` bool; None where all of them.
+    """
+    nz, ny, nx = displacement.shape[1:]
+    axes = [torch.arange(n, dtype=torch.float32, device=displacement.device) for n in (nz, ny, nx)]
+    inside: Tensor | None = None
+    step = max(1, (1 << 18) // (ny * nx))  # some planes at a time: what they need stays in the cache
+    for z in range(0, nz, step):
+        u = displacement[:, z : z + step]
+        along = axes[2], axes[1][:, None], axes[0][z : z + step, None, None]
+        for row, n in enumerate(size[::-1]):
+            if n == 1:
+                continue
+            q = torch.full_like(u[0], float(index[row, 3]))
+            for c in range(3):
+                q.add_(along[c], alpha=float(index[row, c])).add_(u[c], alpha=float(vector[row, c]))
+            # Half a voxel around the outermost centres still belongs to the image.
+            good = (q >= -0.5) & (q <= n - 0.5)
+            if not bool(good.all()):
+                if inside is None:
+                    inside = torch.ones_like(displacement[0], dtype=torch.bool)
+                inside[z : z + step] &= good
+    return inside
