@@ -52,6 +52,7 @@ def pixels(image: Any) -> np.ndarray:
     return load_image(image, "image").array
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(
     "kind",
@@ -198,6 +199,7 @@ def test_trained_field_and_its_file(tmp_path: Path) -> None:
         np.testing.assert_allclose(there, itk_nir.load_transform(path).map(p) + shift[:2, 2], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_function_is_not_hidden_by_a_module() -> None:
     """Whoever imports a module first, ``itk_nir.apply`` is the function."""
     for name in itk_nir.__all__:

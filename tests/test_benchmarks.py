@@ -227,6 +227,7 @@ def test_greedys_matrix_becomes_an_itk_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, (flip @ ras @ flip @ point)[:3])
 
 
+@pytest.mark.slow
 def test_a_process_is_measured_whole(tmp_path: Path) -> None:
     code = "import time; block = b'x' * 200_000_000; time.sleep(0.3); print(len(block)); raise SystemExit(5)"
     used = measure.measure([sys.executable, "-c", code], tmp_path / "log", threads=1, cwd=tmp_path)

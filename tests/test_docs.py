@@ -17,6 +17,7 @@ from tests.docs_blocks import DOCS, run_blocks
 ROOT = DOCS.parent
 
 
+@pytest.mark.slow
 def test_a_metric_of_ones_own(phantom_2d: Phantom) -> None:
     """Another contrast, its sign turned: normalised gradient fields do not mind."""
     grid = phantom_2d.geometry

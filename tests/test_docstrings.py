@@ -85,6 +85,7 @@ def tables() -> Iterator[None]:
         table.update(entries)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tables")
 @pytest.mark.parametrize(("module", "name"), doctests())
 def test_examples(module: str, name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

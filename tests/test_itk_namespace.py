@@ -121,6 +121,7 @@ def build_options(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_wheel(environment: Path, tmp_path: Path) -> None:
     pip(environment, "wheel", *build_options(tmp_path), "--wheel-dir", tmp_path, ROOT)
     (wheel,) = tmp_path.glob("*.whl")
@@ -134,6 +135,7 @@ def test_a_wheel(environment: Path, tmp_path: Path) -> None:
     check_uninstall(environment)
 
 
+@pytest.mark.slow
 def test_an_editable_install(environment: Path, tmp_path: Path) -> None:
     pip(environment, "install", *build_options(tmp_path), "--editable", ROOT)
     assert Path(look(environment)) == ROOT / "itk_nir" / "__init__.py"

@@ -120,6 +120,7 @@ def points_in(geometry: Geometry, count: int = 400) -> np.ndarray:
     return geometry.index_to_physical(index)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("kind", FIELDS)
 def test_loaded_field_is_the_same_map_bit_for_bit(kind: str, d: int, tmp_path: Path) -> None:
@@ -199,6 +200,7 @@ def test_result_with_the_images_again(tmp_path: Path) -> None:
 
 @BOTH
 @pytest.mark.parametrize("preset", ["fast", "paper"])
+@pytest.mark.filterwarnings("default:.*voxels along one axis:UserWarning")
 def test_a_registration_is_saved_and_sampled_again(preset: str, d: int, tmp_path: Path) -> None:
     fixed = oblique(d)
     p = fixed.grid()

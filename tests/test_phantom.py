@@ -69,6 +69,7 @@ def test_deformation_is_a_diffeomorphism_of_the_stated_size(seed: int) -> None:
     assert 4.0 < length[phantom.fixed_labels > 0].max() < 9.5
 
 
+@pytest.mark.slow
 def test_moving_seen_through_the_truth_is_fixed() -> None:
     phantom = brain_phantom(3, (80, 96, 80), noise=0, bias=0)
     brain = phantom.fixed_labels > 0
@@ -88,6 +89,7 @@ def test_no_deformation_gives_equal_anatomy() -> None:
     assert not phantom.displacement.any()
 
 
+@pytest.mark.slow
 def test_oblique_and_anisotropic_grids_show_the_same_brain() -> None:
     angle = 0.3
     turned = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]

@@ -35,6 +35,7 @@ def brightness(image: np.ndarray, row: int, column: int, rows: int, columns: int
     return float(cell[:, round((column + 0.1) * width) : round((column + 0.9) * width), :3].mean())
 
 
+@pytest.mark.slow
 def test_picture_of_two_dimensions(phantom_2d: Phantom, tmp_path: Path) -> None:
     path = picture(true_result(phantom_2d), tmp_path / "p.png", title="phantom")
     image = imread(path)
@@ -45,6 +46,7 @@ def test_picture_of_two_dimensions(phantom_2d: Phantom, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
 
 
+@pytest.mark.slow
 def test_picture_of_three_dimensions(phantom_3d: Phantom, tmp_path: Path) -> None:
     image = imread(picture(true_result(phantom_3d), tmp_path / "p.png"))
     for row in range(3):
@@ -52,6 +54,7 @@ def test_picture_of_three_dimensions(phantom_3d: Phantom, tmp_path: Path) -> Non
         assert brightness(image, row, 0, 3, 6) == pytest.approx(brightness(image, row, 2, 3, 6), abs=0.03)
 
 
+@pytest.mark.slow
 def test_same_pair_same_picture(phantom_2d: Phantom, tmp_path: Path) -> None:
     first, second = (imread(picture(true_result(phantom_2d), tmp_path / f"{n}.png")) for n in "ab")
     assert np.array_equal(first, second)

@@ -87,6 +87,7 @@ def start(p: Phantom) -> float:
 # --- images in, transform out ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("kind", ["itk", "sitk", "path"])
 def test_every_kind_of_image(phantoms: dict[int, Phantom], tmp_path: Path, d: int, kind: str) -> None:
@@ -108,6 +109,7 @@ def test_every_kind_of_image(phantoms: dict[int, Phantom], tmp_path: Path, d: in
     np.testing.assert_allclose(sitk.GetArrayFromImage(own), result.warped_array, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_kind_of_image_changes_no_bit(phantoms: dict[int, Phantom]) -> None:
     p = phantoms[2]
     by_itk, by_sitk = (run(*images(p, kind)) for kind in ("itk", "sitk"))
@@ -224,6 +226,7 @@ def test_report(oblique: dict[int, Phantom], oblique_results: dict[int, Registra
 # --- presets and stages ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_paper_preset_with_fewer_iterations(phantoms: dict[int, Phantom]) -> None:
     p = phantoms[2]
     phases = tuple(replace(phase, iterations=60) for phase in options_of("paper")["phases"])
@@ -238,6 +241,7 @@ def test_paper_preset_with_fewer_iterations(phantoms: dict[int, Phantom]) -> Non
     assert gap.mean() <= 0.1
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("linear", ["none", "rigid", "affine"])
 def test_linear_stage(phantoms: dict[int, Phantom], d: int, linear: str) -> None:
@@ -290,6 +294,7 @@ def test_images_that_share_no_space(phantoms: dict[int, Phantom]) -> None:
 
 @BOTH
 @pytest.mark.parametrize("kind", ["matrix", "itk translation", "sitk", "file"])
+@pytest.mark.filterwarnings("default:moving image.* has little in common:UserWarning")
 def test_linear_start_is_not_lost(phantoms: dict[int, Phantom], tmp_path: Path, d: int, kind: str) -> None:
     """Without any step taken, the result is the start."""
     import itk
@@ -314,6 +319,7 @@ def test_linear_start_is_not_lost(phantoms: dict[int, Phantom], tmp_path: Path, 
     np.testing.assert_allclose(result.mapping.inverse().map(points + shift), points, atol=1e-3)
 
 
+@pytest.mark.slow
 @BOTH
 def test_deformation_and_linear_part_come_before_the_start(phantoms: dict[int, Phantom], d: int) -> None:
     """``phi(p) = T(A(p + u(p)))``: a start that turns space by a right angle tells the order."""
@@ -335,6 +341,7 @@ def test_deformation_and_linear_part_come_before_the_start(phantoms: dict[int, P
         assert gap < (0.6 if d == 2 else 0.95) * start(p)
 
 
+@pytest.mark.slow
 @BOTH
 def test_displacement_field_as_a_start(phantoms: dict[int, Phantom], d: int) -> None:
     p = phantoms[d]
@@ -351,6 +358,7 @@ def test_displacement_field_as_a_start(phantoms: dict[int, Phantom], d: int) -> 
     assert error(run(*images(p), linear="none", initial_transform=half), p) < (0.4 if d == 2 else 0.9) * start(p)
 
 
+@pytest.mark.filterwarnings("default:moving image.* has little in common:UserWarning")
 def test_list_of_starts_in_the_order_of_ants(phantoms: dict[int, Phantom]) -> None:
     p = phantoms[2]
     shift, turn = np.eye(3), np.eye(3)
@@ -430,6 +438,7 @@ sys.stdout.write(hashlib.sha256(result.warped_array.tobytes()).hexdigest())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_same_seed_same_bits(phantoms: dict[int, Phantom], tmp_path: Path, preset: str) -> None:
     """Twice in one process, with other work and random numbers between; and in a fresh process."""
@@ -519,6 +528,7 @@ def test_state_of_the_process_is_left_alone(phantoms: dict[int, Phantom]) -> Non
         torch.set_num_threads(before_threads)
 
 
+@pytest.mark.slow
 def test_calls_from_several_threads_go_one_after_another(phantoms: dict[int, Phantom]) -> None:
     before = torch.get_num_threads()
     alone = run(*images(phantoms[2]))
@@ -707,6 +717,7 @@ print(before, after, warped, applied, count())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads by /proc/self/task")
 def test_one_thread_is_kept_to_the_end() -> None:
     """On a machine that says to have 16 CPUs: neither `register` nor the warped image starts another thread."""
@@ -897,6 +908,7 @@ def test_mask_where_the_fixed_image_shows_nothing(phantoms: dict[int, Phantom]) 
         run(*images(p), fixed_mask=to_sitk(corner, p.geometry), linear="none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["missing", "nan"])
 def test_command_line_exits_with_2_and_writes_nothing(phantoms: dict[int, Phantom], tmp_path: Path, kind: str) -> None:
     path, _ = bad(kind, tmp_path)

@@ -88,6 +88,7 @@ def test_no_file_is_long() -> None:
     assert {str(file): lines for file, lines in sizes.items() if lines > 500} == {}
 
 
+@pytest.mark.slow
 def test_no_private_name_crosses_a_module() -> None:
     """Neither in the package nor in its tests."""
     found = []

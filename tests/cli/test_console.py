@@ -86,6 +86,7 @@ def test_debug_shows_the_traceback_and_the_log(capsys: pytest.CaptureFixture[str
     assert not log.isEnabledFor(logging.DEBUG)
 
 
+@pytest.mark.filterwarnings("default")
 def test_success_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(lambda: warnings.warn("two\nlines", UserWarning, stacklevel=1), "") == 0
     assert capsys.readouterr().err == "itk-nir: warning: two lines\n"
@@ -178,6 +179,7 @@ def test_streams_that_are_not_there(closed: bool, monkeypatch: pytest.MonkeyPatc
     assert [sys.stdout, sys.stderr] == streams
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough() -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -189,6 +191,7 @@ def test_a_reader_that_has_seen_enough() -> None:
     os.close(writing)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_a_result_that_cannot_be_printed_is_an_error() -> None:
     done = process("-m", "itk_nir.cli", "presets", redirect=">/dev/full")
@@ -269,6 +272,7 @@ def test_a_terminal_that_has_gone_stops_nothing() -> None:
     bar.clear()
 
 
+@pytest.mark.slow
 def test_progress_bar_on_a_terminal(pair: dict[str, str], tmp_path: Path, monkeypatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

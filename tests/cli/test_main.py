@@ -41,6 +41,7 @@ def test_arguments_are_read_before_anything_heavy_is_imported(arguments: list[st
     assert message in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_help_on_a_console_that_is_not_utf_8(encoding: str) -> None:
     program = (
@@ -96,6 +97,7 @@ def test_wrong_arguments_exit_with_2(arguments: list[str], capsys: pytest.Captur
     assert "usage: itk-nir" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_demo_reports_the_true_error(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "demo"
     arguments = ["--dimension", "2", "--size", "80,96", "--preset", "fast", "--device", "cpu", "--threads", "1"]

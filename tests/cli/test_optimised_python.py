@@ -7,6 +7,7 @@ import pytest
 from tests.cli.commands import process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("presets",), ("presets", "default"), ("register", "--help")])
 def test_the_same_text_without_docstrings(words: tuple[str, ...]) -> None:
     plain, optimised = (process(*flags, "-m", "itk_nir.cli", *words) for flags in ((), ("-OO",)))

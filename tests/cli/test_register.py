@@ -36,6 +36,7 @@ def make_bad(kind: str, folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_register_writes_complete_files_that_other_tools_read(
     pair: dict[str, str], phantom_2d: Phantom, tmp_path: Path, capsys
 ) -> None:
@@ -63,6 +64,7 @@ def test_register_writes_complete_files_that_other_tools_read(
     assert np.linalg.norm(error, axis=1).mean() < 0.5 * before
 
 
+@pytest.mark.slow
 def test_register_writes_the_files_of_another_program(
     pair: dict[str, str], phantom_2d: Phantom, tmp_path: Path, capsys
 ) -> None:
@@ -123,6 +125,7 @@ def test_output_that_cannot_be_written(pair: dict[str, str], tmp_path: Path, cap
     assert "fixed.nii.gz" in error_line(capsys)
 
 
+@pytest.mark.slow
 def test_interruption_leaves_nothing_behind(pair: dict[str, str], tmp_path: Path, capsys, monkeypatch) -> None:
     """Ctrl-C while the last of the files is being written: status 130, and the others are gone as well."""
     calls = []
@@ -141,6 +144,7 @@ def test_interruption_leaves_nothing_behind(pair: dict[str, str], tmp_path: Path
     assert written(tmp_path, before) == set()
 
 
+@pytest.mark.slow
 def test_picture_that_fails_takes_the_other_files_with_it(
     pair: dict[str, str], tmp_path: Path, capsys, monkeypatch
 ) -> None:
@@ -156,6 +160,7 @@ def test_picture_that_fails_takes_the_other_files_with_it(
     assert written(tmp_path, before) == set()
 
 
+@pytest.mark.slow
 def test_a_name_that_the_console_cannot_show_loses_nothing(pair: dict[str, str], tmp_path: Path) -> None:
     arguments = register_arguments(pair, tmp_path / "fälle" / "é_", "--linear", "none", *STILL)
     done = process("-m", "itk_nir.cli", *arguments, PYTHONIOENCODING="ascii")
@@ -165,6 +170,7 @@ def test_a_name_that_the_console_cannot_show_loses_nothing(pair: dict[str, str],
     assert len(list((tmp_path / "fälle").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_closed_streams_break_nothing(pair: dict[str, str], tmp_path: Path) -> None:
     arguments = register_arguments(pair, tmp_path / "out" / "r_", "--linear", "none", *STILL)
     done = process("-m", "itk_nir.cli", *arguments, redirect="<&- >&- 2>&-")

@@ -98,6 +98,7 @@ def test_the_scripted_module_prints_only_its_description() -> None:
     assert out.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_run_as_slicer_starts_it(pair: tuple[Phantom, Path], tmp_path: Path) -> None:
     phantom, folder = pair
     more = ["--outputVolume", "w.nrrd", "--outputTransform", "t.h5", "--outputInverseTransform", "i.h5"]

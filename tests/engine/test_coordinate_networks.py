@@ -125,6 +125,7 @@ def test_sine_keeps_the_spread_of_its_activations_at_any_depth(omega: float) -> 
     assert all(0.5 < s < 1.5 for s in spreads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spline", ["linear", "cubic"])
 def test_grid_reads_its_nodes(spline: str) -> None:
     config = FieldConfig(kind="grid", spline=spline, decoder="linear", cells=(4, 7), features=2)
@@ -167,6 +168,7 @@ def test_gradients(config: FieldConfig) -> None:
     assert torch.autograd.gradcheck(of_parameters, tuple(names.values()))
 
 
+@pytest.mark.slow
 def test_grid_gradient_has_the_same_bits_with_two_threads() -> None:
     config = FieldConfig(kind="grid", spline="linear", decoder="linear", cells=(4,), features=2)
     field = shaken(build_field(config, 3, seeded()))

@@ -33,6 +33,7 @@ BOTH = pytest.mark.parametrize("d", [2, 3])
 # --- what is found ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(
     "changes",
@@ -63,6 +64,7 @@ def test_unlike_oblique_grids_and_a_linear_map(make_case: Callable[..., Any], d:
     assert case.error(result.field) < 0.3 * case.start()
 
 
+@pytest.mark.slow
 @BOTH
 def test_network_beside_the_control_points(make_case: Callable[..., Any], d: int) -> None:
     case = make_case(d, N[d])
@@ -96,6 +98,7 @@ def test_moving_image_that_covers_a_part_of_the_fixed_one(make_case: Callable[..
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("which", ["fixed", "moving"])
 def test_what_a_mask_leaves_out_does_not_count(make_case: Callable[..., Any], d: int, which: str) -> None:
@@ -174,6 +177,7 @@ def shift_in_voxels(a: Optimised, b: Optimised, points: tuple[np.ndarray, np.nda
     return float(np.linalg.norm(ua - ub, axis=-1).mean())
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("scale", [2.0, 0.37])
 def test_unit_of_length_does_not_matter(make_case: Callable[..., Any], d: int, scale: float) -> None:
@@ -224,6 +228,7 @@ def test_network_goes_first_and_alone(make_case: Callable[..., Any], d: int) -> 
     assert not torch.equal(half.field.fine(), alone.field.fine())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "angle", "amplitude"), [(2, 0.35, 0.05), (3, 0.45, 0.03)])
 def test_network_finds_the_turn_that_a_linear_stage_missed(
     make_case: Callable[..., Any], d: int, angle: float, amplitude: float
@@ -272,6 +277,7 @@ def test_every_term_of_the_loss_has_its_effect(make_case: Callable[..., Any], te
         assert rough[1] < 0.7 * rough[0]
 
 
+@pytest.mark.slow
 @BOTH
 def test_unit_of_the_intensities_does_not_matter(make_case: Callable[..., Any], d: int) -> None:
     case = make_case(d, N[d])

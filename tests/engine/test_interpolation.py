@@ -75,6 +75,7 @@ def test_rim_of_half_a_voxel_and_beyond(mode: str) -> None:
     torch.testing.assert_close(edge, sample(image, clamped, mode))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mode", ["linear", "bspline"])
 @pytest.mark.parametrize("outside", [0.0, "edge"])

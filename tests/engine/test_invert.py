@@ -52,6 +52,7 @@ def largest(vectors: Tensor) -> float:
     return float(vectors.double().square().sum(0).max().sqrt())
 
 
+@pytest.mark.slow
 @each_field
 def test_the_field_is_a_hard_one(name: str) -> None:
     u = squeezing(name)

@@ -67,6 +67,7 @@ def test_rigid(make_case: Callable[..., Any], d: int) -> None:
     assert np.linalg.det(matrix) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 @BOTH
 def test_affine(make_case: Callable[..., Any], d: int) -> None:
     case = make_case(d, N[d], linear=affine(d), given=np.eye(d + 1), amplitude=0.0)
@@ -75,6 +76,7 @@ def test_affine(make_case: Callable[..., Any], d: int) -> None:
     assert error(case, find(case, "rigid")) > 0.5
 
 
+@pytest.mark.slow
 @BOTH
 def test_unlike_oblique_grids_far_from_the_origin(make_case: Callable[..., Any], d: int) -> None:
     """The matrix is LPS, fixed → moving, whatever the grids."""
@@ -85,6 +87,7 @@ def test_unlike_oblique_grids_far_from_the_origin(make_case: Callable[..., Any],
     assert error(case, find(case, "affine")) < 0.4
 
 
+@pytest.mark.slow
 @BOTH
 def test_images_that_lie_far_apart(make_case: Callable[..., Any], d: int) -> None:
     """No voxel in common: the centres of the grids, or of mass, make the start."""
@@ -113,6 +116,7 @@ def test_object_at_the_other_end_of_a_wide_image(make_case: Callable[..., Any]) 
     assert error(replace(case, linear=wanted), found.matrix) < 0.5
 
 
+@pytest.mark.slow
 @BOTH
 def test_inverted_contrast(make_case: Callable[..., Any], d: int) -> None:
     case = make_case(d, N[d], linear=affine(d), given=np.eye(d + 1), amplitude=0.0)
@@ -120,6 +124,7 @@ def test_inverted_contrast(make_case: Callable[..., Any], d: int) -> None:
     assert error(inverted, find(inverted, "affine")) < 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["fixed", "moving"])
 def test_mask_leaves_the_rest_out(make_case: Callable[..., Any], which: str) -> None:
     case = make_case(2, 56, linear=rigid(2, 0.12, 3.0), given=np.eye(3), amplitude=0.0)
@@ -136,6 +141,7 @@ def test_mask_leaves_the_rest_out(make_case: Callable[..., Any], which: str) -> 
     assert error(masked, find(masked, "rigid")) < error(spoilt, find(spoilt, "rigid"))
 
 
+@pytest.mark.slow
 @BOTH
 def test_linear_map_that_is_given_comes_after(make_case: Callable[..., Any], d: int) -> None:
     case = make_case(d, N[d], linear=affine(d), given=rigid(d), amplitude=0.0)
@@ -162,6 +168,7 @@ def test_same_bits_again_and_on_more_threads(make_case: Callable[..., Any]) -> N
         np.testing.assert_array_equal(find(case, "affine", settings=few, threads=threads), first)
 
 
+@pytest.mark.slow
 def test_progress_and_cancel(make_case: Callable[..., Any]) -> None:
     case = make_case(2, 48, linear=rigid(2), given=np.eye(3), amplitude=0.0)
     seen: list[Progress] = []

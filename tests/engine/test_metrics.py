@@ -98,6 +98,7 @@ def test_flat_image_has_nothing_to_compare(make_case: Callable[..., Any], metric
         optimise(changed(pair, fixed_weight=mask), quick(metric=metric))
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(
     "changes",
@@ -173,6 +174,7 @@ def test_metric_of_the_user(make_case: Callable[..., Any], d: int) -> None:
         quick(metric="mean squares")
 
 
+@pytest.mark.slow
 @BOTH
 def test_regulariser_of_the_user(make_case: Callable[..., Any], d: int) -> None:
     case = make_case(d, N[d])

@@ -151,6 +151,7 @@ def test_warp(instructions: str, shape: tuple[int, int, int]) -> None:
         assert_close(ops.warp(moving, u, index, vector), wanted, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knots", [(4.0, 3.0, 5.0), (1.0, 1.0, 1.0)], ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES.values(), (5, 40, 67)], ids=str)
 def test_warp_spline(instructions: str, shape: tuple[int, int, int], knots: tuple[float, float, float]) -> None:

@@ -110,6 +110,7 @@ def test_stated_error_is_a_bound_that_brute_force_does_not_break(
         assert true >= 0.4 * sampled.interpolation_error, "a bound so loose would waste memory"
 
 
+@pytest.mark.slow
 @BOTH
 def test_stated_error_of_a_trained_field(make_case: Callable[..., Any], d: int) -> None:
     case = make_case(d, 56 if d == 2 else 32, spacing=(1.0, 1.2, 1.1)[:d], angle=0.3)

@@ -193,6 +193,7 @@ def test_what_fold_removal_leaves_is_restored_too(make_case: Callable[..., Any])
     assert torch.equal(again.backward, field.backward)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("composed", [True, False])
 def test_network_is_part_of_the_trained_field(make_case: Callable[..., Any], d: int, composed: bool) -> None:

@@ -95,6 +95,7 @@ def compare(path: Path) -> None:
     np.testing.assert_array_equal(floats.array, array.astype(np.float32))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     code=st.sampled_from(sorted(TYPES)),

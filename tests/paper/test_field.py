@@ -69,6 +69,7 @@ def test_the_inverse_comes_back(flow: str) -> None:
     assert np.linalg.norm(back - p, axis=-1).max() > 0.1
 
 
+@pytest.mark.slow
 def test_it_can_be_sampled_to_a_wanted_error() -> None:
     """The protocol of `itk_nir.engine.sampling.Field`."""
     g = oblique(3)
@@ -78,6 +79,7 @@ def test_it_can_be_sampled_to_a_wanted_error() -> None:
     np.testing.assert_allclose(sampled.forward, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [2, 3])
 def test_a_described_field_comes_back_bit_for_bit(d: int) -> None:
     g = oblique(d)

@@ -59,6 +59,7 @@ def test_inverse_flow_comes_back(name: str, d: int) -> None:
     assert float(distance.max()) < {"displacement": 1e-8, "euler": 0.02, "rk4": 1e-6}[name]
 
 
+@pytest.mark.slow
 def test_inverse_settles_where_the_displacement_is_not_a_contraction() -> None:
     """x → 2.6 x is one to one, but plain fixed-point iteration of u = 1.6 x runs away."""
     p = cloud(2)

@@ -111,6 +111,7 @@ def error(u: np.ndarray, g: Geometry) -> float:
     return float(np.linalg.norm(u - warp(g.grid()), axis=-1)[inside].mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [2, 3])
 def test_finds_a_known_deformation_through_oblique_grids_and_a_linear_map(d: int) -> None:
     case = pair(d)
@@ -139,6 +140,7 @@ def test_finds_a_known_deformation_through_oblique_grids_and_a_linear_map(d: int
     assert np.abs(inverse).max() > 0.5
 
 
+@pytest.mark.slow
 def test_the_preset_on_the_phantom(phantom_2d: Phantom) -> None:
     """Of 3.93 mm at the start, 0.57 to 0.72 mm are left with six seeds."""
     p = phantom_2d
@@ -170,6 +172,7 @@ def test_similarities_are_those_of_one_batch_without_and_with_the_field() -> Non
     assert result.similarity > max(t.metric for t in result.trace[:10])
 
 
+@pytest.mark.slow
 def test_same_seed_same_bits_whatever_ran_before() -> None:
     case = pair(2)
     p = some_points(case.fixed_geometry)
@@ -190,6 +193,7 @@ GRIDS = FieldConfig(kind="grid", cells=(4, 8), features=2, width=16, depth=1)
 WHOLE = SamplerConfig("lattice", stride=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "field", "changes"),
     [
@@ -217,6 +221,7 @@ def test_every_part_improves_the_alignment(sampler: SamplerConfig, field: FieldC
     assert np.mean([t.loss for t in result.trace[-5:]]) < 0.7 * result.trace[0].loss
 
 
+@pytest.mark.slow
 def test_chunks_change_the_memory_and_not_the_gradient() -> None:
     """Two iterations, as the first only moves the last layer; float64 so that the order of sums does not matter."""
     case = pair(2)

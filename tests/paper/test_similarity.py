@@ -58,6 +58,7 @@ def test_lncc_against_loops(shape: tuple[int, ...], radius: int, masked: bool) -
     assert float(single) == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients(shape: tuple[int, ...]) -> None:
     f, m, w = (torch.from_numpy(a) for a in images(shape))
