@@ -24,6 +24,7 @@ from itk_nir.engine.execution import (
 from itk_nir.engine.images import Pair
 from itk_nir.engine.level import MIN_RELIABLE_SIMILARITY
 from itk_nir.engine.linear import optimise_linear
+from itk_nir.engine.metrics import LNCC
 from itk_nir.engine.progress import Callback, Optimised, Progress
 from itk_nir.engine.sampling import sample_field
 from itk_nir.errors import warn_caller
@@ -238,11 +239,16 @@ class _Run:
         last = done.similarity if done.similarity is not None else done.trace[-1].metric if done.trace else None
         if last is not None and last < MIN_RELIABLE_SIMILARITY:
             self.notes.append(
-                f"{problem.moving.name}: has little in common with {problem.fixed.name} (mean LNCC² {last:.2f} at the "
-                "end); the deformation was kept stiff and may mean nothing: check the result, and whether both images "
-                "show the same object in one modality"
+                f"{problem.moving.name}: has little in common with {problem.fixed.name} ({self._metric()} {last:.2f} "
+                "at the end); the deformation was kept stiff and may mean nothing: check the result, and whether both "
+                "images show the same object in one modality"
             )
         return done
+
+    def _metric(self) -> str:
+        """What the deformable stage maximised, in words."""
+        metric = self.problem.settings.deformable.metric
+        return "mean LNCC²" if metric == "lncc" or isinstance(metric, LNCC) else "similarity"
 
     def _judge_linear(self) -> None:
         found, problem = self.similarity_linear, self.problem

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.lattice import Banded, Domain, banded_from_dense, cubic, gaussian_matrix, shape_of
-from itk_nir.engine.ops import dispatch, reference
+from itk_nir.engine.ops import limits, reference
 from itk_nir.engine.velocity_field import Lattices
 
 native = pytest.importorskip("itk_nir._native", reason="the native module is not built")
@@ -493,7 +493,7 @@ def test_any_number_of_threads(threads: int) -> None:
     ops.Adam([parameter], threads=threads).step(0.5)
     assert torch.allclose(parameter.detach(), torch.full((40000,), 0.5))
     if sys.platform == "linux":
-        assert len(os.listdir("/proc/self/task")) < dispatch.MOST_THREADS + 40
+        assert len(os.listdir("/proc/self/task")) < limits.MOST_THREADS + 40
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.ops import reference
-from itk_nir.engine.ops.dispatch import native_for, thread_count
+from itk_nir.engine.ops.dispatch import native_for
+from itk_nir.engine.ops.limits import thread_count
 
 
 class Adam:

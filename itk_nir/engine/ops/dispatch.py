@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-import os
 import warnings
 from functools import lru_cache
 from types import ModuleType
@@ -11,9 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-#: The native ops never start more threads: beyond the processors of the machine, more only wait for one another.
-MOST_THREADS = max(64, os.cpu_count() or 1)
 
 
 @lru_cache(maxsize=1)
@@ -52,30 +47,6 @@ def native_for(x: Tensor) -> Any:
         See `native_module`; None for any other type or device.
     """
     return native_module() if x.device.type == "cpu" and x.dtype == torch.float32 else None
-
-
-def thread_count(threads: int) -> int:
-    """The number of threads that the native ops are told.
-
-    Parameters
-    ----------
-    threads : int
-        Any whole number from 1 on. No result depends on it.
-
-    Returns
-    -------
-    int
-        `threads`, at most `MOST_THREADS`.
-
-    Raises
-    ------
-    ValueError
-        `threads` is below 1.
-    """
-    count = operator.index(threads)
-    if count < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    return min(count, MOST_THREADS)
 
 
 def release_memory() -> None:

@@ -10,7 +10,8 @@ import math
 from torch import Tensor
 
 from itk_nir.engine.ops import reference
-from itk_nir.engine.ops.dispatch import native_for, thread_count
+from itk_nir.engine.ops.dispatch import native_for
+from itk_nir.engine.ops.limits import thread_count
 
 
 def exponential(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from itk_nir.engine.lattice import Banded
 from itk_nir.engine.ops import reference
-from itk_nir.engine.ops.dispatch import native_for, thread_count
+from itk_nir.engine.ops.dispatch import native_for
+from itk_nir.engine.ops.limits import thread_count
 
 F64 = NDArray[np.float64]
 
