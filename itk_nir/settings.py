@@ -467,6 +467,20 @@ def options_page() -> str:
             shown = "a Fourier-SIREN" if name == "network" else f"`{value!r}`"
             text = what.help.replace("|", "\\|")
             lines.append(f"| `{name}` | {shown} | {'yes' if what.per_level else ''} | {what.limits()} | {text} |")
+    lines += [
+        "",
+        "## Presets",
+        "",
+        "What each has other than `default`.",
+        "",
+        "| preset | option | value |",
+        "|---|---|---|",
+    ]
+    usual = options_of("default")
+    for preset in PRESETS:
+        for name, value in options_of(preset).items():
+            if name not in usual or value != usual[name]:
+                lines.append(f"| `{preset}` | `{name}` | `{value!r}` |")
     return "\n".join(lines) + "\n"
 
 
