@@ -23,6 +23,7 @@ from itk_nir.geometry import Geometry
 from itk_nir.images import load_image
 from itk_nir.images.itk_classes import empty_image, itk_matrix
 from itk_nir.loading import load_transform
+from itk_nir.options import whole_number
 from itk_nir.report import Report
 from itk_nir.settings import Settings, make_settings, present_names
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, compose
@@ -150,7 +151,8 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         if device not in ("auto", "cpu", "cuda"):
             raise OptionError(f"device is 'auto', 'cpu' or 'cuda', got {device!r}")
         for name, value, least in (("seed", seed, 0), ("threads", 1 if threads is None else threads, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            number = whole_number(value)
+            if number is None or number < least:
                 raise OptionError(f"{name} is a whole number of at least {least}, got {value!r}")
         self.preset, self.linear, self.seed, self.device = preset, linear, seed, device
         self.threads, self.options = threads, options
