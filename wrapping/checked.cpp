@@ -12,6 +12,15 @@ namespace {
 // The width of a window is an int, and the sums of one row of windows must fit in memory.
 void need_radius(int radius) { need(radius >= 1 && radius < (1 << 15), "lncc: radius must be 1 to 32767"); }
 
+// The bins along either axis of a joint histogram: few enough that a table of them stays in the cache.
+template <class T>
+int bins_of(const T &table) {
+  const size_t bins = table.shape(0);
+  need(table.shape(1) == bins, "joint_histogram: as many bins of the fixed as of the moving image");
+  need(bins >= 4 && bins <= 128, "joint_histogram: there must be 4 to 128 bins");
+  return int(bins);
+}
+
 }  // namespace
 
 void banded(Constant in, Array out, Integers start, Constant weights, int threads) {
@@ -89,6 +98,46 @@ double lncc(Constant fixed, OptionalConstant weight, Constant inverse_count, Con
   float *g = gradient ? gradient->data() : nullptr;
   nb::gil_scoped_release release;
   return kernels().lncc(f, moving.data(), n, radius, epsilon, g, scratch.data(), threads);
+}
+
+void joint_histogram(Constant position, Constant moving, float low, float scale, Table histogram, int threads) {
+  const Size n = size_of(position, 0);
+  need(same(size_of(moving, 0), n), "joint_histogram: shapes disagree");
+  const JointBins bins{bins_of(histogram), low, scale};
+  nb::gil_scoped_release release;
+  kernels().joint_histogram(position.data(), moving.data(), n.count(), bins, histogram.data(), threads);
+}
+
+void joint_histogram_adjoint(Constant position, Constant moving, float low, float scale, ConstantTable derivative,
+                             Array gradient, int threads) {
+  const Size n = size_of(position, 0);
+  need(same(size_of(moving, 0), n) && same(size_of(gradient, 0), n), "joint_histogram_adjoint: shapes disagree");
+  const JointBins bins{bins_of(derivative), low, scale};
+  nb::gil_scoped_release release;
+  kernels().joint_histogram_adjoint(position.data(), moving.data(), n.count(), bins, derivative.data(), gradient.data(),
+                                    threads);
+}
+
+std::vector<double> global_sums(Constant fixed, Constant moving, OptionalConstant weight, int threads) {
+  const Size n = size_of(fixed, 0);
+  need(same(size_of(moving, 0), n), "global_sums: shapes disagree");
+  if (weight) need(same(size_of(*weight, 0), n), "global_sums: weight and fixed disagree");
+  const float *w = weight ? weight->data() : nullptr;
+  std::vector<double> sums(3);
+  nb::gil_scoped_release release;
+  kernels().global_sums(fixed.data(), moving.data(), w, n, sums.data(), threads);
+  return sums;
+}
+
+void global_sums_adjoint(Constant fixed, Constant moving, OptionalConstant weight, std::vector<double> derivative,
+                         Array gradient, int threads) {
+  const Size n = size_of(fixed, 0);
+  need(same(size_of(moving, 0), n) && same(size_of(gradient, 0), n), "global_sums_adjoint: shapes disagree");
+  if (weight) need(same(size_of(*weight, 0), n), "global_sums_adjoint: weight and fixed disagree");
+  need(derivative.size() == 3, "global_sums_adjoint: expected three derivatives");
+  const float *w = weight ? weight->data() : nullptr;
+  nb::gil_scoped_release release;
+  kernels().global_sums_adjoint(fixed.data(), moving.data(), w, n.count(), derivative.data(), gradient.data(), threads);
 }
 
 void pack(Constant planar, Array packed, float scale, int threads) {

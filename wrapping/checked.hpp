@@ -28,6 +28,14 @@ double lncc_prepare(Constant fixed, OptionalConstant weight, int radius, float e
 double lncc(Constant fixed, OptionalConstant weight, Constant inverse_count, Constant mean, Constant inverse_variance,
             Constant moving, int radius, float epsilon, OptionalArray gradient, Array scratch, int threads);
 
+void joint_histogram(Constant position, Constant moving, float low, float scale, Table histogram, int threads);
+void joint_histogram_adjoint(Constant position, Constant moving, float low, float scale, ConstantTable derivative,
+                             Array gradient, int threads);
+// Three sums, and their three derivatives.
+std::vector<double> global_sums(Constant fixed, Constant moving, OptionalConstant weight, int threads);
+void global_sums_adjoint(Constant fixed, Constant moving, OptionalConstant weight, std::vector<double> derivative,
+                         Array gradient, int threads);
+
 void pack(Constant planar, Array packed, float scale, int threads);
 void unpack(Constant packed, Array planar, float scale, int threads);
 void compose(Constant outer, Constant inner, Array out, int threads);

@@ -29,6 +29,13 @@ struct Displacement {
   int taps, planes;
 };
 
+// The bins of a joint histogram, as many along both axes; a moving intensity m lies at (m - low) scale in them, clamped to
+// 0 … count - 1.
+struct JointBins {
+  int count;
+  float low, scale;
+};
+
 struct Kernels {
   const char *name;
   // out[o, i, j] = sum_k weights[i, k] in[o, start[i] + k, j]: a banded matrix applied along one axis.
@@ -61,6 +68,19 @@ struct Kernels {
   // Return the energy, overwrite the gradient. `scale` > 0, may be infinite.
   double (*diffusion)(const float *u, float *gradient, int components, Size size, double scale, int threads);
   double (*jacobian_penalty)(const float *u, float *gradient, Size size, float margin, int corner, int threads);
+  // histogram[i, j], row i of the fixed and column j of the moving image: every voxel adds to the two bins around it along
+  // both. `position` is that of the fixed image in its bins, below 0 or not a number where a voxel does not count.
+  void (*joint_histogram)(const float *position, const float *moving, long count, JointBins bins, double *histogram,
+                          int threads);
+  // Overwrites gradient = d / d moving of what has this derivative by the histogram; 0 where `moving` is clamped.
+  void (*joint_histogram_adjoint)(const float *position, const float *moving, long count, JointBins bins,
+                                  const double *derivative, float *gradient, int threads);
+  // sums = (sum m, sum m^2, sum f m) over the voxels whose weight is above one half (null: all).
+  void (*global_sums)(const float *fixed, const float *moving, const float *weight, Size size, double *sums,
+                      int threads);
+  // Overwrites gradient = d / d moving of what has this derivative by the three sums.
+  void (*global_sums_adjoint)(const float *fixed, const float *moving, const float *weight, long count,
+                              const double *derivative, float *gradient, int threads);
 };
 
 extern const Kernels kernels_base;

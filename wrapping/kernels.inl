@@ -24,6 +24,8 @@ namespace {
 #include "kernels/warp.inl"
 #include "kernels/box.inl"
 #include "kernels/lncc.inl"
+#include "kernels/histogram.inl"
+#include "kernels/global_sums.inl"
 #include "kernels/packed.inl"
 #include "kernels/compose.inl"
 #include "kernels/invert.inl"
@@ -35,6 +37,7 @@ namespace {
 extern const Kernels ITK_NIR_TABLE;
 const Kernels ITK_NIR_TABLE = {ITK_NIR_NAME, banded, banded_adjoint, warp,            lncc_prepare, lncc,
                                pack,         unpack,  compose,         compose_adjoint, invert,
-                               diffusion,    jacobian_penalty};
+                               diffusion,    jacobian_penalty, joint_histogram, joint_histogram_adjoint, global_sums,
+                               global_sums_adjoint};
 
 }  // namespace itk_nir

@@ -68,6 +68,14 @@ NB_MODULE(_native, m) {
         array("inverse_variance"), array("moving"), arg("radius"), arg("epsilon"), array("gradient").none(),
         array("scratch"), arg("threads"));
 
+  m.def("joint_histogram", &checked::joint_histogram, array("position"), array("moving"), arg("low"), arg("scale"),
+        array("histogram"), arg("threads"));
+  m.def("joint_histogram_adjoint", &checked::joint_histogram_adjoint, array("position"), array("moving"), arg("low"),
+        arg("scale"), array("derivative"), array("gradient"), arg("threads"));
+  m.def("global_sums", &checked::global_sums, array("fixed"), array("moving"), array("weight").none(), arg("threads"));
+  m.def("global_sums_adjoint", &checked::global_sums_adjoint, array("fixed"), array("moving"), array("weight").none(),
+        arg("derivative"), array("gradient"), arg("threads"));
+
   m.def("pack", &checked::pack, array("planar"), array("packed"), arg("scale"), arg("threads"));
   m.def("unpack", &checked::unpack, array("packed"), array("planar"), arg("scale"), arg("threads"));
   m.def("compose", &checked::compose, array("outer"), array("inner"), array("out"), arg("threads"));

@@ -77,6 +77,24 @@ FUNCTIONS = {
          "epsilon": 1e-3, "gradient": floats(*IMAGE), "scratch": floats(*FIELD)},
         ("gradient", "scratch"), ("weight", "gradient"),
     ),
+    "joint_histogram": Function(
+        {"position": floats(*IMAGE), "moving": floats(*IMAGE), "low": 0.0, "scale": 4.0,
+         "histogram": floats(5, 5).astype(np.float64)},
+        ("histogram",),
+    ),
+    "joint_histogram_adjoint": Function(
+        {"position": floats(*IMAGE), "moving": floats(*IMAGE), "low": 0.0, "scale": 4.0,
+         "derivative": floats(5, 5).astype(np.float64), "gradient": floats(*IMAGE)},
+        ("gradient",),
+    ),
+    "global_sums": Function(
+        {"fixed": floats(*IMAGE), "moving": floats(*IMAGE), "weight": floats(*IMAGE)}, (), ("weight",)
+    ),
+    "global_sums_adjoint": Function(
+        {"fixed": floats(*IMAGE), "moving": floats(*IMAGE), "weight": floats(*IMAGE), "derivative": [1.0, 2.0, 3.0],
+         "gradient": floats(*IMAGE)},
+        ("gradient",), ("weight",),
+    ),
     "pack": Function({"planar": floats(*FIELD), "packed": floats(*PACKED), "scale": 1.0}, ("packed",)),
     "unpack": Function({"packed": floats(*PACKED), "planar": floats(*FIELD), "scale": 1.0}, ("planar",)),
     "compose": Function({"outer": floats(*PACKED), "inner": floats(*PACKED), "out": floats(*PACKED)}, ("out",)),
@@ -229,6 +247,12 @@ def test_other_sizes_are_refused(name: str, array: str) -> None:
 def test_radii_that_are_no_radius(name: str, radius: int) -> None:
     with pytest.raises(ValueError, match="radius must be"):
         call(name, radius=radius)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_other_than_three_derivatives(count: int) -> None:
+    with pytest.raises(ValueError, match="three derivatives"):
+        call("global_sums_adjoint", derivative=[1.0] * count)
 
 
 def test_rows_far_beyond_the_input() -> None:

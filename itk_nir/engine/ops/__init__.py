@@ -18,15 +18,19 @@ from itk_nir.engine.ops.displacements import (
     jacobian_map,
     jacobian_penalty,
 )
+from itk_nir.engine.ops.histogram import MutualInformation
 from itk_nir.engine.ops.images import Lncc, separable, warp, warp_spline
 from itk_nir.engine.ops.pool import reused as reused_memory
+from itk_nir.engine.ops.sums import global_sums
 
 __all__ = [
     "Adam",
     "Lncc",
+    "MutualInformation",
     "compose",
     "diffusion",
     "exponential",
+    "global_sums",
     "instruction_set",
     "inverse_pair",
     "invert",

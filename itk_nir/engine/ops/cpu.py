@@ -138,6 +138,48 @@ class LnccFixed:
         )
 
 
+class JointHistogram(torch.autograd.Function):
+    """The joint histogram with a fixed image, see `histogram.joint_histogram`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, position: Tensor, moving: Tensor, bins: int, low: float, scale: float, threads: int
+    ) -> Tensor:
+        ctx.position, ctx.low, ctx.scale, ctx.threads = position, low, scale, threads
+        ctx.save_for_backward(moving)
+        out = torch.empty(bins, bins, dtype=torch.float64)
+        native.joint_histogram(position, _f32(moving), low, scale, out, threads)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (moving,) = ctx.saved_tensors
+        gradient = empty(moving.shape)
+        derivative = grads[0].contiguous()
+        native.joint_histogram_adjoint(
+            ctx.position, _f32(moving), ctx.low, ctx.scale, derivative, gradient, ctx.threads
+        )
+        return None, gradient, None, None, None, None
+
+
+class GlobalSums(torch.autograd.Function):
+    """See `sums.global_sums`."""
+
+    @staticmethod
+    def forward(ctx: Any, fixed: Tensor, moving: Tensor, weight: Tensor | None, threads: int) -> Tensor:
+        ctx.fixed, ctx.weight, ctx.threads = _f32(fixed), None if weight is None else _f32(weight), threads
+        ctx.save_for_backward(moving)
+        sums = native.global_sums(ctx.fixed, _f32(moving), ctx.weight, threads)
+        return torch.tensor(sums, dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (moving,) = ctx.saved_tensors
+        gradient = empty(moving.shape)
+        native.global_sums_adjoint(ctx.fixed, _f32(moving), ctx.weight, grads[0].tolist(), gradient, ctx.threads)
+        return None, gradient, None, None
+
+
 def _pack(u: Tensor, scale: float, threads: int) -> Tensor:
     out = empty((*u.shape[1:], 4))
     native.pack(_f32(u), out, scale, threads)
