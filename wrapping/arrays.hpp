@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <cstdint>
 #include <optional>
 #include <stdexcept>
 
@@ -14,6 +15,8 @@ namespace nb = nanobind;
 
 using Array = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 using Constant = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<std::uint8_t, nb::c_contig, nb::device::cpu>;
+using ConstantBytes = nb::ndarray<const std::uint8_t, nb::c_contig, nb::device::cpu>;
 using Integers = nb::ndarray<const int, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using ConstantTable = nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -46,6 +49,13 @@ Size size_of(const A &a, size_t first) {
 template <class A>
 Size packed_size(const A &a) {
   need(a.ndim() == 4 && a.shape(3) == 4, "expected a packed (z, y, x, 4) array");
+  return grid_size(a, 0);
+}
+
+// The sixteen bytes of a voxel side by side.
+template <class A>
+Size descriptors_size(const A &a) {
+  need(a.ndim() == 4 && a.shape(3) == 16, "expected descriptors, a (z, y, x, 16) array");
   return grid_size(a, 0);
 }
 

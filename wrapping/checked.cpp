@@ -1,5 +1,7 @@
 #include "checked.hpp"
 
+#include <cmath>
+
 #include "adam.hpp"
 #include "bake.hpp"
 #include "instruction_set.hpp"
@@ -19,6 +21,22 @@ int bins_of(const T &table) {
   need(table.shape(1) == bins, "joint_histogram: as many bins of the fixed as of the moving image");
   need(bins >= 4 && bins <= 128, "joint_histogram: there must be 4 to 128 bins");
   return int(bins);
+}
+
+double mind_difference_of(const ConstantBytes &fixed, const OptionalConstant &weight, const ConstantBytes &moving,
+                          const Displacement &u, const Matrix &grid_to_moving, const Square &displacement_to_moving,
+                          int channels, const OptionalArray &gradient, int threads) {
+  const Size m = descriptors_size(moving), n = descriptors_size(fixed);
+  need(channels == 4 || channels == 12, "mind_difference: channels is 4 or 12");
+  if (weight) need(same(size_of(*weight, 0), n), "mind_difference: weight and fixed disagree");
+  if (gradient) {
+    need(same(size_of(*gradient, 1), n) && gradient->shape(0) == 3, "mind_difference: gradient must be (3, z, y, x)");
+  }
+  const float *w = weight ? weight->data() : nullptr;
+  float *g = gradient ? gradient->data() : nullptr;
+  nb::gil_scoped_release release;
+  return kernels().mind_difference(fixed.data(), w, moving.data(), m, u, n, grid_to_moving.data(),
+                                   displacement_to_moving.data(), channels, g, threads);
 }
 
 }  // namespace
@@ -138,6 +156,40 @@ void global_sums_adjoint(Constant fixed, Constant moving, OptionalConstant weigh
   const float *w = weight ? weight->data() : nullptr;
   nb::gil_scoped_release release;
   kernels().global_sums_adjoint(fixed.data(), moving.data(), w, n.count(), derivative.data(), gradient.data(), threads);
+}
+
+void mind_descriptors(Constant image, Square offsets, int radius, int dimension, Bytes descriptors, int threads) {
+  const Size n = size_of(image, 0);
+  need(same(descriptors_size(descriptors), n), "mind_descriptors: shapes disagree");
+  need(radius >= 1 && radius <= 32, "mind_descriptors: radius must be 1 to 32");
+  need(dimension == 2 || dimension == 3, "mind_descriptors: dimension is 2 or 3");
+  // Positions along an axis are ints.
+  for (int k = 0; k < 9; ++k) {
+    need(std::abs(offsets.data()[k]) <= 1e6, "mind_descriptors: an offset of more than 10^6 voxels");
+  }
+  nb::gil_scoped_release release;
+  kernels().mind_descriptors(image.data(), n, offsets.data(), radius, dimension, descriptors.data(), threads);
+}
+
+double mind_difference(ConstantBytes fixed, OptionalConstant weight, ConstantBytes moving, Constant displacement,
+                       Matrix grid_to_moving, Square displacement_to_moving, int channels, OptionalArray gradient,
+                       int threads) {
+  need(same(size_of(displacement, 1), descriptors_size(fixed)) && displacement.shape(0) == 3,
+       "mind_difference: displacement must be (3, z, y, x)");
+  const Displacement u{displacement.data(), nullptr, nullptr, 0, 0};
+  return mind_difference_of(fixed, weight, moving, u, grid_to_moving, displacement_to_moving, channels, gradient,
+                            threads);
+}
+
+double mind_difference_spline(ConstantBytes fixed, OptionalConstant weight, ConstantBytes moving, Constant half,
+                              Integers start, Constant weights, Matrix grid_to_moving, Square displacement_to_moving,
+                              int channels, OptionalArray gradient, int threads) {
+  const Size n = descriptors_size(fixed), h = size_of(half, 1);
+  need(half.shape(0) == 3 && h.x == n.x && h.y == n.y, "mind_difference: the spline must be (3, nodes, y, x)");
+  need_rows(start, weights, n.z, h.z);
+  const Displacement u{half.data(), start.data(), weights.data(), int(weights.shape(1)), h.z};
+  return mind_difference_of(fixed, weight, moving, u, grid_to_moving, displacement_to_moving, channels, gradient,
+                            threads);
 }
 
 void pack(Constant planar, Array packed, float scale, int threads) {

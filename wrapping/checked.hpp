@@ -35,6 +35,15 @@ void joint_histogram_adjoint(Constant position, Constant moving, float low, floa
 std::vector<double> global_sums(Constant fixed, Constant moving, OptionalConstant weight, int threads);
 void global_sums_adjoint(Constant fixed, Constant moving, OptionalConstant weight, std::vector<double> derivative,
                          Array gradient, int threads);
+// `descriptors` is (z, y, x, 16).
+void mind_descriptors(Constant image, Square offsets, int radius, int dimension, Bytes descriptors, int threads);
+double mind_difference(ConstantBytes fixed, OptionalConstant weight, ConstantBytes moving, Constant displacement,
+                       Matrix grid_to_moving, Square displacement_to_moving, int channels, OptionalArray gradient,
+                       int threads);
+// The same, of a spline as for warp_spline.
+double mind_difference_spline(ConstantBytes fixed, OptionalConstant weight, ConstantBytes moving, Constant half,
+                              Integers start, Constant weights, Matrix grid_to_moving, Square displacement_to_moving,
+                              int channels, OptionalArray gradient, int threads);
 
 void pack(Constant planar, Array packed, float scale, int threads);
 void unpack(Constant packed, Array planar, float scale, int threads);

@@ -3,6 +3,7 @@
 // their own grid, component planes x, y, z first; "packed" ones hold the components of a point side by side, padded
 // to four.
 #pragma once
+#include <cstdint>
 
 namespace itk_nir {
 
@@ -56,6 +57,14 @@ struct Kernels {
   // Returns the sum of the squared local correlation; gradient of that sum with respect to `moving` where not null.
   double (*lncc)(const LnccFixed &fixed, const float *moving, Size size, int radius, float epsilon, float *gradient,
                  float *scratch, int threads);
+  // Self-similarity descriptors, sixteen bytes a voxel. `offsets` (3x3): column k is a step along axis k, voxels.
+  void (*mind_descriptors)(const float *image, Size size, const double *offsets, int radius, int dimension,
+                           std::uint8_t *descriptors, int threads);
+  // Returns the sum over the voxels that count of the mean squared difference of `channels` channels, each 0 to 1;
+  // gradient of that sum with respect to u where not null. Positions as for `warp`.
+  double (*mind_difference)(const std::uint8_t *fixed, const float *weight, const std::uint8_t *moving,
+                            Size moving_size, const Displacement &u, Size size, const double *grid_to_moving,
+                            const double *displacement_to_moving, int channels, float *gradient, int threads);
   void (*pack)(const float *planar, float *packed, long count, float scale, int threads);
   void (*unpack)(const float *packed, float *planar, long count, float scale, int threads);
   // out = inner + outer(x + inner(x)), packed, trilinear, clamped.

@@ -26,6 +26,7 @@ namespace {
 #include "kernels/lncc.inl"
 #include "kernels/histogram.inl"
 #include "kernels/global_sums.inl"
+#include "kernels/mind.inl"
 #include "kernels/packed.inl"
 #include "kernels/compose.inl"
 #include "kernels/invert.inl"
@@ -35,9 +36,9 @@ namespace {
 }  // namespace
 
 extern const Kernels ITK_NIR_TABLE;
-const Kernels ITK_NIR_TABLE = {ITK_NIR_NAME, banded, banded_adjoint, warp,            lncc_prepare, lncc,
-                               pack,         unpack,  compose,         compose_adjoint, invert,
-                               diffusion,    jacobian_penalty, joint_histogram, joint_histogram_adjoint, global_sums,
-                               global_sums_adjoint};
+const Kernels ITK_NIR_TABLE = {
+    ITK_NIR_NAME, banded, banded_adjoint, warp, lncc_prepare, lncc, mind_descriptors, mind_difference, pack, unpack,
+    compose, compose_adjoint, invert, diffusion, jacobian_penalty, joint_histogram, joint_histogram_adjoint,
+    global_sums, global_sums_adjoint};
 
 }  // namespace itk_nir

@@ -75,6 +75,14 @@ NB_MODULE(_native, m) {
   m.def("global_sums", &checked::global_sums, array("fixed"), array("moving"), array("weight").none(), arg("threads"));
   m.def("global_sums_adjoint", &checked::global_sums_adjoint, array("fixed"), array("moving"), array("weight").none(),
         arg("derivative"), array("gradient"), arg("threads"));
+  m.def("mind_descriptors", &checked::mind_descriptors, array("image"), array("offsets"), arg("radius"),
+        arg("dimension"), array("descriptors"), arg("threads"));
+  m.def("mind_difference", &checked::mind_difference, array("fixed"), array("weight").none(), array("moving"),
+        array("displacement"), array("grid_to_moving"), array("displacement_to_moving"), arg("channels"),
+        array("gradient").none(), arg("threads"));
+  m.def("mind_difference_spline", &checked::mind_difference_spline, array("fixed"), array("weight").none(),
+        array("moving"), array("half"), array("start"), array("weights"), array("grid_to_moving"),
+        array("displacement_to_moving"), arg("channels"), array("gradient").none(), arg("threads"));
 
   m.def("pack", &checked::pack, array("planar"), array("packed"), arg("scale"), arg("threads"));
   m.def("unpack", &checked::unpack, array("packed"), array("planar"), arg("scale"), arg("threads"));

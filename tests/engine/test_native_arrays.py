@@ -24,6 +24,10 @@ def floats(*shape: int) -> Array:
     return RNG.uniform(0.1, 0.9, shape).astype(np.float32)
 
 
+def counts(*shape: int) -> Array:
+    return RNG.integers(1, 255, shape).astype(np.uint8)
+
+
 def starts(count: int) -> Array:
     return np.zeros(count, np.int32)
 
@@ -94,6 +98,22 @@ FUNCTIONS = {
         {"fixed": floats(*IMAGE), "moving": floats(*IMAGE), "weight": floats(*IMAGE), "derivative": [1.0, 2.0, 3.0],
          "gradient": floats(*IMAGE)},
         ("gradient",), ("weight",),
+     ),
+    "mind_descriptors": Function(
+        {"image": floats(*IMAGE), "offsets": np.eye(3), "radius": 1, "dimension": 3,
+         "descriptors": counts(Z, Y, X, 16)},
+        ("descriptors",),
+    ),
+    "mind_difference": Function(
+        {"fixed": counts(Z, Y, X, 16), "weight": floats(*IMAGE), "moving": counts(3, 4, 7, 16),
+         "displacement": floats(*FIELD), **MATRICES, "channels": 12, "gradient": floats(*FIELD)},
+        ("gradient",), ("weight", "gradient"), ("moving",),
+    ),
+    "mind_difference_spline": Function(
+        {"fixed": counts(Z, Y, X, 16), "weight": floats(*IMAGE), "moving": counts(3, 4, 7, 16),
+         "half": floats(3, 3, Y, X), "start": starts(Z), "weights": floats(Z, 3), **MATRICES, "channels": 12,
+         "gradient": floats(*FIELD)},
+        ("gradient",), ("weight", "gradient"), ("moving",),
     ),
     "pack": Function({"planar": floats(*FIELD), "packed": floats(*PACKED), "scale": 1.0}, ("packed",)),
     "unpack": Function({"packed": floats(*PACKED), "planar": floats(*FIELD), "scale": 1.0}, ("planar",)),
@@ -173,7 +193,7 @@ def test_outputs_are_written(name: str, array: str) -> None:
 
 
 def other_type(a: Array) -> Array:
-    return a.astype({"float32": np.float64, "float64": np.float32, "int32": np.int64}[a.dtype.name])
+    return a.astype({"float32": np.float64, "float64": np.float32, "int32": np.int64, "uint8": np.int8}[a.dtype.name])
 
 
 def strided(a: Array) -> Array:
@@ -218,6 +238,8 @@ ALLOWED = {
     ("banded_adjoint", "weights", 1, -1),
     ("warp_spline", "half", 1, 1),
     ("warp_spline", "weights", 1, -1),
+    ("mind_difference_spline", "half", 1, 1),
+    ("mind_difference_spline", "weights", 1, -1),
     # In the plane.
     ("resample", "displacement", 3, -1),
 }
@@ -253,6 +275,29 @@ def test_radii_that_are_no_radius(name: str, radius: int) -> None:
 def test_other_than_three_derivatives(count: int) -> None:
     with pytest.raises(ValueError, match="three derivatives"):
         call("global_sums_adjoint", derivative=[1.0] * count)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("mind_descriptors", {"radius": 0}, "radius must be"),
+        ("mind_descriptors", {"radius": 33}, "radius must be"),
+        ("mind_descriptors", {"dimension": 1}, "dimension is"),
+        ("mind_descriptors", {"dimension": 4}, "dimension is"),
+        ("mind_descriptors", {"offsets": np.full((3, 3), np.nan)}, "an offset of"),
+        ("mind_descriptors", {"offsets": np.diag([1.0, -np.inf, 1.0])}, "an offset of"),
+        ("mind_descriptors", {"offsets": np.diag([1.0, 1.0, -1.1e6])}, "an offset of"),
+        ("mind_difference", {"channels": 0}, "channels is"),
+        ("mind_difference", {"channels": 16}, "channels is"),
+        ("mind_difference", {"moving": counts(3, 4, 7, 12)}, "expected descriptors"),
+        ("mind_difference_spline", {"channels": 3}, "channels is"),
+        ("mind_difference_spline", {"moving": counts(3, 4, 7, 17)}, "expected descriptors"),
+        ("mind_difference_spline", {"start": np.full(Z, 1, np.int32)}, "beyond the input"),
+    ],
+)
+def test_descriptors_of_no_kind(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(name, **changes)
 
 
 def test_rows_far_beyond_the_input() -> None:

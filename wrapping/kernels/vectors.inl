@@ -32,6 +32,11 @@ inline V8 load8(const float *p) {
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
+// Eight bytes as numbers. (From element to element: GCC makes one instruction of it, unlike of a conversion of vectors.)
+inline V8 load8(const std::uint8_t *p) {
+  typedef int I8 __attribute__((vector_size(32)));
+  return __builtin_convertvector((I8{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]}), V8);
+}
 // The neighbour of an axis of one point is the point itself.
 template <bool Line>
 inline V8 load_pair(const float *p) {

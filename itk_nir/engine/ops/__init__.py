@@ -20,10 +20,12 @@ from itk_nir.engine.ops.displacements import (
 )
 from itk_nir.engine.ops.histogram import MutualInformation
 from itk_nir.engine.ops.images import Lncc, separable, warp, warp_spline
+from itk_nir.engine.ops.mind import MIND_CHANNELS, mind_descriptors, mind_difference, mind_difference_spline
 from itk_nir.engine.ops.pool import reused as reused_memory
 from itk_nir.engine.ops.sums import global_sums
 
 __all__ = [
+    "MIND_CHANNELS",
     "Adam",
     "Lncc",
     "MutualInformation",
@@ -36,6 +38,9 @@ __all__ = [
     "invert",
     "jacobian_map",
     "jacobian_penalty",
+    "mind_descriptors",
+    "mind_difference",
+    "mind_difference_spline",
     "native_module",
     "release_memory",
     "return_blocks_from",

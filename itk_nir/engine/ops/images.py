@@ -39,6 +39,26 @@ def _tensors(matrix: _ById, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(start).to(device), torch.from_numpy(weights).to(device)
 
 
+def banded_tensors(
+    matrices: list[Banded], device: torch.device
+) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """Banded matrices as the native ops take them.
+
+    Parameters
+    ----------
+    matrices : list of Banded
+        Any.
+    device : torch.device
+        Where the tensors are.
+
+    Returns
+    -------
+    rows, back : list of tuple
+        Where the rows start and their weights, of the matrices and of their transposes.
+    """
+    return [_tensors(_ById(m), device) for m in matrices], [_tensors(_ById(m.transpose), device) for m in matrices]
+
+
 def separable(x: Tensor, matrices: list[Banded], threads: int = 1) -> Tensor:
     """Apply a banded matrix along each axis, in the order that keeps the intermediate results smallest.
 
@@ -139,8 +159,7 @@ def warp_spline(
     threads, native = thread_count(threads), native_for(lattice)
     if not native:
         return warp(moving, separable(lattice, matrices, threads), grid_to_moving, displacement_to_moving, threads)
-    rows = [_tensors(_ById(m), lattice.device) for m in matrices]
-    back = [_tensors(_ById(m.transpose), lattice.device) for m in matrices]
+    rows, back = banded_tensors(matrices, lattice.device)
     points, vectors = _float64(grid_to_moving), _float64(displacement_to_moving)
     result: Tensor = native.WarpSpline.apply(moving, lattice, rows, back, points, vectors, threads)
     return result

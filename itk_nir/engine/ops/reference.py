@@ -95,7 +95,7 @@ def warp(moving: Tensor, displacement: Tensor, grid_to_moving: Tensor, displacem
     Parameters
     ----------
     moving : Tensor
-        ``(Z', Y', X')``.
+        ``([C,] Z', Y', X')``.
     displacement : Tensor
         ``(3, Z, Y, X)``, any unit.
     grid_to_moving : Tensor
@@ -106,12 +106,12 @@ def warp(moving: Tensor, displacement: Tensor, grid_to_moving: Tensor, displacem
     Returns
     -------
     Tensor
-        ``(Z, Y, X)``.
+        ``([C,] Z, Y, X)``.
     """
     i, v = grid_to_moving.to(displacement), displacement_to_moving.to(displacement)
     y = torch.einsum("ij,j...->i...", i[:, :3], identity(displacement.shape[1:], displacement))
     y = y + torch.einsum("ij,j...->i...", v, displacement) + i[:, 3].reshape(3, 1, 1, 1)
-    return _corner_sum(moving[None], y)[0]
+    return _corner_sum(moving, y) if moving.ndim == 4 else _corner_sum(moving[None], y)[0]
 
 
 def box_sum(x: Tensor, radius: int) -> Tensor:
