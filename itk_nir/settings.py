@@ -40,7 +40,8 @@ class Options(TypedDict, total=False):
     One value stands for all levels where an option has one a level. ``docs/options.md`` says what each means.
     """
 
-    metric: Literal["lncc", "ncc"] | Metric
+    metric: str | Metric | Sequence[str | Metric]
+    channel_weights: Sequence[float]
     iterations: int | Sequence[int]
     shrink_factors: int | Sequence[int]
     smoothing_sigmas: float | Sequence[float]
@@ -75,7 +76,7 @@ class Settings:
     >>> import itk_nir
     >>> settings = itk_nir.make_settings("accurate")
     >>> settings.preset, settings.deformable.iterations
-    ('accurate', (80, 40, 24))
+    ('accurate', (96, 40, 24))
     >>> isinstance(settings, itk_nir.Settings)
     True
     """
@@ -133,7 +134,7 @@ def engine_named(kind: str) -> ModuleType:
 
 
 def _fast() -> Settings:
-    return Settings("fast", DeformableSettings(iterations=(20, 10, 5), learning_rates=(1.5, 0.9, 0.6)))
+    return Settings("fast", DeformableSettings(iterations=(24, 10, 5), learning_rates=(1.5, 0.9, 0.6)))
 
 
 def _default() -> Settings:
@@ -144,7 +145,7 @@ def _accurate() -> Settings:
     return Settings(
         "accurate",
         DeformableSettings(
-            iterations=(80, 40, 24), radius=(5, 7, 8), smoothness=(0.6, 0.3, 0.3), lorentzian_scale=0.55
+            iterations=(96, 40, 24), radius=(5, 7, 8), smoothness=(0.6, 0.3, 0.3), lorentzian_scale=0.55
         ),
     )
 
@@ -174,7 +175,6 @@ RENAMED: dict[str, str] = {
     "coarsest_lattice": "coarsest_grid_spacing",
     "flow": "transform_model",
     "squarings": "integration_steps",
-    "network_rate": "network_learning_rate",
     "network_alone": "network_warmup",
     "small_voxels": "extra_iterations_below",
     "momentum": "betas",
@@ -191,6 +191,8 @@ RENAMED: dict[str, str] = {
 #: Options that are gone since 0.2, and what to do instead.
 REMOVED: dict[str, str] = {
     "grids": "every field has one lattice of control points; leave it out",
+    "network_rate": "the network's steps are bounded by network_radius",
+    "network_learning_rate": "the network's steps are bounded by network_radius",
     "centre_gradient": "the gradient of the metric is exact; leave it out",
     "network_step": "the network is trained by Adam; leave it out",
     "gradient_smoothing": "use smoothness for a smoother map",
@@ -302,6 +304,8 @@ def make_settings(preset: str | Settings = "default", **options: Any) -> Setting
     if "iterations" in values and "extra_iterations_below" in homes:
         # What is asked for is done, whatever the size of the images.
         changes["deformable"].setdefault("extra_iterations_below", 0)
+    if {"iterations", "shrink_factors"} & set(values) and "coarsest_size" in homes:
+        changes["deformable"].setdefault("coarsest_size", 0)
     for name, counted in (("deformable", "shrink_factors"), ("linear", "linear_size")):
         _match_levels(parts[name], changes[name], counted)
     return replace(settings, **{name: replace(part, **changes[name]) for name, part in parts.items()})

@@ -4,8 +4,11 @@
 
 The coarse field ``v_1`` is a coordinate network plus a cubic B-spline lattice, trained at the first level. The network
 goes first and alone: with few degrees of freedom that all act on the whole image it finds what the linear stage has
-left over, turns and shifts included, before control points can fit the wrong anatomy to them. Then they join it and
-move what is left at that resolution. After the level the coarse field is frozen, and the levels that follow train a
+left over, turns and shifts included, before control points can fit the wrong anatomy to them. Its steps are those of a
+trust region (`itk_nir.engine.quasi_newton`): bounded by how far they move the image, and none is taken that does not
+lower the loss, so that it starts at exactly zero motion and stays there where nothing is to be gained. Then it rests,
+and the control points move what is left at that resolution. A level that ends less alike than it began gives its
+start back. After the level the coarse field is frozen, and the levels that follow train a
 fine field ``v_2`` from zero, on a lattice that is refined from level to level. Each is a flow of its own: large
 deformations need not be one flow's. (``composed=False`` trains one field through all levels.) The loss is in
 `itk_nir.engine.level`.
@@ -23,19 +26,25 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from itk_nir.engine import ops
 from itk_nir.engine.folds import remove_folds
 from itk_nir.engine.images import Pair, common_domain, shrink, spacings
 from itk_nir.engine.lattice import Domain
 from itk_nir.engine.level import FieldInTraining, Level
+from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
+from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.settings import DeformableSettings as Settings
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.engine.velocity_field import Lattices
 
 __all__ = ["Settings", "describe", "optimise", "restore"]
+
+#: A step of the network that promises less than this of the loss ends its training.
+NETWORK_TOLERANCE = 1e-5
 
 CONVERGED, CANCELLED, DONE = "converged", "cancelled", "all iterations done"
 
@@ -122,12 +131,11 @@ def _train(
     pair: Pair, settings: Settings, seed: int, threads: int, callback: Callback | None, clock: float
 ) -> tuple[Optimised, Domain]:
     """All levels, and the block of the fixed grid that was worked on."""
-    fixed = pair.fixed_intensity.normalised(pair.fixed)
-    moving = pair.moving_intensity.normalised(pair.moving)
+    normalised = pair.normalised()
     unit = min(pair.fixed_geometry.spacing)
     margin = 2 * settings.shrink_factors[-1] * unit if pair.fixed_weight is None else 8 * unit
     domain = common_domain(pair, margin)
-    settings = settings.for_voxels(math.prod(domain.size))
+    settings = settings.for_pair(domain.size, len(pair.channels))
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     finest = max(settings.halvings(level) for level in range(settings.levels))
@@ -139,7 +147,7 @@ def _train(
     ]
     report = _Report(settings, work, callback, clock)
     last = max(level for level in range(settings.levels) if settings.iterations[level])
-    stop = DONE
+    stop, returned = DONE, list[int]()
     measured: tuple[float | None, float | None] = None, None
     for number in range(settings.levels):
         if number == 1 and settings.composed and report.trace and stop != CANCELLED:
@@ -149,17 +157,21 @@ def _train(
             continue
         ops.release_memory()
         grids = LevelGrids.of(pair, domain, settings.shrink_factors[number])
-        images = grids.images(pair, fixed, moving, settings.smoothing_sigmas[number], threads)
+        sigma, radius = settings.smoothing_sigmas[number], settings.radius[number]
+        channels = LevelChannels.of(pair, grids, normalised, sigma, radius, threads)
         if number == settings.levels - 1:
-            del fixed, moving
+            normalised.clear()
         with ops.reused_memory():
-            level = Level.make(number, settings, pair, domain, images, grids, model)
-            del images
-            stop = _Descent(level, model, report.goes_on, keep_best=callback is not None).run()
+            level = Level.make(number, settings, pair, domain, channels, grids, model)
+            del channels
+            descent = _Descent(level, model, report.goes_on, keep_best=callback is not None)
+            stop = descent.run()
+            if descent.returned:
+                returned.append(number)
             if number == last or stop == CANCELLED:
                 measured = _before_and_after(level, model)
-            del level
-    return Optimised(model.trained(), tuple(report.trace), stop, *measured), domain
+            del level, descent
+    return Optimised(model.trained(), tuple(report.trace), stop, *measured, tuple(returned)), domain
 
 
 def _before_and_after(level: Level, model: FieldInTraining) -> tuple[float, float]:
@@ -191,35 +203,94 @@ class _Descent:
         self.level, self.model, self.goes_on, self.keep_best = level, model, goes_on, keep_best
         self.settings, self.iterations = settings, settings.iterations[level.number]
         self.unit = min(model.geometry.spacing)
-        network, threads = model.velocity.network, level.threads
-        self.control_points = ops.Adam([model.velocity.control_points], settings.betas, level.epsilon, threads)
-        self.weights: ops.Adam | None = None
-        self.warmup = 0
-        if network is not None:
-            # Its gradients are per half-extent of the image, not per mm.
-            epsilon = level.epsilon * model.geometry.half_extent
-            self.weights = ops.Adam(list(network.parameters()), settings.betas, epsilon, threads)
-            if level.number == 0:
-                self.warmup = round(settings.network_warmup / level.factor * self.iterations)
+        self.control_points = ops.Adam([model.velocity.control_points], settings.betas, level.epsilon, level.threads)
+        self.network = model.velocity.network if level.number == 0 else None
+        self.warmup = 0 if self.network is None else round(settings.network_warmup * self.iterations)
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.losses: list[float] = []
+        self.similarities: list[float] = []
+        #: Whether the level was worth nothing and the field is what it was before.
+        self.returned = False
 
     def run(self) -> str:
         """All iterations; returns what ended them."""
-        for iteration in range(self.iterations):
+        if self.warmup and self._train_network() == CANCELLED:
+            return CANCELLED
+        for parameter in () if self.network is None else self.network.parameters():
+            parameter.requires_grad_(False)
+        return DONE if self.warmup == self.iterations else self._train_control_points()
+
+    def _train_network(self) -> str:
+        """The network alone, its control points at rest; no loss is ever above that of the start."""
+        network, velocity, losses = self.network, self.model.velocity, self.losses
+        assert network is not None
+        parameters = list(network.parameters())
+        velocity.control_points.requires_grad_(False)
+        similarity = 0.0
+
+        def put(x: Tensor) -> None:
+            vector_to_parameters(x.float(), parameters)
+
+        def loss_and_gradient(x: Tensor) -> tuple[float, Tensor]:
+            nonlocal similarity
+            put(x)
+            for p in parameters:
+                p.grad = None
+            value, loss = self.level.loss(self.model, 0)
+            loss.backward()
+            similarity = float(value.detach())
+            return float(loss.detach()), torch.cat(
+                [p.grad.reshape(-1) for p in parameters if p.grad is not None]
+            ).double()
+
+        def reach(a: Tensor, b: Tensor) -> float:
+            ends = []
+            for x in (a, b):
+                put(x)
+                ends.append(velocity.network_at_nodes())
+            return float((ends[1] - ends[0]).norm(dim=1).max())
+
+        def goes_on(loss: float) -> bool:
+            n = len(losses)
+            losses.append(loss)
+            return self.goes_on(Iteration(self.level.number, n, similarity, loss, self._learning_rate(n)))
+
+        unit = self.unit * self.settings.learning_rates[self.level.number]
+        found = minimise(
+            loss_and_gradient, parameters_to_vector(parameters).detach().double(), reach,
+            radius=self.settings.network_radius * unit, most_radius=8 * self.settings.network_radius * unit,
+            evaluations=self.warmup, tolerance=max(NETWORK_TOLERANCE, self.settings.convergence_threshold),
+            goes_on=goes_on,
+        )  # fmt: skip
+        with torch.no_grad():
+            put(found.x)
+        losses.clear()
+        return CANCELLED if found.stop == "cancelled" else DONE
+
+    def _train_control_points(self) -> str:
+        """The control points alone."""
+        points, stop = self.model.velocity.control_points, DONE
+        start = points.detach().clone()
+        for iteration in range(self.warmup, self.iterations):
             rate = self._learning_rate(iteration)
             now = self._measure(iteration, rate)
             if not self.goes_on(now):
                 if self.best is not None:
                     self.model.velocity.load_state_dict(self.best[1])
                 return CANCELLED
-            self._step(iteration, rate * self.unit)
+            self.control_points.step(rate * self.unit)
             if _converged(self.losses, self.settings):
-                if iteration + 1 >= self.warmup:
-                    return CONVERGED
-                self.warmup = iteration + 1  # the network is done: the control points' turn
-                self.losses.clear()
-        return DONE
+                stop = CONVERGED
+                break
+        # By the similarity, which two maps can be compared by: a few steps leave a roughness that the loss charges for.
+        # The last one is that before the last step; only where it leaves a doubt another evaluation is worth its time.
+        if len(self.similarities) < 3 or self.similarities[-1] < self.similarities[0]:
+            with torch.no_grad():
+                end = float(self.level.similarity(self.model.displaced(self.model.velocity())))
+                if not end >= self.similarities[0]:
+                    points.copy_(start)
+                    self.returned = True
+        return stop
 
     def _learning_rate(self, iteration: int) -> float:
         """In voxels of the fixed image along its finest axis."""
@@ -228,25 +299,16 @@ class _Descent:
 
     def _measure(self, iteration: int, rate: float) -> Iteration:
         """Loss and gradients."""
-        self.model.velocity.control_points.requires_grad_(iteration >= self.warmup)
-        similarity, loss = self.level.loss(self.model, iteration)
+        self.model.velocity.control_points.requires_grad_(True)
+        similarity, loss = self.level.loss(self.model, iteration - self.warmup)
         loss.backward()
         # With its locals the graph goes, and all that it holds, before the next one is made.
         now = Iteration(self.level.number, iteration, float(similarity.detach()), float(loss.detach()), rate)
         self.losses.append(now.loss)
+        self.similarities.append(now.metric)
         if self.keep_best and (self.best is None or now.loss < self.best[0]):
             self.best = now.loss, {k: p.detach().clone() for k, p in self.model.velocity.state_dict().items()}
         return now
-
-    def _step(self, iteration: int, rate: float) -> None:
-        """One step of the optimisers; `rate` in mm."""
-        if iteration >= self.warmup:
-            self.control_points.step(rate)
-        if self.weights is not None:
-            # A network moves the whole image at once, which no smoothness forbids: not on little evidence. The square,
-            # for Adam's steps add up whatever the gradient: the images would drift apart.
-            share = self.settings.network_learning_rate / self.level.factor**2
-            self.weights.step(share * rate / self.model.geometry.half_extent)
 
 
 def _converged(losses: list[float], settings: Settings) -> bool:

@@ -6,6 +6,7 @@ Every tensor is 3D, ``(Z, Y, X)``; a 2D image is one with a single plane. Axes a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,9 @@ from itk_nir.engine.lattice import Domain
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
+
+#: What normalised images are cut to.
+_NORMALISED = (-6.0, 12.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +35,15 @@ class Intensity:
         Of the foreground: what the mask marks, or else what differs from the background.
     box : tuple of two arrays
         First and last index ``(x, y, z)`` of the foreground.
+    range : tuple of float
+        Between which all but the outermost 0.2 % of the foreground on either side lie, and the background.
     """
 
     background: float | None
     mean: float
     deviation: float
     box: tuple[F64, F64]
+    range: tuple[float, float]
 
     @classmethod
     def of(cls, image: Tensor, weight: Tensor | None) -> Intensity:
@@ -64,9 +71,10 @@ class Intensity:
             box = bounds(inside)
             assert box is not None
         values = image[inside]
+        ends = _range(values, value)
         mean = float(values.mean(dtype=torch.float64))
         square = float(values.sub_(mean).square_().sum(dtype=torch.float64))
-        return cls(value, mean, max(math.sqrt(square / max(1, len(values) - 1)), 1e-12), box)
+        return cls(value, mean, max(math.sqrt(square / max(1, len(values) - 1)), 1e-12), box, ends)
 
     def normalised(self, image: Tensor) -> Tensor:
         """Zero mean and unit variance over the foreground.
@@ -84,7 +92,13 @@ class Intensity:
             ``(Z, Y, X)``.
         """
         # Metal, air around a body: far outliers would set the scale of everything else.
-        return (image - self.mean).mul_(1 / self.deviation).clamp_(-6, 12)
+        return (image - self.mean).mul_(1 / self.deviation).clamp_(*_NORMALISED)
+
+    @property
+    def normalised_range(self) -> tuple[float, float]:
+        """`range` in the units of `normalised`."""
+        low, high = ((x - self.mean) / self.deviation for x in self.range)
+        return max(low, _NORMALISED[0]), min(high, _NORMALISED[1])
 
     def foreground(self, image: Tensor) -> Tensor:
         """What differs from the background; everything where there is none.
@@ -100,6 +114,40 @@ class Intensity:
             ``(Z, Y, X)`` bool.
         """
         return torch.ones_like(image, dtype=torch.bool) if self.background is None else image != self.background
+
+
+def _range(values: Tensor, background: float | None) -> tuple[float, float]:
+    """See `Intensity.range`; a hundred thousand voxels say enough."""
+    some = values[:: max(1, len(values) // 100_000)].sort().values
+    skipped = int(0.002 * len(some))
+    ends = [float(some[skipped]), float(some[len(some) - 1 - skipped])]
+    if background is not None:
+        ends.append(background)
+    return min(ends), max(ends)
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """One more pair of images on the grids of a `Pair`: another contrast, or a feature of both images.
+
+    Parameters
+    ----------
+    fixed, moving : Tensor
+        ``(Z, Y, X)`` float32.
+    fixed_intensity, moving_intensity : Intensity
+        What was measured on them.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    fixed_intensity: Intensity
+    moving_intensity: Intensity
+
+    @property
+    def moving_in_fixed_units(self) -> tuple[float, float]:
+        """``(a, b)``: a normalised intensity ``m`` of the moving image is ``a m + b`` of the fixed one."""
+        f, m = self.fixed_intensity, self.moving_intensity
+        return m.deviation / f.deviation, (m.mean - f.mean) / f.deviation
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +166,8 @@ class Pair:
         What was measured on them.
     fixed_weight, moving_weight : Tensor or None
         Masks as 0 … 1, on their image's grid.
+    more : tuple of Channel
+        Further channels on the same grids.
     """
 
     fixed: Tensor
@@ -129,6 +179,7 @@ class Pair:
     moving_intensity: Intensity
     fixed_weight: Tensor | None = None
     moving_weight: Tensor | None = None
+    more: tuple[Channel, ...] = ()
 
     @classmethod
     def make(
@@ -140,6 +191,7 @@ class Pair:
         linear: F64,
         fixed_weight: Tensor | None = None,
         moving_weight: Tensor | None = None,
+        more: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> Pair:
         """Measure both images, once for all stages.
 
@@ -153,15 +205,37 @@ class Pair:
             ``(d + 1, d + 1)`` LPS mm, fixed → moving, after the deformation.
         fixed_weight, moving_weight : Tensor or None
             Masks as 0 … 1, on their image's grid.
+        more : sequence of (Tensor, Tensor)
+            Fixed and moving image of further channels, on the same grids.
 
         Returns
         -------
         Pair
         """
-        measured = Intensity.of(fixed, fixed_weight), Intensity.of(moving, moving_weight)
+
+        def measured(a: Tensor, b: Tensor) -> tuple[Intensity, Intensity]:
+            return Intensity.of(a, fixed_weight), Intensity.of(b, moving_weight)
+
+        channels = tuple(Channel(a, b, *measured(a, b)) for a, b in more)
         return cls(
-            fixed, fixed_geometry, moving, moving_geometry, linear, *measured, fixed_weight, moving_weight
+            fixed, fixed_geometry, moving, moving_geometry, linear, *measured(fixed, moving), fixed_weight,
+            moving_weight, channels,
         )  # fmt: skip
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """All channels, the first among them."""
+        return Channel(self.fixed, self.moving, self.fixed_intensity, self.moving_intensity), *self.more
+
+    def normalised(self) -> list[tuple[Tensor, Tensor]]:
+        """Fixed and moving image of every channel, zero mean and unit variance over their foreground.
+
+        Returns
+        -------
+        list of (Tensor, Tensor)
+            ``(Z, Y, X)`` and ``(Z', Y', X')``.
+        """
+        return [(c.fixed_intensity.normalised(c.fixed), c.moving_intensity.normalised(c.moving)) for c in self.channels]
 
     @property
     def counted(self) -> Tensor:

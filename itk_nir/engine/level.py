@@ -21,12 +21,13 @@ from torch import Tensor
 from itk_nir.engine import ops
 from itk_nir.engine.images import Pair
 from itk_nir.engine.lattice import Banded, Domain
+from itk_nir.engine.level_channels import LevelChannels, something_to_compare
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
-from itk_nir.engine.metrics import LevelImages, LevelMetric, metric_named
+from itk_nir.engine.metrics import LevelMetric, channel_metrics, mean_little_evidence
 from itk_nir.engine.regularisers import LevelLattice, regulariser_named
 from itk_nir.engine.settings import DeformableSettings
 from itk_nir.engine.velocity_field import Lattices, SplineVelocity, VelocityField, flowed
-from itk_nir.errors import NothingToCompare
+from itk_nir.engine.views import View
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -38,29 +39,30 @@ CORNERS = (0, 7, 3, 4, 5, 2, 6, 1)
 #: Adam's epsilon, as a share of the gradient of one window.
 EPSILON_SHARE = 2e-3
 
-#: Mean similarity (LNCC²) below which two images give little evidence of where things belong: noise alone can be fitted
-#: to that.
+#: Mean LNCC² below which two images give little evidence of where things belong: noise alone can be fitted to that.
 MIN_RELIABLE_SIMILARITY = 0.25
 
 
-def low_similarity_factor(similarity: float) -> float:
-    """Factor on the diffusion weights of a level that begins at `similarity`: 1 from `MIN_RELIABLE_SIMILARITY` on.
+def low_similarity_factor(similarity: float, little: float = MIN_RELIABLE_SIMILARITY) -> float:
+    """Factor on the diffusion weights of a level that begins at `similarity`: 1 from `little` on.
 
     With little evidence only smooth motion can be trusted. Where it brings the images together, the next level begins
-    above the threshold and is free again; where nothing does (another modality, another object), the images stay
-    about where they were instead of being torn to fit noise.
+    above the threshold and is free again; where nothing does (another object), the images stay about where they were
+    instead of being torn to fit noise.
 
     Parameters
     ----------
     similarity : float
         The metric at the start of the level.
+    little : float
+        The similarity below which there is little evidence; 0 for never.
 
     Returns
     -------
     float
         At least 1.
     """
-    return min(1e4, max(1.0, (MIN_RELIABLE_SIMILARITY / max(similarity, 1e-6)) ** 4))
+    return min(1e4, max(1.0, (little / max(similarity, 1e-6)) ** 4))
 
 
 class FieldInTraining:
@@ -178,7 +180,7 @@ class Level:
     cell : float
         A cell of the lattice, as a share of the volume that is compared.
     factor : float
-        On the diffusion weights, see `low_similarity_factor`.
+        On the weights of diffusion, see `low_similarity_factor`.
     epsilon : float
         Adam's smallest number, for gradients per mm.
     backward : _BackwardMetric or None
@@ -202,7 +204,7 @@ class Level:
 
     @classmethod
     def make(
-        cls, number: int, settings: DeformableSettings, pair: Pair, domain: Domain, images: tuple[Tensor, Tensor],
+        cls, number: int, settings: DeformableSettings, pair: Pair, domain: Domain, channels: LevelChannels,
         grids: LevelGrids, field: FieldInTraining,
     ) -> Level:  # fmt: skip
         """A level that begins with `field`.
@@ -217,8 +219,8 @@ class Level:
             The images.
         domain : Domain
             The block of the fixed grid that is worked on.
-        images : tuple of Tensor
-            Fixed and moving image on `grids`.
+        channels : LevelChannels
+            The images on `grids`.
         grids : LevelGrids
             The voxels of the level.
         field : FieldInTraining
@@ -233,7 +235,7 @@ class Level:
         NothingToCompare
             No position counts.
         """
-        fixed, moving = images
+        moving = channels.images[0].moving
         threads, h = field.threads, field.spacing
         spline = [a.evaluate(p) for a, p in zip(field.lattices.axes[field.velocity.number], grids.fixed, strict=True)]
         index, vector = grids.voxel_map(pair, pair.linear)
@@ -241,16 +243,10 @@ class Level:
         with torch.no_grad():
             start = ops.separable(field.displaced(field.velocity()), spline, threads)
             weight = counting_weight(pair, grids, start, moving, index, vector, threads)
-        radius = settings.radius[number]
-        chosen = metric_named(settings.metric)
-        metric = chosen.prepare(LevelImages(fixed, moving, weight, radius, threads))
-        if metric.count < 1:
-            raise NothingToCompare(
-                "nothing to compare: the fixed image is flat, masked out or outside the moving image everywhere; check "
-                "the masks and that the images overlap (a linear stage or an initial transform may be needed)"
-            )
+        chosen = channel_metrics(settings.metric, settings.channel_weights, len(channels.images))
+        metric = something_to_compare(channels.metric(chosen, weight))
         with torch.no_grad():
-            begin = float(metric(ops.warp(metric.moving, start, index, vector, threads)))
+            begin = float(metric(View(start, index, vector, threads=threads)))
         # Energies are sums over cells of volume h^d; |Ω| = count * voxel volume of the level.
         voxel = grids.voxel(pair.fixed_geometry)
         present = [s for s, n in zip(voxel, domain.size, strict=True) if n > 1]
@@ -258,14 +254,15 @@ class Level:
         lattice = LevelLattice(h, cell, settings.lorentzian_scale, threads)
         backward = None
         if settings.symmetric:
-            target = ops.warp(moving, torch.zeros_like(start), index, vector, threads)
-            level = LevelImages(target, fixed, weight, radius, threads)
-            backward = _BackwardMetric(settings, chosen.prepare(level), np.diag(h / np.array(voxel)), h, threads)
+            still = View(torch.zeros_like(start), index, vector, threads=threads)
+            exchanged = channels.exchanged([still(i.moving) for i in channels.images])
+            matrix = np.diag(h / np.array(voxel))
+            backward = _BackwardMetric(settings, exchanged.metric(chosen, weight), matrix, h, threads)
         return cls(
             number, settings, metric, index, vector, spline,
             energy=regulariser_named(settings.regulariser).energy(lattice),
             cell=cell,
-            factor=low_similarity_factor(begin),
+            factor=low_similarity_factor(begin, mean_little_evidence(chosen)),
             # A node's gradient is one window's share of the mean, per mm: Adam's smallest number must scale with both,
             # or the size of the image and the unit of length would show.
             epsilon=EPSILON_SHARE / (metric.count * min(pair.fixed_geometry.spacing)),
@@ -286,8 +283,7 @@ class Level:
         Tensor
             Scalar.
         """
-        matrices = self.grid_to_moving, self.displacement_to_moving
-        return self.metric(ops.warp_spline(self.metric.moving, u, self.spline, *matrices, self.threads))
+        return self.metric(View(u, self.grid_to_moving, self.displacement_to_moving, self.spline, self.threads))
 
     def loss(self, field: FieldInTraining, iteration: int) -> tuple[Tensor, Tensor]:
         """The similarity that the field has here, and the loss of this iteration.
@@ -340,5 +336,4 @@ class _BackwardMetric:
         u = ops.exponential(v, self.settings.integration_steps, -1 / self.spacing, self.threads)
         if outer is not None:
             u = ops.compose(u, outer[1], self.threads)
-        matrices = np.eye(4)[:3], self.displacement_to_voxels
-        return self.metric(ops.warp_spline(self.metric.moving, u, spline, *matrices, self.threads))
+        return self.metric(View(u, np.eye(4)[:3], self.displacement_to_voxels, spline, self.threads))

@@ -1,21 +1,33 @@
 """Similarity metrics: one entry each in the table `METRICS`.
 
 A metric is any object with the one method of `Metric`: it is shown the images of a resolution level and returns what
-measures there, a `LevelMetric`, which gives the similarity of a warped image as a differentiable scalar. Everything
-that depends on the fixed image alone is thus done once a level. A metric is chosen by its name, ``metric="lncc"``, or
-given as an object, ``metric=LNCC(epsilon=1e-3)``; one from outside the package is put into the table under a name of
-its own, or given as it is. ``docs/own_metric.md`` writes one from scratch.
+measures there, a `LevelMetric`, which gives the similarity under a map as a differentiable scalar. Everything that
+depends on the images alone is thus done once a level. A metric is chosen by its name, ``metric="nmi"``, as a weighted
+sum of several, ``metric="0.5*nmi + 0.5*mind"``, or given as an object, ``metric=LNCC(epsilon=1e-3)``; one from outside
+the package is put into the table under a name of its own, or given as it is. ``docs/own_metric.md`` writes one from
+scratch.
+
+A metric may also say of itself (both attributes may be left out):
+
+- ``tuning``: a `Tuning`, what the presets, which are tuned for LNCC, are multiplied by under it.
+- ``little_evidence``: the similarity below which images say little about where things belong, 0 by default.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
+from itk_nir.engine.views import View
+from itk_nir.errors import OptionError
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +47,17 @@ class LevelImages:
         Of the window of windowed metrics, voxels of the level.
     threads : int
         CPU threads; no result may depend on it.
+    fixed_range, moving_range : tuple of float or None
+        Between which nearly all intensities of either (whole) image lie; None: their extremes.
+    moving_in_fixed_units : tuple of float
+        ``(a, b)``: ``a m + b`` is the intensity ``m`` of the moving image in the units of the fixed one.
+    axes : ndarray or None
+        ``(3, 3)``, column k: the step of one voxel along axis k of the fixed grid, in voxels of the moving one (about:
+        by the linear map). None for the identity.
+    dimension : int
+        2 or 3.
+    memo : dict
+        What a metric made of these images and may need again with another weight.
     """
 
     fixed: Tensor
@@ -42,6 +65,16 @@ class LevelImages:
     weight: Tensor | None
     radius: int
     threads: int = 1
+    fixed_range: tuple[float, float] | None = None
+    moving_range: tuple[float, float] | None = None
+    moving_in_fixed_units: tuple[float, float] = (1.0, 0.0)
+    axes: NDArray[np.float64] | None = None
+    dimension: int = 3
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    def inside(self) -> Tensor:
+        """``(Z, Y, X)`` bool: where the fixed image counts."""
+        return torch.ones_like(self.fixed, dtype=torch.bool) if self.weight is None else self.weight > 0.5
 
 
 class LevelMetric(Protocol):
@@ -51,12 +84,11 @@ class LevelMetric(Protocol):
     def count(self) -> float:
         """At how many positions the images are compared; 0 ends the registration with `NothingToCompare`."""
 
-    @property
-    def moving(self) -> Tensor:
-        """``(Z', Y', X')``: what is warped onto the fixed grid: the moving image of the level, or a feature of it."""
+    def __call__(self, view: View) -> Tensor:
+        """Similarity under a map: a scalar, 1 is perfect, with its gradient.
 
-    def __call__(self, warped: Tensor) -> Tensor:
-        """Similarity of ``warped (Z, Y, X)`` with the fixed image: a scalar, 1 is perfect, with its gradient."""
+        ``view(image)`` is an image of the moving side, such as ``images.moving``, on the fixed grid.
+        """
 
 
 @runtime_checkable
@@ -74,8 +106,28 @@ class Metric(Protocol):
         Returns
         -------
         LevelMetric
-            Called with a warped moving image in every iteration.
+            Called with a view of the moving side in every iteration.
         """
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What the settings of the deformable stage are multiplied by under a metric. They are tuned for LNCC.
+
+    Parameters
+    ----------
+    smoothness : float
+        Weights of the penalty on the displacement (and on the velocity).
+    iterations : float
+        Iterations, where the user did not say how many.
+    jacobian_weight, jacobian_margin : float
+        Weight of the Jacobian-determinant penalty, and the determinant below which it sets in.
+    """
+
+    smoothness: float = 1.0
+    iterations: float = 1.0
+    jacobian_weight: float = 1.0
+    jacobian_margin: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +146,8 @@ class LNCC:
     """
 
     epsilon: float = 1e-4
+    #: Noise alone can be fitted to that.
+    little_evidence = 0.25
 
     def prepare(self, images: LevelImages) -> LevelMetric:
         """The sums of the fixed image, once for the level.
@@ -107,8 +161,9 @@ class LNCC:
         -------
         LevelMetric
         """
-        lncc = ops.Lncc.make(images.fixed, images.weight, images.radius, self.epsilon, images.threads)
-        return _LevelLNCC(images.moving, lncc)
+        return _LevelLNCC(
+            images.moving, ops.Lncc.make(images.fixed, images.weight, images.radius, self.epsilon, images.threads)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,13 +175,15 @@ class _LevelLNCC:
     def count(self) -> float:
         return self.lncc.count
 
-    def __call__(self, warped: Tensor) -> Tensor:
-        return self.lncc(warped)
+    def __call__(self, view: View) -> Tensor:
+        return self.lncc(view(self.moving))
 
 
 @dataclass(frozen=True)
 class NCC:
     """Normalised cross-correlation of the whole images, Pearson's r: for one contrast without a bias field."""
+
+    little_evidence = 0.25
 
     def prepare(self, images: LevelImages) -> LevelMetric:
         """Mean and norm of the fixed image over the positions that count, once for the level.
@@ -140,43 +197,416 @@ class NCC:
         -------
         LevelMetric
         """
-        inside = torch.ones_like(images.fixed) if images.weight is None else (images.weight > 0.5).float()
-        count = float(inside.sum(dtype=torch.float64))
-        centred = (images.fixed - (images.fixed * inside).sum(dtype=torch.float64) / max(1.0, count)).mul_(inside)
-        norm = float(centred.square().sum(dtype=torch.float64).sqrt())
+        inside = images.inside()
+        count = float(inside.sum())
+        centred = images.fixed - (images.fixed * inside).sum(dtype=torch.float64) / max(1.0, count)
+        norm = float((centred * inside).square().sum(dtype=torch.float64).sqrt())
         flat = norm <= 1e-6 * max(1.0, count) ** 0.5
-        return _LevelNCC(images.moving, centred.float() / max(norm, 1e-12), inside, 0.0 if flat else count)
+        unit = centred.float() / max(norm, 1e-12)
+        return _LevelNCC(images.moving, unit, images.weight, 0.0 if flat else count, images.threads)
 
 
 @dataclass(frozen=True, eq=False)
 class _LevelNCC:
     moving: Tensor
-    unit: Tensor  # the fixed image, zero mean and unit norm over the positions that count, zero elsewhere
-    inside: Tensor
+    unit: Tensor  # the fixed image, zero mean and unit norm over the positions that count
+    weight: Tensor | None
+    count: float
+    threads: int
+
+    def __call__(self, view: View) -> Tensor:
+        # The mean of the warped image need not be taken off the product: `unit` sums to zero.
+        total, square, product = ops.global_sums(self.unit, view(self.moving), self.weight, self.threads).unbind()
+        variance = square - total * total / self.count
+        return (product / variance.clamp(min=1e-6 * self.count).sqrt()).float()
+
+
+@dataclass(frozen=True)
+class MSE:
+    """1 minus the mean squared difference over the variance of the fixed image: for one scanner and protocol."""
+
+    little_evidence = 0.25
+
+    def prepare(self, images: LevelImages) -> LevelMetric:
+        """The variance of the fixed image over the positions that count, once for the level.
+
+        Parameters
+        ----------
+        images : LevelImages
+            Of the level.
+
+        Returns
+        -------
+        LevelMetric
+        """
+        kept = images.fixed[images.inside()].double()
+        variance = float(kept.var(correction=0)) if len(kept) else 0.0
+        count = float(len(kept)) if variance > 1e-12 else 0.0
+        return _LevelMSE(images, float(kept.sum()), float(kept.square().sum()), max(variance, 1e-12), count)
+
+
+@dataclass(frozen=True, eq=False)
+class _LevelMSE:
+    images: LevelImages
+    total: float
+    square: float
+    variance: float
     count: float
 
-    def __call__(self, warped: Tensor) -> Tensor:
-        # The mean of `warped` need not be taken off the product: `unit` sums to zero.
-        product = (self.unit * warped).sum(dtype=torch.float64)
-        mean = (warped * self.inside).sum(dtype=torch.float64) / self.count
-        square = (warped.square() * self.inside).sum(dtype=torch.float64) - self.count * mean * mean
-        return (product / square.clamp(min=1e-6 * self.count).sqrt()).float()
+    def __call__(self, view: View) -> Tensor:
+        i = self.images
+        m, mm, fm = ops.global_sums(i.fixed, view(i.moving), i.weight, i.threads).unbind()
+        a, b = i.moving_in_fixed_units
+        # sum (f - a m - b)², multiplied out
+        squares = self.square + a * a * mm + b * b * self.count - 2 * a * fm - 2 * b * self.total + 2 * a * b * m
+        return (1 - squares / (self.count * self.variance)).float()
+
+
+@dataclass(frozen=True)
+class MutualInformation:
+    """(Normalised) mutual information of the whole images: for unlike contrasts (see `ops.MutualInformation`).
+
+    Parameters
+    ----------
+    bins : int
+        Of either image, 4 to 128.
+    normalised : bool
+        Divided by the geometric mean of both entropies (0 to 1), else plain, in nats.
+
+    References
+    ----------
+    Mattes et al., "PET-CT image registration in the chest using free-form deformations", IEEE Trans. Med. Imaging
+    22(1), 2003; Studholme et al., "An overlap invariant entropy measure", Pattern Recognit. 32(1), 1999.
+    """
+
+    bins: int = 32
+    normalised: bool = True
+    #: The information in whole images changes less than local correlations for the same error, and costs less.
+    tuning = Tuning(smoothness=0.4, iterations=2.0, jacobian_weight=1.5, jacobian_margin=1.25)
+    little_evidence = 0.02
+
+    def prepare(self, images: LevelImages) -> LevelMetric:
+        """The bins of the fixed image, once for the level.
+
+        Parameters
+        ----------
+        images : LevelImages
+            Of the level.
+
+        Returns
+        -------
+        LevelMetric
+        """
+        fixed_range, moving_range = (
+            (float(x.min()), float(x.max())) if r is None else r
+            for x, r in ((images.fixed, images.fixed_range), (images.moving, images.moving_range))
+        )
+        measure = ops.MutualInformation.make(
+            images.fixed, images.weight, fixed_range, moving_range, self.bins, self.normalised, images.threads
+        )
+        kept = measure.prepared[measure.prepared >= 0]
+        flat = len(kept) == 0 or bool(kept.min() == kept.max())
+        return LevelMutualInformation(images.moving, measure, 0.0 if flat else measure.count)
+
+
+@dataclass(frozen=True, eq=False)
+class LevelMutualInformation:
+    """`MutualInformation` at a level, which also gives the joint histogram."""
+
+    moving: Tensor
+    measure: ops.MutualInformation
+    count: float
+
+    def __call__(self, view: View) -> Tensor:
+        return self.measure(view(self.moving))
+
+
+@dataclass(frozen=True)
+class MIND:
+    """1 minus the mean squared difference of MIND-SSC descriptors over their variance: for unlike contrasts.
+
+    Descriptors say how alike a voxel's neighbours are to one another, which no change of contrast alters. Those of the
+    moving image are made once a level, along the axes of the fixed image, and then warped.
+
+    Parameters
+    ----------
+    radius : int
+        Of the patches that are compared, voxels of the level.
+
+    References
+    ----------
+    Heinrich et al., "Towards realtime multimodal fusion for image-guided interventions using self-similarities", MICCAI
+    2013.
+    """
+
+    radius: int = 1
+    tuning = Tuning(smoothness=0.5)
+
+    def prepare(self, images: LevelImages) -> LevelMetric:
+        """The descriptors of both images, once for the level.
+
+        Parameters
+        ----------
+        images : LevelImages
+            Of the level.
+
+        Returns
+        -------
+        LevelMetric
+        """
+        d, threads = images.dimension, images.threads
+        axes = np.eye(3) if images.axes is None else images.axes
+        if ("mind", self.radius) not in images.memo:
+            images.memo["mind", self.radius] = (
+                ops.mind_descriptors(images.fixed, np.eye(3), self.radius, d, threads),
+                ops.mind_descriptors(images.moving, axes, self.radius, d, threads),
+            )
+        fixed, moving = images.memo["mind", self.radius]
+        channels = 12 if d == 3 else 4
+        sums, squares = np.zeros(channels), np.zeros(channels)
+        inside = images.inside()
+        for plane, kept in zip(fixed, inside, strict=True):  # a plane at a time: as numbers they need much more room
+            values = plane[kept][:, :channels].double() / 255
+            sums += values.sum(0).cpu().numpy()
+            squares += values.square().sum(0).cpu().numpy()
+        count = float(inside.sum())
+        variance = float((squares / max(1.0, count) - (sums / max(1.0, count)) ** 2).mean())
+        return _LevelMIND(fixed, moving, images.weight, channels, variance, count if variance > 1e-9 else 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _LevelMIND:
+    fixed: Tensor
+    moving: Tensor
+    weight: Tensor | None
+    channels: int
+    variance: float
+    count: float
+
+    def __call__(self, view: View) -> Tensor:
+        difference = view.descriptor_difference(self.fixed, self.moving, self.weight, self.channels)
+        return 1 - difference / (self.count * self.variance)
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """The weighted mean of several metrics.
+
+    Parameters
+    ----------
+    parts : tuple of (float, Metric)
+        Weight above 0 and metric of each.
+    """
+
+    parts: tuple[tuple[float, Metric], ...]
+
+    @property
+    def tuning(self) -> Tuning:
+        """The weighted mean of those of the parts."""
+        return mean_tuning(self.parts)
+
+    @property
+    def little_evidence(self) -> float:
+        """The weighted mean of those of the parts."""
+        return mean_little_evidence(self.parts)
+
+    def prepare(self, images: LevelImages) -> LevelMetric:
+        """Every part's own preparation.
+
+        Parameters
+        ----------
+        images : LevelImages
+            Of the level.
+
+        Returns
+        -------
+        LevelMetric
+        """
+        return weighted_sum([(w, m.prepare(images)) for w, m in self.parts])
+
+
+@dataclass(frozen=True, eq=False)
+class _LevelSum:
+    parts: tuple[tuple[float, LevelMetric], ...]
+    count: float
+
+    def __call__(self, view: View) -> Tensor:
+        values = [w * metric(view) for w, metric in self.parts]
+        return torch.stack(values).sum() / sum(w for w, _ in self.parts)
+
+
+def weighted_sum(parts: Sequence[tuple[float, LevelMetric]]) -> LevelMetric:
+    """The weighted mean of what measures at a level; what has nothing to compare there is left out.
+
+    Parameters
+    ----------
+    parts : sequence of (float, LevelMetric)
+        Weight and metric of each.
+
+    Returns
+    -------
+    LevelMetric
+    """
+    kept = tuple((w, m) for w, m in parts if m.count >= 1)
+    if len(kept) == 1:
+        return kept[0][1]
+    return _LevelSum(kept, max((m.count for _, m in kept), default=0.0))
 
 
 #: Metrics by name. An entry from outside is as good as ours.
-METRICS: dict[str, Metric] = {"lncc": LNCC(), "ncc": NCC()}
+METRICS: dict[str, Metric] = {
+    "lncc": LNCC(),
+    "ncc": NCC(),
+    "mse": MSE(),
+    "nmi": MutualInformation(),
+    "mi": MutualInformation(normalised=False),
+    "mind": MIND(),
+}
+
+#: The word for the metric that `itk_nir.engine.choice` picks for a pair.
+AUTO = "auto"
+
+_TERM = re.compile(r"\s*(?:([0-9.eE+-]+)\s*\*\s*)?([^\s*+][^*+]*?)\s*")
+
+
+def _terms(text: str) -> list[tuple[float, str]] | None:
+    """``"0.5*nmi + mind"`` as weights and names; None where it is no such sum."""
+    out = []
+    for part in text.split("+"):
+        found = _TERM.fullmatch(part)
+        if found is None:
+            return None
+        try:
+            weight = 1.0 if found[1] is None else float(found[1])
+        except ValueError:
+            return None
+        if not 0 < weight < float("inf"):
+            return None
+        out.append((weight, found[2]))
+    return out
+
+
+class MetricNames(Collection[str]):
+    """The names that ``metric`` may be, live: those of a table, some words, and weighted sums of the names.
+
+    Parameters
+    ----------
+    table : mapping of str to object
+        The names.
+    words : sequence of str
+        What else it may be.
+    """
+
+    def __init__(self, table: Mapping[str, Any], words: Sequence[str] = ()) -> None:
+        self.table, self.words = table, tuple(words)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self.words, *self.table))
+
+    def __len__(self) -> int:
+        return len(self.words) + len(self.table)
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        if name in self.words or name in self.table:
+            return True
+        terms = _terms(name)
+        return terms is not None and all(part in self.table for _, part in terms)
 
 
 def metric_named(metric: str | Metric) -> Metric:
-    """The entry of `METRICS`, or the object itself.
+    """The entry of `METRICS`, the weighted sum that is spelt out, or the object itself.
 
     Parameters
     ----------
     metric : str or Metric
-        A key of `METRICS`, or a metric.
+        A key of `METRICS`, a sum such as ``"0.5*nmi + 0.5*mind"``, or a metric.
 
     Returns
     -------
     Metric
+
+    Raises
+    ------
+    KeyError
+        No such name.
     """
-    return METRICS[metric] if isinstance(metric, str) else metric
+    if not isinstance(metric, str):
+        return metric
+    if metric == AUTO:  # `itk_nir.engine.choice` has chosen for whoever asked; the engine alone takes this one
+        return METRICS["lncc"]
+    if metric in METRICS:
+        return METRICS[metric]
+    terms = _terms(metric)
+    if terms is None:
+        raise KeyError(metric)
+    return WeightedSum(tuple((w, METRICS[name]) for w, name in terms))
+
+
+def channel_metrics(
+    metric: str | Metric | tuple[str | Metric, ...], weights: tuple[float, ...], channels: int
+) -> tuple[tuple[float, Metric], ...]:
+    """Weight and metric of every channel.
+
+    Parameters
+    ----------
+    metric : str, Metric or tuple of them
+        One for all channels, or one for each.
+    weights : tuple of float
+        One a channel; none for 1 everywhere.
+    channels : int
+        How many there are.
+
+    Returns
+    -------
+    tuple of (float, Metric)
+
+    Raises
+    ------
+    OptionError
+        Another number of metrics or weights.
+    """
+    several = metric if isinstance(metric, tuple) else (metric,) * channels
+    for name, values in (("metric", several), ("channel_weights", weights or several)):
+        if len(values) != channels:
+            raise OptionError(
+                f"{name} has {len(values)} values but the images have {channels} "
+                f"channel{'' if channels == 1 else 's'}; give one for each"
+            )
+    return tuple(zip(weights or (1.0,) * channels, map(metric_named, several), strict=True))
+
+
+def mean_tuning(parts: Sequence[tuple[float, Metric]]) -> Tuning:
+    """The weighted mean of what several metrics say of the settings.
+
+    Parameters
+    ----------
+    parts : sequence of (float, Metric)
+        Weight and metric of each.
+
+    Returns
+    -------
+    Tuning
+    """
+    found = [(w, getattr(m, "tuning", Tuning())) for w, m in parts]
+    return Tuning(**{f.name: _mean([(w, getattr(t, f.name)) for w, t in found]) for f in fields(Tuning)})
+
+
+def mean_little_evidence(parts: Sequence[tuple[float, Metric]]) -> float:
+    """The similarity below which images say little about where things belong, the weighted mean over metrics.
+
+    Parameters
+    ----------
+    parts : sequence of (float, Metric)
+        Weight and metric of each; one that says nothing of it counts as 0.
+
+    Returns
+    -------
+    float
+    """
+    return _mean([(w, float(getattr(m, "little_evidence", 0.0))) for w, m in parts])
+
+
+def _mean(values: Sequence[tuple[float, float]]) -> float:
+    return sum(w * x for w, x in values) / sum(w for w, _ in values)

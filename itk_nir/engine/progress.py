@@ -111,6 +111,8 @@ class Optimised:
     similarity_start, similarity : float or None
         The metric before the first and after the last iteration, both at the last level that was optimised and over the
         same positions; None where the engine does not measure them.
+    returned_levels : tuple of int
+        Levels that ended with a lower similarity than they began with, and gave their start back.
     """
 
     field: Any
@@ -118,3 +120,4 @@ class Optimised:
     stop: str
     similarity_start: float | None = None
     similarity: float | None = None
+    returned_levels: tuple[int, ...] = ()

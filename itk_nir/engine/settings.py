@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from itk_nir.engine.coordinate_networks import FieldConfig
-from itk_nir.engine.metrics import METRICS, Metric
+from itk_nir.engine.metrics import METRICS, Metric, MetricNames, channel_metrics, mean_tuning
 from itk_nir.engine.regularisers import REGULARISERS, Regulariser
 from itk_nir.errors import OptionError
-from itk_nir.options import check, check_levels, documented, option
+from itk_nir.options import check, check_levels, documented, option, options_in
 
 #: The network of the coarse field: sines of Fourier features (see `itk_nir.engine.coordinate_networks`). It is
 #: evaluated on a lattice of some thousand points, so its size hardly shows in the time of an iteration.
@@ -32,12 +32,18 @@ class DeformableSettings:
 
     kind: ClassVar[str] = "deformable"
 
-    metric: str | Metric = option(
-        "lncc", "similarity metric: a name, or an object with the protocol of `itk_nir.engine.metrics.Metric`",
-        choices=METRICS, public=True,
+    metric: str | Metric | tuple[str | Metric, ...] = option(
+        "auto",
+        "similarity metric: a name, a weighted sum such as '0.5*nmi + 0.5*mind', or an object with the protocol of "
+        "`itk_nir.engine.metrics.Metric`; one for all channels of the images, or one for each. 'auto' looks at the "
+        "pair and picks, and the report says which and why",
+        choices=MetricNames(METRICS, ("auto",)), public=True,
     )  # fmt: skip
+    channel_weights: tuple[float, ...] = option(
+        (), "weight of each channel of the images in the similarity; left out, all count the same", above=0, public=True
+    )
     iterations: tuple[int, ...] = option(
-        (40, 20, 10), "most iterations of each level", at_least=0, per_level=True, public=True
+        (48, 20, 10), "most iterations of each level", at_least=0, per_level=True, public=True
     )
     shrink_factors: tuple[int, ...] = option(
         (4, 2, 1),
@@ -103,16 +109,16 @@ class DeformableSettings:
         COARSE_NETWORK,
         "coordinate network added to the control points, of the first field where fields are composed; None for none",
     )
-    network_learning_rate: float = option(
-        0.2,
-        "step of the network's weights, in learning rates (as a share of the image's half-extent, the unit of its "
-        "output)",
+    network_radius: float = option(
+        2.0,
+        "how far the first step of the network may move the image, in learning rates of the level; the radius then "
+        "grows and shrinks with how well the steps keep what the gradient promises",
         above=0,
     )
     network_warmup: float = option(
-        0.5,
-        "share of the first level's iterations in which the network alone is trained, before the control points join "
-        "it (less where the images give little evidence)",
+        0.42,
+        "share of the first level's iterations in which the network alone is trained; in the others it rests, and the "
+        "control points are trained",
         at_least=0,
         at_most=1,
     )
@@ -134,7 +140,13 @@ class DeformableSettings:
     jacobian_margin: float = option(0.4, "determinant below which that penalty sets in", at_least=0, at_most=1)
     extra_iterations_below: int = option(
         4_000_000,
-        "a block of fewer voxels gets more iterations, up to twice as many: this over its voxels; 0 for never",
+        "a block of fewer voxels gets more iterations, up to twice as many: this over its voxels; and a metric may want "
+        "more of them. 0 for exactly what `iterations` says",
+        at_least=0,
+    )
+    coarsest_size: int = option(
+        256,
+        "a block that is longer than this many voxels of the first level gets coarser levels before it; 0 for never",
         at_least=0,
     )
     betas: tuple[float, float] = option((0.9, 0.99), "the two decay rates of Adam", at_least=0, below=1)
@@ -178,24 +190,56 @@ class DeformableSettings:
         """
         return round(math.log2(self.coarsest_grid_spacing / (self.grid_spacing[level] * self.shrink_factors[level])))
 
-    def for_voxels(self, voxels: int) -> DeformableSettings:
-        """The settings with up to twice the iterations where the block is small, see `extra_iterations_below`.
+    def for_pair(self, size: tuple[int, int, int], channels: int) -> DeformableSettings:
+        """The settings for a block of the fixed grid and the chosen metric.
 
-        An iteration on a small image costs little, and its time goes to start-up and files anyway.
+        An iteration on a small image costs little, and its time goes to start-up and files anyway. On a long one the
+        first level must be coarse enough that its windows reach as far, as a share of the image, as on others.
 
         Parameters
         ----------
-        voxels : int
-            Of the block that is worked on.
+        size : tuple of int
+            ``(x, y, z)`` voxels of the block.
+        channels : int
+            Of the images.
 
         Returns
         -------
         DeformableSettings
+            See `extra_iterations_below`, `coarsest_size` and `itk_nir.engine.metrics.Tuning`.
+
+        Raises
+        ------
+        OptionError
+            Another number of metrics or of their weights than of channels.
         """
-        factor = min(2.0, self.extra_iterations_below / max(1, voxels))
-        if factor <= 1:
-            return self
-        return replace(self, iterations=tuple(round(factor * n) for n in self.iterations))
+        tuning = mean_tuning(channel_metrics(self.metric, self.channel_weights, channels))
+        out = replace(
+            self,
+            smoothness=tuple(tuning.smoothness * w for w in self.smoothness),
+            velocity_smoothness=tuple(tuning.smoothness * w for w in self.velocity_smoothness),
+            jacobian_weight=tuning.jacobian_weight * self.jacobian_weight,
+            jacobian_margin=min(1.0, tuning.jacobian_margin * self.jacobian_margin),
+        )
+        if self.extra_iterations_below:
+            factor = max(1.0, min(2.0, self.extra_iterations_below / max(1, math.prod(size)))) * tuning.iterations
+            out = replace(out, iterations=tuple(round(factor * n) for n in out.iterations))
+        while self.coarsest_size and max(size) / out.shrink_factors[0] > self.coarsest_size:
+            out = out._with_coarser_level()
+        return out
+
+    def _with_coarser_level(self) -> DeformableSettings:
+        """The first level once more before it, with voxels, steps and control points of twice the size."""
+        first: dict[str, Any] = {
+            name: (getattr(self, name)[0], *getattr(self, name)) for name, o in options_in(self).items() if o.per_level
+        }
+        factor = 2 * self.shrink_factors[0]
+        first["shrink_factors"] = (factor, *self.shrink_factors)
+        first["learning_rates"] = (2 * self.learning_rates[0], *self.learning_rates)
+        coarsest = self.coarsest_grid_spacing
+        if self.grid_spacing[0] * factor > coarsest:
+            coarsest *= 2
+        return replace(self, **first, coarsest_grid_spacing=coarsest)
 
 
 @documented

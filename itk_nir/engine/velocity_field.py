@@ -207,12 +207,24 @@ class SplineVelocity(nn.Module):
         """
         if self.network is None:
             return self.control_points
-        out = self.network(self._nodes) * self.geometry.half_extent
+        out = self.network_at_nodes()
         d = out.shape[1]
         shape = shape_of(self.lattices.axes[0])
         flat = out.T.reshape(d, *shape)
         given = flat if d == 3 else torch.cat([flat, flat.new_zeros(3 - d, *shape)])
         return self.lattices.refined(given, 0, self.number, self.threads) + self.control_points
+
+    def network_at_nodes(self) -> Tensor:
+        """What the network gives at the control points of the coarsest lattice.
+
+        Returns
+        -------
+        Tensor
+            ``(N, d)`` mm along the image axes, x fastest.
+        """
+        assert self.network is not None
+        out: Tensor = self.network(self._nodes) * self.geometry.half_extent
+        return out
 
     def integrated(self, model: str, integration_steps: int, number: int) -> tuple[Tensor, Tensor]:
         """Its displacement and that of its inverse on a finer lattice.

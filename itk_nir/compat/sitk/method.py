@@ -422,6 +422,7 @@ def _similarity(fixed: Any, warped: Any, inside: Any, setup: Setup, deformable: 
     from itk_nir.engine.execution import thread_count, torch_on_one_thread
     from itk_nir.engine.images import Intensity, as_volume
     from itk_nir.engine.metrics import LNCC, LevelImages, metric_named
+    from itk_nir.engine.views import View
 
     stage = register_arguments(setup.preset, setup.options)["preset"].deformable
     # The linear stage, and the engine of the paper, have LNCC² of their own.
@@ -431,7 +432,7 @@ def _similarity(fixed: Any, warped: Any, inside: Any, setup: Setup, deformable: 
         weight, *images = (as_volume(torch.from_numpy(a)) for a in (inside.astype(np.float32), fixed, warped))
         first, second = (Intensity.of(image, weight).normalised(image).contiguous() for image in images)
         level = metric.prepare(LevelImages(first, second, weight, radius, thread_count(setup.allowed_threads)))
-        return float(level(second))
+        return float(level(View.identity(second)))
 
 
 def _optimiser_method(name: str) -> Callable[..., None]:
