@@ -140,8 +140,8 @@ class DeformableSettings:
     jacobian_margin: float = option(0.4, "determinant below which that penalty sets in", at_least=0, at_most=1)
     extra_iterations_below: int = option(
         4_000_000,
-        "a block of fewer voxels gets more iterations, up to twice as many: this over its voxels; and a metric may want "
-        "more of them. 0 for exactly what `iterations` says",
+        "a block of fewer voxels gets more iterations, up to twice as many: this over its voxels; and a metric may "
+        "want more of them. 0 for exactly what `iterations` says",
         at_least=0,
     )
     coarsest_size: int = option(
