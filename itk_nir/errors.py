@@ -77,6 +77,10 @@ class RegistrationCancelled(ItkNirError):
     """
 
 
+class VerdictWarning(UserWarning):
+    """The evidence does not support the result of a registration, see `itk_nir.report.Report.verdict`."""
+
+
 class SelfCheckWarning(UserWarning):
     """A transform file was written, but read back it is not the transform to the wanted tolerance.
 

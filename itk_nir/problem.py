@@ -24,7 +24,7 @@ from itk_nir.transforms.model import CompositeTransform
 
 F64 = NDArray[np.float64]
 
-LINEAR_STAGES = ("affine", "rigid", "none")
+LINEAR_STAGES = ("affine", "similarity", "rigid", "translation", "none")
 
 
 @dataclass(frozen=True, eq=False)

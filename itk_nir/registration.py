@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from itk_nir.engine import ops
+from itk_nir.engine.choice import choose_metric
+from itk_nir.engine.evidence import Alike, Comparison
 from itk_nir.engine.execution import (
     device_name,
     peak_device_memory_mb,
@@ -22,18 +24,18 @@ from itk_nir.engine.execution import (
     with_torch_threads,
 )
 from itk_nir.engine.images import Pair
-from itk_nir.engine.level import MIN_RELIABLE_SIMILARITY
-from itk_nir.engine.linear import optimise_linear
-from itk_nir.engine.metrics import LNCC
+from itk_nir.engine.linear import Start, find_start, optimise_linear
+from itk_nir.engine.metrics import AUTO, channel_metrics, mean_little_evidence
 from itk_nir.engine.progress import Callback, Optimised, Progress
-from itk_nir.engine.sampling import sample_field
-from itk_nir.errors import warn_caller
+from itk_nir.engine.sampling import SampledField, sample_field
+from itk_nir.errors import VerdictWarning, warn_caller
 from itk_nir.neural_field import NeuralField
 from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
 from itk_nir.settings import Options, Settings, make_settings, options_of, public_options
 from itk_nir.transforms.model import LinearTransform
+from itk_nir.verdict import Measures, Verdict, judge, worse
 from itk_nir.version import __version__
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def register(
     moving: Any,
     *,
     preset: PresetName | Settings = "default",
-    linear: Literal["affine", "rigid", "none"] = "affine",
+    linear: Literal["affine", "similarity", "rigid", "translation", "none"] = "affine",
     deformable: bool = True,
     fixed_mask: Any = None,
     moving_mask: Any = None,
@@ -107,6 +109,11 @@ def register(
     OptionError
         An unknown or unfitting option.
 
+    Warns
+    -----
+    VerdictWarning
+        The evidence does not support the result (``report.verdict``).
+
     Notes
     -----
     Calls from several threads of one process go one after another (on a CPU).
@@ -145,8 +152,10 @@ def register(
         warnings.warn(note, UserWarning, stacklevel=2)
     with torch_on_one_thread(problem.device) as found:
         result = _Run(problem, None if callback is None else with_torch_threads(callback, found)).result()
+    verdict = result.report.verdict
     for note in result.report.warnings[len(problem.notes) :]:
-        warnings.warn(note, UserWarning, stacklevel=2)
+        category = VerdictWarning if verdict is not None and str(verdict) in note else UserWarning
+        warnings.warn(note, category, stacklevel=2)
     return result
 
 
@@ -161,17 +170,28 @@ def _warn_of_expert_settings(preset: str | Settings, given: set[str]) -> None:
         )
 
 
+def _measures(alike: Alike) -> Measures:
+    return Measures(alike.metric, alike.mutual_information, alike.overlap)
+
+
+def _metric_name(metric: Any) -> str:
+    if isinstance(metric, tuple):
+        return ", ".join(map(_metric_name, metric))
+    return metric if isinstance(metric, str) else repr(metric)
+
+
 def _name(preset: str | Settings) -> str:
     return preset.preset if isinstance(preset, Settings) else preset
 
 
 class _Run:
-    """One registration: linear stage, deformable stage, sampling; what it took is in `report`."""
+    """One registration: linear stage, deformable stage, sampling, verdict; what it took is in `report`."""
 
     def __init__(self, problem: Problem, callback: Callback | None) -> None:
         self.problem, self.callback = problem, callback
         self.seconds = {"read": time.perf_counter() - problem.clock}
-        self.notes = list(problem.notes)
+        self.notes, self.doubts = list(problem.notes), list[str]()
+        self.settings, self.reason = problem.settings, ""
         self.cancelled = False
         self.similarity_linear: float | None = None
         _log.debug(
@@ -184,12 +204,19 @@ class _Run:
         """Run all stages."""
         problem = self.problem
         reset_peak_device_memory(problem.device)
-        pair = problem.pair()
+        began = pair = problem.pair()
+        start = self._start(pair)
+        self._choose(pair if start is None else replace(pair, linear=pair.linear @ start.matrix))
+        self.metrics = channel_metrics(
+            self.settings.deformable.metric,
+            getattr(self.settings.deformable, "channel_weights", ()),
+            len(pair.channels),
+        )
         if problem.linear != "none":
-            pair = replace(pair, linear=self._linear(pair))
+            pair = replace(pair, linear=self._linear(pair, start))
         affine = LinearTransform(pair.linear)
         if not problem.deformable:
-            self._judge_linear()
+            self._compare(began, pair, None)
             stop = "cancelled" if self.cancelled else "all iterations done"
             report = self._report(
                 stop=stop, similarity=self.similarity_linear, affine_matrix=affine.matrix.tolist()
@@ -198,10 +225,15 @@ class _Run:
 
         done = self._deformable(pair)
         ops.release_memory()  # many small arrays are done with, a few large ones follow
+        done = self._compare(began, pair, done)
         sampled = sample_field(done.field, problem.settings.sampling, pair.counted)
         self._took("sampling")
         report = self._report(
-            stop=done.stop, trace=done.trace, similarity_start=done.similarity_start, similarity=done.similarity
+            sampled,
+            stop=done.stop,
+            trace=done.trace,
+            similarity_start=done.similarity_start,
+            similarity=done.similarity,
         )
         about = {"preset": report.preset, "seed": report.seed, "device": report.device, "versions": report.versions}
         kind = problem.settings.deformable.kind
@@ -209,19 +241,47 @@ class _Run:
         self._tell_end(done)
         return RegistrationResult.of_field(problem.fixed, problem.moving, trained, sampled, report)
 
-    def _linear(self, pair: Pair) -> Any:
+    def _start(self, pair: Pair) -> Start | None:
+        """Where the linear stage begins; None where it begins as the images lie, or there is none."""
         problem = self.problem
+        if problem.linear == "none" or problem.start is not None:
+            return None
+        found = find_start(
+            pair, problem.linear, self.settings.linear, threads=problem.threads,
+            callback=self._share(0.0, 0.05), clock=problem.clock,
+        )  # fmt: skip
+        self.cancelled = found.cancelled
+        return found
+
+    def _choose(self, pair: Pair) -> None:
+        """Settle what ``metric="auto"`` stands for."""
+        chosen = self.settings.deformable
+        if not isinstance(chosen.metric, str) or chosen.metric != AUTO:
+            return
+        choice = choose_metric(pair, self.problem.threads)
+        smoothness = tuple(choice.smoothness * w for w in chosen.smoothness)
+        chosen = replace(chosen, metric=choice.metric, smoothness=smoothness)
+        self.settings, self.reason = replace(self.settings, deformable=chosen), choice.reason
+        _log.debug("metric %s: %s", choice.metric, choice.reason)
+
+    def _linear(self, pair: Pair, start: Start | None) -> Any:
+        problem, settings = self.problem, self.settings
         share = 0.1 if problem.deformable else 1.0
+        metrics = self.metrics
+        if settings.linear.linear_metric != "same":
+            metrics = channel_metrics(settings.linear.linear_metric, (), len(pair.channels))
         found = optimise_linear(
             pair,
             problem.linear,
-            problem.settings.linear,
-            search=problem.start is None,
+            settings.linear,
+            metrics,
+            start=start,
             threads=problem.threads,
-            callback=self._share(0.0, share),
+            callback=self._share(0.05, share - 0.05),
             clock=problem.clock,
         )
         self.similarity_linear, self.cancelled = found.similarity, found.cancelled
+        self.notes.extend(found.notes)
         self._took("linear")
         return found.matrix
 
@@ -230,33 +290,42 @@ class _Run:
         begin = 0.0 if problem.linear == "none" else 0.1
         # One evaluation, then out with the identity.
         callback = (lambda _: True) if self.cancelled else self._share(begin, 0.95 - begin)
-        settings = problem.settings
-        done: Optimised = settings.engine.optimise(
-            pair, settings.deformable, seed=problem.seed, threads=problem.threads, callback=callback,
+        done: Optimised = self.settings.engine.optimise(
+            pair, self.settings.deformable, seed=problem.seed, threads=problem.threads, callback=callback,
             clock=problem.clock,
         )  # fmt: skip
         self._took("deformable")
-        last = done.similarity if done.similarity is not None else done.trace[-1].metric if done.trace else None
-        if last is not None and last < MIN_RELIABLE_SIMILARITY:
-            self.notes.append(
-                f"{problem.moving.name}: has little in common with {problem.fixed.name} ({self._metric()} {last:.2f} "
-                "at the end); the deformation was kept stiff and may mean nothing: check the result, and whether both "
-                "images show the same object in one modality"
-            )
         return done
 
-    def _metric(self) -> str:
-        """What the deformable stage maximised, in words."""
-        metric = self.problem.settings.deformable.metric
-        return "mean LNCC²" if metric == "lncc" or isinstance(metric, LNCC) else "similarity"
+    def _compare(self, began: Pair, pair: Pair, done: Any) -> Any:
+        """Take the evidence; where the deformation is worse than none, it is given up."""
+        comparison = Comparison(began, self.metrics, self.problem.threads)
+        start = _measures(comparison.under(began.linear, [None])[0])
+        field = None if done is None else done.field
+        linear, end = (_measures(a) for a in comparison.under(pair.linear, [None, field]))
+        if done is not None and field is not None and hasattr(field, "at_rest") and done.stop != "cancelled":
+            found = worse(end, linear)
+            if found:
+                done = replace(done, field=field.at_rest(), similarity=done.similarity_start)
+                self.doubts.append(f"the deformation was given up: with it, {' and '.join(found)}")
+                end = linear
+        self.evidence = {"start": start, "linear": linear, "end": end}
+        self._took("verdict")
+        return done
 
-    def _judge_linear(self) -> None:
-        found, problem = self.similarity_linear, self.problem
-        if found is not None and found < MIN_RELIABLE_SIMILARITY and not self.cancelled:
-            self.notes.append(
-                f"{problem.moving.name}: has little in common with {problem.fixed.name} (mean LNCC² {found:.2f} after "
-                "the linear stage); check the result, and whether both images show the same object in one modality"
-            )
+    def _judge(self, sampled: SampledField | None) -> Verdict:
+        """The verdict, and a warning where it is not good."""
+        problem = self.problem
+        verdict = judge(
+            self.evidence["start"], self.evidence["end"],
+            little_evidence=mean_little_evidence(self.metrics),
+            folded_percent=None if sampled is None else sampled.folded_percent,
+            inverse_error=None if sampled is None else sampled.inverse_error_mean,
+            doubts=tuple(self.doubts),
+        )  # fmt: skip
+        if verdict.grade != "good" and not self.cancelled:
+            self.notes.append(f"{problem.moving.name} onto {problem.fixed.name}: {verdict}; check the result")
+        return verdict
 
     def _share(self, begin: float, length: float) -> Callback | None:
         """The callback with its fraction as a share of the whole."""
@@ -275,14 +344,18 @@ class _Run:
         self.seconds[stage] = time.perf_counter() - self.problem.clock - sum(self.seconds.values())
         _log.debug("%s: %.2f s", stage, self.seconds[stage])
 
-    def _report(self, **measured: Any) -> Report:
-        problem = self.problem
-        settings = problem.settings
+    def _report(self, sampled: SampledField | None = None, **measured: Any) -> Report:
+        problem, settings = self.problem, self.settings
+        verdict = self._judge(sampled)
         if self.cancelled:
             measured["stop"] = "cancelled"
         return Report(
             preset=settings.preset,
             similarity_linear=self.similarity_linear,
+            metric=_metric_name(settings.deformable.metric),
+            metric_reason=self.reason,
+            verdict=verdict,
+            evidence=self.evidence,
             seed=problem.seed,
             device=device_name(problem.device),
             threads=problem.threads,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from itk_nir.engine.progress import Iteration
+from itk_nir.verdict import Measures, Verdict
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,14 @@ class Report:
         The metric before the deformable stage and at its end, both at its last level and over the same positions: 1 is
         perfect for LNCC and NCC.
     similarity_linear : float or None
-        Mean LNCC² at the last level of the linear stage. That level is coarser, so it compares with neither of the two.
+        The metric at the last level of the linear stage. That level is coarser, so it compares with neither of the two.
+    metric, metric_reason : str
+        What was maximised, by name where it has one; and why, where ``metric="auto"`` picked it.
+    verdict : Verdict or None
+        Whether the evidence supports the result, and why not.
+    evidence : dict of str to Measures
+        The chosen metric, mutual information and the overlap at ``"start"`` (the map that the registration began with),
+        after the ``"linear"`` stage, and at the ``"end"``. The last two are taken over the same positions.
     trace : tuple of Iteration
         Every iteration of the deformable stage: level, metric, loss, learning rate.
     folded_voxels, folded_percent : int, float or None
@@ -82,6 +90,10 @@ class Report:
     similarity_start: float | None = None
     similarity: float | None = None
     similarity_linear: float | None = None
+    metric: str = ""
+    metric_reason: str = ""
+    verdict: Verdict | None = None
+    evidence: dict[str, Measures] = field(default_factory=dict)
     trace: tuple[Iteration, ...] = ()
     folded_voxels: int | None = None
     folded_percent: float | None = None

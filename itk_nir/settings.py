@@ -41,6 +41,7 @@ class Options(TypedDict, total=False):
     """
 
     metric: str | Metric | Sequence[str | Metric]
+    linear_metric: str | Metric | Sequence[str | Metric]
     channel_weights: Sequence[float]
     iterations: int | Sequence[int]
     shrink_factors: int | Sequence[int]
@@ -180,7 +181,6 @@ RENAMED: dict[str, str] = {
     "momentum": "betas",
     "linear_steps": "linear_iterations",
     "linear_start_steps": "linear_start_iterations",
-    "linear_rate": "linear_learning_rate",
     "bake_error": "max_interpolation_error",
     "bake_spacing": "field_spacing",
     "flow_steps": "ode_steps",
@@ -191,6 +191,8 @@ RENAMED: dict[str, str] = {
 #: Options that are gone since 0.2, and what to do instead.
 REMOVED: dict[str, str] = {
     "grids": "every field has one lattice of control points; leave it out",
+    "linear_rate": "steps of the linear stage are those of a trust region; leave it out",
+    "linear_learning_rate": "steps of the linear stage are those of a trust region; leave it out",
     "network_rate": "the network's steps are bounded by network_radius",
     "network_learning_rate": "the network's steps are bounded by network_radius",
     "centre_gradient": "the gradient of the metric is exact; leave it out",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SUCCESS = 0
 FAILED = 1
 UNUSABLE = 2
+UNSUPPORTED = 3
 SELF_CHECK_FAILED = 4
 HUNG_UP = 128 + 1  # as shells report a process that a signal ended
 INTERRUPTED = 128 + 2
@@ -38,6 +39,7 @@ STATUSES = {
     SUCCESS: "every file is complete",
     FAILED: "it failed",
     UNUSABLE: "the arguments or the input cannot be used",
+    UNSUPPORTED: "files were written, but with --strict the evidence does not support the result",
     SELF_CHECK_FAILED: "files were written, but the self-check of a transform file failed",
     HUNG_UP: "the terminal was closed",
     INTERRUPTED: "interrupted",
@@ -56,7 +58,7 @@ def exit_status(run: Callable[[], object], interrupted: str, *, debug: bool = Fa
     Parameters
     ----------
     run : callable
-        The command.
+        The command; a number that it returns is the exit status.
     interrupted : str
         What to say after Ctrl-C.
     debug : bool
@@ -75,7 +77,7 @@ def exit_status(run: Callable[[], object], interrupted: str, *, debug: bool = Fa
     with _debug_log(debug):
         try:
             with _terminable(), _one_line_warnings() as shown:
-                run()
+                status = run()
         except KeyboardInterrupt:
             say(f"error: {interrupted}")
             return INTERRUPTED
@@ -84,7 +86,9 @@ def exit_status(run: Callable[[], object], interrupted: str, *, debug: bool = Fa
             text, status = _explained(error)
             say(f"error: {text}")
             return status
-        return SELF_CHECK_FAILED if any(issubclass(kind, SelfCheckWarning) for kind in shown) else SUCCESS
+        if any(issubclass(kind, SelfCheckWarning) for kind in shown):
+            return SELF_CHECK_FAILED
+        return status if isinstance(status, int) else SUCCESS
 
 
 def _explained(error: Exception) -> tuple[str, int]:
@@ -307,7 +311,8 @@ def summary(result: RegistrationResult) -> str:
         parts.append(f"folds {report.folded_percent:.4f} %")
     if report.inverse_error_mean_voxels is not None:
         parts.append(f"inverse error {report.inverse_error_mean_voxels:.3f} voxels")
-    return f"registered: {', '.join(parts)}" if parts else "registered"
+    line = f"registered: {', '.join(parts)}" if parts else "registered"
+    return line if report.verdict is None else f"{line}; verdict: {report.verdict.grade}"
 
 
 # --- progress --------------------------------------------------------------------------------------------------------

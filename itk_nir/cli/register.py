@@ -17,7 +17,7 @@ from itk_nir.cli.arguments import (
     parse_settings,
     settings_of,
 )
-from itk_nir.cli.console import names, note_if_folder, progress, require_matplotlib, summary, tell
+from itk_nir.cli.console import SUCCESS, UNSUPPORTED, names, note_if_folder, progress, require_matplotlib, summary, tell
 from itk_nir.errors import OptionError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="PREFIX", help="start of the names of all files written")
     parser.add_argument(
         "--linear",
-        choices=("none", "rigid", "affine"),
+        choices=("none", "translation", "rigid", "similarity", "affine"),
         default="affine",
         help="linear stage before the deformation (default: affine)",
     )
@@ -67,14 +67,19 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "elastix (TransformParameters.N.txt), slicer (Displacement.nrrd), nifti (DisplacementField.nii.gz, RAS); "
         "default: itk",
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="exit status 3 unless the verdict on the result is 'good'; files are written",
+    )
     parser.add_argument("--picture", action="store_true", help="write PREFIXregistration.png too")
     add_common(parser)
     add_options(parser)
     return parser
 
 
-def run(options: argparse.Namespace) -> None:
-    """Register the images, write all files or none, and print one line about the result."""
+def run(options: argparse.Namespace) -> int:
+    """Register the images, write all files or none, and print one line about the result; the exit status."""
     given = parse_settings(options.set)
     for name, value in given_options(options).items():
         if name in given:
@@ -102,6 +107,8 @@ def run(options: argparse.Namespace) -> None:
         )
     paths = _save_with_picture(result, options) if options.picture else result.save(options.output, options.format)
     tell(f"{summary(result)}, {time.perf_counter() - began:.1f} s; wrote {names(paths.values())}")
+    verdict = result.report.verdict
+    return UNSUPPORTED if options.strict and verdict is not None and verdict.grade != "good" else SUCCESS
 
 
 def _save_with_picture(result: RegistrationResult, options: argparse.Namespace) -> dict[str, Path]:

@@ -1,34 +1,54 @@
-"""The linear stage: from wherever the images lie to a rigid or affine map, on the same local correlation.
+"""The linear stage: from wherever the images lie to a translation, a rigid, similarity or affine map.
 
-A few starts (the images as they lie, their centres, their centres of mass) are each followed for a few iterations on
-the coarsest level; the best goes on, rigid first, then affine, coarse to fine. Squared local correlation over windows
-that are wide at the coarsest level does not care for contrast, its sign included; windows that leave the moving image
-count as no match, so that pushing the images apart never pays. Where even the best map leaves next to no correlation,
-the images stay as they lie.
+It maximises the metrics of the deformable stage, over the positions that both images have: what the moving image does
+not cover counts as no match, so that pushing the images apart never pays. A few starts (the images as they lie, their
+centres, their centres of mass, their principal axes, and the best of a coarse search over rotations) are each followed
+for a few steps on the coarsest level; the best goes on, coarse to fine. Steps are those of `quasi_newton`: none makes
+the images less alike. The map that is found is given up for the start where the metric, or mutual information, holds it
+to be worse.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from itk_nir.engine import ops
+from itk_nir.engine import linear_starts, ops
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Domain
+from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image
+from itk_nir.engine.metrics import LevelMetric, Metric, MutualInformation, mean_contrast_gain, mean_little_evidence
 from itk_nir.engine.progress import Callback, Progress
+from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.settings import LinearSettings
+from itk_nir.engine.views import View
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
 
-#: Mean LNCC² that the linear stage must reach for its map to be kept.
-MIN_LINEAR_SIMILARITY = 0.1
+#: The kinds of maps, each a special case of the next.
+KINDS = ("translation", "rigid", "similarity", "affine")
+
+#: The share of a metric's `little_evidence` below which the images stay as they lie.
+LEAST_EVIDENCE = 0.4
+
+#: Of the similarity of a start that turns the images by more than `GREAT_TURN` degrees this share counts: headers are
+#: seldom wrong, and organs nearly symmetric.
+TURNED_GAIN, GREAT_TURN = 0.9, 30.0
+
+#: The overlap (share of the smaller image) below which the images as they lie are no start.
+LEAST_OVERLAP = 0.05
+
+#: Evaluations after which it is looked anew at which positions both images have.
+ROUND = 10
 
 
 @dataclass(frozen=True)
@@ -40,28 +60,35 @@ class LinearResult:
     matrix : ndarray
         ``(d + 1, d + 1)`` LPS, fixed → moving: the found map followed by the linear map of the pair.
     similarity : float
-        Mean LNCC² at its last level.
+        The metric at its last level.
     cancelled : bool
         Whether the callback asked to stop.
+    notes : tuple of str
+        What was found odd, one sentence each.
     """
 
     matrix: F64
     similarity: float
     cancelled: bool
+    notes: tuple[str, ...] = ()
 
 
 class _Level:
-    """Both images at one resolution, and the cost of a linear map there."""
+    """All channels at one resolution, and how alike they are under a linear map."""
 
-    def __init__(self, pair: Pair, fixed: Tensor, moving: Tensor, size: int, radius: int, threads: int) -> None:
-        self.pair, self.radius, self.threads = pair, radius, threads
+    def __init__(
+        self, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], metrics: Sequence[tuple[float, Metric]],
+        size: int, radius: int, threads: int,
+    ) -> None:  # fmt: skip
+        self.pair, self.metrics, self.threads = pair, metrics, threads
         geometry = pair.fixed_geometry
         finest = min(geometry.spacing)
         factor = max(1.0, 2 * geometry.half_extent / finest / size)
         #: mm a voxel of the level.
         self.voxel = factor * finest
         self.grids = grids = LevelGrids.of(pair, Domain((0, 0, 0), sizes(geometry)), factor)
-        self.fixed, self.moving = grids.images(pair, fixed, moving, 0.5, threads)
+        self.channels = LevelChannels.of(pair, grids, normalised, 0.5, radius, threads)
+        self.fixed, self.moving = self.channels.images[0].fixed, self.channels.images[0].moving
         self.weight = None if pair.fixed_weight is None else grids.fixed_mask(pair.fixed_weight)
         self.moving_weight = None if pair.moving_weight is None else at_nearest(pair.moving_weight, grids.moving)
         axes = [
@@ -71,20 +98,20 @@ class _Level:
         # mm along the fixed axes, from the centre of the fixed grid
         mesh = torch.meshgrid(*axes[::-1], indexing="ij")
         self.points = torch.stack(mesh[::-1]).reshape(3, -1).to(self.fixed.device)
-        self.total = ops.Lncc.make(self.fixed, self.weight, radius, 1e-3, threads).count
+        counted = float(self.fixed.numel()) if self.weight is None else float((self.weight > 0.5).sum())
+        voxel = float(np.prod(grids.voxel(geometry)[: geometry.dimension]))
+        scale = abs(np.linalg.det(pair.linear[:-1, :-1]))
+        extent = linear_starts.grid_extent(pair.moving_geometry) / scale / voxel
+        #: Positions that there can be at most: those of the fixed image, or as many as the moving image fills.
+        self.most = max(1.0, min(counted, extent))
 
-    def cost(self, matrix: Tensor, shift: Tensor, base: F64) -> Tensor:
-        """1 - mean LNCC² with `base` after ``x -> matrix x + shift`` (mm along fixed axes, about the centre)."""
-        index, vector = self.grids.voxel_map(self.pair, base)
-        u = (matrix - torch.eye(3, device=matrix.device)) @ self.points + shift[:, None]
-        u = u.reshape(3, *self.fixed.shape)
-        lncc = ops.Lncc.make(self.fixed, self._weight(u.detach(), index, vector), self.radius, 1e-3, self.threads)
-        if lncc.count == 0 or self.total == 0:
-            return 1 + 0 * u.sum()
-        warped = ops.warp(self.moving, u, index, vector, self.threads)
-        return 1 - lncc(warped) * (lncc.count / self.total)
+    def overlap(self, base: F64) -> float:
+        """The share of the positions that both images have under a map (LPS, before that of the pair)."""
+        weight = self._weight(torch.zeros(3, *self.fixed.shape, device=self.fixed.device), self.pair.linear @ base)
+        return 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
 
-    def _weight(self, u: Tensor, index: F64, vector: F64) -> Tensor | None:
+    def _weight(self, u: Tensor, linear: F64) -> Tensor | None:
+        index, vector = self.grids.voxel_map(self.pair, linear)
         inside = inside_image(u, index, vector, tuple(self.moving.shape))
         weight = self.weight
         if inside is not None:
@@ -94,39 +121,68 @@ class _Level:
             weight = there if weight is None else weight * there
         return weight
 
+    def measure(self, base: F64, model: _Map, x: Tensor) -> tuple[Callable[[Tensor], Tensor], float]:
+        """How alike the images are near a map, over the positions that they share there, and the share of these.
+
+        `base` (LPS, before the map of the pair) comes after ``x``, the parameters of `model`.
+        """
+        linear = self.pair.linear @ base
+        index, vector = self.grids.voxel_map(self.pair, linear)
+
+        def displacement(x: Tensor) -> Tensor:
+            matrix, shift = model.parts(x)
+            u = (matrix - torch.eye(3, device=matrix.device)) @ self.points + shift[:, None]
+            return u.reshape(3, *self.fixed.shape)
+
+        weight = self._weight(displacement(x).detach(), linear)
+        images = tuple(replace(i, axes=index[:, :3], memo={}) for i in self.channels.images)
+        metric: LevelMetric = LevelChannels(images).metric(self.metrics, weight)
+        share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
+        if metric.count < 1:
+            return lambda x: 0 * x.sum(), 0.0
+        return lambda x: metric(View(displacement(x), index, vector, threads=self.threads)), share
+
 
 class _Map:
-    """The parameters: a rotation vector or a matrix, in mm at the rim of the image, and a shift in mm."""
+    """The parameters: a shift in mm, a rotation vector, a stretch and a matrix in mm at the rim of the image."""
 
-    def __init__(self, dimension: int, radius: float, device: torch.device) -> None:
-        self.d, self.radius = dimension, radius
-        self.turn = torch.zeros(3, device=device, requires_grad=True)
-        self.stretch = torch.zeros(3, 3, device=device, requires_grad=True)
-        self.shift = torch.zeros(3, device=device, requires_grad=True)
-        self.flat = torch.ones(3, 3, device=device)
-        self.plane = torch.ones(3, device=device)
-        self.axis = torch.ones(3, device=device)
-        if dimension == 2:  # nothing moves out of the plane
-            self.flat[2], self.flat[:, 2], self.plane[2], self.axis[:2] = 0, 0, 0, 0
+    def __init__(self, geometry: Geometry, kind: str) -> None:
+        self.geometry, self.d, self.radius = geometry, geometry.dimension, geometry.half_extent
+        free = np.zeros(16, bool)
+        free[: self.d] = True
+        if kind != "translation":
+            free[[3, 4, 5] if self.d == 3 else [5]] = True
+        if kind == "similarity":
+            free[6] = True
+        if kind == "affine":
+            free[7:] = np.pad(np.ones((self.d, self.d), bool), (0, 3 - self.d)).ravel()
+        #: Which of the 16 parameters move.
+        self.free = torch.from_numpy(np.flatnonzero(free))
 
-    def matrix(self) -> Tensor:
-        x, y, z = (self.turn * self.axis / self.radius).unbind()
-        o = torch.zeros_like(x)
-        skew = torch.stack([torch.stack([o, -z, y]), torch.stack([z, o, -x]), torch.stack([-y, x, o])])
-        eye = torch.eye(3, device=o.device)
-        return torch.matrix_exp(skew) @ (eye + self.flat * self.stretch / self.radius)
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Matrix ``(3, 3)`` and shift ``(3,)`` in mm along the fixed axes, about the centre of the fixed grid."""
+        full = x.new_zeros(16).index_copy(0, self.free.to(x.device), x).float()
+        a, b, c = (full[3:6] / self.radius).unbind()
+        o = torch.zeros_like(a)
+        skew = torch.stack([torch.stack([o, -c, b]), torch.stack([c, o, -a]), torch.stack([-b, a, o])])
+        eye = torch.eye(3, device=x.device)
+        stretch = torch.exp(full[6] / self.radius) * (eye + full[7:].reshape(3, 3) / self.radius)
+        if self.d == 2:  # nothing moves out of the plane
+            flat = torch.diag(eye.new_tensor([1.0, 1.0, 0.0]))
+            stretch = flat @ stretch @ flat + torch.diag(eye.new_tensor([0.0, 0.0, 1.0]))
+        return torch.matrix_exp(skew) @ stretch, full[:3]
 
-    def translation(self) -> Tensor:
-        return self.shift * self.plane
+    def zero(self, device: torch.device) -> Tensor:
+        """The parameters of the identity."""
+        return torch.zeros(len(self.free), dtype=torch.float64, device=device)
 
-    def in_lps(self, geometry: Geometry) -> F64:
-        """``(d + 1, d + 1)`` LPS: from about the centre of the fixed grid, along its axes."""
-        d, rotation = geometry.dimension, geometry.rotation
-        m = self.matrix().detach().double().cpu().numpy()[:d, :d]
-        t = self.translation().detach().double().cpu().numpy()[:d]
+    def in_lps(self, x: Tensor) -> F64:
+        """``(d + 1, d + 1)`` LPS."""
+        d, rotation, centre = self.d, self.geometry.rotation, self.geometry.centre
+        matrix, shift = (p.detach().double().cpu().numpy() for p in self.parts(x))
         out = np.eye(d + 1)
-        out[:d, :d] = rotation @ m @ rotation.T
-        out[:d, d] = geometry.centre + rotation @ t - out[:d, :d] @ geometry.centre
+        out[:d, :d] = rotation @ matrix[:d, :d] @ rotation.T
+        out[:d, d] = centre + rotation @ shift[:d] - out[:d, :d] @ centre
         return out
 
 
@@ -134,8 +190,9 @@ def optimise_linear(
     pair: Pair,
     kind: str,
     settings: LinearSettings,
+    metrics: Sequence[tuple[float, Metric]],
     *,
-    search: bool = True,
+    start: Start | None = None,
     threads: int = 1,
     callback: Callback | None = None,
     clock: float | None = None,
@@ -147,15 +204,17 @@ def optimise_linear(
     pair : Pair
         The images; `pair.linear` (LPS, fixed → moving) is applied after what is found here.
     kind : str
-        ``"rigid"`` or ``"affine"``.
+        ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
     settings : LinearSettings
         What the stage is told.
-    search : bool
-        Try the centres of the images and of their masses too, not only the images as they lie.
+    metrics : sequence of (float, Metric)
+        Weight and metric of each channel.
+    start : Start, optional
+        Of `find_start`; left out: the images as they lie.
     threads : int
         CPU threads of the native ops; no result depends on it.
     callback : callable, optional
-        Called with a `Progress` after every iteration; a true value cancels, and the best so far is kept.
+        Called with a `Progress` after every evaluation; a true value cancels, and the best so far is kept.
     clock : float, optional
         ``time.perf_counter()`` when the registration began.
 
@@ -164,139 +223,234 @@ def optimise_linear(
     LinearResult
     """
     clock = time.perf_counter() if clock is None else clock
-    fixed = pair.fixed_intensity.normalised(pair.fixed)
-    moving = pair.moving_intensity.normalised(pair.moving)
-    levels = [_Level(pair, fixed, moving, size, settings.linear_radius, threads) for size in settings.linear_size]
-    shifts = _starts(pair) if search else [np.zeros(3)]
-    descent = _Descent(pair, settings, levels, len(shifts), threads, callback, clock)
-    model, cost, cancelled = descent.best_start(shifts)
-    for level, iterations in enumerate(settings.linear_iterations):
+    normalised = pair.normalised()
+    radius = settings.linear_radius
+    levels = [_Level(pair, normalised, metrics, size, radius, threads) for size in settings.linear_size]
+    descent = _Descent(pair, settings, levels, callback, clock, sum(settings.linear_iterations))
+    begin = linear_starts.as_they_lie(pair)
+    base, cancelled, notes = (begin, False, []) if start is None else (start.matrix, start.cancelled, list(start.notes))
+    several = kind in ("similarity", "affine")
+    plain = base
+    for level, evaluations in enumerate(settings.linear_iterations):
+        rigid = evaluations // 2 if several and level == 0 else 0
+        for part, count in (("rigid", rigid), (kind, evaluations - rigid)):
+            if count and not cancelled:
+                base, _, cancelled = descent.run(level, base, part, count)
+            if part == "rigid" and rigid:
+                plain = base
+    gain = mean_contrast_gain(metrics)
+    if several and gain > 0 and not cancelled:
+        base = _needed(descent, plain, base, gain)
+    last = _Judge(levels[-1], metrics)
+    found, start_values = last.both(base), last.both(begin)
+    if not cancelled:
+        least = LEAST_EVIDENCE * mean_little_evidence(metrics)
+        worse = [
+            name for name, a, b in zip(("metric", "mutual information"), found, start_values, strict=True) if a < b
+        ]
+        if worse or found[0] < least:
+            if worse and not np.array_equal(base, begin):
+                notes.append(
+                    f"linear stage: the {' and the '.join(worse)} held the map that was found to be worse than the "
+                    "start, which was kept"
+                )
+            base, found = begin, start_values
+    return LinearResult(pair.linear @ base, found[0], cancelled, tuple(notes))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the linear stage begins.
+
+    Parameters
+    ----------
+    matrix : ndarray
+        ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
+    cancelled : bool
+        Whether the callback asked to stop.
+    notes : tuple of str
+        What was found odd, one sentence each.
+    """
+
+    matrix: F64
+    cancelled: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def find_start(
+    pair: Pair, kind: str, settings: LinearSettings, *, threads: int = 1, callback: Callback | None = None,
+    clock: float | None = None,
+) -> Start:  # fmt: skip
+    """Follow several starts for a few steps, by mutual information, which holds for like and unlike contrasts.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+    kind : str
+        The map that is to be found, as of `optimise_linear`; a translation turns nothing.
+    settings : LinearSettings
+        What the stage is told.
+    threads : int
+        CPU threads of the native ops; no result depends on it.
+    callback, clock
+        As of `optimise_linear`.
+
+    Returns
+    -------
+    Start
+        The best.
+    """
+    clock = time.perf_counter() if clock is None else clock
+    normalised = pair.normalised()
+    metrics = [(1.0, MutualInformation())] * len(pair.channels)
+    tiny, level = (
+        _Level(pair, normalised, metrics, size, 1, threads)
+        for size in (settings.linear_search_size, settings.linear_size[0])
+    )
+    starts = [linear_starts.as_they_lie(pair), *linear_starts.shifted(pair)]
+    notes = []
+    if tiny.overlap(starts[0]) < LEAST_OVERLAP:
+        notes.append(
+            "the images do not overlap where their headers place them; the linear stage began with their centres on "
+            "each other"
+        )
+        starts = starts[1:]
+    if kind != "translation":
+        model = _Map(pair.fixed_geometry, "translation")
+        turns = linear_starts.along_principal_axes(pair) + linear_starts.turned(pair)
+        ranked = sorted(range(len(turns)), key=lambda k: -value(tiny, turns[k], model))
+        starts += [turns[k] for k in ranked[: settings.linear_turned_starts]]
+    kept: list[F64] = []
+    for start in starts:
+        if all(_apart(pair, start, other) > 0.5 * level.voxel for other in kept):
+            kept.append(start)
+    descent = _Descent(pair, settings, [level], callback, clock, settings.linear_start_iterations * len(kept))
+    tried: list[tuple[float, int, F64]] = []
+    cancelled = False
+    for k, start in enumerate(kept):
+        part = "translation" if kind == "translation" else "rigid"
+        base, cost, cancelled = descent.run(0, start, part, settings.linear_start_iterations)
+        handicap = 1.0 if linear_starts.angle(start) <= GREAT_TURN else TURNED_GAIN
+        tried.append(((cost - 1) * handicap, k, base))
         if cancelled:
             break
-        rigid = iterations if kind == "rigid" else iterations // 2 if level == 0 else 0
-        for affine, count in ((False, rigid), (True, iterations - rigid)):
-            if count and not cancelled:
-                cost, cancelled = descent.run(level, model, affine, count)
-    if 1 - cost < MIN_LINEAR_SIMILARITY and not cancelled:
-        # Nothing was found that is better than chance: a map made of noise would only do harm.
-        with torch.no_grad():
-            still = torch.eye(3, device=pair.fixed.device), torch.zeros(3, device=pair.fixed.device)
-            cost = float(levels[-1].cost(*still, pair.linear))
-        return LinearResult(pair.linear, 1 - cost, cancelled)
-    return LinearResult(pair.linear @ model.in_lps(pair.fixed_geometry), 1 - cost, cancelled)
+    return Start(min(tried)[2], cancelled, tuple(notes))
+
+
+def _apart(pair: Pair, a: F64, b: F64) -> float:
+    """How far two maps take a corner of the fixed image apart, mm."""
+    corners = pair.fixed_geometry.corners()
+    moved = [corners @ m[:-1, :-1].T + m[:-1, -1] for m in (a, b)]
+    return float(np.linalg.norm(moved[0] - moved[1], axis=1).max())
+
+
+def _needed(descent: _Descent, plain: F64, base: F64, gain: float) -> F64:
+    """The map with a stretch where the metric gains by it what a change of contrast alone would not; else without."""
+    levels, evaluations = descent.levels, descent.settings.linear_iterations
+    for level in range(1, len(levels)):
+        plain = descent.run(level, plain, "rigid", evaluations[level])[0]
+    model = _Map(descent.pair.fixed_geometry, "rigid")
+    stretched, rigid = (value(levels[-1], m, model) for m in (base, plain))
+    return base if stretched > (1 + gain) * rigid else plain
+
+
+class _Judge:
+    """How alike the images are under a map by the metric and by mutual information, overlap included."""
+
+    def __init__(self, level: _Level, metrics: Sequence[tuple[float, Metric]]) -> None:
+        self.level, self.metrics = level, metrics
+        self.model = _Map(level.pair.fixed_geometry, "translation")
+
+    def both(self, base: F64) -> tuple[float, float]:
+        """Metric and normalised mutual information, each times the overlap."""
+        out = []
+        for metrics in (self.metrics, [(w, MutualInformation()) for w, _ in self.metrics]):
+            self.level.metrics = metrics
+            out.append(value(self.level, base, self.model))
+        self.level.metrics = self.metrics
+        return out[0], out[1]
+
+
+def value(level: _Level, base: F64, model: _Map) -> float:
+    """The similarity of a level under a map, times the share of the positions that both images have."""
+    x = model.zero(level.fixed.device)
+    similarity, share = level.measure(base, model, x)
+    with torch.no_grad():
+        return float(similarity(x)) * share
 
 
 class _Descent:
-    """The iterations of the linear stage, counted over all of it."""
+    """The evaluations of the linear stage, counted over all of it."""
 
     def __init__(
-        self, pair: Pair, settings: LinearSettings, levels: list[_Level], starts: int, threads: int,
-        callback: Callback | None, clock: float,
+        self, pair: Pair, settings: LinearSettings, levels: list[_Level], callback: Callback | None, clock: float,
+        count: int,
     ) -> None:  # fmt: skip
-        self.pair, self.settings, self.levels, self.threads = pair, settings, levels, threads
-        self.callback, self.clock, self.done = callback, clock, 0
-        self.count = settings.linear_start_iterations * starts + sum(settings.linear_iterations)
+        self.pair, self.settings, self.levels = pair, settings, levels
+        self.callback, self.clock, self.done, self.count = callback, clock, 0, max(1, count)
 
-    def best_start(self, shifts: list[F64]) -> tuple[_Map, float, bool]:
-        """Follow every start for a few iterations; the best, its cost, and whether the caller cancelled."""
-        geometry, device = self.pair.fixed_geometry, self.pair.fixed.device
-        tried: list[tuple[float, int, _Map]] = []
-        cancelled = False
-        for k, start in enumerate(shifts):
-            model = _Map(geometry.dimension, geometry.half_extent, device)
-            with torch.no_grad():
-                model.shift += torch.from_numpy(start).float().to(device)
-            if len(shifts) > 1:
-                cost, cancelled = self.run(0, model, False, self.settings.linear_start_iterations)
-            else:
-                cost = 1.0
-                self.done += self.settings.linear_start_iterations
-            tried.append((cost, k, model))
-            if cancelled:
+    def run(self, level: int, base: F64, kind: str, evaluations: int) -> tuple[F64, float, bool]:
+        """Improve a map at one level: the best, one minus its similarity, and whether the caller cancelled."""
+        here, model = self.levels[level], _Map(self.pair.fixed_geometry, kind)
+        corners = self._corners().to(here.fixed.device)
+
+        def reach(a: Tensor, b: Tensor) -> float:
+            ends = []
+            for x in (a, b):
+                matrix, shift = model.parts(x)
+                ends.append(matrix @ corners + shift[:, None])
+            return float((ends[1] - ends[0]).norm(dim=0).max())
+
+        best, done, cancelled = 2.0, 0, False
+        kept = base
+        while done < evaluations and not cancelled:
+            zero = model.zero(here.fixed.device)
+            similarity, share = here.measure(base, model, zero)
+
+            def function(x: Tensor, similarity: Callable[[Tensor], Tensor] = similarity) -> tuple[float, Tensor]:
+                at = x.detach().requires_grad_()
+                loss = 1 - similarity(at)
+                loss.backward()
+                assert at.grad is not None
+                return float(loss.detach()), at.grad.double()
+
+            first = 1 - value(here, base, model)
+            if not first < best - 1e-6 and done:
                 break
-        cost, _, model = min(tried)[:3]
-        return model, cost, cancelled
-
-    def run(self, level: int, model: _Map, affine: bool, iterations: int) -> tuple[float, bool]:
-        """Iterations at one level; the least cost, whose parameters are kept, and whether the caller cancelled."""
-        parameters = [model.turn, model.shift, *([model.stretch] if affine else [])]
-        optimiser = ops.Adam(parameters, (0.9, 0.95), threads=self.threads)
-        for p in parameters:
-            p.grad = None  # of iterations in which it was not moved
-        best, kept = 2.0, [p.detach().clone() for p in parameters]
-        cancelled = False
-        for iteration in range(iterations):
-            loss = self.levels[level].cost(model.matrix(), model.translation(), self.pair.linear)
-            cost = float(loss.detach())
-            if cost < best:
-                best, kept = cost, [p.detach().clone() for p in parameters]
-            loss.backward()
-            rate = self.settings.linear_learning_rate * (1 - 0.95 * iteration / iterations)
-            optimiser.step(rate * self.levels[level].voxel)
-            self.done += 1
-            if self._told(level, iteration, iterations, cost, rate):
-                cancelled = True
+            best, kept = min((first, 0, base), (best, 1, kept), key=lambda t: t[:2])[0::2]
+            if share == 0:
                 break
-        with torch.no_grad():
-            for p, k in zip(parameters, kept, strict=True):
-                p.copy_(k)
-        return best, cancelled
+            found = minimise(
+                function, zero, reach, radius=2 * here.voxel, most_radius=8 * here.voxel,
+                evaluations=min(ROUND, evaluations - done), tolerance=self.settings.linear_tolerance,
+                goes_on=partial(self._goes_on, level, done, evaluations),
+            )  # fmt: skip
+            done += found.evaluations
+            base = base @ model.in_lps(found.x)
+            cancelled = found.stop == "cancelled"
+            if found.stop == "converged" and found.evaluations <= 2:
+                break
+        last = 1 - value(here, base, model)
+        if last <= best:
+            best, kept = last, base
+        return kept, best, cancelled
 
-    def _told(self, level: int, iteration: int, iterations: int, cost: float, rate: float) -> bool:
+    def _corners(self) -> Tensor:
+        g = self.pair.fixed_geometry
+        corners = (g.corners() - g.centre) @ g.rotation
+        return torch.from_numpy(np.pad(corners, ((0, 0), (0, 3 - g.dimension))).T).float()
+
+    def _goes_on(self, level: int, evaluation: int, evaluations: int, cost: float) -> bool:
+        self.done += 1
         if self.callback is None:
-            return False
+            return True
         seconds = time.perf_counter() - self.clock
-        return bool(
+        fraction = min(1.0, self.done / self.count)
+        return not (
             self.callback(
                 Progress(
-                    "linear",
-                    level,
-                    len(self.levels),
-                    iteration,
-                    iterations,
-                    1 - cost,
-                    cost,
-                    rate,
-                    seconds,
-                    self.done / self.count,
+                    "linear", level, len(self.levels), evaluation, evaluations, 1 - cost, cost, 1.0, seconds, fraction
                 )
             )
-        )
-
-
-def _starts(pair: Pair) -> list[F64]:
-    """Shifts in mm along the fixed axes that bring the images together in one sense or another."""
-    f, m = pair.fixed_geometry, pair.moving_geometry
-    back = np.linalg.inv(pair.linear)
-
-    def shift(fixed_point: F64, moving_point: F64) -> F64:
-        there = back[:-1, :-1] @ moving_point + back[:-1, -1]
-        out = np.zeros(3)
-        out[: f.dimension] = f.rotation.T @ (there - fixed_point)
-        return out
-
-    centres = shift(f.centre, m.centre)
-    masses = shift(
-        f.index_to_physical(_mass(pair.fixed, pair.fixed_weight, pair.fixed_intensity.background)[: f.dimension]),
-        m.index_to_physical(_mass(pair.moving, pair.moving_weight, pair.moving_intensity.background)[: m.dimension]),
-    )
-    starts: list[F64] = [np.zeros(3)]
-    for candidate in (centres, masses):
-        if all(np.linalg.norm(candidate - s) > min(f.spacing) for s in starts):
-            starts.append(candidate)
-    return starts
-
-
-def _mass(image: Tensor, weight: Tensor | None, value: float | None) -> F64:
-    """Centre of mass in voxels ``(x, y, z)`` of what stands out from the background (from the minimum without one)."""
-    mass = (image - float(image.min())).double() if value is None else (image - value).abs().double()
-    if weight is not None:
-        mass = mass * weight
-    total = float(mass.sum())
-    if total <= 0:
-        return (np.array(image.shape[::-1], float) - 1) / 2
-    out = []
-    for axis in (2, 1, 0):
-        line = mass.sum([a for a in range(3) if a != axis])
-        out.append(float((line * torch.arange(len(line), device=line.device)).sum()) / total)
-    return np.array(out)
+        )  # fmt: skip

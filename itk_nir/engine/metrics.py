@@ -11,6 +11,8 @@ A metric may also say of itself (both attributes may be left out):
 
 - ``tuning``: a `Tuning`, what the presets, which are tuned for LNCC, are multiplied by under it.
 - ``little_evidence``: the similarity below which images say little about where things belong, 0 by default.
+- ``contrast_gain``: the share of the similarity that a stretch may gain by a difference of contrast alone, 0 by
+  default.
 """
 
 from __future__ import annotations
@@ -282,8 +284,9 @@ class MutualInformation:
     bins: int = 32
     normalised: bool = True
     #: The information in whole images changes less than local correlations for the same error, and costs less.
-    tuning = Tuning(smoothness=0.4, iterations=2.0, jacobian_weight=1.5, jacobian_margin=1.25)
+    tuning = Tuning(smoothness=0.35, iterations=2.0, jacobian_weight=1.25, jacobian_margin=1.25)
     little_evidence = 0.02
+    contrast_gain = 0.02
 
     def prepare(self, images: LevelImages) -> LevelMetric:
         """The bins of the fixed image, once for the level.
@@ -409,6 +412,11 @@ class WeightedSum:
     def little_evidence(self) -> float:
         """The weighted mean of those of the parts."""
         return mean_little_evidence(self.parts)
+
+    @property
+    def contrast_gain(self) -> float:
+        """The weighted mean of those of the parts."""
+        return mean_contrast_gain(self.parts)
 
     def prepare(self, images: LevelImages) -> LevelMetric:
         """Every part's own preparation.
@@ -606,6 +614,21 @@ def mean_little_evidence(parts: Sequence[tuple[float, Metric]]) -> float:
     float
     """
     return _mean([(w, float(getattr(m, "little_evidence", 0.0))) for w, m in parts])
+
+
+def mean_contrast_gain(parts: Sequence[tuple[float, Metric]]) -> float:
+    """The share of the similarity that a stretch may gain by a difference of contrast alone, the weighted mean.
+
+    Parameters
+    ----------
+    parts : sequence of (float, Metric)
+        Weight and metric of each; one that says nothing of it counts as 0.
+
+    Returns
+    -------
+    float
+    """
+    return _mean([(w, float(getattr(m, "contrast_gain", 0.0))) for w, m in parts])
 
 
 def _mean(values: Sequence[tuple[float, float]]) -> float:

@@ -253,6 +253,11 @@ class LinearSettings:
         A value that its option does not allow, or values that do not go together.
     """
 
+    linear_metric: str | Metric | tuple[str | Metric, ...] = option(
+        "same",
+        "similarity metric of the linear stage, as `metric`; 'same' is that of the deformable stage",
+        choices=MetricNames(METRICS, ("same",)), public=True,
+    )  # fmt: skip
     linear_size: tuple[int, ...] = option(
         (28, 56),
         "voxels that the longest axis has at each level of the linear stage, about",
@@ -260,13 +265,23 @@ class LinearSettings:
         per_level=True,
     )
     linear_iterations: tuple[int, ...] = option(
-        (120, 60), "iterations of each level of the linear stage", at_least=0, per_level=True
+        (50, 30), "most evaluations of the metric at each level of the linear stage", at_least=0, per_level=True
     )
     linear_start_iterations: int = option(
-        40, "iterations that every start of the linear stage gets before the best is chosen", at_least=0
+        12, "evaluations that every start of the linear stage gets before the best is chosen", at_least=0
     )
-    linear_radius: int = option(4, "radius of the LNCC window of the linear stage, in voxels of the level", at_least=1)
-    linear_learning_rate: float = option(0.5, "first step of Adam in the linear stage, in voxels of the level", above=0)
+    linear_search_size: int = option(
+        16, "voxels that the longest axis has in the search over rotations, about", at_least=4
+    )
+    linear_turned_starts: int = option(
+        3, "how many rotations, the best of that search and of the principal axes, are followed as starts", at_least=0
+    )
+    linear_radius: int = option(
+        4, "radius of the window of a windowed metric in the linear stage, in voxels of the level", at_least=1
+    )
+    linear_tolerance: float = option(
+        1e-5, "a step of the linear stage that promises less than this of the similarity ends a level", above=0
+    )
 
     def __post_init__(self) -> None:
         check(self)

@@ -318,6 +318,19 @@ class VelocityField:
     threads: int = 1
     unfolded: Tensor | None = None
 
+    def at_rest(self) -> VelocityField:
+        """The field that moves nothing, on the same lattice.
+
+        Returns
+        -------
+        VelocityField
+        """
+        f = self.fine
+        still = SplineVelocity(f.geometry, f.lattices, f.number, None, torch.Generator(), self.device, f.threads)
+        return VelocityField(
+            self.geometry, still.requires_grad_(False), None, self.transform_model, self.integration_steps, self.threads
+        )  # fmt: skip
+
     @property
     def device(self) -> torch.device:
         """Where it is evaluated."""

@@ -1,0 +1,155 @@
+"""Which metric a pair of images wants: ``metric="auto"``.
+
+Where two images show one contrast, a brighter place in one is a brighter place in the other: the correlation in small
+windows has one sign everywhere (or, with the contrast inverted, the other). LNCC², the most accurate metric there is
+for such pairs, does not see the sign; between unlike contrasts it is high wherever two edges can be laid on each other,
+and rises when the object is misplaced. So the share of windows, weighted by what they tell (r²), that agree in sign
+decides, at two resolutions: at the coarse one it hardly depends on how well the images are aligned, at the finer one it
+sees what the coarse one cannot, once they are.
+
+Unlike contrasts want mutual information, and a little of MIND, which sees structure where intensities do not tell. What
+two such images differ in may be their contrast alone: the more alike they are to begin with, the stiffer the
+deformation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itk_nir.engine import ops
+from itk_nir.engine.images import Pair, sizes
+from itk_nir.engine.lattice import Domain, banded_from_dense
+from itk_nir.engine.level_channels import LevelChannels
+from itk_nir.engine.level_grids import LevelGrids, counting_weight
+from itk_nir.engine.metrics import METRICS
+from itk_nir.engine.views import View
+
+#: What unlike contrasts are registered by.
+UNLIKE = "nmi + 0.1*mind"
+
+#: Voxels that the longest axis has at the coarse and at the fine resolution, about.
+COARSE, FINE = 28, 56
+
+#: Agreement in sign at the coarse resolution from which on two images show one contrast.
+ONE_CONTRAST = 0.98
+
+#: And that at the fine one, where the windows are as alike (mean r²) as those of aligned images.
+ALIGNED, ONE_CONTRAST_ALIGNED = 0.65, 0.95
+
+#: Windows that there must be to judge by.
+FEWEST = 30
+
+#: NMI of unlike contrasts (at the fine resolution) above which the deformation is stiffened, with this power of the
+#: ratio.
+ALIKE, STIFFENING, STIFFEST = 0.26, 8.0, 100.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was picked, and why.
+
+    Parameters
+    ----------
+    metric : str
+        For the option of that name.
+    smoothness : float
+        What the weights of the penalty on the displacement are to be multiplied by.
+    reason : str
+        In words, with the figures.
+    """
+
+    metric: str
+    smoothness: float
+    reason: str
+
+
+def choose_metric(pair: Pair, threads: int = 1) -> Choice:
+    """Look at a pair, under the linear map that it has, and pick a metric.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images. Of several channels the least alike decides for all.
+    threads : int
+        CPU threads; no result depends on it.
+
+    Returns
+    -------
+    Choice
+    """
+    coarse, fine = (_Resolution(pair, size, threads) for size in (COARSE, FINE))
+    found = [min((r.agreement(k) for k in range(len(pair.channels))), key=lambda s: s[0]) for r in (coarse, fine)]
+    (sign, _, windows), (fine_sign, alike, _) = found
+    if windows < FEWEST:
+        return Choice("lncc", 1.0, f"only {windows} windows could be compared")
+    figures = f"the correlation of {100 * (1 + sign) / 2:.1f} % of the windows has one sign"
+    if alike > ALIGNED:
+        figures += f", of {100 * (1 + fine_sign) / 2:.1f} % at the finer resolution"
+    if sign >= ONE_CONTRAST and not (alike > ALIGNED and fine_sign < ONE_CONTRAST_ALIGNED):
+        return Choice("lncc", 1.0, f"one contrast: {figures}")
+    nmi = fine.mutual_information()
+    smoothness = min(STIFFEST, max(1.0, (nmi / ALIKE) ** STIFFENING))
+    reason = f"unlike contrasts: {figures}"
+    if smoothness > 1:
+        reason += (
+            f"; the images are nearly as alike as such contrasts can be (NMI {nmi:.2f}), so the deformation is "
+            f"{smoothness:.0f} times as stiff"
+        )
+    return Choice(UNLIKE, smoothness, reason)
+
+
+class _Resolution:
+    """Both images of every channel on one coarse grid, under the linear map of the pair."""
+
+    def __init__(self, pair: Pair, size: int, threads: int) -> None:
+        geometry = pair.fixed_geometry
+        factor = max(1.0, 2 * geometry.half_extent / min(geometry.spacing) / size)
+        grids = LevelGrids.of(pair, Domain((0, 0, 0), sizes(geometry)), factor)
+        self.channels = LevelChannels.of(pair, grids, pair.normalised(), 0.5, 2, threads)
+        self.threads = threads
+        index, vector = grids.voxel_map(pair, pair.linear)
+        still = torch.zeros(3, *self.channels.images[0].fixed.shape, device=pair.fixed.device)
+        self.view = View(still, index, vector, threads=threads)
+        self.weight = counting_weight(pair, grids, still, self.channels.images[0].moving, index, vector, threads)
+
+    def agreement(self, channel: int) -> tuple[float, float, int]:
+        """How well the windows of a channel agree in sign (0 to 1), their mean r², and how many there are."""
+        images = self.channels.images[channel]
+        f, m = images.fixed, self.view(images.moving)
+        w = torch.ones_like(f) if self.weight is None else (self.weight > 0.5).float()
+        box = _Box(tuple(f.shape), images.radius, self.threads)
+        count, f1, m1, ff, mm, fm = box.sums(torch.stack([w, w * f, w * m, w * f * f, w * m * m, w * f * m]))
+        count = count.clamp(min=1e-6)
+        variances = [(square - total * total / count) / count for square, total in ((ff, f1), (mm, m1))]
+        counts = (w > 0.5) & (variances[0] > 1e-3) & (variances[1] > 1e-3)
+        windows = int(counts.sum())
+        if windows == 0:
+            return 0.0, 0.0, 0
+        r = ((fm - f1 * m1 / count) / count / (variances[0] * variances[1]).clamp(min=1e-12).sqrt())[counts].double()
+        r = r.clamp(-1, 1)
+        square = r.square()
+        return float(abs((r.sign() * square).sum()) / square.sum().clamp(min=1e-12)), float(square.mean()), windows
+
+    def mutual_information(self) -> float:
+        """NMI of the channels, their mean."""
+        metric = self.channels.metric([(1.0, METRICS["nmi"])] * len(self.channels.images), self.weight)
+        return float(metric(self.view)) if metric.count >= 1 else 0.0
+
+
+class _Box:
+    """Sums over cubic windows cut at the border, by banded matrices."""
+
+    def __init__(self, shape: tuple[int, ...], radius: int, threads: int) -> None:
+        self.threads = threads
+        self.matrices = []
+        for n in shape[::-1]:
+            at = np.arange(n)
+            self.matrices.append(banded_from_dense((np.abs(at[:, None] - at) <= radius).astype(float)))
+
+    def sums(self, x: Tensor) -> Tensor:
+        """``(C, Z, Y, X)`` → the sums of each."""
+        return ops.separable(x, self.matrices, self.threads)

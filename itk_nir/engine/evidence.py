@@ -1,0 +1,110 @@
+"""How alike two images are under several maps, at the same positions and by the same measures, so that maps compare.
+
+What a stage maximises says little about whether it did good: every optimiser raises its own metric. Here the chosen
+metric and mutual information are taken on one grid, without a deformation and with it, over the positions that both
+maps have, and under the map that the registration began with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from itk_nir.engine.images import Pair, sizes
+from itk_nir.engine.lattice import Domain
+from itk_nir.engine.level_channels import LevelChannels
+from itk_nir.engine.level_grids import LevelGrids, counting_weight
+from itk_nir.engine.metrics import METRICS, Metric
+from itk_nir.engine.sampling import Field
+from itk_nir.engine.views import View
+
+#: Voxels that the longest axis has where maps are compared, about.
+SIZE = 96
+
+#: Radius of windowed metrics there, voxels.
+RADIUS = 4
+
+
+@dataclass(frozen=True)
+class Alike:
+    """How alike the images are under one map.
+
+    Parameters
+    ----------
+    metric : float
+        The chosen metric (the weighted mean of the channels').
+    mutual_information : float
+        Normalised mutual information, 0 for independent images.
+    overlap : float
+        Share of the positions of the fixed image that count (its mask) that the moving image covers.
+    """
+
+    metric: float
+    mutual_information: float
+    overlap: float
+
+
+class Comparison:
+    """The images on one grid, where maps are compared.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images; its linear map is not looked at.
+    metrics : sequence of (float, Metric)
+        Weight and metric of each channel.
+    threads : int
+        CPU threads; no result depends on it.
+    """
+
+    def __init__(self, pair: Pair, metrics: Sequence[tuple[float, Metric]], threads: int = 1) -> None:
+        geometry = pair.fixed_geometry
+        factor = max(1.0, 2 * geometry.half_extent / min(geometry.spacing) / SIZE)
+        self.pair, self.metrics, self.threads = pair, metrics, threads
+        self.grids = LevelGrids.of(pair, Domain((0, 0, 0), sizes(geometry)), factor)
+        self.channels = LevelChannels.of(pair, self.grids, pair.normalised(), 0.5, RADIUS, threads)
+        shape = tuple(self.channels.images[0].fixed.shape)
+        self.still = torch.zeros(3, *shape, device=pair.fixed.device)
+        everywhere = torch.ones(shape, device=pair.fixed.device)
+        mask = everywhere if pair.fixed_weight is None else (self.grids.fixed_mask(pair.fixed_weight) > 0.5).float()
+        self.most = max(1.0, float(mask.sum()))
+
+    def under(self, linear: NDArray, fields: Sequence[Field | None]) -> list[Alike]:
+        """How alike the images are under a linear map after each of some deformations, over the same positions.
+
+        Parameters
+        ----------
+        linear : ndarray
+            ``(d + 1, d + 1)`` LPS mm, fixed → moving.
+        fields : sequence of Field or None
+            Trained fields; None for no deformation.
+
+        Returns
+        -------
+        list of Alike
+            One a field; `Alike.overlap` is its own.
+        """
+        index, vector = self.grids.voxel_map(self.pair, linear)
+        displacements = [self.still if f is None else f.on_grid(self.grids.fixed) for f in fields]
+        weights = [self._weight(u, index, vector) for u in displacements]
+        both: Tensor = weights[0]
+        for w in weights[1:]:
+            both = both * w
+        chosen = self.channels.metric(self.metrics, both)
+        information = self.channels.metric([(w, METRICS["nmi"]) for w, _ in self.metrics], both)
+        out = []
+        with torch.no_grad():
+            for u, weight in zip(displacements, weights, strict=True):
+                view = View(u, index, vector, threads=self.threads)
+                values = [float(m(view)) if m.count >= 1 else 0.0 for m in (chosen, information)]
+                out.append(Alike(values[0], values[1], float(weight.sum()) / self.most))
+        return out
+
+    def _weight(self, u: Tensor, index: NDArray, vector: NDArray) -> Tensor:
+        moving = self.channels.images[0].moving
+        weight = counting_weight(self.pair, self.grids, u, moving, index, vector, self.threads)
+        return torch.ones_like(u[0]) if weight is None else (weight > 0.5).float()

@@ -1,0 +1,234 @@
+"""Where the linear stage may begin: shifts and turns that bring two images together in one sense or another."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from itk_nir.engine.images import Pair
+from itk_nir.geometry import Geometry
+
+F64 = NDArray[np.float64]
+
+#: Degrees between neighbouring turns of the search, about.
+TURN = 30.0
+
+
+def as_they_lie(pair: Pair) -> F64:
+    """The identity.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+
+    Returns
+    -------
+    ndarray
+        ``(d + 1, d + 1)`` LPS.
+    """
+    return np.eye(pair.fixed_geometry.dimension + 1)
+
+
+def shifted(pair: Pair) -> list[F64]:
+    """The shifts that lay the centres of the two grids, and of the two masses, on each other.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images; `pair.linear` follows what is found here.
+
+    Returns
+    -------
+    list of ndarray
+        ``(d + 1, d + 1)`` LPS each.
+    """
+    f, m = pair.fixed_geometry, pair.moving_geometry
+    out = []
+    for a, b in ((f.centre, m.centre), (_mass(pair, True)[0], _mass(pair, False)[0])):
+        start = as_they_lie(pair)
+        start[:-1, -1] = _back(pair, b) - a
+        out.append(start)
+    return out
+
+
+def along_principal_axes(pair: Pair) -> list[F64]:
+    """The rotations about the centre of mass that lay the principal axes of the two masses on each other.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+
+    Returns
+    -------
+    list of ndarray
+        ``(d + 1, d + 1)`` LPS; axes have no sign, so there are two in 2D and four in 3D.
+    """
+    d = pair.fixed_geometry.dimension
+    (a, fixed), (b, moving) = _mass(pair, True), _mass(pair, False)
+    back = np.linalg.inv(pair.linear[:-1, :-1])
+    fixed, moving = (np.linalg.eigh(c)[1] for c in (fixed, back @ moving @ back.T))
+    out = []
+    for signs in product((1.0, -1.0), repeat=d):
+        turn = moving @ np.diag(signs) @ fixed.T
+        if np.linalg.det(turn) > 0:
+            out.append(about(turn, a, _back(pair, b)))
+    return out
+
+
+def turned(pair: Pair) -> list[F64]:
+    """Rotations about the centre of mass, everywhere about as far apart from one another.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+
+    Returns
+    -------
+    list of ndarray
+        ``(d + 1, d + 1)`` LPS, the centres of mass on each other.
+    """
+    a, b = _mass(pair, True)[0], _back(pair, _mass(pair, False)[0])
+    d, axes = pair.fixed_geometry.dimension, pair.fixed_geometry.rotation
+    turns = _plane_turns() if d == 2 else _space_turns()
+    return [about(axes @ t @ axes.T, a, b) for t in turns]
+
+
+def about(turn: F64, fixed_point: F64, moving_point: F64) -> F64:
+    """A rotation that takes one point to another.
+
+    Parameters
+    ----------
+    turn : ndarray
+        ``(d, d)``.
+    fixed_point, moving_point : ndarray
+        ``(d,)`` LPS mm.
+
+    Returns
+    -------
+    ndarray
+        ``(d + 1, d + 1)`` LPS.
+    """
+    out = np.eye(len(turn) + 1)
+    out[:-1, :-1] = turn
+    out[:-1, -1] = moving_point - turn @ fixed_point
+    return out
+
+
+def angle(matrix: F64) -> float:
+    """By how many degrees a map turns.
+
+    Parameters
+    ----------
+    matrix : ndarray
+        ``(d + 1, d + 1)``.
+
+    Returns
+    -------
+    float
+        0 to 180.
+    """
+    u, _, v = np.linalg.svd(matrix[:-1, :-1])
+    turn = u @ v
+    d = len(turn)
+    cosine = turn[0, 0] if d == 2 else (np.trace(turn) - 1) / 2
+    return float(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
+
+
+def _plane_turns() -> list[F64]:
+    steps = round(360 / (TURN / 2))
+    angles = 2 * np.pi * np.arange(steps) / steps
+    return [np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]]) for t in angles]
+
+
+def _space_turns() -> list[F64]:
+    """Directions on a Fibonacci spiral for one axis, and turns about it."""
+    about_axis = round(360 / TURN)
+    directions = round(4 * np.pi / np.deg2rad(TURN) ** 2)
+    turns = []
+    for k in range(directions):
+        z = 1 - (2 * k + 1) / directions
+        around = k * np.pi * (3 - np.sqrt(5))
+        axis = np.array([np.sqrt(1 - z * z) * np.cos(around), np.sqrt(1 - z * z) * np.sin(around), z])
+        tilt = _least_turn(axis)
+        for j in range(about_axis):
+            t = 2 * np.pi * j / about_axis
+            spin = np.array([[np.cos(t), -np.sin(t), 0], [np.sin(t), np.cos(t), 0], [0, 0, 1]])
+            turns.append(tilt @ spin)
+    return turns
+
+
+def _least_turn(axis: F64) -> F64:
+    """The rotation by the least angle that takes z to `axis`."""
+    v = np.array([-axis[1], axis[0], 0.0])
+    cross = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+    return np.asarray(np.eye(3) + cross + cross @ cross / max(1 + axis[2], 1e-9))
+
+
+def _back(pair: Pair, moving_point: F64) -> F64:
+    """Where the linear map of the pair takes a moving point from."""
+    back = np.linalg.inv(pair.linear)
+    return np.asarray(back[:-1, :-1] @ moving_point + back[:-1, -1])
+
+
+def _mass(pair: Pair, fixed: bool) -> tuple[F64, F64]:
+    """Centre ``(d,)`` and covariance ``(d, d)`` (LPS) of what stands out from the background."""
+    image, weight, geometry, intensity = (
+        (pair.fixed, pair.fixed_weight, pair.fixed_geometry, pair.fixed_intensity)
+        if fixed
+        else (pair.moving, pair.moving_weight, pair.moving_geometry, pair.moving_intensity)
+    )
+    mass = _standing_out(image, weight, intensity.background, intensity.range)
+    total = float(mass.sum())
+    d = geometry.dimension
+    if total <= 0:
+        return geometry.centre, np.eye(d)
+    mean, square = np.zeros(d), np.zeros((d, d))
+    lines = {}
+    for a in range(d):
+        for b in range(a, d):
+            # The mass over one axis, or over two: what first and second moments need.
+            others = [k for k in range(3) if k not in (2 - a, 2 - b)]
+            lines[a, b] = mass.sum(others).double().cpu().numpy()
+    for a in range(d):
+        line = lines[a, a]
+        at = np.arange(len(line))
+        mean[a] = line @ at / total
+        square[a, a] = line @ (at - mean[a]) ** 2 / total
+    for a in range(d):
+        for b in range(a + 1, d):
+            plane = lines[a, b]  # axes of the array run the other way: (b, a)
+            rows, columns = (np.arange(n) - m for n, m in zip(plane.shape, (mean[b], mean[a]), strict=True))
+            square[a, b] = square[b, a] = rows @ plane @ columns / total
+    scale = geometry.matrix[:d, :d]
+    return geometry.index_to_physical(mean[None])[0], scale @ square @ scale.T
+
+
+def _standing_out(image: Tensor, weight: Tensor | None, value: float | None, ends: tuple[float, float]) -> Tensor:
+    """How far each voxel lies from the background (from the least without one); no bright voxel outweighs the rest."""
+    low, high = ends
+    image = image.clamp(low, high)
+    mass = image - low if value is None else (image - value).abs_()
+    return mass if weight is None else mass * torch.as_tensor(weight)
+
+
+def grid_extent(geometry: Geometry) -> float:
+    """Volume (area in 2D) that the voxels of a grid fill.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The grid.
+
+    Returns
+    -------
+    float
+        mm to the power of the dimension.
+    """
+    return float(np.prod(geometry.size) * np.prod(geometry.spacing))

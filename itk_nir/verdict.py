@@ -1,0 +1,121 @@
+"""Whether the evidence supports a registration: ``good``, ``doubtful`` or ``worse than the start``, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Grade = Literal["good", "doubtful", "worse than the start"]
+
+#: Of a similarity, what two maps may differ by before one counts as worse.
+TOLERANCE = 0.005
+
+#: Overlap below which a result is doubtful, and mutual information below which two images tell nothing of each other.
+LEAST_OVERLAP, LEAST_INFORMATION = 0.4, 0.01
+
+#: Mean inverse error, in voxels, above which a result is doubtful, and the share of folded voxels in percent.
+MOST_INVERSE_ERROR, MOST_FOLDS = 0.5, 0.1
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How alike the images are under one map, at the positions that are compared.
+
+    Parameters
+    ----------
+    metric : float
+        The chosen metric.
+    mutual_information : float
+        Normalised mutual information, 0 for independent images.
+    overlap : float
+        Share of the positions of the fixed image that count that the moving image covers.
+    """
+
+    metric: float
+    mutual_information: float
+    overlap: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the evidence supports a registration.
+
+    Parameters
+    ----------
+    grade : {"good", "doubtful", "worse than the start"}
+        In one word or four.
+    reasons : tuple of str
+        Why, one clause each; empty for ``good``.
+    """
+
+    grade: Grade
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.grade + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
+
+
+def worse(now: Measures, before: Measures) -> list[str]:
+    """The measures by which one map is worse than another.
+
+    Parameters
+    ----------
+    now, before : Measures
+        Under either map; what the moving image does not cover counts as no match.
+
+    Returns
+    -------
+    list of str
+        With the figures.
+    """
+    out = []
+    for name, a, b in (
+        ("the metric", now.metric, before.metric),
+        ("mutual information", now.mutual_information, before.mutual_information),
+    ):
+        end, start = a * now.overlap, b * before.overlap
+        if end < start - TOLERANCE * abs(start):
+            out.append(f"{name} is {end:.3f}, before {start:.3f}")
+    return out
+
+
+def judge(
+    start: Measures, end: Measures, *, little_evidence: float, folded_percent: float | None,
+    inverse_error: float | None, doubts: tuple[str, ...] = (),
+) -> Verdict:  # fmt: skip
+    """Whether the evidence supports a map.
+
+    Parameters
+    ----------
+    start, end : Measures
+        Under the map that the registration began with, and under its result.
+    little_evidence : float
+        The metric below which it says little about where things belong.
+    folded_percent : float or None
+        Share of folded voxels.
+    inverse_error : float or None
+        Mean inverse error, voxels of the fixed image.
+    doubts : tuple of str
+        What the stages found.
+
+    Returns
+    -------
+    Verdict
+    """
+    found = worse(end, start)
+    if found:
+        return Verdict("worse than the start", tuple(found))
+    reasons = list(doubts)
+    if end.metric < little_evidence:
+        reasons.append(
+            f"the images have little in common (metric {end.metric:.2f}, little evidence below {little_evidence:.2f})"
+        )
+    elif end.mutual_information < LEAST_INFORMATION:
+        reasons.append(f"the images tell next to nothing of each other (NMI {end.mutual_information:.3f})")
+    if end.overlap < LEAST_OVERLAP:
+        reasons.append(f"the moving image covers {100 * end.overlap:.0f} % of what counts of the fixed image")
+    if folded_percent is not None and folded_percent > MOST_FOLDS:
+        reasons.append(f"{folded_percent:.2f} % of the voxels are folded")
+    if inverse_error is not None and inverse_error > MOST_INVERSE_ERROR:
+        reasons.append(f"the inverse is {inverse_error:.2f} voxels off on average")
+    return Verdict("doubtful", tuple(reasons)) if reasons else Verdict("good")
