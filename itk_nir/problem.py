@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from itk_nir.checks import check_dimensions, check_pair, match_mask
 from itk_nir.engine.execution import device_named, thread_count
 from itk_nir.engine.images import Pair, as_volume
+from itk_nir.engine.metrics import channel_metrics
 from itk_nir.errors import InputError, OptionError
-from itk_nir.images import Volume, load_image
+from itk_nir.images import Volume, load_channels, load_image
 from itk_nir.loading import load_transform
 from itk_nir.options import whole_number
 from itk_nir.resample import resample_array
@@ -34,7 +35,9 @@ class Problem:
     Parameters
     ----------
     fixed, moving : Volume
-        The two images.
+        The two images; of several channels the first.
+    more : tuple of (Volume, Volume)
+        Fixed and moving image of the further channels.
     fixed_mask, moving_mask : Volume or None
         On their image's grid, zeros and ones.
     start : CompositeTransform or None
@@ -59,6 +62,7 @@ class Problem:
 
     fixed: Volume
     moving: Volume
+    more: tuple[tuple[Volume, Volume], ...]
     fixed_mask: Volume | None
     moving_mask: Volume | None
     start: CompositeTransform | None
@@ -91,8 +95,8 @@ class Problem:
 
         Parameters
         ----------
-        fixed, moving : itk.Image, SimpleITK.Image or path
-            The two images.
+        fixed, moving : itk.Image, SimpleITK.Image, path or list of them
+            The two images; several channels as a list, or as an image with several values a pixel.
         settings : Settings
             The settings of all stages.
         linear : str
@@ -124,7 +128,8 @@ class Problem:
         clock = time.perf_counter()
         seed = _checked_stages(linear, deformable, seed)
         where, count = device_named(device), thread_count(threads)
-        a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
+        (a, *fixed_more), (b, *moving_more) = load_channels(fixed, "fixed image"), load_channels(moving, "moving image")
+        more = _paired(fixed_more, moving_more, settings)
         start = None
         if initial_transform is not None:
             start = load_transform(initial_transform, a.geometry, role="initial transform")
@@ -140,7 +145,7 @@ class Problem:
 
         masks = matched(fixed_mask, a, "fixed mask"), matched(moving_mask, b, "moving mask")
         notes = [*check_pair(a, b, start, linear=linear), *notes]
-        return cls(a, b, *masks, start, settings, linear, deformable, seed, where, count, tuple(notes), clock)
+        return cls(a, b, more, *masks, start, settings, linear, deformable, seed, where, count, tuple(notes), clock)
 
     @property
     def tail(self) -> CompositeTransform | None:
@@ -161,8 +166,10 @@ class Problem:
         grid = self.fixed.geometry
         linear = np.eye(grid.dimension + 1)
         source, mask = self.moving, self.moving_mask
+        others = [m for _, m in self.more]
         if self.tail is not None:
             source, mask = self._moving_through(self.tail)
+            others = [self._seen_through(self.tail, m) for m in others]
         elif self.start is not None:
             linear = field_then_linear(self.start).transforms[-1].matrix  # type: ignore[union-attr]
         return Pair.make(
@@ -173,6 +180,7 @@ class Problem:
             linear,
             None if self.fixed_mask is None else self._tensor(self.fixed_mask.array),
             None if mask is None else self._tensor(mask.array),
+            [(self._tensor(f.array), self._tensor(m.array)) for (f, _), m in zip(self.more, others, strict=True)],
         )
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
@@ -181,7 +189,6 @@ class Problem:
     def _moving_through(self, start: CompositeTransform) -> tuple[Volume, Volume | None]:
         """The moving image (and its mask) seen through the caller's transform, on the fixed grid."""
         grid, source = self.fixed.geometry, self.moving.geometry
-        array = resample_array(self.moving.array, source, start, grid, "linear", threads=self.threads)
         ones = np.ones_like(self.moving.array) if self.moving_mask is None else self.moving_mask.array
         seen = resample_array(ones, source, start, grid, "nearest", threads=self.threads) > 0.5
         if not seen.any():
@@ -189,11 +196,39 @@ class Problem:
                 "initial transform: takes the fixed image wholly outside the moving image; check its direction (fixed "
                 "→ moving, LPS mm)"
             )
-        moved = replace(self.moving, array=array, geometry=grid)
+        moved = self._seen_through(start, self.moving)
         if self.moving_mask is None and seen.all():
             return moved, None
         extent = replace(moved, array=seen.astype(np.float32), name="initial transform's extent")
         return moved, extent
+
+    def _seen_through(self, start: CompositeTransform, image: Volume) -> Volume:
+        """An image on the moving grid, on the fixed one."""
+        grid = self.fixed.geometry
+        array = resample_array(image.array, image.geometry, start, grid, "linear", threads=self.threads)
+        return replace(image, array=array, geometry=grid)
+
+
+def _paired(fixed: list[Volume], moving: list[Volume], settings: Settings) -> tuple[tuple[Volume, Volume], ...]:
+    """The channels after the first.
+
+    Raises
+    ------
+    InputError
+        Unlike numbers of channels.
+    OptionError
+        A preset, metric or weight that is for another number of them.
+    """
+    if len(fixed) != len(moving):
+        raise InputError(
+            f"the fixed image has {len(fixed) + 1} channels and the moving image {len(moving) + 1}; give as "
+            "many of both"
+        )
+    deformable = settings.deformable
+    if fixed and deformable.kind != "deformable":
+        raise OptionError(f"preset {settings.preset!r} registers one channel, got {len(fixed) + 1}; use another preset")
+    channel_metrics(deformable.metric, getattr(deformable, "channel_weights", ()), len(fixed) + 1)
+    return tuple(zip(fixed, moving, strict=True))
 
 
 def _checked_stages(linear: str, deformable: bool, seed: int) -> int:

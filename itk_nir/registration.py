@@ -69,13 +69,15 @@ def register(
 
     Parameters
     ----------
-    fixed, moving : itk.Image, SimpleITK.Image or path
-        Scalar, 2D or 3D, any grids and orientations.
+    fixed, moving : itk.Image, SimpleITK.Image, path or list of them
+        2D or 3D, any grids and orientations. Several channels (contrasts, features) are a list of images on one grid,
+        or one image with several values a pixel (colour, vectors); `warped` shows the first.
     preset : str or Settings
         ``"fast"``, ``"default"``, ``"accurate"`` or ``"paper"``, or what `itk_nir.make_settings` made, which takes
         expert settings too.
     linear : str
-        Linear stage before the deformation: ``"affine"``, ``"rigid"`` or ``"none"``.
+        Linear stage before the deformation: ``"affine"``, ``"similarity"``, ``"rigid"``, ``"translation"`` or
+        ``"none"``.
     deformable : bool
         False stops after the linear stage: the result is a linear map (and `initial_transform`).
     fixed_mask, moving_mask : image or path, optional
@@ -92,9 +94,9 @@ def register(
     callback : callable, optional
         Called with a `Progress` after every iteration; a true return value stops, and the best so far is kept.
     **options : Options
-        Public options of the preset: `metric`, `iterations`, `shrink_factors`, `smoothing_sigmas`, `radius`,
-        `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`, `symmetric`,
-        `convergence_window`, `convergence_threshold`. ``docs/options.md`` and ``itk-nir presets PRESET`` say what each
+        Public options of the preset: `metric`, `channel_weights`, `linear_metric`, `iterations`, `shrink_factors`,
+        `smoothing_sigmas`, `radius`, `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`,
+        `symmetric`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and ``itk-nir presets PRESET`` say what each
         means and may be.
 
     Returns

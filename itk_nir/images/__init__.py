@@ -1,7 +1,18 @@
 """Any image -> `Volume` (an array and its `Geometry`), and back."""
 
+from itk_nir.images.channels import load_channels
 from itk_nir.images.convert import like, to_itk, to_itk_vectors, to_sitk
 from itk_nir.images.volume import READERS, Volume, load_image
 from itk_nir.images.writing import save_image
 
-__all__ = ["READERS", "Volume", "like", "load_image", "save_image", "to_itk", "to_itk_vectors", "to_sitk"]
+__all__ = [
+    "READERS",
+    "Volume",
+    "like",
+    "load_channels",
+    "load_image",
+    "save_image",
+    "to_itk",
+    "to_itk_vectors",
+    "to_sitk",
+]
