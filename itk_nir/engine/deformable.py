@@ -245,10 +245,11 @@ class _Descent:
 
         def reach(a: Tensor, b: Tensor) -> float:
             ends = []
-            for x in (a, b):
-                put(x)
-                ends.append(velocity.network_at_nodes())
-            return float((ends[1] - ends[0]).norm(dim=1).max())
+            with torch.no_grad():
+                for x in (a, b):
+                    put(x)
+                    ends.append(velocity.network_at_nodes())
+                return float((ends[1] - ends[0]).norm(dim=1).max())
 
         def goes_on(loss: float) -> bool:
             n = len(losses)
@@ -284,7 +285,7 @@ class _Descent:
                 break
         # By the similarity, which two maps can be compared by: a few steps leave a roughness that the loss charges for.
         # The last one is that before the last step; only where it leaves a doubt another evaluation is worth its time.
-        if len(self.similarities) < 3 or self.similarities[-1] < self.similarities[0]:
+        if len(self.similarities) < 3 or not self.similarities[-1] >= self.similarities[0]:
             with torch.no_grad():
                 end = float(self.level.similarity(self.model.displaced(self.model.velocity())))
                 if not end >= self.similarities[0]:
