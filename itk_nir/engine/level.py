@@ -256,8 +256,9 @@ class Level:
         if settings.symmetric:
             still = View(torch.zeros_like(start), index, vector, threads=threads)
             exchanged = channels.exchanged([still(i.moving) for i in channels.images])
-            matrix = np.diag(h / np.array(voxel))
-            backward = _BackwardMetric(settings, exchanged.metric(chosen, weight), matrix, h, threads)
+            other = exchanged.metric(chosen, weight)
+            if other.count >= 1:  # not where the moving image is flat
+                backward = _BackwardMetric(settings, other, np.diag(h / np.array(voxel)), h, threads)
         return cls(
             number, settings, metric, index, vector, spline,
             energy=regulariser_named(settings.regulariser).energy(lattice),

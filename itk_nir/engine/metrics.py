@@ -210,7 +210,7 @@ class MutualInformation:
     References
     ----------
     Mattes et al., "PET-CT image registration in the chest using free-form deformations", IEEE Trans. Med. Imaging
-    22(1), 2003; Studholme et al., "An overlap invariant entropy measure", Pattern Recognit. 32(1), 1999.
+    22(1), 2003; Strehl and Ghosh, "Cluster ensembles", J. Mach. Learn. Res. 3, 2002, for the normalised one.
     """
 
     bins: int = 32
