@@ -126,6 +126,24 @@ def test_same_image_is_alike_and_another_less(d: int, name: str) -> None:
     assert float(measure(View(step, np.eye(4)[:3], np.eye(3)))) < best - 0.05
 
 
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("ncc", 3.0), ("lncc", 3.0), ("lncc", -3.0), ("nmi", 3.0), ("nmi", -3.0), ("mi", -0.2), ("mind", 3.0),
+     ("mind", -3.0)],
+)  # fmt: skip
+@WEIGHTED
+def test_change_of_scale_is_not_seen(d: int, name: str, scale: float, weighted: bool) -> None:
+    level = images(d, weighted)
+    other = replace(level, moving=level.moving * scale - 5, memo={})
+    still = torch.zeros(3, *level.fixed.shape)
+    plain, scaled = (float(metric_named(name).prepare(x)(View(still, *maps(d)))) for x in (level, other))
+    assert scaled == pytest.approx(plain, abs=4e-3 if name == "mind" else 1e-3)
+    if name == "ncc":
+        other = replace(level, moving=-level.moving)
+        assert float(metric_named(name).prepare(other)(View(still, *maps(d)))) == pytest.approx(-plain, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["nmi", "mi"])
 def test_bins_divide_the_ranges_that_are_told(name: str) -> None:
     ranges: dict[str, Any] = {"fixed_range": (-1.0, 1.5), "moving_range": (-0.5, 2.0)}
@@ -204,7 +222,13 @@ def two_channels(make_case: Callable[..., Any], d: int) -> tuple[Pair, list[Pair
 @BOTH
 @pytest.mark.parametrize(
     ("metric", "weights"),
-    [("lncc", ()), ("nmi", (1.0, 3.0)), (("mse", "0.5*ncc + mind"), (2.0, 0.5)), ((METRICS["mi"], "mind"), ())],
+    [
+        ("lncc", ()),
+        ("mse", (1.0, 3.0)),
+        ("nmi", (0.5, 0.1)),
+        (("mse", "0.5*ncc + mind"), (2.0, 0.5)),
+        ((METRICS["mi"], "mind"), ()),
+    ],
 )
 def test_channels_are_their_weighted_mean(
     make_case: Callable[..., Any], d: int, metric: Any, weights: tuple[float, ...]
