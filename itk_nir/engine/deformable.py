@@ -257,11 +257,11 @@ class _Descent:
             return self.goes_on(Iteration(self.level.number, n, similarity, loss, self._learning_rate(n)))
 
         unit = self.unit * self.settings.learning_rates[self.level.number]
+        threshold = self.settings.convergence_threshold / self.settings.convergence_window  # of a single step
         found = minimise(
             loss_and_gradient, parameters_to_vector(parameters).detach().double(), reach,
             radius=self.settings.network_radius * unit, most_radius=8 * self.settings.network_radius * unit,
-            evaluations=self.warmup, tolerance=max(NETWORK_TOLERANCE, self.settings.convergence_threshold),
-            goes_on=goes_on,
+            evaluations=self.warmup, tolerance=max(NETWORK_TOLERANCE, threshold), goes_on=goes_on,
         )  # fmt: skip
         with torch.no_grad():
             put(found.x)
