@@ -287,7 +287,7 @@ class _Descent:
         # The last one is that before the last step; only where it leaves a doubt another evaluation is worth its time.
         if len(self.similarities) < 3 or not self.similarities[-1] >= self.similarities[0]:
             with torch.no_grad():
-                end = float(self.level.similarity(self.model.displaced(self.model.velocity())))
+                end = float(self.level.similarity_of(self.model))
                 if not end >= self.similarities[0]:
                     points.copy_(start)
                     self.returned = True

@@ -286,6 +286,28 @@ class Level:
         """
         return self.metric(View(u, self.grid_to_moving, self.displacement_to_moving, self.spline, self.threads))
 
+    def similarity_of(self, field: FieldInTraining) -> Tensor:
+        """What is maximised: the metric under a field, the mean of both directions where both count.
+
+        Parameters
+        ----------
+        field : FieldInTraining
+            The field as it stands.
+
+        Returns
+        -------
+        Tensor
+            Scalar.
+        """
+        v = field.velocity()
+        return self._both_ways(field, v, field.displaced(v))
+
+    def _both_ways(self, field: FieldInTraining, v: Tensor, u: Tensor) -> Tensor:
+        forward = self.similarity(u)
+        if self.backward is None:
+            return forward
+        return (forward + self.backward(v, field.outer, self.spline)) / 2
+
     def loss(self, field: FieldInTraining, iteration: int) -> tuple[Tensor, Tensor]:
         """The similarity that the field has here, and the loss of this iteration.
 
@@ -304,9 +326,7 @@ class Level:
         settings, threads, number = self.settings, self.threads, self.number
         v = field.velocity()
         u = field.displaced(v)
-        similarity = self.similarity(u)
-        if self.backward is not None:
-            similarity = (similarity + self.backward(v, field.outer, self.spline)) / 2
+        similarity = self._both_ways(field, v, u)
         loss = 1 - similarity
         if settings.smoothness[number]:
             loss = loss + self.factor * settings.smoothness[number] * self.energy(u)
