@@ -170,6 +170,10 @@ def _train(
                 returned.append(number)
             if number == last or stop == CANCELLED:
                 measured = _before_and_after(level, model)
+                if not measured[1] >= measured[0]:  # coarse levels may have led astray what the finest cannot mend
+                    model.be_nothing()
+                    measured = measured[0], measured[0]
+                    returned = [k for k in range(number + 1) if settings.iterations[k]]
             del level, descent
     return Optimised(model.trained(), tuple(report.trace), stop, *measured, tuple(returned)), domain
 

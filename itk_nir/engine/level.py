@@ -128,6 +128,14 @@ class FieldInTraining:
             s = self.settings
             self.outer = self.coarse.integrated(s.transform_model, s.integration_steps, number)
 
+    def be_nothing(self) -> None:
+        """Forget all that was trained: the map is the identity."""
+        with torch.no_grad():
+            for part in (self.velocity, self.coarse):
+                for parameter in () if part is None else part.parameters():
+                    parameter.zero_()
+        self.outer = None if self.outer is None else (torch.zeros_like(self.outer[0]), torch.zeros_like(self.outer[1]))
+
     def displaced(self, v: Tensor) -> Tensor:
         """The displacement of the whole field that the coefficients of the trained part make.
 
