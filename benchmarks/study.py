@@ -34,7 +34,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "free lattice": ("one free velocity lattice, refined from level to level", LATTICE),
     "composed lattices": ("the default without its network", {"network": None}),
     "not composed": ("the default as one field: network and lattice, refined from level to level", {"composed": False}),
-    "network and lattice at once": ("the default, no iterations of the network alone", {"network_warmup": 0.0}),
+    "network alone": ("the default, all iterations of the first level for the network", {"network_warmup": 1.0}),
+    "short steps": ("the default, steps of the network of a quarter of the radius", {"network_radius": 0.5}),
     "SIREN": ("the default with a SIREN 64x2 on the bare coordinates", {"network": SIREN}),
     "free lattice, half rates": (
         "the free lattice with half the rates",

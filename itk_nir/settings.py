@@ -196,7 +196,7 @@ REMOVED: dict[str, str] = {
     "network_rate": "the network's steps are bounded by network_radius",
     "network_learning_rate": "the network's steps are bounded by network_radius",
     "centre_gradient": "the gradient of the metric is exact; leave it out",
-    "network_step": "the network is trained by Adam; leave it out",
+    "network_step": "the network's steps are bounded by network_radius",
     "gradient_smoothing": "use smoothness for a smoother map",
     "epsilon": "give metric=itk_nir.engine.metrics.LNCC(epsilon=...)",
 }

@@ -82,7 +82,7 @@ def outside(what: Option) -> Iterator[Any]:
 def with_value(owner: Any, name: str, value: Any) -> Any:
     """The settings with a value for an option, for all its numbers where it has several."""
     default = getattr(owner(), name)
-    return replace(owner(), **{name: (value,) * len(default) if isinstance(default, tuple) else value})
+    return replace(owner(), **{name: (value,) * max(1, len(default)) if isinstance(default, tuple) else value})
 
 
 @pytest.mark.parametrize(("owner", "name", "what"), EVERY)

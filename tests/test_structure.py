@@ -122,7 +122,7 @@ WRONG = """
 
     itk_nir.register("f", "m", stepz=3)
     itk_nir.register("f", "m", preset="fats")
-    itk_nir.register("f", "m", metric="lnc")
+    itk_nir.register("f", "m", metric=3)
     itk_nir.register("f", "m", linear="affin")
     itk_nir.register("f", "m", iterations="many")
 """
@@ -132,6 +132,7 @@ RIGHT = """
 
     result: itk_nir.RegistrationResult = itk_nir.register("f", "m", preset="fast", iterations=(3, 2, 1), smoothness=1.0)
     itk_nir.register("f", "m", preset=itk_nir.make_settings("fast", jacobian_weight=0), metric=LNCC(epsilon=1e-3))
+    itk_nir.register("f", "m", metric=("0.5*nmi + 0.5*mind", LNCC()), channel_weights=(1, 0.5))
     itk_nir.apply("image", result, interpolation="nearest")
     similarity: float | None = result.report.similarity
 """

@@ -170,6 +170,10 @@ def _train(
                 returned.append(number)
             if number == last or stop == CANCELLED:
                 measured = _before_and_after(level, model)
+                if not measured[1] >= measured[0]:  # coarse levels may have led astray what the finest cannot mend
+                    model.be_nothing()
+                    measured = measured[0], measured[0]
+                    returned = [k for k in range(number + 1) if settings.iterations[k]]
             del level, descent
     return Optimised(model.trained(), tuple(report.trace), stop, *measured, tuple(returned)), domain
 
@@ -245,10 +249,11 @@ class _Descent:
 
         def reach(a: Tensor, b: Tensor) -> float:
             ends = []
-            for x in (a, b):
-                put(x)
-                ends.append(velocity.network_at_nodes())
-            return float((ends[1] - ends[0]).norm(dim=1).max())
+            with torch.no_grad():
+                for x in (a, b):
+                    put(x)
+                    ends.append(velocity.network_at_nodes())
+                return float((ends[1] - ends[0]).norm(dim=1).max())
 
         def goes_on(loss: float) -> bool:
             n = len(losses)
@@ -256,11 +261,11 @@ class _Descent:
             return self.goes_on(Iteration(self.level.number, n, similarity, loss, self._learning_rate(n)))
 
         unit = self.unit * self.settings.learning_rates[self.level.number]
+        threshold = self.settings.convergence_threshold / self.settings.convergence_window  # of a single step
         found = minimise(
             loss_and_gradient, parameters_to_vector(parameters).detach().double(), reach,
             radius=self.settings.network_radius * unit, most_radius=8 * self.settings.network_radius * unit,
-            evaluations=self.warmup, tolerance=max(NETWORK_TOLERANCE, self.settings.convergence_threshold),
-            goes_on=goes_on,
+            evaluations=self.warmup, tolerance=max(NETWORK_TOLERANCE, threshold), goes_on=goes_on,
         )  # fmt: skip
         with torch.no_grad():
             put(found.x)
@@ -284,9 +289,9 @@ class _Descent:
                 break
         # By the similarity, which two maps can be compared by: a few steps leave a roughness that the loss charges for.
         # The last one is that before the last step; only where it leaves a doubt another evaluation is worth its time.
-        if len(self.similarities) < 3 or self.similarities[-1] < self.similarities[0]:
+        if len(self.similarities) < 3 or not self.similarities[-1] >= self.similarities[0]:
             with torch.no_grad():
-                end = float(self.level.similarity(self.model.displaced(self.model.velocity())))
+                end = float(self.level.similarity_of(self.model))
                 if not end >= self.similarities[0]:
                     points.copy_(start)
                     self.returned = True

@@ -128,6 +128,14 @@ class FieldInTraining:
             s = self.settings
             self.outer = self.coarse.integrated(s.transform_model, s.integration_steps, number)
 
+    def be_nothing(self) -> None:
+        """Forget all that was trained: the map is the identity."""
+        with torch.no_grad():
+            for part in (self.velocity, self.coarse):
+                for parameter in () if part is None else part.parameters():
+                    parameter.zero_()
+        self.outer = None if self.outer is None else (torch.zeros_like(self.outer[0]), torch.zeros_like(self.outer[1]))
+
     def displaced(self, v: Tensor) -> Tensor:
         """The displacement of the whole field that the coefficients of the trained part make.
 
@@ -256,8 +264,9 @@ class Level:
         if settings.symmetric:
             still = View(torch.zeros_like(start), index, vector, threads=threads)
             exchanged = channels.exchanged([still(i.moving) for i in channels.images])
-            matrix = np.diag(h / np.array(voxel))
-            backward = _BackwardMetric(settings, exchanged.metric(chosen, weight), matrix, h, threads)
+            other = exchanged.metric(chosen, weight)
+            if other.count >= 1:  # not where the moving image is flat
+                backward = _BackwardMetric(settings, other, np.diag(h / np.array(voxel)), h, threads)
         return cls(
             number, settings, metric, index, vector, spline,
             energy=regulariser_named(settings.regulariser).energy(lattice),
@@ -285,6 +294,28 @@ class Level:
         """
         return self.metric(View(u, self.grid_to_moving, self.displacement_to_moving, self.spline, self.threads))
 
+    def similarity_of(self, field: FieldInTraining) -> Tensor:
+        """What is maximised: the metric under a field, the mean of both directions where both count.
+
+        Parameters
+        ----------
+        field : FieldInTraining
+            The field as it stands.
+
+        Returns
+        -------
+        Tensor
+            Scalar.
+        """
+        v = field.velocity()
+        return self._both_ways(field, v, field.displaced(v))
+
+    def _both_ways(self, field: FieldInTraining, v: Tensor, u: Tensor) -> Tensor:
+        forward = self.similarity(u)
+        if self.backward is None:
+            return forward
+        return (forward + self.backward(v, field.outer, self.spline)) / 2
+
     def loss(self, field: FieldInTraining, iteration: int) -> tuple[Tensor, Tensor]:
         """The similarity that the field has here, and the loss of this iteration.
 
@@ -303,9 +334,7 @@ class Level:
         settings, threads, number = self.settings, self.threads, self.number
         v = field.velocity()
         u = field.displaced(v)
-        similarity = self.similarity(u)
-        if self.backward is not None:
-            similarity = (similarity + self.backward(v, field.outer, self.spline)) / 2
+        similarity = self._both_ways(field, v, u)
         loss = 1 - similarity
         if settings.smoothness[number]:
             loss = loss + self.factor * settings.smoothness[number] * self.energy(u)

@@ -89,17 +89,18 @@ def minimise(
     -------
     Minimum
     """
-    done = 0
+    done, x, loss = 0, start, float("inf")
 
-    def evaluate(x: Tensor) -> tuple[float, Tensor]:
-        nonlocal done
+    def evaluate(there: Tensor) -> tuple[float, Tensor]:
+        nonlocal done, x, loss
         done += 1
-        loss, gradient = function(x)
-        if not goes_on(loss):
+        new_loss, gradient = function(there)
+        if not goes_on(new_loss):
+            if new_loss < loss:
+                x, loss = there, new_loss
             raise _Cancelled
-        return loss, gradient
+        return new_loss, gradient
 
-    x, loss = start, float("inf")
     try:
         loss, gradient = evaluate(x)
         pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
@@ -163,9 +164,9 @@ def _within(
     x: Tensor, direction: Tensor, length: float, radius: float, reach: Callable[[Tensor, Tensor], float]
 ) -> float:
     """A length at which the step keeps to the radius; what moves the image need not be linear in the parameters."""
-    for _ in range(5):
+    for _ in range(40):
         far = reach(x, x + length * direction)
         if far <= 1.05 * radius:
-            break
-        length *= radius / far
-    return length
+            return length
+        length *= max(0.1, radius / far) if far > radius else 0.1  # not a number: much too far as well
+    return 0.0

@@ -93,8 +93,8 @@ class DeformableSettings:
     convergence_window: int = option(10, "iterations over which convergence is judged", at_least=1, public=True)
     convergence_threshold: float = option(
         0.0,
-        "a level (or the warm-up of the network) ends when the mean loss of a window of iterations is less than this "
-        "below that of the window before; 0 means never",
+        "a level ends when the mean loss of a window of iterations is less than this below that of the window before; "
+        "0 means never. The warm-up of the network ends with a step that promises less than its share of that",
         at_least=0, public=True,
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ class View:
     displacement_to_moving: F64
     spline: list[Banded] | None = None
     threads: int = 1
-    _seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def identity(cls, image: Tensor, threads: int = 1) -> View:

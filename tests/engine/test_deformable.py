@@ -21,7 +21,7 @@ from itk_nir.engine.lattice import Axis, Domain
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.ops import reference
 from itk_nir.engine.progress import Optimised, Progress
-from itk_nir.engine.settings import DeformableSettings
+from itk_nir.engine.settings import COARSE_NETWORK, DeformableSettings
 from itk_nir.engine.velocity_field import Lattices, VelocityField
 from itk_nir.errors import InputError, NothingToCompare
 from tests.engine.pairs import QUICK, SMALL, N, changed, gap, on_voxels, quick, scaled_linear
@@ -68,7 +68,7 @@ def test_unlike_oblique_grids_and_a_linear_map(make_case: Callable[..., Any], d:
 @BOTH
 def test_network_beside_the_control_points(make_case: Callable[..., Any], d: int) -> None:
     case = make_case(d, N[d])
-    alone = quick(network=SMALL, network_learning_rate=0.3, network_warmup=1.0, composed=False, iterations=(60, 0))
+    alone = quick(network=SMALL, network_warmup=1.0, composed=False, iterations=(60, 0))
     network = optimise(case.pair, alone)
     assert not network.field.fine.control_points.any()
     assert case.error(network.field) < 0.6 * case.start()  # the network does something by itself
@@ -192,7 +192,7 @@ def test_unit_of_length_does_not_matter(make_case: Callable[..., Any], d: int, s
 
 def test_large_gradients_of_the_displacement_are_hardly_penalised_more(make_case: Callable[..., Any]) -> None:
     case, weight = make_case(2, N[2]), 0.7
-    few = quick(iterations=(2, 0), smoothness=(weight, weight), velocity_smoothness=(0.0, 0.0))
+    few = quick(iterations=(2, 0), smoothness=(weight, weight), velocity_smoothness=(0.0, 0.0), network=None)
 
     def penalty(scale: float) -> float:
         last = optimise(case.pair, replace(few, lorentzian_scale=scale)).trace[-1]
@@ -216,16 +216,24 @@ def test_small_images_get_more_iterations(make_case: Callable[..., Any]) -> None
 
 
 @BOTH
-def test_network_goes_first_and_alone(make_case: Callable[..., Any], d: int) -> None:
+@pytest.mark.parametrize("composed", [True, False])
+def test_network_goes_first_and_alone_and_then_rests(make_case: Callable[..., Any], d: int, composed: bool) -> None:
     case = make_case(d, N[d])
-    one = quick(iterations=(10, 0), network=SMALL, composed=False)
-    alone = optimise(case.pair, replace(one, network_warmup=1.0))
-    assert alone.field.fine().any()
+    one = quick(iterations=(10, 4), network=SMALL, composed=composed)
+    # As many evaluations, and nothing after them.
+    alone = optimise(case.pair, replace(one, iterations=(5, 0), network_warmup=1.0))
+    assert alone.field.forward.any()
     assert not alone.field.fine.control_points.any()
     half = optimise(case.pair, replace(one, network_warmup=0.5))
-    assert [s.loss for s in half.trace[:6]] == [s.loss for s in alone.trace[:6]]
-    assert half.field.fine.control_points.any()
-    assert not torch.equal(half.field.fine(), alone.field.fine())
+    assert [s.loss for s in half.trace[:5]] == [s.loss for s in alone.trace]
+    # The control points begin where it ended, at the best that it saw; its weights stay as they are, to the last level.
+    assert half.trace[5].loss == pytest.approx(min(s.loss for s in alone.trace), abs=1e-6)
+    (network,), (rested,) = alone.field.networks, half.field.networks
+    for trained, kept in zip(network.parameters(), rested.parameters(), strict=True):
+        assert torch.equal(trained, kept)
+    first = half.field.coarse if composed else half.field.fine
+    assert first is not None
+    assert first.control_points.any()
 
 
 @pytest.mark.slow
@@ -246,7 +254,7 @@ def test_network_finds_the_turn_that_a_linear_stage_missed(
         field = optimise(case.pair, wrong).field
         return float(np.linalg.norm(field.displacement(p) - truth, axis=-1).mean())
 
-    found = error(network=SMALL)
+    found = error(network=COARSE_NETWORK)
     assert found < 0.15 * np.linalg.norm(truth, axis=-1).mean()
     assert found < 0.5 * error(network=None)
 
@@ -351,9 +359,19 @@ def test_convergence_window_ends_a_level(make_case: Callable[..., Any]) -> None:
 
 
 def test_network_that_has_converged_makes_way_for_the_control_points(make_case: Callable[..., Any]) -> None:
-    at_once = quick(iterations=(30, 0), network=SMALL, convergence_window=3, convergence_threshold=1e9)
-    result = optimise(make_case(2, 48).pair, at_once)
-    assert len(result.trace) == 6 + 6
+    """Where a step promises less than a window's share of the threshold; the control points have what is theirs."""
+    patient = quick(iterations=(60, 0), network=SMALL, network_warmup=0.35, convergence_window=3)
+    pair, evaluations = make_case(2, 48, amplitude=0.02).pair, []
+    for threshold in (0.0, 3e-3, 1e9):
+        result = optimise(pair, replace(patient, convergence_threshold=threshold))
+        numbers = [t.iteration for t in result.trace]
+        first = numbers.index(21)
+        assert numbers == [*range(first), *range(21, 21 + len(numbers) - first)]
+        evaluations.append(first)
+    assert evaluations[0] == 21
+    assert 3 < evaluations[1] < 21
+    assert evaluations[2] == 1
+    assert len(numbers) == 1 + 6
     assert result.stop == "converged"
 
 
@@ -500,32 +518,50 @@ def test_similarities_are_the_metric_over_the_same_positions(
 def test_learning_rate_that_is_told_is_the_one_of_the_step(
     make_case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, composed: bool
 ) -> None:
-    """In voxels of the fixed image along its finest axis; Adam gets mm, or half-extents for the network."""
+    """In voxels of the fixed image along its finest axis; Adam, which trains the control points alone, gets mm."""
     case = make_case(2, 48, spacing=(0.8, 1.1))
-    taken: list[tuple[bool, float]] = []
+    taken: list[tuple[int, float]] = []
     step = ops.Adam.step
 
     def noted(self: ops.Adam, rate: float) -> None:
-        taken.append((self.parameters[0].ndim == 4, rate))
+        taken.extend((p.ndim, rate) for p in self.parameters)
         step(self, rate)
 
     monkeypatch.setattr(ops.Adam, "step", noted)
     seen: list[Progress] = []
     chosen = quick(
         network=SMALL, iterations=(6, 4), learning_rates=(0.5, 0.3), learning_rate_end=0.2, network_warmup=0.5,
-        network_learning_rate=0.7, composed=composed,
+        composed=composed,
     )  # fmt: skip
     result = optimise(case.pair, chosen, callback=seen.append)
     assert [p.learning_rate for p in seen] == [t.learning_rate for t in result.trace]
     assert [p.learning_rate for p in seen[:6]] == pytest.approx(np.linspace(0.5, 0.1, 6))
     assert [p.learning_rate for p in seen[6:]] == pytest.approx(np.linspace(0.3, 0.06, 4))
-    control_points = [rate for lattice, rate in taken if lattice]
-    network = [rate for lattice, rate in taken if not lattice]
-    # The network goes first for half of the first level; only where fields are not composed it goes on to the end.
-    assert control_points == pytest.approx([0.8 * p.learning_rate for p in seen[3:]])
-    moved = seen[:6] if composed else seen
-    share = 0.7 * 0.8 / case.fixed.half_extent
-    assert network == pytest.approx([share * p.learning_rate for p in moved])
+    assert [ndim for ndim, _ in taken] == [4] * 7
+    # The network goes first for half of the first level.
+    assert [rate for _, rate in taken] == pytest.approx([0.8 * p.learning_rate for p in seen[3:]])
+
+
+@pytest.mark.parametrize(("radius", "rate"), [(0.5, 0.6), (2.0, 0.6), (2.0, 0.15)])
+def test_first_step_of_the_network_moves_the_image_by_its_radius(
+    make_case: Callable[..., Any], radius: float, rate: float
+) -> None:
+    """In learning rates of the level; later ones at most eight times as far."""
+    case = make_case(2, 48, spacing=(0.8, 1.1))
+    chosen = quick(
+        network=SMALL, network_warmup=1.0, network_radius=radius, learning_rates=(rate, 0.3), composed=False,
+        transform_model="displacement", velocity_smoothness=(0.0, 0.0),
+    )  # fmt: skip
+
+    def moved(iterations: int) -> float:
+        field = optimise(case.pair, replace(chosen, iterations=(iterations, 0))).field
+        return float(field.fine.network_at_nodes().norm(dim=1).max())
+
+    unit = rate * 0.8 * radius
+    assert moved(1) == 0
+    assert 0.8 * unit < moved(2) <= 1.06 * unit
+    assert moved(3) <= 1.06 * (1 + 2) * unit
+    assert moved(12) > 1.5 * unit
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------

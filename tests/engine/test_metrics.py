@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from itk_nir.engine.deformable import optimise
-from itk_nir.engine.metrics import LNCC, METRICS, NCC, LevelImages, Metric, metric_named
+from itk_nir.engine.metrics import METRICS, NCC, LevelImages, Metric, metric_named
 from itk_nir.engine.ops import reference
 from itk_nir.engine.regularisers import (
     REGULARISERS,
@@ -23,97 +22,63 @@ from itk_nir.engine.regularisers import (
     Regulariser,
     regulariser_named,
 )
-from itk_nir.errors import NothingToCompare, OptionError
+from itk_nir.engine.views import View
+from itk_nir.errors import OptionError
 from tests.engine.pairs import N, changed, quick
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 
 
-def images(d: int, weighted: bool = False) -> tuple[LevelImages, Tensor]:
-    """Two noisy images of one grid, and a third that is warped onto the first."""
-    generator = torch.Generator().manual_seed(d)
-    shape = (7, 9, 11) if d == 3 else (1, 12, 14)
-    fixed, moving = (torch.randn(shape, generator=generator) for _ in range(2))
-    weight = (torch.rand(shape, generator=generator) > 0.4).float() if weighted else None
-    return LevelImages(fixed, moving, weight, 2), fixed * 0.7 + 0.5 * torch.randn(shape, generator=generator) + 3
-
-
 # --- metrics ---------------------------------------------------------------------------------------------------------
-
-
-@BOTH
-@pytest.mark.parametrize("name", ["ncc", "lncc"])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_metric_is_what_its_text_says(d: int, name: str, weighted: bool) -> None:
-    level, warped = images(d, weighted)
-    measure = METRICS[name].prepare(level)
-    assert measure.moving is level.moving
-    if name == "ncc":
-        kept = slice(None) if level.weight is None else level.weight > 0.5
-        a, b = level.fixed[kept].double().numpy().ravel(), warped[kept].double().numpy().ravel()
-        assert float(measure(warped)) == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-6)
-        assert measure.count == len(a)
-    else:
-        total, count = reference.lncc(
-            level.fixed.double(), warped.double(), None if level.weight is None else level.weight.double(), 2, 1e-4
-        )
-        assert float(measure(warped)) == pytest.approx(float(total / count), abs=1e-5)
-        assert measure.count == float(count)
-    assert float(measure(level.fixed * 3 - 5)) == pytest.approx(1, abs=2e-3)
-
-
-@BOTH
-@pytest.mark.parametrize("weighted", [False, True])
-def test_gradient_of_ncc_against_differences(d: int, weighted: bool) -> None:
-    level, warped = images(d, weighted)
-    warped.requires_grad_()
-    NCC().prepare(level)(warped).backward()
-    assert warped.grad is not None
-    kept = np.ones(tuple(warped.shape), bool) if level.weight is None else level.weight.numpy() > 0.5
-    fixed, value = level.fixed.double().numpy(), warped.detach().double().numpy()
-
-    def ncc(x: np.ndarray) -> float:
-        return float(np.corrcoef(fixed[kept], x[kept])[0, 1])
-
-    rng = np.random.default_rng(0)
-    size = float(warped.grad.norm())
-    assert size > 1e-3
-    for _ in range(5):
-        along = rng.normal(size=value.shape)
-        slope = (ncc(value + 1e-6 * along) - ncc(value - 1e-6 * along)) / 2e-6
-        assert float((warped.grad.double().numpy() * along).sum()) == pytest.approx(slope, abs=2e-5 * size)
-    assert not warped.grad.numpy()[~kept].any()
-
-
-@pytest.mark.parametrize("metric", [NCC(), LNCC()])
-def test_flat_image_has_nothing_to_compare(make_case: Callable[..., Any], metric: Metric) -> None:
-    level, _ = images(2)
-    assert metric.prepare(replace(level, fixed=torch.ones_like(level.fixed))).count == 0
-    assert metric.prepare(replace(level, weight=torch.zeros_like(level.fixed))).count == 0
-    pair = make_case(2, 40).pair
-    mask = torch.zeros_like(pair.fixed)
-    mask[0, :3, :3] = 1
-    assert not pair.fixed[0, :3, :3].any()
-    with pytest.raises(NothingToCompare):
-        optimise(changed(pair, fixed_weight=mask), quick(metric=metric))
 
 
 @pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(
     "changes",
-    [{"metric": "ncc"}, {"metric": "lncc"}, {"metric": NCC()}, {"metric": "ncc", "symmetric": True},
+    [*({"metric": name} for name in METRICS), {"metric": NCC()}, {"metric": "0.5*nmi + 0.5*mind"},
+     {"metric": "2*lncc + ncc"}, {"metric": "ncc", "symmetric": True}, {"metric": "nmi", "symmetric": True},
+     {"metric": "mse", "symmetric": True}, {"metric": "mind", "symmetric": True},
      {"regulariser": "diffusion", "smoothness": (0.05, 0.05)},
      {"regulariser": "lorentzian", "smoothness": (0.05, 0.05)}],
-    ids=["ncc", "lncc", "NCC()", "ncc symmetric", "diffusion", "lorentzian"],
+    ids=lambda changes: " ".join(map(str, changes.values())),
 )  # fmt: skip
 def test_known_deformation_is_found_with_each(make_case: Callable[..., Any], d: int, changes: dict[str, Any]) -> None:
     case = make_case(d, N[d])
     result = optimise(case.pair, quick(**changes))
-    assert case.error(result.field) < 0.15 * case.start()
+    assert case.error(result.field) < (0.25 if changes.get("metric") == "mind" else 0.15) * case.start()
     assert result.similarity is not None
     assert result.similarity_start is not None
-    assert result.similarity > max(0.9, result.similarity_start + 0.1)
+    assert result.similarity > result.similarity_start + 0.1
+    if "mi" not in str(changes.get("metric")):  # what information like images have depends on them
+        assert result.similarity > 0.9
+    assert result.returned_levels == ()
+
+
+def inverted(x: Tensor) -> Tensor:
+    return 255 - x
+
+
+def folded(x: Tensor) -> Tensor:
+    """Not monotone: the brightest and the middling tissue look alike."""
+    return 100 - (x - 60) ** 2 / 30
+
+
+#: The share of the deformation that may be left: four descriptors in 2D say less than twelve in 3D.
+LEFT = {"nmi": (0.15, 0.35), "mi": (0.15, 0.35), "0.5*nmi + 0.5*mind": (0.15, 0.35), "mind": (0.25, 0.4)}
+
+
+@pytest.mark.slow
+@BOTH
+@pytest.mark.parametrize("metric", LEFT)
+@pytest.mark.parametrize("contrast", [inverted, folded])
+def test_known_deformation_is_found_in_another_contrast(
+    make_case: Callable[..., Any], d: int, metric: str, contrast: Callable[[Tensor], Tensor]
+) -> None:
+    case = make_case(d, N[d], amplitude=0.05 if contrast is inverted else 0.025)
+    result = optimise(changed(case.pair, moving=contrast(case.pair.moving)), quick(metric=metric))
+    left = LEFT[metric][contrast is folded] + (0.2 if (metric, d, contrast) == ("mind", 2, folded) else 0)
+    assert case.error(result.field) < left * case.start()
 
 
 @dataclass(frozen=True)
@@ -135,7 +100,8 @@ class MeanSquaresHere:
     weight: Tensor
     count: float
 
-    def __call__(self, warped: Tensor) -> Tensor:
+    def __call__(self, view: View) -> Tensor:
+        warped = view(self.moving)
         return 1 - (self.weight * (warped - self.fixed) ** 2).sum() / self.count
 
 
@@ -170,7 +136,7 @@ def test_metric_of_the_user(make_case: Callable[..., Any], d: int) -> None:
         assert metric_named("mean squares") is metric
         named = optimise(case.pair, quick(metric="mean squares"))
     assert torch.equal(named.field.forward, result.field.forward)
-    with pytest.raises(OptionError, match="metric must be one of 'lncc', 'ncc'"):
+    with pytest.raises(OptionError, match="metric must be one of 'auto', 'lncc', 'ncc'"):
         quick(metric="mean squares")
 
 

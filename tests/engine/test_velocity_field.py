@@ -183,7 +183,7 @@ def test_described_and_restored_field_is_the_same_bit_for_bit(d: int, parts: dic
 def test_what_fold_removal_leaves_is_restored_too(make_case: Callable[..., Any]) -> None:
     case = make_case(2, N[2])
     torn = quick(
-        network=SMALL, iterations=(20, 20), learning_rates=(6.0, 6.0), jacobian_weight=1e-6,
+        network=SMALL, iterations=(20, 20), learning_rates=(3.0, 3.0), jacobian_weight=1e-6,
         velocity_smoothness=(0.0, 0.0), integration_steps=0,
     )  # fmt: skip
     field = optimise(case.pair, torn).field
