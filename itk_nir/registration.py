@@ -96,8 +96,8 @@ def register(
     **options : Options
         Public options of the preset: `metric`, `channel_weights`, `linear_metric`, `iterations`, `shrink_factors`,
         `smoothing_sigmas`, `radius`, `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`,
-        `symmetric`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and ``itk-nir presets PRESET`` say what each
-        means and may be.
+        `symmetric`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
+        ``itk-nir presets PRESET`` say what each means and may be.
 
     Returns
     -------
