@@ -322,6 +322,16 @@ def test_wrong_options_are_named(oblique: dict[int, Phantom], options: dict[str,
         registration(names["fixed"], names["moving"], **options)
 
 
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    given = {n: p.default for n, p in inspect.signature(registration).parameters.items()}
+    numbers = {"syn_metric": "CC", "syn_sampling": np.int64(3), "reg_iterations": (np.int32(7), np.int64(0), 5)}
+    _, options = register_options({**given, **numbers}, {"preset": "fast"})
+    assert (options["radius"], options["shrink_factors"], options["iterations"]) == (3, (4, 1), (7, 5))
+    for wrong in ({"syn_metric": "CC", "syn_sampling": True}, {"reg_iterations": (7, 2.5)}, {"reg_iterations": ()}):
+        with pytest.raises(OptionError, match=r"whole number|radius"):
+            register_options({**given, **wrong}, {})
+
+
 def test_types_map_to_stages_and_presets() -> None:
     assert parse_type("") == parse_type("SyN") == parse_type(["SyN"]) == TYPES["SyN"]
     assert parse_type("antsRegistrationSyN[so]") == SCRIPT_TYPES["so"]

@@ -505,6 +505,15 @@ def test_wrong_calls(tmp_path: Path) -> None:
         registration_method(fixed, moving, [RIGID, {"Metric": "AdvancedMeanSquares"}])
 
 
+def test_the_number_of_threads_may_be_of_numpy() -> None:
+    fixed, moving, *_ = pair(2)
+    with pytest.raises(OptionError, match="'nowhere'"):  # which comes after the check of the threads
+        registration_method(fixed, moving, preset="nowhere", number_of_threads=np.int64(2))
+    for wrong in (True, 2.0):
+        with pytest.raises(OptionError, match="number_of_threads"):
+            registration_method(fixed, moving, preset="nowhere", number_of_threads=wrong)
+
+
 def test_parameter_files_and_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fixed, moving, *_ = pair(2)
     file = tmp_path / "rigid.txt"

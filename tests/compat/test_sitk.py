@@ -736,6 +736,21 @@ def test_iterations_and_step_size_are_taken_from_the_optimiser() -> None:
     assert R._setup.iterations is None  # what is refused changes nothing
 
 
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    R = ImageRegistrationMethod()
+    R.SetMetricAsANTSNeighborhoodCorrelation(np.int64(3))
+    R.SetNumberOfThreads(np.uint8(2))
+    R.SetOptimizerAsGradientDescent(1.0, np.int32(30))
+    assert (R._setup.radius, R._setup.threads, R._setup.iterations) == (3, 2, 30)
+    assert {type(n) for n in (R._setup.radius, R._setup.threads, R._setup.iterations)} == {int}
+    for use in (R.SetMetricAsANTSNeighborhoodCorrelation, R.SetNumberOfThreads, R.SetOptimizerAsLBFGSB):
+        for wrong in (True, 2.0, np.float64(2)):
+            with pytest.raises(OptionError):
+                use(numberOfIterations=wrong) if use == R.SetOptimizerAsLBFGSB else use(wrong)
+    with pytest.raises(OptionError, match="numberOfIterations"):
+        R.SetOptimizerAsLBFGS2(numberOfIterations=False)
+
+
 SETTERS_UNDER_ANOTHER_NAME = {
     "SetMetricUseFixedImageGradientFilter", "SetMetricUseMovingImageGradientFilter", "SetGlobalWarningDisplay",
     "SetGlobalDefaultDebug", "SetGlobalDefaultThreader", "SetGlobalDefaultNumberOfThreads",

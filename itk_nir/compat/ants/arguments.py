@@ -20,7 +20,7 @@ from itk_nir.compat.ants.options import (
 )
 from itk_nir.compat.options import STAND_IN, engine_options, level_options, register_arguments
 from itk_nir.errors import OptionError
-from itk_nir.options import SYNONYMS, nearest_name
+from itk_nir.options import SYNONYMS, nearest_name, whole_number
 
 if TYPE_CHECKING:
     from itk_nir.settings import Settings
@@ -226,16 +226,18 @@ def _radius(sampling: Any, metric: str) -> int:
         raise OptionError(
             f"syn_sampling={sampling!r} is refused: bins have no meaning; with syn_metric='CC' it is the radius"
         )
-    if isinstance(sampling, bool) or not isinstance(sampling, int) or sampling < 1:
+    radius = whole_number(sampling)
+    if radius is None or radius < 1:
         raise OptionError(f"syn_sampling is the radius of CC in voxels, at least 1, got {sampling!r}")
-    return sampling
+    return radius
 
 
 def _levels(iterations: tuple[Any, ...], given: Any, preset: str | Settings) -> dict[str, Any]:
     """Levels with the shrink factors …, 4, 2, 1, without those of 0 iterations."""
-    if not iterations or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in iterations):
+    numbers = [n for n in map(whole_number, iterations) if n is not None and n >= 0]
+    if not numbers or len(numbers) != len(iterations):
         raise OptionError(f"reg_iterations has one whole number a level, got {given!r}")
-    levels = [(2 ** (len(iterations) - 1 - k), n) for k, n in enumerate(iterations) if n > 0]
+    levels = [(2 ** (len(numbers) - 1 - k), n) for k, n in enumerate(numbers) if n > 0]
     if not levels:
         raise OptionError("reg_iterations is all zero, which leaves nothing to do; use a linear type of transform")
     return level_options(preset, [factor for factor, _ in levels], most_iterations=[n for _, n in levels])

@@ -17,6 +17,7 @@ from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, to_itk
 from itk_nir.loading import load_transform
+from itk_nir.options import whole_number
 from itk_nir.registration import register
 from itk_nir.resample import resample_array
 from itk_nir.settings import Settings, make_settings
@@ -158,7 +159,8 @@ def _check_keywords(options: Mapping[str, Any], number_of_threads: Any) -> None:
     for name in options:
         if name in REFUSED:
             raise OptionError(f"elastix: {name} cannot be used here: {REFUSED[name]}")
-    if isinstance(number_of_threads, bool) or not isinstance(number_of_threads, int) or number_of_threads < 0:
+    number = whole_number(number_of_threads)
+    if number is None or number < 0:
         raise OptionError(f"number_of_threads is a whole number, 0 for all, got {number_of_threads!r}")
 
 

@@ -21,7 +21,7 @@ from itk_nir.compat.sitk.run import ObservedRegistration, Run
 from itk_nir.compat.sitk.transforms import TransformModel, as_composite, checked_transform
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
 from itk_nir.images import Volume, load_image
-from itk_nir.options import SYNONYMS, nearest_name
+from itk_nir.options import SYNONYMS, nearest_name, whole_number
 from itk_nir.transforms.model import CompositeTransform, LinearTransform
 
 if TYPE_CHECKING:
@@ -164,9 +164,10 @@ class ImageRegistrationMethod(ObservedRegistration):
 
     def SetMetricAsANTSNeighborhoodCorrelation(self, radius: int) -> None:
         """Squared local correlation; `radius` in voxels of the level."""
-        if isinstance(radius, bool) or not isinstance(radius, int) or radius < 1:
+        number = whole_number(radius)
+        if number is None or number < 1:
             raise OptionError(f"SetMetricAsANTSNeighborhoodCorrelation: radius is at least 1, got {radius!r}")
-        self._metric, self._setup.radius = None, radius
+        self._metric, self._setup.radius = None, number
 
     def SetMetricAsCorrelation(self) -> None:
         """Squared local correlation stands in, with a warning."""
@@ -290,9 +291,10 @@ class ImageRegistrationMethod(ObservedRegistration):
 
     def SetNumberOfThreads(self, n: int) -> None:
         """CPU threads; 0 means all that the process may use. Results do not depend on it."""
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        number = whole_number(n)
+        if number is None or number < 0:
             raise OptionError(f"SetNumberOfThreads takes a whole number that is not negative, got {n!r}")
-        self._setup.threads = n
+        self._setup.threads = number
 
     def GetNumberOfThreads(self) -> int:
         """What was given, 0 before."""

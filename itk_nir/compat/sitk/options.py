@@ -18,6 +18,7 @@ from itk_nir.compat.options import (
 )
 from itk_nir.errors import OptionError
 from itk_nir.geometry import Geometry
+from itk_nir.options import whole_number
 
 if TYPE_CHECKING:
     from itk_nir.settings import Settings
@@ -240,11 +241,13 @@ class Setup:
         largest = sys.float_info.max
         if values.get("lowerBound", -largest) > -largest or values.get("upperBound", largest) < largest:
             raise OptionError(f"{name}: bounds are refused, parameters are free; leave them out")
-        iterations = values["numberOfIterations"]
-        if name == "SetOptimizerAsLBFGS2" and not iterations:
+        iterations = whole_number(values["numberOfIterations"])
+        if name == "SetOptimizerAsLBFGS2" and iterations == 0:
             iterations = None
-        elif isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise OptionError(f"{name}: numberOfIterations is a whole number of at least 1, got {iterations!r}")
+        elif iterations is None or iterations < 1:
+            raise OptionError(
+                f"{name}: numberOfIterations is a whole number of at least 1, got {values['numberOfIterations']!r}"
+            )
         step = values.get("maximumStepSizeInPhysicalUnits", 0.0)
         if not 0 <= step < float("inf"):
             raise OptionError(f"{name}: maximumStepSizeInPhysicalUnits is not negative (mm), got {step!r}")
