@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 LinearStage = Literal["affine", "rigid", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 
-#: What is used in place of metrics that allow the contrast to differ, in words for warnings and documentation.
-STAND_IN = "squared local correlation (LNCC²)"
-
 #: The entry of `itk_nir.engine.metrics.METRICS` that honours every mutual information, whoever's. The normalised one
 #: is largest about where the plain one is, and its values, 0 to 1, go with the weights of the penalties.
 MUTUAL_INFORMATION = "nmi"
