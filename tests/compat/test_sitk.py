@@ -630,6 +630,9 @@ def test_metric_evaluate_measures_what_a_deformation_is_optimised_for(oblique: d
     assert values["mse"] == pytest.approx(squares - 1, abs=0.01)
     assert -1 < values["nmi"] < 0
     assert len({*values.values()}) == 4
+    R = ImageRegistrationMethod(threads=1)  # "auto" is chosen by a registration only
+    R.SetMetricFixedMask(mask)
+    assert R.MetricEvaluate(fixed, moving) == values["lncc"]
 
 
 @pytest.mark.parametrize("model", [None, "rigid"])

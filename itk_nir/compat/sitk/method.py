@@ -389,7 +389,7 @@ class ImageRegistrationMethod(ObservedRegistration):
         Returns
         -------
         float
-            Minus the similarity under the metric of what is optimised: -1 is perfect.
+            Minus the similarity under the metric of what is optimised (``"lncc"`` for ``"auto"``): -1 is perfect.
 
         Raises
         ------

@@ -91,7 +91,10 @@ OPTIONS: dict[str, OptionSupport] = {
     "AddCommand": honoured("Start, MultiResolutionIteration, Iteration, Progress, Abort, End, Any"),
     "StopRegistration": honoured("ends the run after this iteration; the best so far is returned"),
     "Abort": honoured("ends the run after this iteration; Execute raises RegistrationCancelled"),
-    "MetricEvaluate": honoured("as GetMetricValue, of the whole images where the initial transforms take them"),
+    "MetricEvaluate": honoured(
+        "as GetMetricValue, of the whole images where the initial transforms take them; without a metric that "
+        "is set or given as an option, by 'lncc'"
+    ),
     "GetMetricValue": honoured(
         "the negative similarity, so that smaller is better, as in SimpleITK; -1 is perfect, for mean squares too"
     ),
