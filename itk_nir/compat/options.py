@@ -6,17 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from itk_nir.errors import OptionError
+from itk_nir.errors import OptionError, warn_caller
+from itk_nir.options import whole_number
 
 if TYPE_CHECKING:
+    from itk_nir.engine.metrics import Metric
     from itk_nir.settings import Settings
 
 #: The words of two arguments of `register`.
 LinearStage = Literal["affine", "rigid", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 
-#: What is used in place of metrics that allow the contrast to differ, in words for warnings and documentation.
-STAND_IN = "squared local correlation (LNCC²)"
+#: The entry of `itk_nir.engine.metrics.METRICS` that honours every mutual information, whoever's. The normalised one
+#: is largest about where the plain one is, and its values, 0 to 1, go with the weights of the penalties.
+MUTUAL_INFORMATION = "nmi"
+#: The option that is the metric of the linear stage alone.
+LINEAR_METRIC = "linear_metric"
 
 
 class OptionSupport(NamedTuple):
@@ -98,6 +103,40 @@ def refused(meaning: str) -> OptionSupport:
     OptionSupport
     """
     return OptionSupport("refused", meaning)
+
+
+def mutual_information(bins: Any, what: str) -> str | Metric:
+    """The metric that honours another program's mutual information with a number of bins.
+
+    Parameters
+    ----------
+    bins : int
+        Of either image. A number that the histogram cannot have becomes the nearest one that it can, with a warning.
+    what : str
+        What to call the number in messages.
+
+    Returns
+    -------
+    str or Metric
+        Its name in the table of metrics where the number is the one that it has there, else the metric itself.
+
+    Raises
+    ------
+    OptionError
+        No whole number above 0.
+    """
+    # Here, because it imports torch: reading the tables must not wait for that.
+    from itk_nir.engine.metrics import METRICS, MutualInformation
+    from itk_nir.engine.ops.histogram import LEAST_BINS, MOST_BINS
+
+    number = whole_number(bins)
+    if number is None or number < 1:
+        raise OptionError(f"{what} is a whole number of bins, at least 1, got {bins!r}")
+    allowed = min(max(number, LEAST_BINS), MOST_BINS)
+    if allowed != number:
+        warn_caller(f"{what}: there can be {LEAST_BINS} to {MOST_BINS} bins; {allowed} are taken, not {number}")
+    metric = MutualInformation(allowed, normalised=MUTUAL_INFORMATION == "nmi")
+    return MUTUAL_INFORMATION if metric == METRICS[MUTUAL_INFORMATION] else metric
 
 
 def level_options(
@@ -230,9 +269,35 @@ def register_arguments(preset: str | Settings, options: Mapping[str, Any]) -> di
     OptionError
         An unknown preset or option, or a value it cannot have.
     """
-    from itk_nir.settings import ARGUMENTS, make_settings, present_names
+    from itk_nir.settings import ARGUMENTS
+
+    arguments = {name: value for name, value in options.items() if name in ARGUMENTS}
+    settings = settings_with(preset, {name: value for name, value in options.items() if name not in ARGUMENTS})
+    return {**arguments, "preset": settings}
+
+
+def settings_with(preset: str | Settings, options: Mapping[str, Any]) -> Settings:
+    """A preset with options, under present or former names.
+
+    Parameters
+    ----------
+    preset : str or Settings
+        What to begin with.
+    options : mapping of str to object
+        Options of the preset, public and expert ones.
+
+    Returns
+    -------
+    Settings
+
+    Raises
+    ------
+    OptionError
+        An unknown preset or option, or a value it cannot have.
+    """
+    from itk_nir.settings import make_settings, options_of, present_names
 
     options = present_names(preset, options)
-    arguments = {name: value for name, value in options.items() if name in ARGUMENTS}
-    settings = make_settings(preset, **{name: value for name, value in options.items() if name not in ARGUMENTS})
-    return {**arguments, "preset": settings}
+    if LINEAR_METRIC not in options_of(preset):  # as long as the linear stage has one metric only
+        options.pop(LINEAR_METRIC, None)
+    return make_settings(preset, **options)

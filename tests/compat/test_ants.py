@@ -18,6 +18,7 @@ import SimpleITK as sitk
 
 from itk_nir.cli import ants as ants_cli
 from itk_nir.compat.ants import (
+    METRICS,
     NO_COUNTERPART,
     OPTIONS,
     SCRIPT_TYPES,
@@ -29,6 +30,8 @@ from itk_nir.compat.ants import (
 )
 from itk_nir.compat.ants.arguments import kind_options
 from itk_nir.compat.options import engine_options
+from itk_nir.engine.metrics import METRICS as ENGINE_METRICS
+from itk_nir.engine.metrics import MutualInformation
 from itk_nir.errors import InputError, ItkNirError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
@@ -253,6 +256,7 @@ def test_the_signature_is_that_of_antspy() -> None:
     assert {n: p.default for n, p in ours.items()} == {n: p.default for n, p in theirs.items()}
     assert set(OPTIONS) == set(theirs) - {"fixed", "moving", "kwargs"} | {"random_seed"}
     assert {what for what, _ in OPTIONS.values()} == {"honoured", "approximated", "refused"}
+    assert {ours for _, ours, _ in METRICS.values()} <= set(ENGINE_METRICS)
 
 
 def test_the_options_that_stand_for_anothers_exist() -> None:
@@ -263,7 +267,7 @@ def test_the_options_that_stand_for_anothers_exist() -> None:
 
 
 REFUSED = {
-    "grad_step": 0.1, "flow_sigma": 2, "total_sigma": 0.5, "aff_sampling": 64, "aff_iterations": (10, 10),
+    "grad_step": 0.1, "flow_sigma": 2, "total_sigma": 0.5, "aff_iterations": (10, 10),
     "aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0), "multivariate_extras": [("CC", None, None, 1, 2)],
     "restrict_transformation": (1, 1, 0), "smoothing_in_mm": True, "singleprecision": False,
     "use_legacy_histogram_matching": True,
@@ -291,11 +295,15 @@ def test_names_of_before_are_taken_with_a_warning(oblique: dict[int, Phantom]) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"syn_metric": "demons"}, "syn_metric='demons'"),
-        ({"syn_metric": "meansquares"}, "syn_metric='meansquares'"),
-        ({"aff_metric": "meansquares"}, "aff_metric='meansquares'"),
-        ({"syn_sampling": 16}, "syn_sampling=16"),
-        ({"syn_metric": "CC", "syn_sampling": 0}, "radius of CC"),
+        ({"syn_metric": "PSE"}, "syn_metric='PSE' has no counterpart here; there are cc, mattes, mi, gc, meansquares"),
+        ({"aff_metric": "PSE"}, "aff_metric='PSE' has no counterpart here"),
+        ({"syn_metric": None}, "syn_metric=None has no counterpart here"),
+        ({"syn_sampling": 0}, "syn_sampling is a whole number of bins"),
+        ({"aff_sampling": 8.5}, "aff_sampling is a whole number of bins"),
+        ({"syn_metric": "CC", "syn_sampling": 0}, "syn_sampling is the radius of CC"),
+        ({"aff_metric": "CC", "aff_sampling": 0}, "aff_sampling is the radius of CC"),
+        ({"type_of_transform": "Rigid", "syn_metric": "CC"}, "no meaning for 'Rigid'"),
+        ({"preset": "paper", "syn_metric": "mattes"}, "metric must be one of 'lncc', 'ncc', 'mse', got 'nmi'"),
         ({"aff_random_sampling_rate": 0}, "aff_random_sampling_rate"),
         ({"reg_iterations": (0, 0)}, "all zero"),
         ({"reg_iterations": "40x20"}, "reg_iterations"),
@@ -304,7 +312,6 @@ def test_names_of_before_are_taken_with_a_warning(oblique: dict[int, Phantom]) -
         ({"type_of_transform": "Similarity"}, "'Similarity' has no counterpart"),
         ({"type_of_transform": "t"}, "unknown type_of_transform 't'"),
         ({"type_of_transform": "TV[4]"}, r"TV\[4\]"),
-        ({"type_of_transform": "SyNBold"}, "SyNBold"),
         ({"type_of_transform": "Syn"}, "did you mean 'SyN'"),
         ({"type_of_transform": "antsRegistrationSyN[t]"}, "translation"),
         ({"type_of_transform": "antsRegistrationSyN[b,26]"}, "spline distances"),
@@ -322,20 +329,102 @@ def test_wrong_options_are_named(oblique: dict[int, Phantom], options: dict[str,
         registration(names["fixed"], names["moving"], **options)
 
 
+def test_whole_numbers_of_numpy_are_whole_numbers() -> None:
+    given = {n: p.default for n, p in inspect.signature(registration).parameters.items()}
+    numbers = {"syn_metric": "CC", "syn_sampling": np.int64(3), "reg_iterations": (np.int32(7), np.int64(0), 5)}
+    _, options = register_options({**given, **numbers}, {"preset": "fast"})
+    assert (options["radius"], options["shrink_factors"], options["iterations"]) == (3, (4, 1), (7, 5))
+    for wrong in ({"syn_metric": "CC", "syn_sampling": True}, {"reg_iterations": (7, 2.5)}, {"reg_iterations": ()}):
+        with pytest.raises(OptionError, match=r"whole number|radius"):
+            register_options({**given, **wrong}, {})
+
+
 def test_types_map_to_stages_and_presets() -> None:
     assert parse_type("") == parse_type("SyN") == parse_type(["SyN"]) == TYPES["SyN"]
     assert parse_type("antsRegistrationSyN[so]") == SCRIPT_TYPES["so"]
     assert parse_type("antsRegistrationSyNRepro[r]") == SCRIPT_TYPES["r"]
     assert parse_type("antsRegistrationSyN[s,4]").radius == 4
-    four = {"linear": "affine", "deformable": True, "preset": make_settings("default", radius=4)}
+    four = {"linear": "affine", "deformable": True, "preset": make_settings("default", radius=4, metric="lncc")}
     assert kind_options(parse_type("antsRegistrationSyN[s,4]")) == four
-    given = {"radius": 2, "preset": "fast", "seed": 3}
+    given = {"radius": 2, "preset": "fast", "seed": 3, "metric": "auto"}
     fast = {**four, "preset": make_settings("fast", radius=2), "seed": 3}
     assert kind_options(parse_type("antsRegistrationSyN[s,4]"), given) == fast
     assert kind_options(parse_type("SyN"), {"preset": make_settings("fast", radius=2), "seed": 3}) == fast
     assert kind_options(replace(SCRIPT_TYPES["r"], radius=4))["preset"] == make_settings("default")
     quick = parse_type("antsRegistrationSyNQuick[sr]")
     assert (quick.linear, quick.deformable, quick.preset) == ("rigid", True, "fast")
+    bold = [parse_type(name) for name in ("SyNBold", "SyNBoldAff")]
+    assert [(kind.linear, kind.deformable) for kind in bold] == [("rigid", True), ("affine", True)]
+
+
+NMI = MutualInformation
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        # What the caller does not say, the pair decides.
+        ({}, {}),
+        ({"type_of_transform": "SyNBold"}, {}),
+        ({"type_of_transform": "antsRegistrationSyN[s]"}, {}),
+        # What the caller says is honoured, the words of the defaults too.
+        ({"syn_metric": "mattes"}, {"metric": "nmi"}),
+        ({"syn_metric": "mattes", "syn_sampling": 16}, {"metric": NMI(16)}),
+        ({"syn_metric": "MI", "syn_sampling": 50}, {"metric": NMI(50)}),
+        ({"syn_sampling": 64}, {"metric": NMI(64)}),
+        ({"syn_metric": "CC"}, {"metric": "lncc"}),
+        ({"syn_metric": "cc", "syn_sampling": 4}, {"metric": "lncc", "radius": 4}),
+        ({"syn_metric": "GC", "syn_sampling": 7}, {"metric": "ncc"}),
+        ({"syn_metric": "meansquares"}, {"metric": "mse"}),
+        ({"syn_metric": "Demons"}, {"metric": "mse"}),
+        ({"aff_metric": "mattes"}, {"linear_metric": "nmi"}),
+        ({"aff_metric": "mattes", "aff_sampling": 20}, {"linear_metric": NMI(20)}),
+        ({"aff_sampling": 20}, {"linear_metric": NMI(20)}),
+        ({"aff_metric": "GC", "syn_metric": "CC"}, {"linear_metric": "ncc", "metric": "lncc"}),
+        ({"aff_metric": "meansquares"}, {"linear_metric": "mse"}),
+        ({"aff_metric": "CC", "aff_sampling": 3}, {"linear_metric": "lncc", "linear_radius": 3}),
+        ({"type_of_transform": "Rigid", "aff_metric": "GC"}, {"linear_metric": "ncc"}),
+        ({"type_of_transform": "SyNOnly", "aff_metric": "GC", "syn_metric": "MI"}, {"metric": "nmi"}),
+        # A type that names CC: a number is its radius.
+        ({"type_of_transform": "SyNCC", "syn_sampling": 3}, {"metric": "lncc", "radius": 3}),
+        ({"type_of_transform": "SyNCC", "syn_metric": "mattes"}, {"metric": "nmi"}),
+    ],
+)  # fmt: skip
+def test_metrics_are_honoured_by_the_metric_of_that_name(given: dict[str, Any], options: dict[str, Any]) -> None:
+    defaults = {n: p.default for n, p in inspect.signature(registration).parameters.items()}
+    assert register_options({**defaults, **given}, {})[1] == options
+    assert register_options({**defaults, **given}, {"metric": "mind"})[1]["metric"] == "mind"
+
+
+def test_a_type_that_names_cc_has_it_unless_the_caller_says_otherwise() -> None:
+    defaults = {n: p.default for n, p in inspect.signature(registration).parameters.items()}
+    for name in ("SyNCC", "antsRegistrationSyN[s,4]", "antsRegistrationSyNRepro[so,4]"):
+        for given, metric in (({}, "lncc"), ({"syn_metric": "mattes"}, "nmi"), ({"syn_metric": "GC"}, "ncc")):
+            kind, options = register_options({**defaults, **given, "type_of_transform": name}, {})
+            assert kind_options(kind, options)["preset"].deformable.metric == metric
+    assert kind_options(parse_type("SyN"))["preset"].deformable.metric == "auto"
+    assert kind_options(parse_type("SyNCC"), {"metric": "mind"})["preset"].deformable.metric == "mind"
+
+
+@pytest.mark.filterwarnings("ignore:.*little in common")  # which is what CC finds
+def test_mutual_information_aligns_what_cc_cannot(oblique: dict[int, Phantom], tmp_path: Path) -> None:
+    """The metric reaches the engine: inside the head the contrast is reversed, outside it is not."""
+    phantom = oblique[2]
+    head = phantom.moving_labels > 0
+    moving = np.where(head, 1.1 * phantom.moving.max() - phantom.moving, 0.0).astype(np.float32)
+    fixed = to_ants(phantom.fixed, phantom.geometry)
+    points = phantom.geometry.grid()[phantom.fixed_labels > 0]
+    truth = points + phantom.displacement[phantom.fixed_labels > 0]
+    errors = {}
+    for metric in ("mattes", "CC"):
+        tx = registration(
+            fixed, to_ants(moving, phantom.moving_geometry), "SyNOnly", outprefix=f"{tmp_path}/", syn_metric=metric,
+            preset="fast", threads=1, device="cpu",
+        )  # fmt: skip
+        got = coordinates(ants.apply_transforms_to_points(2, table(points), tx["fwdtransforms"]))
+        errors[metric] = np.linalg.norm(got - truth, axis=1).mean()
+    start = np.linalg.norm(truth - points, axis=1).mean()
+    assert errors["mattes"] < 0.5 * start < start < errors["CC"]
 
 
 @pytest.mark.filterwarnings("ignore:.*little in common")  # after so few iterations
@@ -490,6 +579,8 @@ def test_the_page_runs_and_lists_every_option(tmp_path: Path, monkeypatch: pytes
     text = (DOCS / "coming_from_ants.md").read_text(encoding="utf-8")
     for option, (what, meaning) in OPTIONS.items():
         assert f"| `{option}` | {what} | {meaning} |" in text
+    for metric, (what, ours, meaning) in METRICS.items():
+        assert f"| `{metric}` | {what} | `{ours}` | {meaning} |" in text
     for name, kind in TYPES.items():
         assert f"| `{name}` | {kind.linear} | {'yes' if kind.deformable else 'no'} | {kind.preset} |" in text
     for name, kind in SCRIPT_TYPES.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from itk_nir.engine.metrics import MutualInformation
 from itk_nir.errors import OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image, to_itk
@@ -187,9 +189,23 @@ def test_method_travels_between_processes() -> None:
     assert method.settings == make_settings("fast", iterations=(3, 2, 1))
 
 
+@pytest.mark.filterwarnings("ignore:.*little in common")  # after so few iterations
+@pytest.mark.parametrize("metric", ["0.5*nmi + 0.5*lncc", MutualInformation(16)])
+def test_the_metric_is_that_of_every_block(metric: Any) -> None:
+    """Also on the other side of a process."""
+    from itk_nir.compat.dreg import BlockPairRegistration
+
+    grid, fixed, moving_grid, moving = pair(2)
+    method = pickle.loads(pickle.dumps(BlockPairRegistration(metric=metric, **QUICK)))
+    result = method(to_itk(fixed, grid), to_itk(moving, moving_grid))
+    told = result.report.settings["deformable"]["metric"]
+    assert told == (metric if isinstance(metric, str) else dataclasses.asdict(metric))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"metric": "0.5*nmi + 0.5*lnc"}, "metric must be one of"),
         ({"stepz": 3}, "stepz"), ({"fixed_mask": 1}, "fixed_mask"), ({"linear": "full"}, "linear"),
         ({"device": "tpu"}, "device"), ({"seed": -1}, "seed"), ({"threads": 0}, "threads"), ({"preset": "x"}, "preset"),
     ],

@@ -23,16 +23,20 @@ from itk_nir.compat.elastix import (
     METRICS,
     NO_MEANING,
     ONLY,
+    PENALTIES,
     REFUSED,
     TRANSFORMS,
     registration_method,
     understand,
 )
+from itk_nir.compat.elastix.parameters import read_maps
 from itk_nir.compat.options import engine_options
+from itk_nir.engine.metrics import NCC, MutualInformation, WeightedSum
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, save_image, to_itk
 from itk_nir.resample import resample_array
+from itk_nir.settings import make_settings
 from itk_nir.transforms.as_itk import field_to_itk
 from itk_nir.transforms.formats.elastix import read_elastix
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
@@ -447,6 +451,78 @@ def test_stages() -> None:
             stages(*names)
 
 
+MATTES, NORMALISED, CORRELATION, SQUARES = METRICS
+BENDING = PENALTIES[0]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "metric"),
+    [
+        ({}, None),
+        ({"Metric": BENDING}, None),
+        ({"Metric": MATTES}, "nmi"),
+        ({"Metric": NORMALISED}, "nmi"),
+        ({"Metric": CORRELATION, "NumberOfHistogramBins": 64}, "ncc"),
+        ({"Metric": SQUARES}, "mse"),
+        ({"Metric": MATTES, "NumberOfHistogramBins": [16, 32]}, "nmi"),
+        ({"Metric": MATTES, "NumberOfHistogramBins": [16, 64]}, MutualInformation(64)),
+        ({"Metric": NORMALISED, "NumberOfFixedHistogramBins": 40}, MutualInformation(40)),
+        ({"Metric": MATTES, "NumberOfMovingHistogramBins": 50, "NumberOfHistogramBins": 20}, MutualInformation(50)),
+        ({"Metric": MATTES, "NumberOfFixedHistogramBins": 16, "NumberOfMovingHistogramBins": 8}, MutualInformation(16)),
+        # One similarity, and what does not count beside it.
+        ({"Metric": [MATTES, BENDING], "Metric0Weight": 0.5, "Metric1Weight": 3.0}, "nmi"),
+        ({"Metric": [MATTES, SQUARES], "Metric0Weight": 0.0}, "mse"),
+        ({"Metric": [MATTES, SQUARES], "Metric1Use": False}, "nmi"),
+        # Several: a weighted sum.
+        ({"Metric": [MATTES, CORRELATION]}, "1*nmi + 1*ncc"),
+        ({"Metric": [SQUARES, BENDING, MATTES], "Metric0Weight": 0.25, "Metric2Weight": [1, 0.75]},
+         "0.25*mse + 0.75*nmi"),
+        ({"Metric": [SQUARES, MATTES], "Metric0Weight": 7, "Metric0RelativeWeight": 0.25, "UseRelativeWeights": True},
+         "0.25*mse + 1*nmi"),
+        ({"Metric": [CORRELATION, MATTES], "Metric1Weight": 0.5, "NumberOfHistogramBins": 64},
+         WeightedSum(((1.0, NCC()), (0.5, MutualInformation(64))))),
+    ],
+)  # fmt: skip
+def test_metrics_are_honoured_by_the_metric_of_that_name(parameters: dict[str, Any], metric: Any) -> None:
+    for kind, stage in (("BSplineTransform", "metric"), ("AffineTransform", "linear_metric")):
+        request = understand(read_maps({"Transform": kind, **parameters}))
+        wanted = {"metric": None, "linear_metric": None, stage: metric}
+        assert {name: getattr(request, name) for name in wanted} == wanted
+        assert not request.unused
+        if metric is not None:  # which is a metric here
+            make_settings("fast", metric=metric)
+
+
+def test_every_stage_has_the_metric_of_its_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed, moving, *_ = pair(2)
+    maps = [RIGID, {"Transform": "AffineTransform", "Metric": SQUARES}, SPLINE]
+    request = understand(read_maps(maps))
+    assert (request.linear_metric, request.metric) == ("mse", "ncc")
+    assert request.with_metrics({"radius": 2}) == {"radius": 2, "metric": "ncc", "linear_metric": "mse"}
+    assert request.with_metrics({"linear_metric": "mind"}) == {"metric": "ncc", "linear_metric": "mind"}
+    assert request.with_metrics({"metric": "mind"}) == {"metric": "mind"}  # a keyword goes before all maps
+    assert understand(read_maps([{"Transform": "EulerTransform"}, SPLINE])).with_metrics({}) == {"metric": "ncc"}
+    assert understand([]).with_metrics({}) == {}
+
+    class Seen(Exception):
+        pass
+
+    def look(*_: Any, preset: Any, **__: Any) -> None:
+        raise Seen(preset)
+
+    monkeypatch.setattr("itk_nir.compat.elastix.registration.register", look)
+    for options, metric in (({}, "ncc"), ({"metric": "mind"}, "mind")):
+        with pytest.raises(Seen) as seen:
+            registration_method(fixed, moving, maps, preset="fast", **options)
+        assert seen.value.args[0].deformable.metric == metric
+
+
+def test_bins_that_cannot_be_had_become_the_nearest_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match="NumberOfHistogramBins of map 1: there can be 4 to 128 bins; 128 are taken"):
+        request = understand(read_maps([{"Transform": "EulerTransform"}, {**RIGID, "NumberOfHistogramBins": 256}]))
+    assert request.linear_metric == MutualInformation(128)
+
+
 @pytest.mark.parametrize("name", ["translation", "rigid", "affine", "bspline"])
 def test_elastix_default_maps_are_understood(name: str) -> None:
     default = itk.ParameterObject.New().GetDefaultParameterMap(name, 4)
@@ -455,6 +531,7 @@ def test_elastix_default_maps_are_understood(name: str) -> None:
     request = understand([parameters, *last])
     assert "MaximumNumberOfIterations" in request.unused
     assert not set(request.unused) & set(HONOURED)
+    assert (request.linear_metric, request.metric) == ((None, "nmi") if name == "bspline" else ("nmi", None))
 
 
 @pytest.mark.parametrize(
@@ -465,6 +542,12 @@ def test_elastix_default_maps_are_understood(name: str) -> None:
         ({"MovingImageDerivativeScales": "1"}, "MovingImageDerivativeScales"),
         ({"Metric": "AdvancedKappaStatistic"}, "'AdvancedKappaStatistic' cannot be had"),
         ({"Metric": ["AdvancedMeanSquares", "TransformRigidityPenalty"]}, "TransformRigidityPenalty"),
+        ({"Metric0Weight": -1}, "Metric0Weight of map 0: cannot be below 0, got -1"),
+        ({"Metric0Weight": "much"}, "Metric0Weight: is a number"),
+        ({"Metric0Weight": 0}, "Metric of map 0: all have weight 0 or are not used"),
+        ({"Metric0Use": False}, "Metric of map 0: all have weight 0 or are not used"),
+        ({"NumberOfHistogramBins": 0}, "NumberOfHistogramBins of map 0 is a whole number of bins, at least 1, got 0"),
+        ({"NumberOfHistogramBins": 8.5}, "NumberOfHistogramBins of map 0 is a whole number of bins"),
         ({"ErodeMask": ["false", "true"]}, "ErodeMask"),
         ({"HowToCombineTransforms": "Add"}, "'Add' cannot be had"),
         ({"UseDirectionCosines": False}, "UseDirectionCosines"),
@@ -505,6 +588,15 @@ def test_wrong_calls(tmp_path: Path) -> None:
         registration_method(fixed, moving, [RIGID, {"Metric": "AdvancedMeanSquares"}])
 
 
+def test_the_number_of_threads_may_be_of_numpy() -> None:
+    fixed, moving, *_ = pair(2)
+    with pytest.raises(OptionError, match="'nowhere'"):  # which comes after the check of the threads
+        registration_method(fixed, moving, preset="nowhere", number_of_threads=np.int64(2))
+    for wrong in (True, 2.0):
+        with pytest.raises(OptionError, match="number_of_threads"):
+            registration_method(fixed, moving, preset="nowhere", number_of_threads=wrong)
+
+
 def test_parameter_files_and_the_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fixed, moving, *_ = pair(2)
     file = tmp_path / "rigid.txt"
@@ -532,8 +624,10 @@ def test_own_folder_goes_when_python_ends() -> None:
 def test_docs_name_every_parameter_and_run(tmp_path: Path, monkeypatch: Any) -> None:
     text = (DOCS / "coming_from_elastix.md").read_text(encoding="utf-8")
     meaningless = [name for names in NO_MEANING.values() for name in names]
-    for name in (*HONOURED, *ONLY, *meaningless, *TRANSFORMS, *METRICS, *INTERPOLATORS, *REFUSED):
+    for name in (*HONOURED, *ONLY, *meaningless, *TRANSFORMS, *PENALTIES, *INTERPOLATORS, *REFUSED):
         assert f"`{name}`" in text, name
+    for name, ours in METRICS.items():
+        assert f"| `{name}` | `{ours}`" in text
     rows = {row[0]: row for row in (line.strip("| ").split(" | ") for line in text.splitlines()) if len(row) == 3}
     assert set(INSTEAD) == set(NO_MEANING)
     for group, instead in INSTEAD.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import subprocess
@@ -19,6 +20,7 @@ import itk_nir.compat.itk
 from itk_nir.compat.itk import NIRRegistrationMethod, nir_registration_method
 from itk_nir.compat.itk.lifetime import Link, kept
 from itk_nir.compat.itk.options import COUNTERPARTS, method_table, option_table
+from itk_nir.engine.metrics import MutualInformation
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_itk
@@ -580,6 +582,22 @@ def test_both_spellings(pair: tuple[Any, Any]) -> None:
     )
     for name in ("Preset", "LearningRates", "FixedImage", "FixedMask"):
         assert getattr(one, f"Get{name}")() is getattr(other, f"Get{name}")()
+
+
+def test_the_metric_is_a_name_a_sum_or_an_object(pair: tuple[Any, Any]) -> None:
+    registration = NIRRegistrationMethod.New(*pair, **QUICK)
+    values = {}
+    for metric in ("lncc", "0.5*nmi + 0.5*lncc", MutualInformation(16), MutualInformation(64)):
+        registration.SetMetric(metric)
+        assert registration.GetMetric() is metric
+        registration.Update()
+        told = registration.GetResult().report.settings["deformable"]["metric"]
+        assert told == (metric if isinstance(metric, str) else dataclasses.asdict(metric))
+        values[metric] = registration.GetMetricValue()
+    assert len({*values.values()}) == 4
+    registration.SetMetric("0.5*nmi + 0.5*lnc")
+    with pytest.raises(OptionError, match="metric must be one of"):
+        registration.Update()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
 >>> tx = registration("fixed.nii.gz", "moving.nii.gz", "SyN")  # doctest: +SKIP
 >>> tx["warpedmovout"], tx["fwdtransforms"]  # an ants.ANTsImage, files for ants.apply_transforms  # doctest: +SKIP
 
-`OPTIONS` says of every option of ANTs what becomes of it, `TYPES` and `SCRIPT_TYPES` of every type of transform;
+`OPTIONS` says of every option of ANTs what becomes of it, `METRICS` of every metric, `TYPES` and `SCRIPT_TYPES` of
+every type of transform;
 ``docs/coming_from_ants.md`` shows the same tables.
 """
 
@@ -13,10 +14,11 @@ from __future__ import annotations
 from itk_nir.compat.ants.arguments import parse_script_type, parse_type, register_options
 from itk_nir.compat.ants.files import load_initial_transform, write_files
 from itk_nir.compat.ants.images import as_volume, to_ants
-from itk_nir.compat.ants.options import NO_COUNTERPART, OPTIONS, SCRIPT_TYPES, TYPES, Kind
+from itk_nir.compat.ants.options import METRICS, NO_COUNTERPART, OPTIONS, SCRIPT_TYPES, TYPES, Kind
 from itk_nir.compat.ants.run import registration, run_kind
 
 __all__ = [
+    "METRICS",
     "NO_COUNTERPART",
     "OPTIONS",
     "SCRIPT_TYPES",

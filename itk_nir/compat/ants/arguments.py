@@ -8,19 +8,29 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from itk_nir.compat.ants.options import (
+    DEFAULT_METRIC,
     FIXED_VALUES,
+    METRICS,
     NO_COUNTERPART,
     NO_SCRIPT_COUNTERPART,
     OPTIONS,
     REG_ITERATIONS,
+    SAMPLING,
     SCRIPT_TYPES,
-    SYN_SAMPLING,
     TYPES,
     Kind,
+    LeftOut,
 )
-from itk_nir.compat.options import STAND_IN, engine_options, level_options, register_arguments
+from itk_nir.compat.options import (
+    LINEAR_METRIC,
+    MUTUAL_INFORMATION,
+    engine_options,
+    level_options,
+    mutual_information,
+    register_arguments,
+)
 from itk_nir.errors import OptionError
-from itk_nir.options import SYNONYMS, nearest_name
+from itk_nir.options import SYNONYMS, nearest_name, whole_number
 
 if TYPE_CHECKING:
     from itk_nir.settings import Settings
@@ -123,7 +133,9 @@ def kind_options(kind: Kind, options: Mapping[str, Any] | None = None) -> dict[s
     """
     given = dict(options or {})
     preset = given.pop("preset", kind.preset)
-    if kind.radius is not None and kind.deformable:
+    if kind.deformable and (kind.cc or kind.radius is not None):
+        given.setdefault("metric", METRICS["cc"][1])
+    if kind.deformable and kind.radius is not None:
         given.setdefault("radius", kind.radius)
     return {"linear": kind.linear, "deformable": kind.deformable, **register_arguments(preset, given)}
 
@@ -158,8 +170,7 @@ def register_options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> tupl
 
     extra = present_names(preset, extra)
     _check_names(extra, preset)
-    _check_linear(given)
-    options = {**_deformable_options(given, kind, preset), **extra}
+    options = {**_linear_options(given, kind), **_deformable_options(given, kind, preset), **extra}
     if "random_seed" in options:
         if "seed" in options:
             raise OptionError("random_seed and seed are the same option; give one of them")
@@ -187,55 +198,60 @@ def _check_names(extra: Mapping[str, Any], preset: str | Settings) -> None:
             )
 
 
-def _check_linear(given: Mapping[str, Any]) -> None:
+def _linear_options(given: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """The metric of the linear stage, where the caller has said something of it."""
     rate = given["aff_random_sampling_rate"]
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
         raise OptionError(f"aff_random_sampling_rate is above 0 and at most 1, got {rate!r}")
-    if str(given["aff_metric"]).lower() not in ("mattes", "mi", "gc"):
-        raise OptionError(
-            f"aff_metric={given['aff_metric']!r} is refused: 'mattes', 'MI' and 'GC' are approximated by {STAND_IN}"
-        )
+    metric, radius = _metric(given, "aff")
+    out = {LINEAR_METRIC: metric, "linear_radius": radius}
+    return {name: value for name, value in out.items() if value is not None and kind.linear != "none"}
+
+
+def _metric(given: Mapping[str, Any], stage: str, usual: str = "mattes") -> tuple[Any, int | None]:
+    """Metric and radius of a stage, None for what the caller says nothing of; `usual` is what a number alone is for."""
+    word, number = given[f"{stage}_metric"], given[f"{stage}_sampling"]
+    name = usual if isinstance(word, LeftOut) else str(word).lower()
+    if name not in METRICS:
+        raise OptionError(f"{stage}_metric={word!r} has no counterpart here; there are {', '.join(METRICS)}")
+    if isinstance(word, LeftOut) and number == SAMPLING:
+        return None, None
+    if METRICS[name][1] == MUTUAL_INFORMATION:
+        return mutual_information(number, f"{stage}_sampling"), None
+    return METRICS[name][1], _radius(number, stage) if name == "cc" and number != SAMPLING else None
 
 
 def _deformable_options(given: Mapping[str, Any], kind: Kind, preset: str | Settings) -> dict[str, Any]:
-    """Radius and levels of the deformable stage, where they are not ANTsPy's defaults."""
-    metric, sampling = str(given["syn_metric"]).lower(), given["syn_sampling"]
+    """Metric, radius and levels of the deformable stage, where they are not ANTsPy's defaults."""
     iterations = tuple(given["reg_iterations"]) if isinstance(given["reg_iterations"], Sequence) else ()
     if not kind.deformable:
-        if metric != "mattes" or sampling != SYN_SAMPLING or iterations != REG_ITERATIONS:
+        usual = (DEFAULT_METRIC, SAMPLING, REG_ITERATIONS)
+        if (str(given["syn_metric"]).lower(), given["syn_sampling"], iterations) != usual:
             raise OptionError(
                 f"syn_metric, syn_sampling and reg_iterations have no meaning for {given['type_of_transform']!r}, "
                 "which has no deformable stage; leave them out"
             )
         return {}
-    if metric not in ("cc", "mattes", "mi"):
-        raise OptionError(
-            f"syn_metric={given['syn_metric']!r} is refused: it compares intensities as such; 'CC' is {STAND_IN}, "
-            "which is what runs here"
-        )
-    out: dict[str, Any] = {}
-    if sampling != SYN_SAMPLING:
-        out["radius"] = _radius(sampling, metric)
+    metric, radius = _metric(given, "syn", "cc" if kind.cc or kind.radius is not None else "mattes")
+    out: dict[str, Any] = {n: value for n, value in (("metric", metric), ("radius", radius)) if value is not None}
     if iterations != REG_ITERATIONS:
         out.update(_levels(iterations, given["reg_iterations"], preset))
     return out
 
 
-def _radius(sampling: Any, metric: str) -> int:
-    if metric != "cc":
-        raise OptionError(
-            f"syn_sampling={sampling!r} is refused: bins have no meaning; with syn_metric='CC' it is the radius"
-        )
-    if isinstance(sampling, bool) or not isinstance(sampling, int) or sampling < 1:
-        raise OptionError(f"syn_sampling is the radius of CC in voxels, at least 1, got {sampling!r}")
-    return sampling
+def _radius(sampling: Any, stage: str) -> int:
+    radius = whole_number(sampling)
+    if radius is None or radius < 1:
+        raise OptionError(f"{stage}_sampling is the radius of CC in voxels, at least 1, got {sampling!r}")
+    return radius
 
 
 def _levels(iterations: tuple[Any, ...], given: Any, preset: str | Settings) -> dict[str, Any]:
     """Levels with the shrink factors …, 4, 2, 1, without those of 0 iterations."""
-    if not iterations or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in iterations):
+    numbers = [n for n in map(whole_number, iterations) if n is not None and n >= 0]
+    if not numbers or len(numbers) != len(iterations):
         raise OptionError(f"reg_iterations has one whole number a level, got {given!r}")
-    levels = [(2 ** (len(iterations) - 1 - k), n) for k, n in enumerate(iterations) if n > 0]
+    levels = [(2 ** (len(numbers) - 1 - k), n) for k, n in enumerate(numbers) if n > 0]
     if not levels:
         raise OptionError("reg_iterations is all zero, which leaves nothing to do; use a linear type of transform")
     return level_options(preset, [factor for factor, _ in levels], most_iterations=[n for _, n in levels])

@@ -14,7 +14,7 @@ from itk_nir.checks import check_output_prefix
 from itk_nir.compat.ants.arguments import kind_options, register_options
 from itk_nir.compat.ants.files import load_initial_transform, warped_fixed, write_files
 from itk_nir.compat.ants.images import as_volume, to_ants
-from itk_nir.compat.ants.options import OPTIONS, Kind
+from itk_nir.compat.ants.options import DEFAULT_METRIC, OPTIONS, Kind
 from itk_nir.errors import InputError
 from itk_nir.images import Volume
 
@@ -35,10 +35,10 @@ def registration(
     grad_step: float = 0.2,
     flow_sigma: float = 3,
     total_sigma: float = 0,
-    aff_metric: str = "mattes",
+    aff_metric: str = DEFAULT_METRIC,
     aff_sampling: int = 32,
     aff_random_sampling_rate: float = 0.2,
-    syn_metric: str = "mattes",
+    syn_metric: str = DEFAULT_METRIC,
     syn_sampling: int = 32,
     reg_iterations: Sequence[int] = (40, 20, 0),
     aff_iterations: Sequence[int] = (2100, 1200, 1200, 10),
@@ -58,7 +58,7 @@ def registration(
     Parameters
     ----------
     fixed, moving : ants.ANTsImage, itk.Image, SimpleITK.Image or path
-        2D or 3D images of one grey value, both of one modality.
+        2D or 3D images of one grey value.
     type_of_transform : str, default "SyN"
         A key of `TYPES`, or ``"antsRegistrationSyN[x]"`` or ``"antsRegistrationSyNQuick[x]"`` with a key of
         `SCRIPT_TYPES`.
@@ -72,14 +72,17 @@ def registration(
         Above 0 where the fixed or the moving image counts, in every stage.
     mask_all_stages : bool, default False
         Without effect: masks count in every stage.
-    aff_metric : {"mattes", "MI", "GC"}
-        Squared local correlation stands in for each.
+    aff_metric : {"mattes", "MI", "GC", "meansquares", "CC"}
+        Of the linear stage (see `METRICS`); left out, it has the metric of the deformation.
+    aff_sampling : int, default 32
+        Number of bins of ``aff_metric="mattes"``, or radius of ``"CC"``; 32 is the preset's own radius.
     aff_random_sampling_rate : float, default 0.2
         Above 0 and at most 1; all voxels are used whatever it is.
-    syn_metric : {"mattes", "MI", "CC"}
-        Squared local correlation stands in for each.
+    syn_metric : {"mattes", "MI", "CC", "GC", "meansquares", "demons"}
+        Of the deformation (see `METRICS`); left out, the type of transform says so, else the pair itself (``"auto"``).
     syn_sampling : int, default 32
-        With ``syn_metric="CC"`` the radius of the window in voxels of the level; 32 is the preset's own radius.
+        Number of bins of ``syn_metric="mattes"``, or radius of ``"CC"`` in voxels of the level; 32 is the preset's own
+        radius.
     reg_iterations : sequence of int, default (40, 20, 0)
         One number a level with the shrink factors …, 4, 2, 1: most iterations of the level, 0 to leave it out. The
         default stands for the preset's own levels.
@@ -88,8 +91,6 @@ def registration(
     verbose : bool, default False
         Print a line when a level begins and ends.
     grad_step, flow_sigma, total_sigma : float
-        Refused unless ANTsPy's default.
-    aff_sampling : int
         Refused unless ANTsPy's default.
     aff_iterations, aff_shrink_factors, aff_smoothing_sigmas : sequence of int
         Refused unless ANTsPy's default.

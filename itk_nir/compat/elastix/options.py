@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from itk_nir.compat.options import MUTUAL_INFORMATION
+
 #: Class of elastix' transform → stage of ours.
 TRANSFORMS = {
     "TranslationTransform": "rigid",
@@ -20,11 +22,17 @@ TRANSFORMS = {
 #: class otherwise.
 WEAKER = ("TranslationTransform", "SimilarityTransform")
 
-#: Similarities that are approximated by local normalised cross-correlation, and penalties by our own regularity.
-METRICS = (
-    "AdvancedMattesMutualInformation", "NormalizedMutualInformation", "AdvancedNormalizedCorrelation",
-    "AdvancedMeanSquares", "TransformBendingEnergyPenalty",
-)  # fmt: skip
+#: Similarity of elastix → metric here.
+METRICS = {
+    "AdvancedMattesMutualInformation": MUTUAL_INFORMATION,
+    "NormalizedMutualInformation": MUTUAL_INFORMATION,
+    "AdvancedNormalizedCorrelation": "ncc",
+    "AdvancedMeanSquares": "mse",
+}
+#: Penalties, in place of which our own regularity stands.
+PENALTIES = ("TransformBendingEnergyPenalty",)
+#: Bins of mutual information where nothing is said, as in elastix.
+BINS = 32
 
 #: Interpolator of the result → our interpolation (None: `FinalBSplineInterpolationOrder` decides).
 INTERPOLATORS = {
@@ -48,12 +56,13 @@ PIXELS = {
 HONOURED = (
     "Transform", "AutomaticTransformInitialization", "RandomSeed", "FixedImageDimension", "MovingImageDimension",
     "ResampleInterpolator", "FinalBSplineInterpolationOrder", "DefaultPixelValue", "WriteResultImage",
-    "ResultImageFormat", "ResultImagePixelType", "CompressResultImage",
+    "ResultImageFormat", "ResultImagePixelType", "CompressResultImage", "NumberOfHistogramBins",
+    "NumberOfFixedHistogramBins", "NumberOfMovingHistogramBins", "UseRelativeWeights",
 )  # fmt: skip
 
 #: Parameters of which only these values can be had: any other is an error.
 ONLY: dict[str, tuple[str, ...]] = {
-    "Metric": METRICS,
+    "Metric": (*METRICS, *PENALTIES),
     "AutomaticTransformInitializationMethod": ("GeometricalCenter", "CenterOfGravity"),
     "HowToCombineTransforms": ("Compose",),
     "UseDirectionCosines": ("true",),
@@ -94,10 +103,9 @@ NO_MEANING: dict[str, tuple[str, ...]] = {
         "SampleGridSpacing", "FixedImageBSplineInterpolationOrder", "Interpolator", "BSplineInterpolationOrder",
     ),
     "similarity": (
-        "NumberOfHistogramBins", "NumberOfFixedHistogramBins", "NumberOfMovingHistogramBins", "FixedKernelBSplineOrder",
-        "MovingKernelBSplineOrder", "FixedLimitRangeRatio", "MovingLimitRangeRatio", "UseFastAndLowMemoryVersion",
-        "UseJacobianPreconditioning", "FiniteDifferenceDerivative", "SubtractMean", "UseNormalization",
-        "UseMultiThreadingForMetrics", "UseRelativeWeights",
+        "FixedKernelBSplineOrder", "MovingKernelBSplineOrder", "FixedLimitRangeRatio", "MovingLimitRangeRatio",
+        "UseFastAndLowMemoryVersion", "UseJacobianPreconditioning", "FiniteDifferenceDerivative", "SubtractMean",
+        "UseNormalization", "UseMultiThreadingForMetrics",
     ),
     "levels": (
         "NumberOfResolutions", "FixedImagePyramid", "MovingImagePyramid", "ImagePyramidSchedule",
@@ -134,11 +142,10 @@ REFUSED = {
     "initial_transform_parameter_object_file_name": "did you mean initial_transform_parameter_file_name?",
 }
 
-#: Every parameter that may be given, the numbered ones of `has_no_meaning` left out.
+#: Every parameter that may be given, those of `is_of_metric` left out.
 KNOWN = (*HONOURED, *ONLY, *(name for names in NO_MEANING.values() for name in names))
 
 _MEANINGLESS = frozenset(name for names in NO_MEANING.values() for name in names)
-# Of the n-th metric.
 _NUMBERED = re.compile(r"Metric\d+(Weight|RelativeWeight|Use)$")
 
 
@@ -153,6 +160,22 @@ def has_no_meaning(name: str) -> bool:
     Returns
     -------
     bool
-        Whether it is in `NO_MEANING`, or the weight of one of several metrics (``Metric0Weight``, ...).
+        Whether it is in `NO_MEANING`.
     """
-    return name in _MEANINGLESS or _NUMBERED.match(name) is not None
+    return name in _MEANINGLESS
+
+
+def is_of_metric(name: str) -> bool:
+    """Tell whether a parameter says how much one of several metrics counts.
+
+    Parameters
+    ----------
+    name : str
+        Name of a parameter.
+
+    Returns
+    -------
+    bool
+        Whether it is ``Metric0Weight``, ``Metric0RelativeWeight``, ``Metric0Use`` or that of another number.
+    """
+    return _NUMBERED.match(name) is not None

@@ -7,26 +7,33 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from itk_nir.compat.elastix.options import (
+    BINS,
     DEFAULT_OUTPUT,
     HONOURED,
     INTERPOLATORS,
     KNOWN,
+    METRICS,
     ONLY,
     ORDERS,
+    PENALTIES,
     PIXELS,
     TRANSFORMS,
     WEAKER,
     has_no_meaning,
+    is_of_metric,
 )
-from itk_nir.compat.options import LinearStage
+from itk_nir.compat.options import LINEAR_METRIC, MUTUAL_INFORMATION, LinearStage, mutual_information
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.images import Volume
 from itk_nir.transforms.formats.elastix import ParameterMap
+
+if TYPE_CHECKING:
+    from itk_nir.engine.metrics import Metric
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,10 @@ class Request:
         The linear stage.
     deformable : bool
         Whether a deformable stage follows.
+    metric : str or Metric, optional
+        Of the deformable stage, where its map names one.
+    linear_metric : str or Metric, optional
+        Of the linear stage, where its maps name one: that of the last of them.
     search : bool
         Whether the linear stage may look for a start of its own.
     seed : int
@@ -57,6 +68,8 @@ class Request:
 
     linear: LinearStage = "affine"
     deformable: bool = True
+    metric: str | Metric | None = None
+    linear_metric: str | Metric | None = None
     search: bool = True
     seed: int = 0
     interpolation: str = "bspline"
@@ -64,6 +77,26 @@ class Request:
     output: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(DEFAULT_OUTPUT))
     write_image: bool = True
     unused: tuple[str, ...] = ()
+
+    def with_metrics(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of the preset with the metrics of the maps.
+
+        Parameters
+        ----------
+        options : mapping of str to object
+            Those that were given as keywords: a metric among them goes before those of all maps.
+
+        Returns
+        -------
+        dict of str to object
+        """
+        out = dict(options)
+        if "metric" not in options:
+            if self.metric is not None:
+                out["metric"] = self.metric
+            if self.linear_metric is not None:
+                out.setdefault(LINEAR_METRIC, self.linear_metric)
+        return out
 
 
 def understand(maps: Sequence[ParameterMap]) -> Request:
@@ -90,6 +123,8 @@ def understand(maps: Sequence[ParameterMap]) -> Request:
         for name, values in one.items():
             _check(name, values, f"elastix parameter {name} of map {number}")
     linear, deformable = _stages(maps)
+    metrics = [_metric(one, f"of map {number}") for number, one in enumerate(maps)]
+    deforming = metrics.pop() if deformable else None
     first, last = maps[0], maps[-1]
     kind = INTERPOLATORS[_one(last, "ResampleInterpolator", "FinalBSplineInterpolator", INTERPOLATORS)]
     order = _one(last, "FinalBSplineInterpolationOrder", "3", ORDERS)
@@ -98,6 +133,8 @@ def understand(maps: Sequence[ParameterMap]) -> Request:
     return Request(
         linear=linear,
         deformable=deformable,
+        metric=deforming,
+        linear_metric=next((m for m in reversed(metrics) if m is not None), None),
         search=_flag(first, "AutomaticTransformInitialization", True),
         seed=int(_number(first, "RandomSeed", 0)),
         interpolation=kind or ORDERS[order],
@@ -188,7 +225,7 @@ def _check(name: str, values: list[str], label: str) -> None:
             if value not in ONLY[name]:
                 known = ", ".join(repr(v) for v in ONLY[name])
                 raise OptionError(f"{label}: {value!r} cannot be had here; it may be {known}")
-    elif name not in HONOURED and not has_no_meaning(name):
+    elif name not in HONOURED and not has_no_meaning(name) and not is_of_metric(name):
         close = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.75)
         hint = f"did you mean {close[0]}?" if close else "remove it if the alignment does not depend on it"
         raise OptionError(f"{label}: not known here, so it cannot be honoured; {hint}")
@@ -196,6 +233,41 @@ def _check(name: str, values: list[str], label: str) -> None:
         raise OptionError(f"{label}: 0 iterations leave the initial transform as it is; apply that one directly")
     if name == "ResultImagePixelType" and values[:1] not in ([k] for k in PIXELS):
         raise OptionError(f"{label}: {values} is no pixel type that can be written; it may be {_list(PIXELS)}")
+
+
+def _metric(parameters: ParameterMap, where: str) -> str | Metric | None:
+    """The metric of a map, or the weighted sum of several; None where it names none but penalties."""
+    # Here, because it imports torch: reading the tables must not wait for that.
+    from itk_nir.engine.metrics import WeightedSum, metric_named
+
+    # Of values for each resolution, the last ones count: those of full resolution.
+    last = {name: values[-1:] for name, values in parameters.items()}
+    weight_name = "RelativeWeight" if _flag(last, "UseRelativeWeights", False) else "Weight"
+    similarities = [(n, name) for n, name in enumerate(parameters.get("Metric", ())) if name not in PENALTIES]
+    parts: list[tuple[float, str | Metric]] = []
+    for n, name in similarities:
+        weight = _number(last, f"Metric{n}{weight_name}", 1.0)
+        if weight < 0:
+            raise OptionError(f"elastix parameter Metric{n}{weight_name} {where}: cannot be below 0, got {weight:g}")
+        if weight > 0 and _flag(last, f"Metric{n}Use", True):
+            ours = METRICS[name]
+            parts.append((weight, _with_bins(last, where) if ours == MUTUAL_INFORMATION else ours))
+    if similarities and not parts:
+        raise OptionError(f"elastix parameter Metric {where}: all have weight 0 or are not used; leave one in")
+    if len(parts) < 2:
+        return parts[0][1] if parts else None
+    if all(isinstance(metric, str) for _, metric in parts):
+        return " + ".join(f"{weight:.15g}*{metric}" for weight, metric in parts)
+    return WeightedSum(tuple((weight, metric_named(metric)) for weight, metric in parts))
+
+
+def _with_bins(parameters: ParameterMap, where: str) -> str | Metric:
+    """Mutual information with the bins of a map: the larger number, where both images have their own."""
+    both = _number(parameters, "NumberOfHistogramBins", BINS)
+    bins = max(_number(parameters, f"NumberOf{image}HistogramBins", both) for image in ("Fixed", "Moving"))
+    return mutual_information(
+        int(bins) if bins.is_integer() else bins, f"elastix parameter NumberOfHistogramBins {where}"
+    )
 
 
 def _stages(maps: Sequence[ParameterMap]) -> tuple[LinearStage, bool]:

@@ -100,7 +100,10 @@ COUNTERPARTS = (
         (("SetShrinkFactorsPerLevel", "SetShrinkFactors"), ("SetSmoothingSigmasPerLevel", "SetSmoothingSigmas"))
     ),
     Counterpart((("SetNumberOfWorkUnits", "SetThreads"),), "results do not depend on it"),
-    Counterpart(_same("SetMetric"), "a name, `lncc` or `ncc`, or a metric of this package, and none of ITK's"),
+    Counterpart(
+        _same("SetMetric"),
+        "a name, a weighted sum such as `0.5*nmi + 0.5*lncc`, or a metric of this package, and none of ITK's",
+    ),
     Counterpart((("SetOptimizer", "SetPreset"),), "and its options choose it", exists=False),
     Counterpart(
         (("GetTransform", "GetTransform"), ("GetModifiableTransform", "GetTransform")), "also `GetInverseTransform`"

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from itk_nir.compat.options import (
-    STAND_IN,
     Device,
     engine_options,
     level_options,
+    mutual_information,
     refused,
     register_arguments,
 )
+from itk_nir.compat.sitk.measure import similarity
 from itk_nir.compat.sitk.options import OPTIMISERS, OPTIONS, Setup, optimiser_signature, register_options
 from itk_nir.compat.sitk.run import ObservedRegistration, Run
 from itk_nir.compat.sitk.transforms import TransformModel, as_composite, checked_transform
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
 from itk_nir.images import Volume, load_image
-from itk_nir.options import SYNONYMS, nearest_name
+from itk_nir.options import SYNONYMS, nearest_name, whole_number
 from itk_nir.transforms.model import CompositeTransform, LinearTransform
 
 if TYPE_CHECKING:
@@ -96,7 +96,6 @@ class ImageRegistrationMethod(ObservedRegistration):
         self._initial: Any = None
         self._in_place = True
         self._moving_initial: Any = None
-        self._metric: str | None = None
         self._fixed_mask: Any = None
         self._moving_mask: Any = None
         self._percentages: tuple[float, ...] = (1.0,)
@@ -163,29 +162,42 @@ class ImageRegistrationMethod(ObservedRegistration):
     # --- metric ------------------------------------------------------------------------------------------------------
 
     def SetMetricAsANTSNeighborhoodCorrelation(self, radius: int) -> None:
-        """Squared local correlation; `radius` in voxels of the level."""
-        if isinstance(radius, bool) or not isinstance(radius, int) or radius < 1:
+        """Metric ``"lncc"``, squared local correlation; `radius` in voxels of the level."""
+        number = whole_number(radius)
+        if number is None or number < 1:
             raise OptionError(f"SetMetricAsANTSNeighborhoodCorrelation: radius is at least 1, got {radius!r}")
-        self._metric, self._setup.radius = None, radius
+        self._set_metric("lncc", number)
 
     def SetMetricAsCorrelation(self) -> None:
-        """Squared local correlation stands in, with a warning."""
-        self._stand_in("SetMetricAsCorrelation")
+        """Metric ``"ncc"``, correlation of the whole images, with its sign."""
+        self._set_metric("ncc")
+
+    def SetMetricAsMeanSquares(self) -> None:
+        """Metric ``"mse"``, mean squares."""
+        self._set_metric("mse")
+
+    def SetMetricAsDemons(self, intensityDifferenceThreshold: float = 0.001) -> None:
+        """Metric ``"mse"``, mean squares, whatever the threshold."""
+        self._set_metric("mse")
 
     def SetMetricAsMattesMutualInformation(self, numberOfHistogramBins: int = 50) -> None:
-        """Squared local correlation stands in, with a warning."""
-        self._stand_in(f"SetMetricAsMattesMutualInformation({numberOfHistogramBins})")
+        """Metric ``"nmi"``, normalised mutual information, with so many bins (4 to 128)."""
+        self._set_metric(
+            mutual_information(numberOfHistogramBins, "SetMetricAsMattesMutualInformation: numberOfHistogramBins")
+        )
 
     def SetMetricAsJointHistogramMutualInformation(
         self, numberOfHistogramBins: int = 20, varianceForJointPDFSmoothing: float = 1.5
     ) -> None:
-        """Squared local correlation stands in, with a warning."""
-        self._stand_in(
-            f"SetMetricAsJointHistogramMutualInformation({numberOfHistogramBins}, {varianceForJointPDFSmoothing})"
+        """Metric ``"nmi"``, normalised mutual information, with so many bins (4 to 128), whatever the variance."""
+        self._set_metric(
+            mutual_information(
+                numberOfHistogramBins, "SetMetricAsJointHistogramMutualInformation: numberOfHistogramBins"
+            )
         )
 
-    def _stand_in(self, metric: str) -> None:
-        self._metric, self._setup.radius = metric, None
+    def _set_metric(self, metric: Any, radius: int | None = None) -> None:
+        self._setup.metric, self._setup.radius = metric, radius
 
     def SetMetricFixedMask(self, binaryMask: Any) -> None:
         """An image above 0 where the fixed image counts, on any grid."""
@@ -290,9 +302,10 @@ class ImageRegistrationMethod(ObservedRegistration):
 
     def SetNumberOfThreads(self, n: int) -> None:
         """CPU threads; 0 means all that the process may use. Results do not depend on it."""
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        number = whole_number(n)
+        if number is None or number < 0:
             raise OptionError(f"SetNumberOfThreads takes a whole number that is not negative, got {n!r}")
-        self._setup.threads = n
+        self._setup.threads = number
 
     def GetNumberOfThreads(self) -> int:
         """What was given, 0 before."""
@@ -335,13 +348,6 @@ class ImageRegistrationMethod(ObservedRegistration):
         model, after = self._transforms(a)
         options = register_options(self._setup, model.deformable, a.geometry)
         arguments = register_arguments(self._setup.preset, options)
-        if self._metric is not None:
-            warnings.warn(
-                f"{self._metric}: approximated by {STAND_IN}, which wants both images in one modality; "
-                "SetMetricAsANTSNeighborhoodCorrelation(radius) says so by itself",
-                UserWarning,
-                stacklevel=2,
-            )
         run = self._run = Run("deformable" if model.deformable else "linear", a.dimension, self._fire)
         try:
             self._fire("Start")
@@ -383,8 +389,7 @@ class ImageRegistrationMethod(ObservedRegistration):
         Returns
         -------
         float
-            Minus the mean LNCC² (or minus the `metric` of the options, for a deformation): -1 is perfect, 0 is nothing
-            in common.
+            Minus the similarity under the metric of what is optimised (``"lncc"`` for ``"auto"``): -1 is perfect.
 
         Raises
         ------
@@ -407,32 +412,12 @@ class ImageRegistrationMethod(ObservedRegistration):
             inside &= match_mask(load_image(self._fixed_mask, "fixed mask"), a)[0].array > 0.5
         if not inside.any():
             raise InputError("the images do not overlap where the masks count; check the initial transforms")
-        return -_similarity(a.array, warped, inside, self._setup, model.deformable)
+        return -similarity(a.array, warped, inside, self._setup, model.deformable)
 
     def _transforms(self, fixed: Volume) -> tuple[TransformModel, CompositeTransform | None]:
         """What the initial transform asks for, and the moving initial transform."""
         after = None if self._moving_initial is None else as_composite(self._moving_initial, fixed.geometry)
         return TransformModel.of(self._initial, fixed.geometry), after
-
-
-def _similarity(fixed: Any, warped: Any, inside: Any, setup: Setup, deformable: bool) -> float:
-    """What a stage would optimise (mean LNCC², or the `metric` of the options), of two images on one grid."""
-    import torch
-
-    from itk_nir.engine.execution import thread_count, torch_on_one_thread
-    from itk_nir.engine.images import Intensity, as_volume
-    from itk_nir.engine.metrics import LNCC, LevelImages, metric_named
-    from itk_nir.engine.views import View
-
-    stage = register_arguments(setup.preset, setup.options)["preset"].deformable
-    # The linear stage, and the engine of the paper, have LNCC² of their own.
-    metric = metric_named(stage.metric) if deformable and stage.kind == "deformable" else LNCC()
-    radius = setup.radius or int(np.max(getattr(stage, "radius", 4)))
-    with torch_on_one_thread(torch.device("cpu")):
-        weight, *images = (as_volume(torch.from_numpy(a)) for a in (inside.astype(np.float32), fixed, warped))
-        first, second = (Intensity.of(image, weight).normalised(image).contiguous() for image in images)
-        level = metric.prepare(LevelImages(first, second, weight, radius, thread_count(setup.allowed_threads)))
-        return float(level(View.identity(second)))
 
 
 def _optimiser_method(name: str) -> Callable[..., None]:

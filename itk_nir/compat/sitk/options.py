@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from itk_nir.compat.options import (
-    STAND_IN,
+    LINEAR_METRIC,
     OptionSupport,
     approximated,
     honoured,
@@ -18,8 +18,10 @@ from itk_nir.compat.options import (
 )
 from itk_nir.errors import OptionError
 from itk_nir.geometry import Geometry
+from itk_nir.options import whole_number
 
 if TYPE_CHECKING:
+    from itk_nir.engine.metrics import Metric
     from itk_nir.settings import Settings
 
 #: Method of SimpleITK's class -> what becomes of it. Getters follow their setters.
@@ -36,14 +38,21 @@ OPTIONS: dict[str, OptionSupport] = {
     "SetFixedInitialTransform": refused("identity only; resample the fixed image, or use SetMovingInitialTransform"),
     "SetVirtualDomain": refused("the fixed image's grid is the virtual domain"),
     "SetVirtualDomainFromImage": refused("the fixed image's grid is the virtual domain"),
-    "SetMetricAsANTSNeighborhoodCorrelation": honoured(f"{STAND_IN} with this radius, in voxels of the level"),
-    "SetMetricAsCorrelation": approximated(f"{STAND_IN} with the preset's radius, with a warning"),
-    "SetMetricAsMattesMutualInformation": approximated(
-        f"{STAND_IN} with the preset's radius, with a warning; good within one modality, whatever the contrast"
+    "SetMetricAsANTSNeighborhoodCorrelation": honoured(
+        "metric 'lncc', squared local correlation, with this radius in voxels of the level"
     ),
-    "SetMetricAsJointHistogramMutualInformation": approximated("as SetMetricAsMattesMutualInformation"),
-    "SetMetricAsMeanSquares": refused("it compares intensities as such; use SetMetricAsANTSNeighborhoodCorrelation(4)"),
-    "SetMetricAsDemons": refused("it compares intensities as such; use SetMetricAsANTSNeighborhoodCorrelation(4)"),
+    "SetMetricAsCorrelation": honoured(
+        "metric 'ncc', correlation of the whole images, with its sign: contrast that is reversed does not match"
+    ),
+    "SetMetricAsMattesMutualInformation": honoured(
+        "metric 'nmi', mutual information normalised to 0 … 1, with this number of bins; 4 to 128, else the nearest of "
+        "these, with a warning"
+    ),
+    "SetMetricAsJointHistogramMutualInformation": honoured(
+        "as SetMetricAsMattesMutualInformation; the histogram has a smoothing of its own, so the variance has no effect"
+    ),
+    "SetMetricAsMeanSquares": honoured("metric 'mse', mean squares over the variance of the fixed image"),
+    "SetMetricAsDemons": approximated("as SetMetricAsMeanSquares; the threshold has no effect"),
     "SetMetricFixedMask": honoured("above 0 where the fixed image counts; any grid"),
     "SetMetricMovingMask": honoured("above 0 where the moving image counts; any grid"),
     "SetMetricSamplingStrategy": approximated("all voxels are used, as with NONE"),
@@ -82,8 +91,13 @@ OPTIONS: dict[str, OptionSupport] = {
     "AddCommand": honoured("Start, MultiResolutionIteration, Iteration, Progress, Abort, End, Any"),
     "StopRegistration": honoured("ends the run after this iteration; the best so far is returned"),
     "Abort": honoured("ends the run after this iteration; Execute raises RegistrationCancelled"),
-    "MetricEvaluate": honoured("the negative metric of the whole images where the initial transforms take them"),
-    "GetMetricValue": honoured("the negative mean LNCC², so that smaller is better, as in SimpleITK"),
+    "MetricEvaluate": honoured(
+        "as GetMetricValue, of the whole images where the initial transforms take them; without a metric that "
+        "is set or given as an option, by 'lncc'"
+    ),
+    "GetMetricValue": honoured(
+        "the negative similarity, so that smaller is better, as in SimpleITK; -1 is perfect, for mean squares too"
+    ),
     "GetMetricNumberOfValidPoints": refused("the engine does not report it"),
     "GetOptimizerIteration": honoured("iterations of the level so far"),
     "GetOptimizerLearningRate": honoured(
@@ -187,6 +201,8 @@ class Setup:
         The preset whose values hold where nothing is said.
     options : dict
         Arguments of `register` and options of the preset that were given by name.
+    metric : str or Metric, optional
+        Of whatever is optimised; None for that of `options` and the preset.
     radius : int, optional
         Of the window of the local correlation, in voxels of the level.
     seed : int, optional
@@ -207,6 +223,7 @@ class Setup:
 
     preset: str | Settings = "default"
     options: dict[str, Any] = field(default_factory=dict)
+    metric: str | Metric | None = None
     radius: int | None = None
     seed: int | None = None
     iterations: int | None = None
@@ -240,11 +257,13 @@ class Setup:
         largest = sys.float_info.max
         if values.get("lowerBound", -largest) > -largest or values.get("upperBound", largest) < largest:
             raise OptionError(f"{name}: bounds are refused, parameters are free; leave them out")
-        iterations = values["numberOfIterations"]
-        if name == "SetOptimizerAsLBFGS2" and not iterations:
+        iterations = whole_number(values["numberOfIterations"])
+        if name == "SetOptimizerAsLBFGS2" and iterations == 0:
             iterations = None
-        elif isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-            raise OptionError(f"{name}: numberOfIterations is a whole number of at least 1, got {iterations!r}")
+        elif iterations is None or iterations < 1:
+            raise OptionError(
+                f"{name}: numberOfIterations is a whole number of at least 1, got {values['numberOfIterations']!r}"
+            )
         step = values.get("maximumStepSizeInPhysicalUnits", 0.0)
         if not 0 <= step < float("inf"):
             raise OptionError(f"{name}: maximumStepSizeInPhysicalUnits is not negative (mm), got {step!r}")
@@ -278,6 +297,8 @@ def register_options(setup: Setup, deformable: bool, fixed: Geometry) -> dict[st
         out["threads"] = setup.threads
     if setup.seed is not None:
         out["seed"] = setup.seed
+    if setup.metric is not None:
+        out["metric" if deformable else LINEAR_METRIC] = setup.metric
     if setup.sigmas is not None:
         if setup.shrink_factors is None:
             raise OptionError("SetSmoothingSigmasPerLevel needs SetShrinkFactorsPerLevel with as many levels")

@@ -160,7 +160,7 @@ class ObservedRegistration:
         return 0 if self._run is None or self._run.latest is None else self._run.latest.level
 
     def GetMetricValue(self) -> float:
-        """Minus the mean LNCC²: -1 is perfect, 0 is nothing in common."""
+        """Minus the similarity under the metric: smaller is better, -1 is perfect."""
         return 0.0 if self._run is None else self._run.value
 
     def GetProgress(self) -> float:
