@@ -135,7 +135,7 @@ class _Level:
             return u.reshape(3, *self.fixed.shape)
 
         weight = self._weight(displacement(x).detach(), linear)
-        images = tuple(replace(i, axes=index[:, :3], memo={}) for i in self.channels.images)
+        images = tuple(replace(i, axes=index[:, :3]) for i in self.channels.images)
         metric: LevelMetric = LevelChannels(images).metric(self.metrics, weight)
         share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
         if metric.count < 1:
@@ -373,7 +373,21 @@ class _Judge:
 
 
 def value(level: _Level, base: F64, model: _Map) -> float:
-    """The similarity of a level under a map, times the share of the positions that both images have."""
+    """The similarity of a level under a map, times the share of the positions that both images have.
+
+    Parameters
+    ----------
+    level : _Level
+        Where it is measured.
+    base : ndarray
+        ``(d + 1, d + 1)`` LPS, before the map of the pair.
+    model : _Map
+        Of any kind; its parameters are at rest.
+
+    Returns
+    -------
+    float
+    """
     x = model.zero(level.fixed.device)
     similarity, share = level.measure(base, model, x)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from itk_nir.engine.coordinate_networks import build_field
-from itk_nir.engine.velocity_field import second_differences
+from itk_nir.engine.lattice_values import second_differences
 from itk_nir.geometry import Geometry
 from itk_nir.options import rebuilt
 from itk_nir.paper.flow import inverse_flow
