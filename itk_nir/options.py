@@ -342,7 +342,7 @@ SYNONYMS: dict[str, str] = {
     "step_size": "learning_rates", "gradient_step": "learning_rates", "grad_step": "learning_rates",
     "flow_sigma": "smoothness", "total_sigma": "smoothness", "regularization": "smoothness",
     "regularisation": "smoothness", "regularisation_weight": "smoothness", "lambda": "smoothness",
-    "regularizer": "regulariser", "similarity": "metric", "loss": "metric", "aff_metric": "metric",
+    "regularizer": "regulariser", "similarity": "metric", "loss": "metric", "aff_metric": "linear_metric",
     "syn_metric": "metric", "mask": "fixed_mask", "masks": "fixed_mask", "fixed_masks": "fixed_mask",
     "moving_masks": "moving_mask", "initial": "initial_transform", "init": "initial_transform",
     "start": "initial_transform", "thread": "threads", "num_threads": "threads", "n_jobs": "threads",

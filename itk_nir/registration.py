@@ -293,12 +293,14 @@ class _Run:
     def _deformable(self, pair: Pair) -> Optimised:
         problem = self.problem
         begin = 0.0 if problem.linear == "none" else 0.1
-        # One evaluation, then out with the identity.
+        # One evaluation, then out.
         callback = (lambda _: True) if self.cancelled else self._share(begin, 0.95 - begin)
         done: Optimised = self.settings.engine.optimise(
             pair, self.settings.deformable, seed=problem.seed, threads=problem.threads, callback=callback,
             clock=problem.clock,
         )  # fmt: skip
+        if self.cancelled and hasattr(done.field, "at_rest"):
+            done = replace(done, field=done.field.at_rest(), similarity=done.similarity_start)
         self._took("deformable")
         return done
 

@@ -61,7 +61,7 @@ class Report:
     threads : int
         CPU threads.
     seconds : dict
-        By stage: ``"read"``, ``"linear"``, ``"deformable"``, ``"sampling"``; ``"total"``.
+        By stage: ``"read"``, ``"linear"``, ``"deformable"``, ``"verdict"``, ``"sampling"``; ``"total"``.
     peak_memory_mb, peak_device_memory_mb : float or None
         Largest resident memory of the process so far, and memory of the CUDA device, MiB.
     versions : dict

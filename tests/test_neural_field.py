@@ -205,7 +205,7 @@ def test_a_registration_is_saved_and_sampled_again(preset: str, d: int, tmp_path
     fixed = oblique(d)
     p = fixed.grid()
     image = np.sin(p / 5.0).sum(-1).astype(np.float32)
-    moved = np.sin((p - 0.7) / 5.0).sum(-1).astype(np.float32)
+    moved = np.sin((p - 1.8) / 5.0).sum(-1).astype(np.float32)
     if preset == "fast":
         options: dict[str, Any] = {
             "shrink_factors": (2, 1), "smoothing_sigmas": 0.4, "iterations": (5, 3), "learning_rates": 0.3, "radius": 2,

@@ -121,9 +121,12 @@ def test_every_default_and_every_bound_that_belongs_is_allowed(owner: Any, name:
     assert not what.allows(math.nan)
 
 
-def test_public_options_are_few_and_all_of_the_deformable_stage() -> None:
-    assert public_options("default") == {n for n, what in options_in(DeformableSettings).items() if what.public}
-    assert not any(what.public for owner in (LinearSettings, SamplingSettings) for what in options_in(owner).values())
+def test_public_options_are_few_and_but_for_a_metric_of_the_deformable_stage() -> None:
+    public = [{n for n, what in options_in(s).items() if what.public} for s in (DeformableSettings, LinearSettings)]
+    assert public_options("default") == public[0] | public[1]
+    assert public[1] == {"linear_metric"}
+    assert not any(what.public for what in options_in(SamplingSettings).values())
+    assert len(public_options("default")) == 15
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_report(oblique: dict[int, Phantom], oblique_results: dict[int, Registra
     assert m.similarity > 0.8
     assert (m.preset, m.seed, m.threads, m.device, m.stop) == ("default", 0, 1, "cpu", "all iterations done")
     seconds = m.seconds
-    assert set(seconds) == {"read", "linear", "deformable", "sampling", "total"}
+    assert set(seconds) == {"read", "linear", "deformable", "verdict", "sampling", "total"}
     assert sum(v for k, v in seconds.items() if k != "total") == pytest.approx(seconds["total"], abs=0.05)
     assert min(seconds.values()) >= 0
     assert m.peak_memory_mb > 50
@@ -294,7 +294,7 @@ def test_images_that_share_no_space(phantoms: dict[int, Phantom]) -> None:
 
 @BOTH
 @pytest.mark.parametrize("kind", ["matrix", "itk translation", "sitk", "file"])
-@pytest.mark.filterwarnings("default:moving image.* has little in common:UserWarning")
+@pytest.mark.filterwarnings("default:.*have little in common:UserWarning")
 def test_linear_start_is_not_lost(phantoms: dict[int, Phantom], tmp_path: Path, d: int, kind: str) -> None:
     """Without any step taken, the result is the start."""
     import itk
@@ -358,7 +358,7 @@ def test_displacement_field_as_a_start(phantoms: dict[int, Phantom], d: int) -> 
     assert error(run(*images(p), linear="none", initial_transform=half), p) < (0.4 if d == 2 else 0.9) * start(p)
 
 
-@pytest.mark.filterwarnings("default:moving image.* has little in common:UserWarning")
+@pytest.mark.filterwarnings("default:.*have little in common:UserWarning")
 def test_list_of_starts_in_the_order_of_ants(phantoms: dict[int, Phantom]) -> None:
     p = phantoms[2]
     shift, turn = np.eye(3), np.eye(3)
@@ -857,7 +857,7 @@ def test_image_that_cannot_be_used(phantoms: dict[int, Phantom], tmp_path: Path,
     ("options", "error_type", "message"),
     [
         ({"preset": "defualt"}, OptionError, "did you mean 'default'"),
-        ({"linear": "similarity"}, OptionError, "linear is one of 'affine', 'rigid', 'none'"),
+        ({"linear": "bspline"}, OptionError, "linear is one of 'affine', 'similarity', 'rigid', 'translation', 'none'"),
         ({"seed": -1}, OptionError, "seed"),
         ({"seed": 1.5}, OptionError, "seed"),
         ({"seed": True}, OptionError, "seed"),

@@ -120,7 +120,7 @@ def _refuse(args: argparse.Namespace) -> None:
     for flag, value, only, why in (
         ("-s", args.spline, 26, "the deformation has no spline distance; itk-nir register --set grid_spacing=..."),
         ("-g", args.step, 0.1, "steps are the preset's; itk-nir register --set learning_rates=..."),
-        ("-j", args.histogram, "0", "the metric does not see the contrast; match the histograms beforehand"),
+        ("-j", args.histogram, "0", "histograms are not matched here; match them beforehand"),
         ("-z", args.collapse, "1", "the stages are one linear map and one deformation"),
     ):
         if value != only:

@@ -19,8 +19,9 @@ FORMATS = ("itk", "ants", "elastix", "slicer", "nifti")
 
 #: The public options of `itk_nir.register`, each of which is a flag: known here so that arguments are read at once.
 PUBLIC_OPTIONS = (
-    "metric", "iterations", "shrink_factors", "smoothing_sigmas", "radius", "learning_rates", "regulariser",
-    "smoothness", "grid_spacing", "transform_model", "symmetric", "convergence_window", "convergence_threshold",
+    "metric", "channel_weights", "iterations", "shrink_factors", "smoothing_sigmas", "radius", "learning_rates",
+    "regulariser", "smoothness", "grid_spacing", "transform_model", "symmetric", "convergence_window",
+    "convergence_threshold", "linear_metric",
 )  # fmt: skip
 
 #: Arguments of `itk_nir.register` that are no setting of a preset: the flag for each, None where there is none.
@@ -81,7 +82,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         for name, (value, what) in described("default").items():
             if name in actions and what is not None:
                 limits = what.limits()
-                default = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                default = (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
                 text = f"{what.help}{f' ({limits})' if limits else ''}; default: {default}"
                 actions[name].help = text.replace("`", "").replace("%", "%%")
         return plain()

@@ -295,9 +295,6 @@ def settings_with(preset: str | Settings, options: Mapping[str, Any]) -> Setting
     OptionError
         An unknown preset or option, or a value it cannot have.
     """
-    from itk_nir.settings import make_settings, options_of, present_names
+    from itk_nir.settings import make_settings, present_names
 
-    options = present_names(preset, options)
-    if LINEAR_METRIC not in options_of(preset):  # as long as the linear stage has one metric only
-        options.pop(LINEAR_METRIC, None)
-    return make_settings(preset, **options)
+    return make_settings(preset, **present_names(preset, options))

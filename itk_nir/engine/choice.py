@@ -104,7 +104,7 @@ def choose_metric(pair: Pair, threads: int = 1) -> Choice:
     if smoothness > 1:
         reason += (
             f"; the images are nearly as alike as such contrasts can be (NMI {nmi:.2f}), so the deformation is "
-            f"{smoothness:.0f} times as stiff"
+            f"{smoothness:.3g} times as stiff"
         )
     return Choice(UNLIKE if nmi >= TELLING else UNLIKE_LITTLE, UNLIKE_LINEAR, smoothness, reason)
 

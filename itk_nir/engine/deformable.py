@@ -7,11 +7,11 @@ goes first and alone: with few degrees of freedom that all act on the whole imag
 left over, turns and shifts included, before control points can fit the wrong anatomy to them. Its steps are those of a
 trust region (`itk_nir.engine.quasi_newton`): bounded by how far they move the image, and none is taken that does not
 lower the loss, so that it starts at exactly zero motion and stays there where nothing is to be gained. Then it rests,
-and the control points move what is left at that resolution. A level that ends less alike than it began gives its
-start back. After the level the coarse field is frozen, and the levels that follow train a
-fine field ``v_2`` from zero, on a lattice that is refined from level to level. Each is a flow of its own: large
-deformations need not be one flow's. (``composed=False`` trains one field through all levels.) The loss is in
-`itk_nir.engine.level`.
+and the control points move what is left at that resolution. A level that ends less alike than it began gives its start
+back, and one that sees nothing to compare (under a small mask) is left out. After the level the coarse field is frozen,
+and the levels that follow train a fine field ``v_2`` from zero, on a lattice that is refined from level to level. Each
+is a flow of its own: large deformations need not be one flow's. (``composed=False`` trains one field through all
+levels.) The loss is in `itk_nir.engine.level`.
 
 As an engine this module has what `itk_nir.settings.ENGINES` asks for: `Settings`, `optimise`, `describe`, `restore`.
 """
@@ -40,6 +40,7 @@ from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.settings import DeformableSettings as Settings
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.engine.velocity_field import Lattices
+from itk_nir.errors import NothingToCompare
 
 __all__ = ["Settings", "describe", "optimise", "restore"]
 
@@ -83,7 +84,7 @@ def optimise(
     Raises
     ------
     NothingToCompare
-        No position of the fixed image counts.
+        No position of the fixed image counts at any level.
     """
     clock = time.perf_counter() if clock is None else clock
     # In a function of its own: what the iterations held is free again before the folds are looked for.
@@ -149,6 +150,7 @@ def _train(
     last = max(level for level in range(settings.levels) if settings.iterations[level])
     stop, returned = DONE, list[int]()
     measured: tuple[float | None, float | None] = None, None
+    nothing: NothingToCompare | None = None
     for number in range(settings.levels):
         if number == 1 and settings.composed and report.trace and stop != CANCELLED:
             model.freeze()
@@ -162,8 +164,13 @@ def _train(
         if number == settings.levels - 1:
             normalised.clear()
         with ops.reused_memory():
-            level = Level.make(number, settings, pair, domain, channels, grids, model)
-            del channels
+            try:
+                level = Level.make(number, settings, pair, domain, channels, grids, model)
+            except NothingToCompare as error:  # a mask may be too small for a coarse level to see
+                nothing = error
+                continue
+            finally:
+                del channels
             descent = _Descent(level, model, report.goes_on, keep_best=callback is not None)
             stop = descent.run()
             if descent.returned:
@@ -175,6 +182,8 @@ def _train(
                     measured = measured[0], measured[0]
                     returned = [k for k in range(number + 1) if settings.iterations[k]]
             del level, descent
+    if not report.trace and nothing is not None:
+        raise nothing
     return Optimised(model.trained(), tuple(report.trace), stop, *measured, tuple(returned)), domain
 
 

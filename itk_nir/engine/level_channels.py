@@ -88,7 +88,7 @@ class LevelChannels:
         LevelMetric
             Its `count` is 0 where there is nothing to compare.
         """
-        parts = [(w, m.prepare(replace(i, weight=weight))) for (w, m), i in zip(metrics, self.images, strict=True)]
+        parts = [(w, m.prepare(i.weighted(weight))) for (w, m), i in zip(metrics, self.images, strict=True)]
         return weighted_sum(parts)
 
     def exchanged(self, targets: Sequence[Tensor]) -> LevelChannels:
@@ -108,7 +108,7 @@ class LevelChannels:
             tuple(
                 replace(
                     i, fixed=target, moving=i.fixed, fixed_range=i.moving_range, moving_range=i.fixed_range,
-                    moving_in_fixed_units=_inverted(*i.moving_in_fixed_units), axes=None, memo={},
+                    moving_in_fixed_units=_inverted(*i.moving_in_fixed_units), axes=None,
                 )
                 for i, target in zip(self.images, targets, strict=True)
             )

@@ -47,6 +47,9 @@ TURNED_GAIN, GREAT_TURN = 0.9, 30.0
 #: The overlap (share of the smaller image) below which the images as they lie are no start.
 LEAST_OVERLAP = 0.05
 
+#: By which share of a measure the map that was found must be worse than the start for that to be told.
+NOTABLE = 0.005
+
 #: Evaluations after which it is looked anew at which positions both images have.
 ROUND = 10
 
@@ -130,7 +133,7 @@ class _Level:
         linear = self.pair.linear @ base
         index, vector = self.grids.voxel_map(self.pair, linear)
         weight = self._weight(self.still, linear)
-        images = tuple(replace(i, axes=index[:, :3], memo={}) for i in self.channels.images)
+        images = tuple(replace(i, axes=index[:, :3]) for i in self.channels.images)
         metric = LevelChannels(images).metric(self.metrics, weight)
         share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
         return metric, lambda u: View(u, index, vector, threads=self.threads), share if metric.count >= 1 else 0.0
@@ -248,7 +251,8 @@ def optimise_linear(
             name for name, a, b in zip(("metric", "mutual information"), found, start_values, strict=True) if a < b
         ]
         if worse or found[0] < least:
-            if worse and not np.array_equal(base, begin):
+            told = any(a < (1 - NOTABLE) * b for a, b in zip(found, start_values, strict=True))
+            if told and not np.array_equal(base, begin):
                 notes.append(
                     f"linear stage: the {' and the '.join(worse)} held the map that was found to be worse than the "
                     "start, which was kept"

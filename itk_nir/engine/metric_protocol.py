@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -43,8 +43,12 @@ class LevelImages:
         by the linear map). None for the identity.
     dimension : int
         2 or 3.
+
+    Attributes
+    ----------
     memo : dict
-        What a metric made of these images and may need again with another weight.
+        What a metric made of these images and may need again with another weight; `weighted` hands it on, and a copy in
+        which anything else is changed begins with an empty one.
     """
 
     fixed: Tensor
@@ -57,7 +61,24 @@ class LevelImages:
     moving_in_fixed_units: tuple[float, float] = (1.0, 0.0)
     axes: NDArray[np.float64] | None = None
     dimension: int = 3
-    memo: dict[Any, Any] = field(default_factory=dict)
+    memo: dict[Any, Any] = field(default_factory=dict, init=False)
+
+    def weighted(self, weight: Tensor | None) -> LevelImages:
+        """The same images, counted elsewhere.
+
+        Parameters
+        ----------
+        weight : Tensor or None
+            ``(Z, Y, X)``, above 0.5 where the fixed image counts.
+
+        Returns
+        -------
+        LevelImages
+            With the same `memo`.
+        """
+        out = replace(self, weight=weight)
+        object.__setattr__(out, "memo", self.memo)
+        return out
 
     def inside(self) -> Tensor:
         """Where the fixed image counts.

@@ -26,9 +26,8 @@ class Progress:
     loss : float
         What is minimised: 1 - similarity plus the weighted penalties.
     learning_rate : float
-        Of the optimiser's step that follows: in voxels of the level for the linear stage, in voxels of the fixed image
-        along its finest axis for the deformable one; for preset ``"paper"`` it is the rate of the network's weights; 0
-        for sampling.
+        Of the optimiser's step that follows, in voxels of the fixed image along its finest axis; for preset ``"paper"``
+        it is the rate of the network's weights. 1 for the linear stage, whose steps have none; 0 for sampling.
     seconds : float
         Since the registration began.
     fraction : float

@@ -11,7 +11,6 @@ by the two-scale relation). Displacements and velocities are mm along the image 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +22,8 @@ from torch import Tensor, nn
 from itk_nir.engine import ops
 from itk_nir.engine.coordinate_networks import FieldConfig, build_field
 from itk_nir.engine.images import sizes
-from itk_nir.engine.lattice import Axis, Banded, cubic, shape_of
+from itk_nir.engine.lattice import Axis, Banded, shape_of
+from itk_nir.engine.lattice_values import neighbours, second_differences
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -462,45 +462,9 @@ class VelocityField:
         for begin in range(0, len(index), 1 << 15):
             part = index[begin : begin + (1 << 15)]
             value = np.zeros((3, len(part)))
-            for z, wz in _neighbours(self.axes[2], part[:, 2] if d == 3 else np.zeros(len(part))):
-                for y, wy in _neighbours(self.axes[1], part[:, 1]):
-                    for x, wx in _neighbours(self.axes[0], part[:, 0]):
+            for z, wz in neighbours(self.axes[2], part[:, 2] if d == 3 else np.zeros(len(part))):
+                for y, wy in neighbours(self.axes[1], part[:, 1]):
+                    for x, wx in neighbours(self.axes[0], part[:, 0]):
                         value += lattice[:, z, y, x] * (wx * wy * wz)
             out[begin : begin + len(part)] = value[:d].T
         return out @ self.geometry.rotation.T
-
-
-def second_differences(u: Tensor) -> Tensor:
-    """``|u(i - 1) - 2 u(i) + u(i + 1)|`` along x, y and z at every point; zero at the rim.
-
-    Parameters
-    ----------
-    u : Tensor
-        ``(3, z, y, x)``.
-
-    Returns
-    -------
-    Tensor
-        ``(3, z, y, x)``, one value an axis.
-    """
-    out = torch.zeros_like(u)
-    for a in range(3):
-        axis = 3 - a
-        n = u.shape[axis]
-        if n > 2:
-            d = u.narrow(axis, 0, n - 2) - 2 * u.narrow(axis, 1, n - 2) + u.narrow(axis, 2, n - 2)
-            out[a].narrow(axis - 1, 1, n - 2).copy_(d.square().sum(0).sqrt())
-    return out
-
-
-def _neighbours(axis: Axis, position: F64) -> Iterator[tuple[NDArray[np.int64], F64]]:
-    """The control points whose splines reach each position, and their weights; one after the other."""
-    if axis.count == 1:
-        yield np.zeros(len(position), np.int64), np.ones(len(position))
-        return
-    t = (position - axis.start) / axis.spacing
-    base = np.floor(t).astype(np.int64)
-    for k in range(-1, 3):
-        node = base + k
-        inside = (node >= 0) & (node < axis.count)
-        yield np.where(inside, node, 0), cubic(t - node) * inside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from itk_nir.engine.coordinate_networks import build_field
-from itk_nir.engine.velocity_field import second_differences
+from itk_nir.engine.lattice_values import second_differences
 from itk_nir.geometry import Geometry
 from itk_nir.options import rebuilt
 from itk_nir.paper.flow import inverse_flow
@@ -87,6 +88,20 @@ class PaperField:
         for field in reversed(self.fields):
             moved = moved + inverse_flow(s.flow, field, moved, s.ode_steps, s.integration_time)
         return moved - points
+
+    def at_rest(self) -> PaperField:
+        """The field that moves nothing.
+
+        Returns
+        -------
+        PaperField
+            With one network, whose weights are 0.
+        """
+        still = copy.deepcopy(self.fields[0])
+        with torch.no_grad():
+            for parameter in still.parameters():
+                parameter.zero_()
+        return PaperField(self.geometry, (still,), self.settings, self.threads)
 
     def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
         """The displacement on a regular grid.

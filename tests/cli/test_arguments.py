@@ -99,7 +99,8 @@ def test_every_public_option_is_a_flag_that_help_explains(capsys: pytest.Capture
             assert what is not None
             assert f"--{name.replace('_', '-')}" in shown
             assert " ".join(what.help.replace("`", "").split())[:60] in shown
-            assert value in (False, 0.0) or str(value if not isinstance(value, tuple) else value[0]) in shown
+            first = (*value, "none")[0] if isinstance(value, tuple) else value
+            assert value in (False, 0.0) or str(first) in shown
 
 
 @pytest.mark.parametrize(
@@ -113,10 +114,13 @@ def test_values_of_flags(text: str, value: object) -> None:
 
 def test_flags_are_options_of_register(pair: dict[str, str], tmp_path: Path) -> None:
     flags = ["--iterations", "2x1x1", "--smoothness", "3", "--metric", "ncc", "--symmetric", "--learning-rates", "1e-3"]
+    flags += ["--linear", "none", "--linear-metric", "mse"]
     assert main(register_arguments(pair, tmp_path / "a_", *flags)) == 0
     told = json.loads((tmp_path / "a_report.json").read_text())["metrics"]["settings"]["deformable"]
     assert told["iterations"] == [2, 1, 1]
     assert told["smoothness"] == [3.0, 3.0, 3.0]
+    linear = json.loads((tmp_path / "a_report.json").read_text())["metrics"]["settings"]["linear"]
+    assert linear["linear_metric"] == "mse"
     assert (told["metric"], told["symmetric"], told["learning_rates"]) == ("ncc", True, [1e-3] * 3)
 
 
@@ -127,7 +131,7 @@ def test_flags_are_options_of_register(pair: dict[str, str], tmp_path: Path) -> 
             ["--iterations", "2", "--set", "iterations=3"],
             "--set iterations=3: --iterations is given too; leave one out",
         ),
-        (["--metric", "lnc"], "metric must be one of 'lncc', 'ncc', got 'lnc', did you mean 'lncc'?"),
+        (["--metric", "lnc"], "'mind', got 'lnc', did you mean 'lncc'?"),
         (["--smoothness=-1"], "smoothness must be at least 0"),
     ],
 )

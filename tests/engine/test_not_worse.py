@@ -15,6 +15,7 @@ from itk_nir.engine.images import Pair, as_volume
 from itk_nir.engine.metrics import METRICS, LevelImages
 from itk_nir.engine.settings import DeformableSettings
 from itk_nir.engine.views import View
+from itk_nir.errors import NothingToCompare
 from itk_nir.phantom import Phantom, brain_phantom
 from tests.engine.pairs import SMALL, changed, gap, quick
 
@@ -216,3 +217,31 @@ class CrackedHere:
         if self.limit is None:
             self.limit = float(value.detach()) + 0.05
         return value * float("nan") if float(value.detach()) > self.limit else value
+
+
+# --- levels that see nothing -----------------------------------------------------------------------------------------
+
+
+def under_a_small_mask(brain: Phantom, width: int) -> Pair:
+    """A mask of some voxels, between those of a level that is shrunk much."""
+    pair = pair_of(brain)
+    mask = torch.zeros_like(pair.fixed)
+    y, x = (n // 2 - 6 for n in pair.fixed.shape[1:])
+    mask[:, y : y + width, x : x + width] = 1
+    return changed(pair, fixed_weight=mask)
+
+
+def test_level_that_sees_nothing_under_a_mask_is_left_out(brains: dict[int, Phantom]) -> None:
+    pair = under_a_small_mask(brains[2], 3)
+    settings = quick(shrink_factors=(4, 1), iterations=(5, 6), convergence_threshold=0.0)
+    done = optimise(pair, settings)
+    assert [i.level for i in done.trace] == [1] * 6
+    assert done.similarity is not None
+    assert done.similarity_start is not None
+    assert done.similarity >= done.similarity_start
+
+
+def test_no_level_that_sees_anything(brains: dict[int, Phantom]) -> None:
+    pair = under_a_small_mask(brains[2], 0)
+    with pytest.raises(NothingToCompare):
+        optimise(pair, quick(shrink_factors=(4, 1), iterations=(5, 6)))

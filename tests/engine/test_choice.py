@@ -1,0 +1,92 @@
+"""Which metric is picked for a pair of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from itk_nir.engine.choice import STIFFEST, UNLIKE, choose_metric
+from itk_nir.engine.images import Pair, as_volume
+from itk_nir.geometry import Geometry
+from itk_nir.phantom import Phantom, brain_phantom
+
+Array = np.ndarray
+#: Of the contrast, that leave it one contrast.
+CHANGES: dict[str, Callable[[Array], Array]] = {
+    "as it is": lambda x: x, "scaled": lambda x: 3 * x + 20, "inverted": lambda x: 255 - x,
+}  # fmt: skip
+BOTH = pytest.mark.parametrize("d", [2, 3])
+
+
+@pytest.fixture(scope="module")
+def brains() -> dict[int, Phantom]:
+    return {2: brain_phantom(2, (80, 96)), 3: brain_phantom(3, (44, 52, 44))}
+
+
+def unlike(image: Array) -> Array:
+    """Another contrast: neither rises with the former nor falls with it."""
+    low, high = np.percentile(image, (1, 99))
+    t = (image - low) / (high - low)
+    return np.where(t < 0.1, t, 1.2 - np.abs(t - 0.45) * 2).astype(np.float32) * 150
+
+
+def volume(image: Array) -> torch.Tensor:
+    return as_volume(torch.from_numpy(np.ascontiguousarray(image, np.float32)))
+
+
+def pair_of(fixed: Array, moving: Array, geometry: Geometry, *more: tuple[Array, Array]) -> Pair:
+    still = np.eye(geometry.dimension + 1)
+    channels = [(volume(f), volume(m)) for f, m in more]
+    return Pair.make(volume(fixed), geometry, volume(moving), geometry, still, more=channels)
+
+
+@BOTH
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_one_contrast(brains: dict[int, Phantom], d: int, change: Callable[[Array], Array]) -> None:
+    p = brains[d]
+    choice = choose_metric(pair_of(p.fixed, change(p.moving), p.geometry))
+    assert (choice.metric, choice.smoothness) == ("lncc", 1.0)
+    assert choice.reason.startswith("one contrast: ")
+
+
+@BOTH
+def test_unlike_contrasts_of_deformed_images(brains: dict[int, Phantom], d: int) -> None:
+    p = brain_phantom(d, brains[d].geometry.size, deformation=15.0)
+    choice = choose_metric(pair_of(p.fixed, unlike(p.moving), p.geometry))
+    assert choice.metric == UNLIKE
+    assert choice.smoothness == 1.0
+    assert choice.reason.startswith("unlike contrasts: ")
+
+
+@BOTH
+def test_unlike_contrasts_that_are_aligned_are_stiffened(brains: dict[int, Phantom], d: int) -> None:
+    p = brains[d]
+    choice = choose_metric(pair_of(p.fixed, unlike(p.fixed), p.geometry))
+    assert choice.metric == UNLIKE
+    assert 3 < choice.smoothness <= STIFFEST
+    assert "times as stiff" in choice.reason
+
+
+def test_least_alike_channel_decides(brains: dict[int, Phantom]) -> None:
+    p = brains[2]
+    like, other = (p.fixed, p.moving), (p.fixed, unlike(p.moving))
+    assert choose_metric(pair_of(*like, p.geometry, like)).metric == "lncc"
+    assert choose_metric(pair_of(*like, p.geometry, other)).metric == UNLIKE
+    assert choose_metric(pair_of(*other, p.geometry, like)).metric == UNLIKE
+
+
+def test_too_few_windows_to_judge_by() -> None:
+    rng = np.random.default_rng(0)
+    g = Geometry.make([5, 5], [1.0, 1.0])
+    choice = choose_metric(pair_of(rng.random((5, 5)), rng.random((5, 5)), g))
+    assert (choice.metric, choice.smoothness) == ("lncc", 1.0)
+    assert "windows could be compared" in choice.reason
+
+
+def test_threads_change_nothing(brains: dict[int, Phantom]) -> None:
+    p = brains[3]
+    pair = pair_of(p.fixed, unlike(p.moving), p.geometry)
+    assert choose_metric(pair, 1) == choose_metric(pair, 2)
