@@ -30,6 +30,7 @@ RADIUS = 6
 def level(shape: tuple[int, ...], threads: int) -> tuple[Any, Any]:
     """The images of a level, and a view under a small displacement, whose gradient is asked for."""
     import torch
+
     from itk_nir.engine.metrics import LevelImages
     from itk_nir.engine.views import View
 
@@ -45,7 +46,9 @@ def level(shape: tuple[int, ...], threads: int) -> tuple[Any, Any]:
         image = texture(3, 1)[0] + texture(12, 1)[0]
         images.append(((image - image.mean()) / image.std()).contiguous())
     ranges = [(float(image.min()), float(image.max())) for image in images]
-    shown = LevelImages(*images, weight=None, radius=RADIUS, threads=threads, fixed_range=ranges[0], moving_range=ranges[1])  # fmt: skip
+    shown = LevelImages(
+        *images, weight=None, radius=RADIUS, threads=threads, fixed_range=ranges[0], moving_range=ranges[1]
+    )
     u = (texture(20, 3) * 0.7).contiguous()
     return shown, View(u, np.eye(4)[:3], np.eye(3), threads=threads)
 
