@@ -263,7 +263,10 @@ class _Run:
         choice = choose_metric(pair, self.problem.threads)
         smoothness = tuple(choice.smoothness * w for w in chosen.smoothness)
         chosen = replace(chosen, metric=choice.metric, smoothness=smoothness)
-        self.settings, self.reason = replace(self.settings, deformable=chosen), choice.reason
+        linear = self.settings.linear
+        if linear.linear_metric == "same":
+            linear = replace(linear, linear_metric=choice.linear_metric)
+        self.settings, self.reason = replace(self.settings, deformable=chosen, linear=linear), choice.reason
         _log.debug("metric %s: %s", choice.metric, choice.reason)
 
     def _linear(self, pair: Pair, start: Start | None) -> Any:

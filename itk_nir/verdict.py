@@ -68,15 +68,18 @@ def worse(now: Measures, before: Measures) -> list[str]:
     list of str
         With the figures.
     """
-    out = []
-    for name, a, b in (
-        ("the metric", now.metric, before.metric),
-        ("mutual information", now.mutual_information, before.mutual_information),
-    ):
-        end, start = a * now.overlap, b * before.overlap
-        if end < start - TOLERANCE * abs(start):
-            out.append(f"{name} is {end:.3f}, before {start:.3f}")
-    return out
+    found = [
+        (name, a * now.overlap, b * before.overlap)
+        for name, a, b in (
+            ("the metric", now.metric, before.metric),
+            ("mutual information", now.mutual_information, before.mutual_information),
+        )
+    ]
+    # Where both agree, the least difference tells.
+    tolerance = 1e-6 if all(end < start for _, end, start in found) else TOLERANCE
+    return [
+        f"{name} is {end:.3f}, before {start:.3f}" for name, end, start in found if end < start - tolerance * abs(start)
+    ]
 
 
 def judge(

@@ -7,9 +7,9 @@ and rises when the object is misplaced. So the share of windows, weighted by wha
 decides, at two resolutions: at the coarse one it hardly depends on how well the images are aligned, at the finer one it
 sees what the coarse one cannot, once they are.
 
-Unlike contrasts want mutual information, and a little of MIND, which sees structure where intensities do not tell. What
-two such images differ in may be their contrast alone: the more alike they are to begin with, the stiffer the
-deformation.
+Unlike contrasts want mutual information, and a little of MIND, which sees structure where intensities do not tell: more
+of it where the intensities tell little. The linear stage has mutual information alone, whose range is wider. What two
+such images differ in may be their contrast alone: the more alike they are to begin with, the stiffer the deformation.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.metrics import METRICS
 from itk_nir.engine.views import View
 
-#: What unlike contrasts are registered by.
-UNLIKE = "nmi + 0.1*mind"
+#: What unlike contrasts are registered by, and what where their intensities tell little of each other: where the NMI (at
+#: the fine resolution) is below `TELLING`.
+UNLIKE, UNLIKE_LITTLE, TELLING = "nmi + 0.1*mind", "nmi + mind", 0.15
+
+#: What the linear stage has for unlike contrasts.
+UNLIKE_LINEAR = "nmi"
 
 #: Voxels that the longest axis has at the coarse and at the fine resolution, about.
 COARSE, FINE = 28, 56
@@ -56,6 +60,8 @@ class Choice:
     ----------
     metric : str
         For the option of that name.
+    linear_metric : str
+        The same, for the linear stage.
     smoothness : float
         What the weights of the penalty on the displacement are to be multiplied by.
     reason : str
@@ -63,6 +69,7 @@ class Choice:
     """
 
     metric: str
+    linear_metric: str
     smoothness: float
     reason: str
 
@@ -85,12 +92,12 @@ def choose_metric(pair: Pair, threads: int = 1) -> Choice:
     found = [min((r.agreement(k) for k in range(len(pair.channels))), key=lambda s: s[0]) for r in (coarse, fine)]
     (sign, _, windows), (fine_sign, alike, _) = found
     if windows < FEWEST:
-        return Choice("lncc", 1.0, f"only {windows} windows could be compared")
+        return Choice("lncc", "lncc", 1.0, f"only {windows} windows could be compared")
     figures = f"the correlation of {100 * (1 + sign) / 2:.1f} % of the windows has one sign"
     if alike > ALIGNED:
         figures += f", of {100 * (1 + fine_sign) / 2:.1f} % at the finer resolution"
     if sign >= ONE_CONTRAST and not (alike > ALIGNED and fine_sign < ONE_CONTRAST_ALIGNED):
-        return Choice("lncc", 1.0, f"one contrast: {figures}")
+        return Choice("lncc", "lncc", 1.0, f"one contrast: {figures}")
     nmi = fine.mutual_information()
     smoothness = min(STIFFEST, max(1.0, (nmi / ALIKE) ** STIFFENING))
     reason = f"unlike contrasts: {figures}"
@@ -99,7 +106,7 @@ def choose_metric(pair: Pair, threads: int = 1) -> Choice:
             f"; the images are nearly as alike as such contrasts can be (NMI {nmi:.2f}), so the deformation is "
             f"{smoothness:.0f} times as stiff"
         )
-    return Choice(UNLIKE, smoothness, reason)
+    return Choice(UNLIKE if nmi >= TELLING else UNLIKE_LITTLE, UNLIKE_LINEAR, smoothness, reason)
 
 
 class _Resolution:

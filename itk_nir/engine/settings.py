@@ -12,6 +12,9 @@ from itk_nir.engine.regularisers import REGULARISERS, Regulariser
 from itk_nir.errors import OptionError
 from itk_nir.options import check, check_levels, documented, option, options_in
 
+#: Levels that a long image has at most where coarser ones are put before those of the preset.
+MOST_LEVELS = 4
+
 #: The network of the coarse field: sines of Fourier features (see `itk_nir.engine.coordinate_networks`). It is
 #: evaluated on a lattice of some thousand points, so its size hardly shows in the time of an iteration.
 COARSE_NETWORK = FieldConfig(
@@ -216,8 +219,9 @@ class DeformableSettings:
         tuning = mean_tuning(channel_metrics(self.metric, self.channel_weights, channels))
         out = replace(
             self,
-            smoothness=tuple(tuning.smoothness * w for w in self.smoothness),
-            velocity_smoothness=tuple(tuning.smoothness * w for w in self.velocity_smoothness),
+            # Channels are evidence of their own: the mean over several says as much more as there are.
+            smoothness=tuple(tuning.smoothness / channels * w for w in self.smoothness),
+            velocity_smoothness=tuple(tuning.smoothness / channels * w for w in self.velocity_smoothness),
             jacobian_weight=tuning.jacobian_weight * self.jacobian_weight,
             jacobian_margin=min(1.0, tuning.jacobian_margin * self.jacobian_margin),
         )
@@ -226,7 +230,14 @@ class DeformableSettings:
             out = replace(out, iterations=tuple(round(factor * n) for n in out.iterations))
         while self.coarsest_size and max(size) / out.shrink_factors[0] > self.coarsest_size:
             out = out._with_coarser_level()
-        return out
+        return out._cut(max(self.levels, MOST_LEVELS))
+
+    def _cut(self, most: int) -> DeformableSettings:
+        """The coarsest `most` levels: on the longest images the finest ones cost most and bring least."""
+        if self.levels <= most:
+            return self
+        kept = {name: getattr(self, name)[:most] for name, o in options_in(self).items() if o.per_level}
+        return replace(self, **kept)
 
     def _with_coarser_level(self) -> DeformableSettings:
         """The first level once more before it, with voxels, steps and control points of twice the size."""
