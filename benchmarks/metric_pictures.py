@@ -31,7 +31,7 @@ def curves(fixed: np.ndarray, moving: np.ndarray) -> tuple[np.ndarray, dict[str,
     images = [torch.from_numpy((a / a.std() - a.mean() / a.std())[None].astype(np.float32)) for a in (fixed, moving)]
     weight = torch.zeros_like(images[0])
     weight[:, 2 * REACH : -2 * REACH, 2 * REACH : -2 * REACH] = 1
-    shown = LevelImages(*images, weight=weight, radius=4, dimension=2)
+    shown = LevelImages(images[0], images[1], weight=weight, radius=4, dimension=2)
     shifts = np.arange(-REACH, REACH + 1)
     found: dict[str, list[float]] = {}
     for name in METRICS:
@@ -75,7 +75,10 @@ def main() -> int:
 
     grid, brain = phantom.geometry, phantom.fixed_labels > 0
     fixed, unlike = to_sitk(phantom.fixed, grid), other_contrast(phantom.moving, phantom.moving_labels)
-    panels = [("fixed", phantom.fixed, None), ("moving, another contrast", unlike, None)]
+    panels: list[tuple[str, np.ndarray, float | None]] = [
+        ("fixed", phantom.fixed, None),
+        ("moving, another contrast", unlike, None),
+    ]
     for metric in ("lncc", "auto"):
         result = itk_nir.register(fixed, to_sitk(unlike, grid), metric=metric)
         u = result.mapping.displacement_on(grid).vectors
@@ -87,11 +90,11 @@ def main() -> int:
     print(f"before: {before:.3f} mm")
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (title, values, most) in zip(figure.subplots(1, 4), panels, strict=True):
-        shown = axes.imshow(values, cmap="gray" if most is None else "magma", vmin=0, vmax=most)
+    for axes, (title, shown, most) in zip(figure.subplots(1, 4), panels, strict=True):
+        drawn = axes.imshow(shown, cmap="gray" if most is None else "magma", vmin=0, vmax=most)
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
-    figure.colorbar(shown, ax=figure.axes, shrink=0.7, label="mm")
+    figure.colorbar(drawn, ax=figure.axes, shrink=0.7, label="mm")
     figure.savefig(options.output / "unlike_contrasts.png", dpi=110)
     return 0
 

@@ -46,8 +46,9 @@ def level(shape: tuple[int, ...], threads: int) -> tuple[Any, Any]:
         image = texture(3, 1)[0] + texture(12, 1)[0]
         images.append(((image - image.mean()) / image.std()).contiguous())
     ranges = [(float(image.min()), float(image.max())) for image in images]
+    fixed, moving = images
     shown = LevelImages(
-        *images, weight=None, radius=RADIUS, threads=threads, fixed_range=ranges[0], moving_range=ranges[1]
+        fixed, moving, weight=None, radius=RADIUS, threads=threads, fixed_range=ranges[0], moving_range=ranges[1]
     )
     u = (texture(20, 3) * 0.7).contiguous()
     return shown, View(u, np.eye(4)[:3], np.eye(3), threads=threads)
@@ -65,15 +66,19 @@ def evaluate(metric: Any, view: Any) -> None:
 
 def one(name: str, shape: tuple[int, ...], threads: int) -> dict[str, float]:
     """In this process: seconds of the preparation, and the memory beyond that of the images, GB."""
+    import torch
+
+    from itk_nir.engine.execution import torch_on_one_thread
     from itk_nir.engine.metrics import metric_named
 
     shown, view = level(shape, threads)
     before = memory(reset=True)
-    began = time.perf_counter()
-    metric = metric_named(name).prepare(shown)
-    prepared = time.perf_counter() - began
-    for _ in range(3):
-        evaluate(metric, view)
+    with torch_on_one_thread(torch.device("cpu")):
+        began = time.perf_counter()
+        metric = metric_named(name).prepare(shown)
+        prepared = time.perf_counter() - began
+        for _ in range(3):
+            evaluate(metric, view)
     return {"prepare": prepared, "memory": memory() - before}
 
 
@@ -127,10 +132,12 @@ def main() -> int:
             command = [sys.executable, __file__, "--threads", str(options.threads), "--one", name, size]
             row |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             say(f"{size}  {name}  {row}")
-    facts = {"processor": processor_name(), "cores": os.cpu_count(), "threads": options.threads, "turns": options.turns}
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "step_cost.json").write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
-    (options.output / "step_cost.md").write_text(page(facts, rows))
+        facts = {
+            "processor": processor_name(), "cores": os.cpu_count(), "threads": options.threads, "turns": options.turns,
+        }  # fmt: skip
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "step_cost.json").write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+            (options.output / "step_cost.md").write_text(page(facts, rows))
     return 0
 
 

@@ -233,10 +233,10 @@ def _contrast_case(data: Path, ours: list[str], theirs: list[str]) -> Case:
     folder = data / "brain_contrasts"
     fixed = [folder / f"p07_{c}.nii.gz" for c in ours]
     moving = [folder / f"p19_{c}.nii.gz" for c in theirs]
-    one = len(fixed) == 1
     what = f"p07 {'+'.join(ours)} ← p19 {'+'.join(theirs)}"
-    images = (fixed[0], moving[0]) if one else (fixed, moving)
-    return Case(what, *images, _contrast_score(data), {"linear": "none"})
+    single = len(fixed) == 1
+    images: tuple[Any, Any] = (fixed[0], moving[0]) if single else (fixed, moving)
+    return Case(what, images[0], images[1], _contrast_score(data), {"linear": "none"})
 
 
 def same_person(data: Path) -> Iterator[Line]:
@@ -416,8 +416,8 @@ def effort(_: Path) -> Iterator[Line]:
 
     smoothness = preset_settings("default").deformable.smoothness
     for factor in (1, 12, 30, 1000):
-        options = {"smoothness": tuple(factor * w for w in smoothness)}
-        yield from each([_phantom_case(f"penalty x {factor}", **options)])
+        weights = tuple(factor * w for w in smoothness)
+        yield from each([_phantom_case(f"penalty x {factor}", smoothness=weights)])
     for iterations in ((1, 1, 1), (2, 2, 1)):
         yield from each([_phantom_case(f"iterations {','.join(map(str, iterations))}", iterations=iterations)])
 
