@@ -28,8 +28,8 @@ from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.metrics import METRICS
 from itk_nir.engine.views import View
 
-#: What unlike contrasts are registered by, and what where their intensities tell little of each other: where the NMI (at
-#: the fine resolution) is below `TELLING`.
+#: What unlike contrasts are registered by, and what where their intensities tell little of each other: where the NMI
+#: (at the fine resolution) is below `TELLING`.
 UNLIKE, UNLIKE_LITTLE, TELLING = "nmi + 0.1*mind", "nmi + mind", 0.15
 
 #: What the linear stage has for unlike contrasts.

@@ -89,6 +89,7 @@ class _Level:
         self.grids = grids = LevelGrids.of(pair, Domain((0, 0, 0), sizes(geometry)), factor)
         self.channels = LevelChannels.of(pair, grids, normalised, 0.5, radius, threads)
         self.fixed, self.moving = self.channels.images[0].fixed, self.channels.images[0].moving
+        self.still = torch.zeros(3, *self.fixed.shape, device=self.fixed.device)
         self.weight = None if pair.fixed_weight is None else grids.fixed_mask(pair.fixed_weight)
         self.moving_weight = None if pair.moving_weight is None else at_nearest(pair.moving_weight, grids.moving)
         axes = [
@@ -107,7 +108,7 @@ class _Level:
 
     def overlap(self, base: F64) -> float:
         """The share of the positions that both images have under a map (LPS, before that of the pair)."""
-        weight = self._weight(torch.zeros(3, *self.fixed.shape, device=self.fixed.device), self.pair.linear @ base)
+        weight = self._weight(self.still, self.pair.linear @ base)
         return 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
 
     def _weight(self, u: Tensor, linear: F64) -> Tensor | None:
@@ -121,26 +122,24 @@ class _Level:
             weight = there if weight is None else weight * there
         return weight
 
-    def measure(self, base: F64, model: _Map, x: Tensor) -> tuple[Callable[[Tensor], Tensor], float]:
-        """How alike the images are near a map, over the positions that they share there, and the share of these.
+    def under(self, base: F64) -> tuple[LevelMetric, Callable[[Tensor], View], float]:
+        """What measures the images over the positions that they share under a map, and the share of these.
 
-        `base` (LPS, before the map of the pair) comes after ``x``, the parameters of `model`.
+        `base` (LPS, before the map of the pair) comes after the displacement that the view is made of.
         """
         linear = self.pair.linear @ base
         index, vector = self.grids.voxel_map(self.pair, linear)
-
-        def displacement(x: Tensor) -> Tensor:
-            matrix, shift = model.parts(x)
-            u = (matrix - torch.eye(3, device=matrix.device)) @ self.points + shift[:, None]
-            return u.reshape(3, *self.fixed.shape)
-
-        weight = self._weight(displacement(x).detach(), linear)
+        weight = self._weight(self.still, linear)
         images = tuple(replace(i, axes=index[:, :3], memo={}) for i in self.channels.images)
-        metric: LevelMetric = LevelChannels(images).metric(self.metrics, weight)
+        metric = LevelChannels(images).metric(self.metrics, weight)
         share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
-        if metric.count < 1:
-            return lambda x: 0 * x.sum(), 0.0
-        return lambda x: metric(View(displacement(x), index, vector, threads=self.threads)), share
+        return metric, lambda u: View(u, index, vector, threads=self.threads), share if metric.count >= 1 else 0.0
+
+    def displacement(self, model: _Map, x: Tensor) -> Tensor:
+        """``(3, Z, Y, X)`` mm along the fixed axes: of the parameters of a map."""
+        matrix, shift = model.parts(x)
+        u = (matrix - torch.eye(3, device=matrix.device)) @ self.points + shift[:, None]
+        return u.reshape(3, *self.fixed.shape)
 
 
 class _Map:
@@ -317,9 +316,8 @@ def find_start(
         )
         starts = starts[1:]
     if kind != "translation":
-        model = _Map(pair.fixed_geometry, "translation")
         turns = linear_starts.along_principal_axes(pair) + linear_starts.turned(pair)
-        ranked = sorted(range(len(turns)), key=lambda k: -value(tiny, turns[k], model))
+        ranked = sorted(range(len(turns)), key=lambda k: -value(tiny, turns[k]))
         starts += [turns[k] for k in ranked[: settings.linear_turned_starts]]
     kept: list[F64] = []
     for start in starts:
@@ -350,8 +348,7 @@ def _needed(descent: _Descent, plain: F64, base: F64, gain: float) -> F64:
     levels, evaluations = descent.levels, descent.settings.linear_iterations
     for level in range(1, len(levels)):
         plain = descent.run(level, plain, "rigid", evaluations[level])[0]
-    model = _Map(descent.pair.fixed_geometry, "rigid")
-    stretched, rigid = (value(levels[-1], m, model) for m in (base, plain))
+    stretched, rigid = (value(levels[-1], m) for m in (base, plain))
     return base if stretched > (1 + gain) * rigid else plain
 
 
@@ -360,24 +357,36 @@ class _Judge:
 
     def __init__(self, level: _Level, metrics: Sequence[tuple[float, Metric]]) -> None:
         self.level, self.metrics = level, metrics
-        self.model = _Map(level.pair.fixed_geometry, "translation")
 
     def both(self, base: F64) -> tuple[float, float]:
         """Metric and normalised mutual information, each times the overlap."""
         out = []
         for metrics in (self.metrics, [(w, MutualInformation()) for w, _ in self.metrics]):
             self.level.metrics = metrics
-            out.append(value(self.level, base, self.model))
+            out.append(value(self.level, base))
         self.level.metrics = self.metrics
         return out[0], out[1]
 
 
-def value(level: _Level, base: F64, model: _Map) -> float:
-    """The similarity of a level under a map, times the share of the positions that both images have."""
-    x = model.zero(level.fixed.device)
-    similarity, share = level.measure(base, model, x)
+def value(level: _Level, base: F64) -> float:
+    """The similarity of a level under a map, times the share of the positions that both images have.
+
+    Parameters
+    ----------
+    level : _Level
+        The images.
+    base : ndarray
+        ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
+
+    Returns
+    -------
+    float
+    """
+    metric, view, share = level.under(base)
+    if metric.count < 1:
+        return 0.0
     with torch.no_grad():
-        return float(similarity(x)) * share
+        return float(metric(view(level.still))) * share
 
 
 class _Descent:
@@ -405,24 +414,25 @@ class _Descent:
         best, done, cancelled = 2.0, 0, False
         kept = base
         while done < evaluations and not cancelled:
-            zero = model.zero(here.fixed.device)
-            similarity, share = here.measure(base, model, zero)
+            metric, view, share = here.under(base)
 
-            def function(x: Tensor, similarity: Callable[[Tensor], Tensor] = similarity) -> tuple[float, Tensor]:
+            def function(
+                x: Tensor, metric: LevelMetric = metric, view: Callable[[Tensor], View] = view
+            ) -> tuple[float, Tensor]:
                 at = x.detach().requires_grad_()
-                loss = 1 - similarity(at)
+                loss = 1 - metric(view(here.displacement(model, at)))
                 loss.backward()
                 assert at.grad is not None
                 return float(loss.detach()), at.grad.double()
 
-            first = 1 - value(here, base, model)
+            first = 1 - value(here, base)
             if not first < best - 1e-6 and done:
                 break
             best, kept = min((first, 0, base), (best, 1, kept), key=lambda t: t[:2])[0::2]
             if share == 0:
                 break
             found = minimise(
-                function, zero, reach, radius=2 * here.voxel, most_radius=8 * here.voxel,
+                function, model.zero(here.fixed.device), reach, radius=2 * here.voxel, most_radius=8 * here.voxel,
                 evaluations=min(ROUND, evaluations - done), tolerance=self.settings.linear_tolerance,
                 goes_on=partial(self._goes_on, level, done, evaluations),
             )  # fmt: skip
@@ -431,7 +441,7 @@ class _Descent:
             cancelled = found.stop == "cancelled"
             if found.stop == "converged" and found.evaluations <= 2:
                 break
-        last = 1 - value(here, base, model)
+        last = 1 - value(here, base)
         if last <= best:
             best, kept = last, base
         return kept, best, cancelled

@@ -15,7 +15,7 @@ from itk_nir.geometry import Geometry
 F64 = NDArray[np.float64]
 
 #: Degrees between neighbouring turns of the search, about.
-TURN = 30.0
+TURN = 36.0
 
 
 def as_they_lie(pair: Pair) -> F64:
