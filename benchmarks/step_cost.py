@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from measure import processor_name, say
 
-METRICS = ("lncc", "ncc", "mse", "nmi", "mind", "nmi + 0.1*mind")
+METRICS = ("lncc", "nmi", "mind", "nmi + 0.1*mind")
 SHAPES = ((112, 128, 112), (160, 192, 160))
 RADIUS = 6
 
@@ -137,7 +137,7 @@ def main() -> int:
         }  # fmt: skip
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "step_cost.json").write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
-            (options.output / "step_cost.md").write_text(page(facts, rows))
+        (options.output / "step_cost.md").write_text(page(facts, rows))
     return 0
 
 
