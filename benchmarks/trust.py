@@ -219,7 +219,7 @@ def each(cases: Iterator[Case] | list[Case]) -> Iterator[Line]:
 
 
 def contrasts(data: Path) -> Iterator[Line]:
-    """T1 of one person onto T2 of another, one grid, no linear stage. Scored by the contrasts that took no part."""
+    """T1 of one person onto T2 of another, one grid, no linear stage. Scored by T1 against T1 and T2 against T2."""
     yield from each([_contrast_case(data, ["T1"], ["T2"]), _contrast_case(data, ["T1", "T2"], ["T1", "T2"])])
 
 
@@ -651,7 +651,8 @@ def page(content: dict[str, Any]) -> str:
         if row is None:
             continue
         lines = [Line(**line) for line in row["lines"]]
-        out += [f"## {name}", "", f"{row['about']} {row['date']}, version {row['version']}.", ""]
+        about = (ROWS[name].__doc__ or "").strip()
+        out += [f"## {name}", "", f"{about} {row['date']}, version {row['version']}.", ""]
         out += [*_table(lines), ""]
         if name == "auto":
             right = sum(line.verdict.startswith("as expected") for line in lines)
@@ -707,12 +708,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", help="folder of pairs (default: ITK_NIR_DATA, else ../shared/data)")
     parser.add_argument("--rows", default="", help="names or patterns, comma-separated (default: all)")
     parser.add_argument("--add", action="store_true", help="keep the other rows of the page as they are")
+    parser.add_argument("--page", action="store_true", help="write the page again from what was measured, and stop")
     parser.add_argument("--list", action="store_true", help="list the rows, and stop")
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "benchmarks")
     options = parser.parse_args(words)
     names = chosen_rows(options.rows)
     if options.list:
         print("\n".join(f"{name}: {ROWS[name].__doc__}" for name in names))
+        return 0
+    file = options.output / "trust.json"
+    if options.page:
+        file.with_suffix(".md").write_text(page(json.loads(file.read_text(encoding="utf-8"))), encoding="utf-8")
         return 0
     if not names:
         parser.error(f"no row is called {options.rows}; --list shows what there is")
@@ -723,13 +729,11 @@ def main(arguments: list[str] | None = None) -> int:
     import itk_nir
 
     warnings.simplefilter("ignore")
-    file = options.output / "trust.json"
     content: dict[str, Any] = {"processor": processor_name(), "cores": os.cpu_count(), "threads": THREADS, "rows": {}}
     options.output.mkdir(parents=True, exist_ok=True)
     failed = False
     for name in names:
         row: dict[str, Any] = {
-            "about": (ROWS[name].__doc__ or "").strip(),
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
             "version": itk_nir.__version__,
             "lines": [],

@@ -471,7 +471,7 @@ def test_trust_page_shows_what_was_measured() -> None:
     assert trust.chosen_rows("box,peers-*") == ["peers-contrasts", "peers-abdomen", "peers-spine", "box"]
     line = vars(trust.Line("case", {"Dice": [0.5, 0.75]}, "nmi", "good", 2.0, [0.1, 0.2], 0, 0.25))
     content = {"processor": "p", "cores": 2, "threads": 2}
-    row = {"about": "About.", "date": "2026-01-01", "version": "1", "lines": [line]}
+    row = {"date": "2026-01-01", "version": "1", "lines": [line]}
     text = trust.page(content | {"rows": {"box": row}})
     assert "| case | 0.500 → 0.750 | `nmi` | good | 0.100 → 0.200 | 0 | 0.250 | 2.0 |" in text
 
