@@ -119,14 +119,15 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "benchmarks")
     parser.add_argument("--one", nargs=2, metavar=("METRIC", "SHAPE"), help="print what one metric takes, as JSON")
+    parser.add_argument("--sizes", default=",".join("x".join(map(str, s)) for s in SHAPES), help="comma-separated")
     options = parser.parse_args()
     if options.one:
         shape = tuple(map(int, options.one[1].split("x")))
         print(json.dumps(one(options.one[0], shape, options.threads)))
         return 0
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    for shape in SHAPES:
-        size = "x".join(map(str, shape))
+    for size in options.sizes.split(","):
+        shape = tuple(map(int, size.split("x")))
         rows[size] = {name: {"step": step} for name, step in steps(shape, options.threads, options.turns).items()}
         for name, row in rows[size].items():
             command = [sys.executable, __file__, "--threads", str(options.threads), "--one", name, size]
@@ -151,7 +152,7 @@ def page(facts: dict[str, Any], rows: dict[str, dict[str, dict[str, float]]]) ->
         f"{2 * RADIUS + 1} voxels. Prepare: once a level. Memory: what the process holds at most beyond the images, "
         "gradient included. The machine does other work: compare within a table. Made with",
         "",
-        "    python benchmarks/step_cost.py",
+        f"    python benchmarks/step_cost.py --sizes {','.join(rows)}",
         "",
     ]
     for size, metrics in rows.items():
