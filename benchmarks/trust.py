@@ -425,7 +425,14 @@ def effort(_: Path) -> Iterator[Line]:
 def itself(_: Path) -> Iterator[Line]:
     """Phantom onto itself, and onto itself with noise (SD 3, of 0 to 255): nothing is to move."""
     made, fixed, _moving = _phantom()
-    score = motion(np.ones(made.fixed.shape, bool), 1.5, "voxels")
+    parts = (
+        motion(made.fixed_labels > 0, 1.5, "voxels"),
+        motion(np.ones(made.fixed.shape, bool), 1.5, "voxels, with air"),
+    )
+
+    def score(u: np.ndarray) -> Figures:
+        return parts[0](u) | parts[1](u)
+
     noise = np.random.default_rng(0).normal(0, 3, made.fixed.shape).astype(np.float32)
     noisy = sitk.GetImageFromArray(made.fixed + noise)
     noisy.CopyInformation(fixed)
