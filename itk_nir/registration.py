@@ -308,15 +308,22 @@ class _Run:
         start = _measures(comparison.under(began.linear, [None])[0])
         field = None if done is None else done.field
         linear, end = (_measures(a) for a in comparison.under(pair.linear, [None, field]))
-        if done is not None and field is not None and hasattr(field, "at_rest") and done.stop != "cancelled":
-            found = worse(end, linear)
-            if found:
-                done = replace(done, field=field.at_rest(), similarity=done.similarity_start)
-                self.doubts.append(f"the deformation was given up: with it, {' and '.join(found)}")
-                end = linear
+        if done is not None and hasattr(field, "at_rest") and done.stop != "cancelled":
+            done, end = self._given_up(done, linear, end)
         self.evidence = {"start": start, "linear": linear, "end": end}
         self._took("verdict")
         return done
+
+    def _given_up(self, done: Any, linear: Measures, end: Measures) -> tuple[Any, Measures]:
+        """No deformation in place of one that is worse, and what is measured then."""
+        if not worse(end, linear, clearly=False):
+            return done, end
+        found = worse(end, linear)
+        if found:
+            self.doubts.append(f"the deformation was given up: with it, {' and '.join(found)}")
+        else:
+            self.notes.append("a deformation would have gained nothing: the result is the linear map alone")
+        return replace(done, field=done.field.at_rest(), similarity=done.similarity_start), linear
 
     def _judge(self, sampled: SampledField | None) -> Verdict:
         """The verdict, and a warning where it is not good."""

@@ -55,13 +55,15 @@ class Verdict:
         return self.grade + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
 
 
-def worse(now: Measures, before: Measures) -> list[str]:
+def worse(now: Measures, before: Measures, *, clearly: bool = True) -> list[str]:
     """The measures by which one map is worse than another.
 
     Parameters
     ----------
     now, before : Measures
         Under either map; what the moving image does not cover counts as no match.
+    clearly : bool
+        By more than `TOLERANCE`; else the least difference tells where both measures agree.
 
     Returns
     -------
@@ -75,8 +77,8 @@ def worse(now: Measures, before: Measures) -> list[str]:
             ("mutual information", now.mutual_information, before.mutual_information),
         )
     ]
-    # Where both agree, the least difference tells.
-    tolerance = 1e-6 if all(end < start for _, end, start in found) else TOLERANCE
+    least = not clearly and all(end < start for _, end, start in found)
+    tolerance = 0.0 if least else TOLERANCE
     return [
         f"{name} is {end:.3f}, before {start:.3f}" for name, end, start in found if end < start - tolerance * abs(start)
     ]

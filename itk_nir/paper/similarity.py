@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from itk_nir.engine.ops import reference
+from itk_nir.engine.ops import MutualInformation, reference
 
 #: Share of the variance of all blocks together that a window must exceed to count, and that is added to the variances
 #: of the quotient. Relative, so that the loss does not depend on the unit of the intensities.
@@ -121,8 +121,51 @@ def mse(fixed: Tensor, moving: Tensor, mask: Tensor | None = None) -> Tensor:
     return (weights * square).sum() / weights.sum().clamp(min=1e-12)
 
 
+def nmi(fixed: Tensor, moving: Tensor, mask: Tensor | None = None) -> Tensor:
+    """One minus the normalised mutual information of all points, see `itk_nir.engine.ops.MutualInformation`.
+
+    Parameters
+    ----------
+    fixed, moving : Tensor
+        Of one shape, differentiable in `moving`.
+    mask : Tensor, optional
+        Of the same shape: a point counts where it is above 0.5.
+
+    Returns
+    -------
+    Tensor
+        A scalar, 1 for independent images.
+    """
+    return 1 - _information(fixed, moving, mask, normalised=True)
+
+
+def mi(fixed: Tensor, moving: Tensor, mask: Tensor | None = None) -> Tensor:
+    """One minus the mutual information of all points, in nats.
+
+    Parameters
+    ----------
+    fixed, moving, mask
+        As of `nmi`.
+
+    Returns
+    -------
+    Tensor
+        A scalar, at most 1.
+    """
+    return 1 - _information(fixed, moving, mask, normalised=False)
+
+
+def _information(fixed: Tensor, moving: Tensor, mask: Tensor | None, normalised: bool) -> Tensor:
+    _check(fixed, moving, mask)
+    # The op works on volumes; how the points lie does not matter to a histogram.
+    f, m = fixed.detach().reshape(1, 1, -1), moving.reshape(1, 1, -1)
+    weight = None if mask is None else mask.detach().to(f).reshape(1, 1, -1)
+    ranges = [(float(x.detach().min()), float(x.detach().max())) for x in (f, m)]
+    return MutualInformation.make(f, weight, ranges[0], ranges[1], normalised=normalised)(m)
+
+
 #: Similarities of any set of points, by name.
-POINT_SIMILARITIES: dict[str, Callable[..., Tensor]] = {"ncc": ncc, "mse": mse}
+POINT_SIMILARITIES: dict[str, Callable[..., Tensor]] = {"ncc": ncc, "mse": mse, "nmi": nmi, "mi": mi}
 
 #: All similarities by name; ``lncc`` alone needs blocks and a radius.
 SIMILARITIES: dict[str, Callable[..., Tensor]] = {"lncc": lncc, **POINT_SIMILARITIES}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from itk_nir.paper.similarity import EPSILON, lncc, mse, ncc
+from itk_nir.paper.similarity import EPSILON, lncc, mi, mse, ncc, nmi
 
 SHAPES = [(2, 7, 9), (2, 5, 6, 4)]
 
@@ -127,3 +127,20 @@ def test_errors() -> None:
         lncc(torch.zeros(3), torch.zeros(3))
     with pytest.raises(ValueError, match="radius"):
         lncc(torch.zeros(1, 3, 3), torch.zeros(1, 3, 3), 0)
+
+
+def test_mutual_information_on_points() -> None:
+    f, m, w = images((2000,))
+    tf, tm, tw = (torch.from_numpy(a) for a in (f, m, w))
+    # It does not see a contrast, only whether there is a relation.
+    for loss in (nmi, mi):
+        like, unlike = float(loss(tf, (tf - 0.3).abs())), float(loss(tf, tm[torch.randperm(len(m))]))
+        assert like < unlike - 0.1
+    kept = tw > 0.5
+    spoilt = torch.where(kept, tm, torch.full_like(tm, float(tm.max())))
+    assert float(nmi(tf, spoilt, tw)) == pytest.approx(float(nmi(tf, tm, tw)), abs=1e-2)
+    x = tm.clone().requires_grad_()
+    nmi(tf, x, tw).backward()
+    assert x.grad is not None
+    assert float(x.grad[kept].abs().max()) > 0
+    assert not x.grad[~kept].any()
