@@ -648,7 +648,8 @@ def page(content: dict[str, Any]) -> str:
         f"{content['processor']} ({content['cores']} cores), {content['threads']} threads, default options unless said "
         "otherwise. Arrows lead from the start, over the linear stage where there are three figures, to the end. NMI: "
         "normalised mutual information at the start and at the end; folds, SD log J: of the deformation; seconds: of "
-        "`register` in one run, reading included, on a machine that does other work. Made with",
+        "`register` in one run, reading included, on a machine that does other work. What another program had not done "
+        f"after {TIMEOUT:.0f} s was stopped. Made with",
         "",
         "    python benchmarks/trust.py",
         "",
