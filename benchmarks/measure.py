@@ -52,6 +52,7 @@ METHODS = {
     "ants-mattes": Method("ANTsPy SyNOnly / SyN (Mattes)", "antspyx"),
     "ants-syn": Method("ANTsPy antsRegistrationSyN (CC)", "antspyx"),
     "elastix": Method("elastix B-spline NCC", "itk-elastix"),
+    "elastix-mi": Method("elastix B-spline MI", "itk-elastix"),
     "fireants": Method("FireANTs greedy CC, CPU", "fireants", apart=True),  # it pins an old SimpleITK
     "convexadam": Method("ConvexAdam MIND, CPU", "convexAdam", apart=True),
 }

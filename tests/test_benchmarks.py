@@ -21,9 +21,20 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("no benchmarks: they are not part of a source distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
-score, pairs, peers, measure, page, compare, study, growth = (
+score, pairs, peers, measure, page, compare, study, growth, trust, step_cost = (
     importlib.import_module(name)
-    for name in ("score", "pairs", "peers", "measure", "page", "compare", "study", "growth")
+    for name in (
+        "score",
+        "pairs",
+        "peers",
+        "measure",
+        "page",
+        "compare",
+        "study",
+        "growth",
+        "trust",
+        "step_cost",
+    )
 )
 
 SPACING = np.array([1.0, 1.5, 2.0])
@@ -437,3 +448,35 @@ def test_a_preset_of_another_checkout_is_a_method(tmp_path: Path) -> None:
     for wrong in ("greedy@here", "nir-fats@here"):
         with pytest.raises(argparse.ArgumentTypeError, match="no method"):
             compare.chosen_methods(wrong)
+
+
+def test_trust_scores_maps_that_are_known() -> None:
+    values = np.zeros((8, 9, 10))
+    values[2:5, 3:6, 4:7] = 1
+    fixed, moving = image(values.astype(np.uint8), rotation()), image(values.astype(np.uint8), rotation())
+    step = np.array(fixed.GetDirection()).reshape(3, 3) @ (SPACING * [1, 0, 0])
+    shifted = np.broadcast_to(step, (*values.shape, 3))
+    everywhere = np.ones(values.shape, bool)
+    dice = trust.overlap_of(fixed, moving, (1,))
+    assert dice(np.zeros_like(shifted))["Dice"] == 1
+    assert dice(shifted)["Dice"] == pytest.approx(2 / 3)
+    assert trust.motion(everywhere)(shifted)["moved, mean mm"] == pytest.approx(1.0)
+    assert trust.error(shifted, everywhere)(shifted)["error mm"] == 0
+    np.testing.assert_allclose(trust.points_of(fixed), grid_points(fixed))
+    ours = grid_points(fixed)[3, 3, 3:6]
+    assert trust.landmarks(fixed, ours, ours + step)(shifted)["TRE mm"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_trust_page_shows_what_was_measured() -> None:
+    assert trust.chosen_rows("box,peers-*") == ["peers-contrasts", "peers-abdomen", "peers-spine", "box"]
+    line = vars(trust.Line("case", {"Dice": [0.5, 0.75]}, "nmi", "good", 2.0, [0.1, 0.2], 0, 0.25))
+    content = {"processor": "p", "cores": 2, "threads": 2}
+    row = {"date": "2026-01-01", "version": "1", "lines": [line]}
+    text = trust.page(content | {"rows": {"box": row}})
+    assert "| case | 0.500 → 0.750 | `nmi` | good | 0.100 → 0.200 | 0 | 0.250 | 2.0 |" in text
+
+
+def test_a_step_of_every_metric_can_be_measured() -> None:
+    found = step_cost.steps((10, 12, 11), 1, 1)
+    assert set(found) == set(step_cost.METRICS)
+    assert min(found.values()) > 0

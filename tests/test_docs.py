@@ -34,6 +34,15 @@ def test_a_metric_of_ones_own(phantom_2d: Phantom) -> None:
     assert result.report.similarity > result.report.similarity_start
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["choosing_a_metric.md", "verdicts.md"])
+def test_pages_on_metrics_and_verdicts(phantom_2d: Phantom, page: str) -> None:
+    grid = phantom_2d.geometry
+    names = {"fixed": to_sitk(phantom_2d.fixed, grid), "moving": to_sitk(phantom_2d.moving, grid)}
+    report = run_blocks(page, names)["result"].report
+    assert report.verdict.grade == "good"
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))], ids=str)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

@@ -28,7 +28,7 @@ def test_every_field_is_an_option_that_says_what_it_means(owner: type) -> None:
     ("changes", "message"),
     [
         ({"flow": "squaring"}, "flow must be one of 'displacement', 'euler', 'rk4', got 'squaring'"),
-        ({"metric": "mi"}, "metric must be one of 'lncc', 'ncc', 'mse'"),
+        ({"metric": "mind"}, "metric must be one of 'lncc', 'ncc', 'mse', 'nmi', 'mi'"),
         ({"fixed_interpolation": "cubic"}, "fixed_interpolation must be one of 'linear', 'nearest', 'bspline'"),
         ({"moving_interpolation": "nearest"}, "moving_interpolation must be one of 'linear', 'bspline'"),
         ({"phases": ()}, "at least one phase"),

@@ -1,0 +1,766 @@
+"""Is a pair of images ever made worse? Cases with a known truth, easy and hopeless, and what is said of each.
+
+    python benchmarks/trust.py                                # every row of which the data are there
+    python benchmarks/trust.py --rows 'contrasts,box*' --add  # some, in place of what the page has of them
+    python benchmarks/trust.py --list
+
+A row is a function that yields cases; a case is a call of `itk_nir.register` and a score of a displacement on the fixed
+grid, so that the start, the linear stage's map and the result are scored in one way, with SimpleITK and numpy alone.
+Other programs are scored from the files that they wrote (rows ``peers-*``: whole processes, by `peers.py`). The page is
+written after every case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import fnmatch
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from measure import RunFailed, method_named, processor_name, run, say
+from pairs import OASIS, NoPairs, Pair, data_folder
+from score import load_manifest, read_points
+
+Figures = dict[str, float]
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One registration. `score` takes ([Z,] Y, X, d) displacements in LPS mm on the fixed grid; `start` is a transform.
+
+    before : whether the map that the registration begins with is scored too; `linear`, that of the linear stage.
+    """
+
+    what: str
+    fixed: Any
+    moving: Any
+    score: Callable[[np.ndarray], Figures]
+    options: dict[str, Any] = field(default_factory=dict)
+    before: bool = True
+    linear: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """What became of a case: figures at the start, after the linear stage and at the end, and what the report says."""
+
+    what: str
+    figures: dict[str, list[float]]
+    metric: str = ""
+    verdict: str = ""
+    seconds: float | None = None
+    nmi: list[float] = field(default_factory=list)
+    folds: int | None = None
+    spread: float | None = None
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def read(path: Path | str) -> Any:
+    return sitk.ReadImage(str(path))
+
+
+def array(image: Any) -> np.ndarray:
+    return np.asarray(sitk.GetArrayFromImage(image))
+
+
+def carried(image: Any, field_: np.ndarray, grid: Any, how: int = sitk.sitkLinear) -> np.ndarray:
+    """An image of the moving side on the fixed grid."""
+    vectors = sitk.GetImageFromArray(np.ascontiguousarray(field_, dtype=np.float64), isVector=True)
+    vectors.CopyInformation(grid)
+    return array(sitk.Resample(image, grid, sitk.DisplacementFieldTransform(vectors), how, 0.0))
+
+
+def correlations(fixed: dict[str, Any], moving: dict[str, Any], inside: np.ndarray) -> Callable[[np.ndarray], Figures]:
+    """Of images by contrast, whichever were registered."""
+
+    def score(u: np.ndarray) -> Figures:
+        grid = next(iter(fixed.values()))
+        return {
+            f"{name} correlation": float(
+                np.corrcoef(array(fixed[name])[inside], carried(moving[name], u, grid)[inside])[0, 1]
+            )
+            for name in fixed
+        }
+
+    return score
+
+
+def motion(inside: np.ndarray, unit: float = 1.0, name: str = "mm") -> Callable[[np.ndarray], Figures]:
+    """How far things move that should stay."""
+
+    def score(u: np.ndarray) -> Figures:
+        length = np.linalg.norm(u, axis=-1)[inside] / unit
+        return {f"moved, mean {name}": float(length.mean()), f"95 % {name}": float(np.percentile(length, 95))}
+
+    return score
+
+
+def overlap_of(fixed: Any, moving: Any, labels: tuple[int, ...]) -> Callable[[np.ndarray], Figures]:
+    """Mean Dice over labels."""
+    truth = array(fixed)
+
+    def score(u: np.ndarray) -> Figures:
+        found = carried(moving, u, fixed, sitk.sitkNearestNeighbor)
+        both = [(truth == label, found == label) for label in labels]
+        return {
+            "Dice": float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in both if a.any() or b.any()]))
+        }
+
+    return score
+
+
+def landmarks(fixed: Any, ours: np.ndarray, theirs: np.ndarray) -> Callable[[np.ndarray], Figures]:
+    """Mean distance of landmarks."""
+
+    def score(u: np.ndarray) -> Figures:
+        vectors = sitk.GetImageFromArray(np.ascontiguousarray(u, dtype=np.float64), isVector=True)
+        vectors.CopyInformation(fixed)
+        map_ = sitk.DisplacementFieldTransform(vectors)
+        return {
+            "TRE mm": float(
+                np.mean(
+                    [
+                        np.linalg.norm(np.array(map_.TransformPoint(p.tolist())) - q)
+                        for p, q in zip(ours, theirs, strict=True)
+                    ]
+                )
+            )
+        }
+
+    return score
+
+
+def error(
+    truth: np.ndarray, inside: np.ndarray, unit: float = 1.0, name: str = "mm"
+) -> Callable[[np.ndarray], Figures]:
+    """Distance from the true displacement."""
+
+    def score(u: np.ndarray) -> Figures:
+        return {f"error {name}": float(np.linalg.norm(u - truth, axis=-1)[inside].mean() / unit)}
+
+    return score
+
+
+# --- running a case --------------------------------------------------------------------------------------------------
+
+
+def points_of(image: Any) -> np.ndarray:
+    """([Z,] Y, X, d) physical points of a grid, LPS mm."""
+    d = image.GetDimension()
+    axes = np.meshgrid(*(np.arange(n) for n in image.GetSize()), indexing="ij")
+    index = np.stack([axis.T for axis in axes], axis=-1)
+    voxel = np.array(image.GetDirection()).reshape(d, d) * np.array(image.GetSpacing())
+    return np.asarray(index @ voxel.T + np.array(image.GetOrigin()))
+
+
+def field_of(transform: Any, grid: Any) -> np.ndarray:
+    filter_ = sitk.TransformToDisplacementFieldFilter()
+    filter_.SetReferenceImage(grid)
+    return array(filter_.Execute(transform))
+
+
+def do(case: Case) -> tuple[Line, np.ndarray, Any]:
+    """Register and score: the line, the displacements of the whole map, and the result."""
+    import itk_nir
+
+    result = itk_nir.register(case.fixed, case.moving, threads=THREADS, **case.options)
+    report = result.report
+    grid = case.fixed[0] if isinstance(case.fixed, list) else case.fixed
+    grid = read(grid) if isinstance(grid, (str, Path)) else grid
+    d = grid.GetDimension()
+    u = result.mapping.displacement_on(result.fixed.geometry).vectors
+    maps = []
+    if case.before:
+        start = case.options.get("initial_transform")
+        maps.append(np.zeros_like(u) if start is None else field_of(sitk.ReadTransform(str(start)), grid))
+    if case.linear:
+        matrix, points = np.array(report.affine_matrix), points_of(grid)
+        maps.append(points @ (matrix[:d, :d] - np.eye(d)).T + matrix[:d, d])
+    figures: dict[str, list[float]] = {}
+    for one in (*maps, u):
+        for name, value in case.score(one).items():
+            figures.setdefault(name, []).append(value)
+    evidence = report.evidence
+    line = Line(
+        case.what,
+        figures,
+        metric=report.metric,
+        verdict=str(report.verdict),
+        seconds=report.seconds["total"],
+        nmi=[evidence[k].mutual_information for k in ("start", "end")],
+        folds=report.folded_voxels,
+        spread=report.log_jacobian_sd,
+    )
+    return line, u, result
+
+
+def each(cases: Iterator[Case] | list[Case]) -> Iterator[Line]:
+    for case in cases:
+        yield do(case)[0]
+
+
+# --- rows: brains and heads ------------------------------------------------------------------------------------------
+
+
+def contrasts(data: Path) -> Iterator[Line]:
+    """T1 of one person onto T2 of another, one grid, no linear stage. Scored by T1 against T1 and T2 against T2."""
+    yield from each([_contrast_case(data, ["T1"], ["T2"]), _contrast_case(data, ["T1", "T2"], ["T1", "T2"])])
+
+
+def _contrast_score(data: Path) -> Callable[[np.ndarray], Figures]:
+    folder = data / "brain_contrasts"
+    fixed, moving = ({c: read(folder / f"{who}_{c}.nii.gz") for c in ("T1", "T2")} for who in ("p07", "p19"))
+    return correlations(fixed, moving, array(fixed["T1"]) > 0)
+
+
+def _contrast_case(data: Path, ours: list[str], theirs: list[str]) -> Case:
+    folder = data / "brain_contrasts"
+    fixed = [folder / f"p07_{c}.nii.gz" for c in ours]
+    moving = [folder / f"p19_{c}.nii.gz" for c in theirs]
+    what = f"p07 {'+'.join(ours)} ← p19 {'+'.join(theirs)}"
+    single = len(fixed) == 1
+    images: tuple[Any, Any] = (fixed[0], moving[0]) if single else (fixed, moving)
+    return Case(what, images[0], images[1], _contrast_score(data), {"linear": "none"})
+
+
+def same_person(data: Path) -> Iterator[Line]:
+    """Contrasts of one person, which lie on each other: nothing is to move. Motion inside the brain."""
+    folder = data / "brain_contrasts"
+    for who, other in itertools.product(("p07", "p19"), ("T2", "FLAIR")):
+        fixed = folder / f"{who}_T1.nii.gz"
+        score = motion(array(read(fixed)) > 0)
+        yield from each([Case(f"{who} T1 ← {other}", fixed, folder / f"{who}_{other}.nii.gz", score, before=False)])
+
+
+def head_templates(data: Path) -> Iterator[Line]:
+    """Templates of several contrasts in one space: nothing is to move. Motion inside the head."""
+    folder = data / "head_templates"
+    fixed = folder / "mni_t1_2mm.nii.gz"
+    values = array(read(fixed))
+    score = motion(values > 0.2 * np.percentile(values, 99))
+    yield from each(
+        [
+            Case(f"T1 ← {c.upper()}", fixed, folder / f"mni_{c}_2mm.nii.gz", score, before=False)
+            for c in ("t2", "pd", "ct")
+        ]
+    )
+
+
+def whole_head(data: Path) -> Iterator[Line]:
+    """Somebody's whole head, unaligned, onto a stripped template, default call. Share of the brain that it covers."""
+    folder = data / "head_templates"
+    fixed, moving = folder / "mni152_t1_1mm.nii.gz", folder / "native_t1_head_1mm.nii.gz"
+    grid, image = read(fixed), read(moving)
+    brain = array(grid) > 0
+    ones = sitk.Cast(sitk.Equal(image, image), sitk.sitkFloat32)
+
+    def score(u: np.ndarray) -> Figures:
+        return {
+            "brain covered": float((carried(ones, u, grid) > 0.5)[brain].mean()),
+            "correlation": float(np.corrcoef(array(grid)[brain], carried(image, u, grid)[brain])[0, 1]),
+        }
+
+    yield from each([Case("mni152 ← native head", fixed, moving, score, linear=True)])
+
+
+def oasis(data: Path) -> Iterator[Line]:
+    """One pair of brains, T1, as it is and spoilt. Mean Dice over 30 labels; no linear stage."""
+    folder = data / "brain_oasis"
+    fixed, moving = folder / "fixed_t1.nii.gz", read(folder / "moving_t1.nii.gz")
+    score = overlap_of(read(folder / "fixed_seg.nii.gz"), read(folder / "moving_seg.nii.gz"), OASIS)
+    values = array(moving).astype(np.float32)
+    z, x = np.linspace(-1, 1, values.shape[0])[:, None, None], np.linspace(-1, 1, values.shape[2])
+    salted = values.copy()
+    salted[np.random.default_rng(0).random(values.shape) < 0.01] = 255
+    for what, spoilt in (
+        ("as it is", values),
+        ("1 % of the moving voxels white", salted),
+        ("moving image times a bias field of 0.33 to 3", values * np.exp(0.6 * z - 0.5 * x)),
+        ("contrast of the moving image inverted", values.max() - values),
+    ):
+        image = sitk.GetImageFromArray(spoilt.astype(np.float32))
+        image.CopyInformation(moving)
+        yield from each([Case(what, fixed, image, score, {"linear": "none"})])
+
+
+# --- rows: bodies ----------------------------------------------------------------------------------------------------
+
+
+def abdomen(data: Path) -> Iterator[Line]:
+    """MR and CT of two people, partial views that do not overlap as they lie. Mean Dice over the scored organs."""
+    folder = data / "abdomen_ct_mr"
+    start = folder / "rigid_from_organ_centroids.tfm"
+    fixed, moving, score = folder / "fixed.nii.gz", folder / "moving.nii.gz", _abdomen_score(folder)
+    yield from each(
+        [
+            Case("as they lie", fixed, moving, score, linear=True),
+            Case("from the organ centroids", fixed, moving, score, {"initial_transform": start}),
+            Case(
+                "from the organ centroids, deformation alone", fixed, moving, score,
+                {"initial_transform": start, "linear": "none"},
+            ),
+        ]
+    )  # fmt: skip
+
+
+def _abdomen_score(folder: Path) -> Callable[[np.ndarray], Figures]:
+    words = (folder / "scored_labels.txt").read_text().split()
+    labels = tuple(int(word) for word in words if word.isdigit())
+    return overlap_of(read(folder / "fixed_seg.nii.gz"), read(folder / "moving_seg.nii.gz"), labels)
+
+
+def spine(data: Path) -> Iterator[Line]:
+    """T1 and T2 of one spine, which lie nearly right. Dice of the cord."""
+    folder = data / "spine_t1_t2"
+    yield from each([Case("T1 ← T2", folder / "t1w.nii.gz", folder / "t2.nii.gz", _spine_score(folder), linear=True)])
+
+
+def _spine_score(folder: Path) -> Callable[[np.ndarray], Figures]:
+    return overlap_of(read(folder / "t1w_seg-manual.nii.gz"), read(folder / "t2_seg-manual.nii.gz"), (1,))
+
+
+def lung(data: Path) -> Iterator[Line]:
+    """Two CT scans of a chest, with a mask. Distance of 51 landmarks."""
+    folder = data / "lung_ct"
+    ours, theirs = (read_points(folder / f"{side}_landmarks.csv", 3)[1] for side in ("fixed", "moving"))
+    fixed = folder / "fixed.nii.gz"
+    score = landmarks(read(fixed), ours, theirs)
+    mask = {"fixed_mask": folder / "fixed_mask.nii.gz"}
+    yield from each([Case("with a mask", fixed, folder / "moving.nii.gz", score, mask, linear=True)])
+
+
+# --- rows: the phantom -----------------------------------------------------------------------------------------------
+
+
+@cache
+def _phantom() -> tuple[Any, Any, Any]:
+    """The phantom and its two images."""
+    from itk_nir.images import to_sitk
+    from itk_nir.phantom import brain_phantom
+
+    made = brain_phantom(3, (107, 128, 107), seed=3)
+    return made, to_sitk(made.fixed, made.geometry), to_sitk(made.moving, made.moving_geometry)
+
+
+def _phantom_case(what: str, inside: np.ndarray | None = None, **options: Any) -> Case:
+    made, fixed, moving = _phantom()
+    brain = made.fixed_labels > 0
+    score = error(made.displacement, brain if inside is None else brain & inside)
+    return Case(what, fixed, moving, score, options, linear=options.get("linear") != "none")
+
+
+def _mask(inside: np.ndarray) -> Any:
+    image = sitk.GetImageFromArray(inside.astype(np.uint8))
+    image.CopyInformation(_phantom()[1])
+    return image
+
+
+def _around_hippocampus() -> np.ndarray:
+    """How far every voxel is from a hippocampus' centre, mm, along the axis along which it is farthest."""
+    made, fixed, _ = _phantom()
+    points = points_of(fixed)
+    of_one = points[made.fixed_labels == 9]
+    return np.asarray(np.abs(points - of_one[of_one[:, 0] > 0].mean(axis=0)).max(axis=-1))
+
+
+def box(_: Path) -> Iterator[Line]:
+    """Phantom, 1.5 mm, a mask around a hippocampus: the smaller, the less there is to go by. True error inside it."""
+    distance = _around_hippocampus()
+    for preset, edge in itertools.product(("fast", "default"), (16, 24, 36, 54)):
+        cube = distance <= edge / 2
+        yield from each([_phantom_case(f"cube of {edge} mm, {preset}", cube, fixed_mask=_mask(cube), preset=preset)])
+    cube = distance <= 12
+    masks = {"fixed_mask": _mask(cube), "moving_mask": _mask(distance <= 20)}
+    yield from each([_phantom_case("cube of 24 mm, moving mask of 40 mm", cube, **masks)])
+    slice_ = np.zeros(distance.shape, bool)
+    slice_[len(slice_) // 2] = True
+    yield from each([_phantom_case("one slice", slice_, fixed_mask=_mask(slice_))])
+
+
+def turned(_: Path) -> Iterator[Line]:
+    """Phantom whose moving side is turned by 60° and shifted by 80 mm, linear stage rigid. True error in the brain."""
+    made, fixed, moving = _phantom()
+    axis = np.array([0.6, -0.5, 0.62]) / np.linalg.norm([0.6, -0.5, 0.62])
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    angle = np.deg2rad(60)
+    rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    shift = 80 * np.array([1, 1, -1]) / np.sqrt(3)
+    lies = sitk.Image(moving)
+    lies.SetDirection((rotation @ np.array(moving.GetDirection()).reshape(3, 3)).ravel().tolist())
+    lies.SetOrigin((rotation @ np.array(moving.GetOrigin()) + shift).tolist())
+    points = points_of(fixed)
+    truth = (points + made.displacement) @ rotation.T + shift - points
+    score = error(truth, made.fixed_labels > 0)
+    yield from each([Case("turned by 60° and 80 mm", fixed, lies, score, {"linear": "rigid"}, linear=True)])
+
+
+def effort(_: Path) -> Iterator[Line]:
+    """Phantom, penalties of any weight and few iterations. True error in the brain: never above the linear stage's."""
+    from itk_nir.settings import preset_settings
+
+    smoothness = preset_settings("default").deformable.smoothness
+    for factor in (1, 12, 30, 1000):
+        weights = tuple(factor * w for w in smoothness)
+        yield from each([_phantom_case(f"penalty x {factor}", smoothness=weights)])
+    for iterations in ((1, 1, 1), (2, 2, 1)):
+        yield from each([_phantom_case(f"iterations {','.join(map(str, iterations))}", iterations=iterations)])
+
+
+def itself(_: Path) -> Iterator[Line]:
+    """Phantom onto itself, and onto itself with noise (SD 3, of 0 to 255): nothing is to move."""
+    made, fixed, _moving = _phantom()
+    parts = (
+        motion(made.fixed_labels > 0, 1.5, "voxels"),
+        motion(np.ones(made.fixed.shape, bool), 1.5, "voxels, with air"),
+    )
+
+    def score(u: np.ndarray) -> Figures:
+        return parts[0](u) | parts[1](u)
+
+    noise = np.random.default_rng(0).normal(0, 3, made.fixed.shape).astype(np.float32)
+    noisy = sitk.GetImageFromArray(made.fixed + noise)
+    noisy.CopyInformation(fixed)
+    yield from each([Case(w, fixed, m, score, before=False) for w, m in (("itself", fixed), ("noisy copy", noisy))])
+
+
+def seeds(_: Path) -> Iterator[Line]:
+    """Phantom, eight seeds and intensities times 1000: how far the maps lie from the first one's in the brain."""
+    made, _fixed, moving = _phantom()
+    brain, first = made.fixed_labels > 0, None
+    distances, errors, seconds = [], [], 0.0
+    for seed in range(8):
+        line, u, _result = do(_phantom_case("seed", seed=seed))
+        errors.append(line.figures["error mm"][-1])
+        seconds += line.seconds or 0.0
+        if first is None:
+            first = u
+        else:
+            distances.append(float(np.linalg.norm(u - first, axis=-1)[brain].mean() / 1.5))
+    figures = {
+        "mean difference voxels, least": [min(distances)], "largest": [max(distances)],
+        "error mm, least": [min(errors)], "error mm, largest": [max(errors)],
+    }  # fmt: skip
+    yield Line("seeds 1 to 7 against seed 0", figures, seconds=seconds)
+    case = _phantom_case("x 1000")
+    scaled = sitk.Cast(moving, sitk.sitkFloat32) * 1000.0
+    line, u, _result = do(Case(case.what, case.fixed, scaled, case.score))
+    assert first is not None
+    distance = float(np.linalg.norm(u - first, axis=-1)[brain].mean() / 1.5)
+    figures = {"mean difference voxels": [distance], "error mm": line.figures["error mm"]}
+    yield Line("moving intensities x 1000", figures, line.metric, line.verdict, line.seconds)
+
+
+# --- rows: 2D, large -------------------------------------------------------------------------------------------------
+
+
+def sections(_: Path) -> Iterator[Line]:
+    """2D, textures of several scales, a smooth deformation of up to 1.5 % of the edge. True error, pixels."""
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    for n in (2048, 4000):
+        rng = np.random.default_rng(0)
+        base = sum(gaussian_filter(rng.normal(size=(n, n)).astype(np.float32), s) * s for s in (2, 6, 20, 60))
+        base = (base / base.std() * 30 + 100).astype(np.float32)
+        u = np.stack([gaussian_filter(rng.normal(size=(n, n)).astype(np.float32), n / 12) for _ in range(2)])
+        u *= 0.015 * n / np.abs(u).max()
+        y, x = np.mgrid[:n, :n]
+        fixed = map_coordinates(base, [y + u[1], x + u[0]], order=1, mode="nearest").astype(np.float32)
+        inside = np.zeros((n, n), bool)
+        inside[n // 20 : -n // 20, n // 20 : -n // 20] = True
+        score = error(np.moveaxis(u, 0, -1), inside, name="px")
+        yield from each([Case(f"{n} x {n}", sitk.GetImageFromArray(fixed), sitk.GetImageFromArray(base), score)])
+
+
+# --- rows: what auto picks -------------------------------------------------------------------------------------------
+
+
+def auto(data: Path) -> Iterator[Line]:
+    """What `metric="auto"` picks. Expected: lncc for one contrast, mutual information for unlike ones."""
+    for what, fixed, moving, same, options in _auto_pairs(data):
+        began = time.perf_counter()
+        picked, reason = _picked(fixed, moving, options)
+        right = (picked == "lncc") == same
+        verdict = ("as expected: " if right else "NOT as expected: ") + reason
+        yield Line(what, {}, picked, verdict, time.perf_counter() - began)
+
+
+def _picked(fixed: Path, moving: Path, options: dict[str, Any]) -> tuple[str, str]:
+    from dataclasses import replace
+
+    from itk_nir.engine.choice import choose_metric
+    from itk_nir.engine.linear import find_start
+    from itk_nir.problem import Problem
+    from itk_nir.settings import make_settings
+
+    settings = make_settings("default")
+    problem = Problem.prepare(fixed, moving, settings, threads=THREADS, **options)
+    pair = problem.pair()
+    if problem.linear != "none" and problem.start is None:
+        start = find_start(pair, problem.linear, settings.linear, threads=THREADS)
+        pair = replace(pair, linear=pair.linear @ start.matrix)
+    choice = choose_metric(pair, THREADS)
+    return choice.metric, choice.reason
+
+
+def _auto_pairs(data: Path) -> Iterator[tuple[str, Path, Path, bool, dict[str, Any]]]:
+    none = {"linear": "none"}
+    folder = data / "brain_contrasts"
+    for a, b in itertools.product(("T1", "T2", "FLAIR"), repeat=2):
+        yield f"contrasts p07 {a} ← p19 {b}", folder / f"p07_{a}.nii.gz", folder / f"p19_{b}.nii.gz", a == b, none
+        if a != b:
+            yield f"contrasts p07 {a} ← p07 {b}", folder / f"p07_{a}.nii.gz", folder / f"p07_{b}.nii.gz", False, {}
+    folder = data / "head_templates"
+    for a, b in itertools.permutations(("t1", "t2", "pd", "ct"), 2):
+        yield f"heads {a} ← {b}", folder / f"mni_{a}_2mm.nii.gz", folder / f"mni_{b}_2mm.nii.gz", False, {}
+    names = {"stripped": "mni152_t1_1mm", "whole 2 mm": "mni_t1_2mm", "native": "native_t1_head_1mm"}
+    for a, b in (("stripped", "native"), ("native", "stripped"), ("whole 2 mm", "native")):
+        yield f"heads T1 {a} ← {b}", folder / f"{names[a]}.nii.gz", folder / f"{names[b]}.nii.gz", True, {}
+    for name, endings in (("brain_oasis", ("fixed", "moving")), ("brain_t1", ("sub04", "sub07", "sub08")),
+                          ("mouse_fvb", ("fvb1", "fvb2", "fvb3")), ("chest_xray", ("cxr1", "cxr2"))):  # fmt: skip
+        for a, b in itertools.permutations(endings, 2):
+            options = none if name == "brain_oasis" else {}
+            yield f"{name} {a} ← {b}", data / name / f"{a}_t1.nii.gz", data / name / f"{b}_t1.nii.gz", True, options
+    folder = data / "abdomen_ct_mr"
+    pair = folder / "fixed.nii.gz", folder / "moving.nii.gz"
+    yield "abdomen MR ← CT", *pair, False, {}
+    start = {"initial_transform": folder / "rigid_from_organ_centroids.tfm"}
+    yield "abdomen MR ← CT, from the organ centroids", *pair, False, start
+    for name, a, b, same in (
+        ("lung_ct", "fixed.nii.gz", "moving.nii.gz", True), ("spine_t1_t2", "t1w.nii.gz", "t2.nii.gz", False),
+        ("fetal_spina_bifida", "fixed.nii.gz", "moving.nii.gz", True), ("hands_xray", "fixed.mha", "moving.mha", True),
+        ("slices_2d", "r16.nii.gz", "r64.nii.gz", True), ("merfish_um", "fixed.mha", "moving.mha", True),
+    ):  # fmt: skip
+        mask = {"fixed_mask": data / name / "fixed_mask.nii.gz"} if name == "lung_ct" else {}
+        yield name, data / name / a, data / name / b, same, mask
+    for a, b in itertools.permutations(("He", "CD31-3", "proSPC-4"), 2):
+        folder = data / "histology_lung"
+        yield f"histology_lung {a} ← {b}", folder / f"{a}.nii.gz", folder / f"{b}.nii.gz", False, {}
+
+
+# --- rows: other programs --------------------------------------------------------------------------------------------
+
+
+def peers_contrasts(data: Path) -> Iterator[Line]:
+    """Other programs on T1 of one person ← T2 of another, no linear stage, one run each, whole process."""
+    folder = data / "brain_contrasts"
+    yield from _peers(folder / "p07_T1.nii.gz", folder / "p19_T2.nii.gz", _contrast_score(data), "none")
+
+
+def peers_abdomen(data: Path) -> Iterator[Line]:
+    """Other programs on abdominal MR ← CT, the moving image put on the organ centroids by its header."""
+    folder = data / "abdomen_ct_mr"
+    start = sitk.ReadTransform(str(folder / "rigid_from_organ_centroids.tfm"))
+    matrix, offset = _matrix(start)
+    with tempfile.TemporaryDirectory() as work:
+        for name in ("moving", "moving_seg"):
+            image = read(folder / f"{name}.nii.gz")
+            back = np.linalg.inv(matrix)
+            image.SetOrigin((back @ (np.array(image.GetOrigin()) - offset)).tolist())
+            image.SetDirection((back @ np.array(image.GetDirection()).reshape(3, 3)).ravel().tolist())
+            sitk.WriteImage(image, str(Path(work) / f"{name}.nii.gz"))
+        moving = Path(work) / "moving.nii.gz"
+        words = (folder / "scored_labels.txt").read_text().split()
+        labels = tuple(int(word) for word in words if word.isdigit())
+        score = overlap_of(read(folder / "fixed_seg.nii.gz"), read(Path(work) / "moving_seg.nii.gz"), labels)
+        yield from _peers(folder / "fixed.nii.gz", moving, score, "affine")
+        yield from _peers(folder / "fixed.nii.gz", moving, score, "none")
+
+
+def _matrix(transform: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix and offset of a linear transform."""
+    offset = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
+    return np.stack([np.array(transform.TransformPoint(e)) - offset for e in np.eye(3).tolist()], axis=1), offset
+
+
+def peers_spine(data: Path) -> Iterator[Line]:
+    """Other programs on the spine, T1 ← T2, with their affine stage and without."""
+    folder = data / "spine_t1_t2"
+    for linear in ("affine", "none"):
+        yield from _peers(folder / "t1w.nii.gz", folder / "t2.nii.gz", _spine_score(folder), linear)
+
+
+PEERS = ("ants-mattes", "elastix-mi")
+TIMEOUT = 360.0
+
+
+def _peers(fixed: Path, moving: Path, score: Callable[[np.ndarray], Figures], linear: Any) -> Iterator[Line]:
+    grid = read(fixed)
+    start = np.zeros((*array(grid).shape, grid.GetDimension()))
+    before = score(start)
+    stage = "deformation alone" if linear == "none" else "with its affine stage"
+    for name in PEERS:
+        with tempfile.TemporaryDirectory() as work:
+            try:
+                usage = run(name, Pair("trust", fixed, moving, linear=linear), Path(work), THREADS, TIMEOUT)
+            except RunFailed as failure:
+                yield Line(f"{method_named(name).title}, {stage}", {}, verdict=str(failure))
+                continue
+            forward, _ = load_manifest(Path(work) / "transforms.json", grid.GetDimension())
+            after = score(field_of(forward, grid))
+        figures = {key: [before[key], after[key]] for key in after}
+        yield Line(f"{method_named(name).title}, {stage}", figures, seconds=usage.wall)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
+    "contrasts": contrasts,
+    "peers-contrasts": peers_contrasts,
+    "same-person": same_person,
+    "head-templates": head_templates,
+    "whole-head": whole_head,
+    "abdomen": abdomen,
+    "peers-abdomen": peers_abdomen,
+    "spine": spine,
+    "peers-spine": peers_spine,
+    "oasis": oasis,
+    "lung": lung,
+    "box": box,
+    "turned": turned,
+    "effort": effort,
+    "itself": itself,
+    "seeds": seeds,
+    "sections": sections,
+    "auto": auto,
+}
+
+
+def page(content: dict[str, Any]) -> str:
+    """The Markdown page."""
+    out = ["# Is a pair ever made worse?", ""]
+    out += [
+        f"{content['processor']} ({content['cores']} cores), {content['threads']} threads, default options unless said "
+        "otherwise. Arrows lead from the start, over the linear stage where there are three figures, to the end. NMI: "
+        "normalised mutual information at the start and at the end; folds, SD log J: of the deformation; seconds: of "
+        "`register` in one run, reading included, on a machine that does other work. What another program had not done "
+        f"after {TIMEOUT:.0f} s was stopped. Made with",
+        "",
+        "    python benchmarks/trust.py",
+        "",
+    ]
+    for name in ROWS:
+        row = content["rows"].get(name)
+        if row is None:
+            continue
+        lines = [Line(**line) for line in row["lines"]]
+        about = (ROWS[name].__doc__ or "").strip()
+        out += [f"## {name}", "", f"{about} {row['date']}, version {row['version']}.", ""]
+        out += [*_table(lines), ""]
+        if name == "auto":
+            right = sum(line.verdict.startswith("as expected") for line in lines)
+            out += [f"As expected: {right} of {len(lines)}.", ""]
+    return "\n".join(out)
+
+
+def _table(lines: list[Line]) -> list[str]:
+    figures = list(dict.fromkeys(key for line in lines for key in line.figures))
+    columns: list[tuple[str, Callable[[Line], str]]] = [("case", lambda line: line.what)]
+    columns += [(key, lambda line, key=key: arrow(line.figures.get(key, []))) for key in figures]  # type: ignore[misc]
+    columns += [
+        ("metric", lambda line: f"`{line.metric}`" if line.metric else ""),
+        ("verdict" if figures else "expected?", lambda line: line.verdict),
+        ("NMI", lambda line: arrow(line.nmi)),
+        ("folds", lambda line: "" if line.folds is None else str(line.folds)),
+        ("SD log J", lambda line: "" if line.spread is None else f"{line.spread:.3f}"),
+        ("seconds", lambda line: "" if line.seconds is None else f"{line.seconds:.1f}"),
+    ]
+    kept = [(head, of) for head, of in columns if any(of(line) for line in lines)]
+    rows = [[head for head, _ in kept], ["---" for _ in kept], *([of(line) for _, of in kept] for line in lines)]
+    return [f"| {' | '.join(cells)} |" for cells in rows]
+
+
+def arrow(values: list[float]) -> str:
+    """Figures one after the other, three digits behind the point."""
+    return " → ".join(f"{value:.3f}" for value in values)
+
+
+def brief(line: Line) -> str:
+    """A line of the table for the terminal."""
+    parts = [line.what, *(f"{key} {arrow(values)}" for key, values in line.figures.items()), line.metric, line.verdict]
+    if line.nmi:
+        parts.append(f"NMI {arrow(line.nmi)}")
+    if line.folds is not None:
+        parts.append(f"folds {line.folds}")
+    if line.spread is not None:
+        parts.append(f"SD log J {line.spread:.3f}")
+    if line.seconds is not None:
+        parts.append(f"{line.seconds:.1f} s")
+    return "  ".join(part for part in parts if part)
+
+
+def chosen_rows(patterns: str) -> list[str]:
+    """The rows whose name matches one of the comma-separated patterns; all without."""
+    wanted = [word for word in patterns.split(",") if word]
+    return [name for name in ROWS if not wanted or any(fnmatch.fnmatch(name, want) for want in wanted)]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="folder of pairs (default: ITK_NIR_DATA, else ../shared/data)")
+    parser.add_argument("--rows", default="", help="names or patterns, comma-separated (default: all)")
+    parser.add_argument("--add", action="store_true", help="keep the other rows of the page as they are")
+    parser.add_argument("--page", action="store_true", help="write the page again from what was measured, and stop")
+    parser.add_argument("--list", action="store_true", help="list the rows, and stop")
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "benchmarks")
+    options = parser.parse_args(words)
+    names = chosen_rows(options.rows)
+    if options.list:
+        print("\n".join(f"{name}: {ROWS[name].__doc__}" for name in names))
+        return 0
+    file = options.output / "trust.json"
+    if options.page:
+        file.with_suffix(".md").write_text(page(json.loads(file.read_text(encoding="utf-8"))), encoding="utf-8")
+        return 0
+    if not names:
+        parser.error(f"no row is called {options.rows}; --list shows what there is")
+    try:
+        data = data_folder(options.data)
+    except NoPairs as reason:
+        parser.error(str(reason))
+    import itk_nir
+
+    warnings.simplefilter("ignore")
+    content: dict[str, Any] = {"processor": processor_name(), "cores": os.cpu_count(), "threads": THREADS, "rows": {}}
+    options.output.mkdir(parents=True, exist_ok=True)
+    failed = False
+    for name in names:
+        row: dict[str, Any] = {
+            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+            "version": itk_nir.__version__,
+            "lines": [],
+        }
+        say(f"--- {name}")
+        try:
+            for line in ROWS[name](data):
+                say(brief(line))
+                row["lines"].append(vars(line))
+                if options.add and file.exists():  # anew each time: another run may have added rows
+                    content["rows"] = json.loads(file.read_text(encoding="utf-8"))["rows"]
+                content["rows"][name] = row
+                file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                file.with_suffix(".md").write_text(page(content), encoding="utf-8")
+        except (OSError, RuntimeError) as reason:  # a folder that is not there
+            say(f"{name}: {reason}")
+            failed = True
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
