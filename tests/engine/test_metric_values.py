@@ -186,10 +186,10 @@ def test_flat_image_or_no_weight_has_nothing_to_compare(make_case: Callable[...,
     pair = make_case(d, 24).pair
     mask = torch.zeros_like(pair.fixed)
     mask[: 3 if d == 3 else 1, :3, :3] = 1
-    for nothing in (
-        changed(pair, fixed=pair.fixed * (1 - mask), fixed_weight=mask),
-        changed(pair, fixed=torch.ones_like(pair.fixed)),
-    ):
+    masked = changed(pair, fixed=pair.fixed * (1 - mask), fixed_weight=mask)
+    flat = changed(pair, fixed=torch.ones_like(pair.fixed))
+    # The descriptors of MIND see beyond the mask: there is something to compare at its border.
+    for nothing in (flat,) if "mind" in name else (masked, flat):
         with pytest.raises(NothingToCompare, match="nothing to compare"):
             optimise(nothing, quick(metric=name))
 
