@@ -192,7 +192,7 @@ class _Run:
     def __init__(self, problem: Problem, callback: Callback | None) -> None:
         self.problem, self.callback = problem, callback
         self.seconds = {"read": time.perf_counter() - problem.clock}
-        self.notes, self.doubts = list(problem.notes), list[str]()
+        self.notes, self.doubts, self.remarks = list(problem.notes), list[str](), list[str]()
         self.settings, self.reason = problem.settings, ""
         self.cancelled = False
         self.similarity_linear: float | None = None
@@ -324,7 +324,7 @@ class _Run:
         if found:
             self.doubts.append(f"the deformation was given up: with it, {' and '.join(found)}")
         else:
-            self.notes.append("a deformation would have gained nothing: the result is the linear map alone")
+            self.remarks.append("a deformation would have gained nothing: the result is the linear map alone")
         return replace(done, field=done.field.at_rest(), similarity=done.similarity_start), linear
 
     def _judge(self, sampled: SampledField | None) -> Verdict:
@@ -336,6 +336,7 @@ class _Run:
             folded_percent=None if sampled is None else sampled.folded_percent,
             inverse_error=None if sampled is None else sampled.inverse_error_mean,
             doubts=tuple(self.doubts),
+            remarks=tuple(self.remarks),
         )  # fmt: skip
         if verdict.grade != "good" and not self.cancelled:
             self.notes.append(f"{problem.moving.name} onto {problem.fixed.name}: {verdict}; check the result")

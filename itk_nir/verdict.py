@@ -7,8 +7,9 @@ from typing import Literal
 
 Grade = Literal["good", "doubtful", "worse than the start"]
 
-#: Of a similarity, what two maps may differ by before one counts as worse.
-TOLERANCE = 0.005
+#: Shares of the metric and of mutual information that two maps may differ by before one counts as worse. A deformation
+#: interpolates, which blurs the moving image and costs information wherever things belong.
+TOLERANCE, INFORMATION_TOLERANCE = 0.005, 0.02
 
 #: Overlap below which a result is doubtful, and mutual information below which two images tell nothing of each other.
 LEAST_OVERLAP, LEAST_INFORMATION = 0.4, 0.01
@@ -45,7 +46,7 @@ class Verdict:
     grade : {"good", "doubtful", "worse than the start"}
         In one word or four.
     reasons : tuple of str
-        Why, one clause each; empty for ``good``.
+        Why, one clause each; for ``good`` what is to be known all the same, mostly nothing.
     """
 
     grade: Grade
@@ -63,7 +64,7 @@ def worse(now: Measures, before: Measures, *, clearly: bool = True) -> list[str]
     now, before : Measures
         Under either map; what the moving image does not cover counts as no match.
     clearly : bool
-        By more than `TOLERANCE`; else the least difference tells where both measures agree.
+        By more than `TOLERANCE` and `INFORMATION_TOLERANCE`; else the least difference tells where both measures agree.
 
     Returns
     -------
@@ -71,22 +72,23 @@ def worse(now: Measures, before: Measures, *, clearly: bool = True) -> list[str]
         With the figures.
     """
     found = [
-        (name, a * now.overlap, b * before.overlap)
-        for name, a, b in (
-            ("the metric", now.metric, before.metric),
-            ("mutual information", now.mutual_information, before.mutual_information),
+        (name, a * now.overlap, b * before.overlap, tolerance)
+        for name, a, b, tolerance in (
+            ("the metric", now.metric, before.metric, TOLERANCE),
+            ("mutual information", now.mutual_information, before.mutual_information, INFORMATION_TOLERANCE),
         )
     ]
-    least = not clearly and all(end < start for _, end, start in found)
-    tolerance = 0.0 if least else TOLERANCE
+    least = not clearly and all(end < start for _, end, start, _ in found)
     return [
-        f"{name} is {end:.3f}, before {start:.3f}" for name, end, start in found if end < start - tolerance * abs(start)
+        f"{name} is {end:.3f}, before {start:.3f}"
+        for name, end, start, tolerance in found
+        if end < start - (0.0 if least else tolerance) * abs(start)
     ]
 
 
 def judge(
     start: Measures, end: Measures, *, little_evidence: float, folded_percent: float | None,
-    inverse_error: float | None, doubts: tuple[str, ...] = (),
+    inverse_error: float | None, doubts: tuple[str, ...] = (), remarks: tuple[str, ...] = (),
 ) -> Verdict:  # fmt: skip
     """Whether the evidence supports a map.
 
@@ -102,6 +104,8 @@ def judge(
         Mean inverse error, voxels of the fixed image.
     doubts : tuple of str
         What the stages found.
+    remarks : tuple of str
+        What is to be known where all is well.
 
     Returns
     -------
@@ -123,4 +127,4 @@ def judge(
         reasons.append(f"{folded_percent:.2f} % of the voxels are folded")
     if inverse_error is not None and inverse_error > MOST_INVERSE_ERROR:
         reasons.append(f"the inverse is {inverse_error:.2f} voxels off on average")
-    return Verdict("doubtful", tuple(reasons)) if reasons else Verdict("good")
+    return Verdict("doubtful", tuple(reasons)) if reasons else Verdict("good", remarks)

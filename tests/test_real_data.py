@@ -89,7 +89,7 @@ def cords(data: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, RegistrationR
     return here > 0, lies > 0, carried(result, other, reference) > 0, result
 
 
-@pytest.mark.filterwarnings("default:moving image.* has little in common:UserWarning")
+@pytest.mark.filterwarnings("default::itk_nir.errors.VerdictWarning")
 def test_spine_across_unlike_grids_and_axes(
     cords: tuple[np.ndarray, np.ndarray, np.ndarray, RegistrationResult],
 ) -> None:

@@ -44,6 +44,9 @@ LEAST_EVIDENCE = 0.4
 #: seldom wrong, and organs nearly symmetric.
 TURNED_GAIN, GREAT_TURN = 0.9, 30.0
 
+#: Mutual information that so many positions have by chance, times their number, about: noise fills the bins unevenly.
+CHANCE = 150.0
+
 #: The overlap (share of the smaller image) below which the images as they lie are no start.
 LEAST_OVERLAP = 0.05
 
@@ -250,7 +253,7 @@ def optimise_linear(
         worse = [
             name for name, a, b in zip(("metric", "mutual information"), found, start_values, strict=True) if a < b
         ]
-        if worse or found[0] < least:
+        if worse or found[0] < least or found[1] < CHANCE / levels[-1].most:
             told = any(a < (1 - NOTABLE) * b for a, b in zip(found, start_values, strict=True))
             if told and not np.array_equal(base, begin):
                 notes.append(

@@ -303,7 +303,7 @@ def test_names_of_before_are_taken_with_a_warning(oblique: dict[int, Phantom]) -
         ({"syn_metric": "CC", "syn_sampling": 0}, "syn_sampling is the radius of CC"),
         ({"aff_metric": "CC", "aff_sampling": 0}, "aff_sampling is the radius of CC"),
         ({"type_of_transform": "Rigid", "syn_metric": "CC"}, "no meaning for 'Rigid'"),
-        ({"preset": "paper", "syn_metric": "mattes"}, "metric must be one of 'lncc', 'ncc', 'mse', got 'nmi'"),
+        ({"preset": "paper", "metric": "mind"}, "metric must be one of 'lncc', 'ncc', 'mse', 'nmi', 'mi', got 'mind'"),
         ({"aff_random_sampling_rate": 0}, "aff_random_sampling_rate"),
         ({"reg_iterations": (0, 0)}, "all zero"),
         ({"reg_iterations": "40x20"}, "reg_iterations"),

@@ -24,7 +24,7 @@ from itk_nir.engine.metrics import (
     mean_tuning,
     metric_named,
 )
-from itk_nir.engine.settings import DeformableSettings
+from itk_nir.engine.settings import MOST_LEVELS, DeformableSettings
 from itk_nir.errors import OptionError
 from itk_nir.settings import make_settings
 
@@ -161,15 +161,15 @@ def test_other_number_of_channels_is_refused() -> None:
     ("size", "more"), [((1024, 9, 9), 0), ((1025, 9, 9), 1), ((9, 2048, 9), 1), ((9, 9, 2049), 2), ((9000, 9, 9), 4)]
 )
 def test_long_block_gets_coarser_levels_before_the_first(size: tuple[int, int, int], more: int) -> None:
-    """Until the first level is at most `coarsest_size` (256) voxels long; each is the first at twice the size."""
+    """Until the first level is at most `coarsest_size` (256) voxels long, but no more than `MOST_LEVELS` in all."""
     settings = replace(DeformableSettings(), extra_iterations_below=0)
     found = settings.for_pair(size, 1)
-    assert found.levels == 3 + more
-    assert found.shrink_factors == (*[4 * 2**k for k in range(more, 0, -1)], 4, 2, 1)
-    assert found.learning_rates == (*[1.0 * 2**k for k in range(more, 0, -1)], *settings.learning_rates)
+    assert found.levels == min(MOST_LEVELS, 3 + more)
+    assert found.shrink_factors == (*[4 * 2**k for k in range(more, 0, -1)], 4, 2, 1)[:MOST_LEVELS]
+    assert found.learning_rates == (*[1.0 * 2**k for k in range(more, 0, -1)], *settings.learning_rates)[:MOST_LEVELS]
     for name in ("iterations", "smoothing_sigmas", "radius", "smoothness", "grid_spacing", "velocity_smoothness"):
         values, before = getattr(found, name), getattr(settings, name)
-        assert values == (*[before[0]] * more, *before)
+        assert values == (*[before[0]] * more, *before)[:MOST_LEVELS]
     # The control points grow with the voxels, and those of the levels that there were stay what they were.
     spacings = [found.coarsest_grid_spacing / 2 ** found.halvings(k) for k in range(found.levels)]
     assert spacings == [s * f for s, f in zip(found.grid_spacing, found.shrink_factors, strict=True)]
