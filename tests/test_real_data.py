@@ -97,7 +97,7 @@ def test_spine_across_unlike_grids_and_axes(
     assert result.warped_array.shape == here.shape
     trace = result.report.trace
     last = [t.metric for t in trace if t.level == trace[-1].level]  # levels look at different windows
-    assert last[-1] > 0.95 * last[0]
+    assert last[-1] > last[0] - 0.05 * abs(last[0])
     assert result.report.folded_percent < 1
     # In the right place to some millimetres; a mistaken axis would be off by decimetres.
     points = result.fixed.geometry.grid()[here]
