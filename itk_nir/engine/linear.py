@@ -11,7 +11,7 @@ to be worse.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -33,9 +33,6 @@ from itk_nir.engine.views import View
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
-
-#: The kinds of maps, each a special case of the next.
-KINDS = ("translation", "rigid", "similarity", "affine")
 
 #: The share of a metric's `little_evidence` below which the images stay as they lie.
 LEAST_EVIDENCE = 0.4
@@ -83,10 +80,9 @@ class _Level:
     """All channels at one resolution, and how alike they are under a linear map."""
 
     def __init__(
-        self, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], metrics: Sequence[tuple[float, Metric]],
-        size: int, radius: int, threads: int,
-    ) -> None:  # fmt: skip
-        self.pair, self.metrics, self.threads = pair, metrics, threads
+        self, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], size: int, radius: int, threads: int
+    ) -> None:
+        self.pair, self.threads = pair, threads
         geometry = pair.fixed_geometry
         finest = min(geometry.spacing)
         factor = max(1.0, 2 * geometry.half_extent / finest / size)
@@ -128,24 +124,46 @@ class _Level:
             weight = there if weight is None else weight * there
         return weight
 
-    def under(self, base: F64) -> tuple[LevelMetric, Callable[[Tensor], View], float]:
-        """What measures the images over the positions that they share under a map, and the share of these.
-
-        `base` (LPS, before the map of the pair) comes after the displacement that the view is made of.
-        """
+    def under(self, base: F64, metrics: Sequence[tuple[float, Metric]]) -> _Near:
+        """What measures the images near a map (LPS, before that of the pair)."""
         linear = self.pair.linear @ base
         index, vector = self.grids.voxel_map(self.pair, linear)
         weight = self._weight(self.still, linear)
         images = tuple(replace(i, axes=index[:, :3]) for i in self.channels.images)
-        metric = LevelChannels(images).metric(self.metrics, weight)
+        metric = LevelChannels(images).metric(metrics, weight)
         share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
-        return metric, lambda u: View(u, index, vector, threads=self.threads), share if metric.count >= 1 else 0.0
+        return _Near(self, metric, index, vector, share if metric.count >= 1 else 0.0)
 
     def displacement(self, model: _Map, x: Tensor) -> Tensor:
         """``(3, Z, Y, X)`` mm along the fixed axes: of the parameters of a map."""
         matrix, shift = model.parts(x)
         u = (matrix - torch.eye(3, device=matrix.device)) @ self.points + shift[:, None]
         return u.reshape(3, *self.fixed.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Near:
+    """What measures the images of a level near a map, over the positions that they share under it.
+
+    `share` is that of these positions; a displacement ``u`` comes before the map.
+    """
+
+    level: _Level
+    metric: LevelMetric
+    grid_to_moving: F64
+    displacement_to_moving: F64
+    share: float
+
+    def similarity(self, u: Tensor) -> Tensor:
+        """Under ``(3, Z, Y, X)`` mm along the fixed axes, with its gradient."""
+        return self.metric(View(u, self.grid_to_moving, self.displacement_to_moving, threads=self.level.threads))
+
+    def value(self) -> float:
+        """Under the map itself, times the share of the positions."""
+        if self.share == 0:
+            return 0.0
+        with torch.no_grad():
+            return float(self.similarity(self.level.still)) * self.share
 
 
 class _Map:
@@ -230,8 +248,8 @@ def optimise_linear(
     clock = time.perf_counter() if clock is None else clock
     normalised = pair.normalised()
     radius = settings.linear_radius
-    levels = [_Level(pair, normalised, metrics, size, radius, threads) for size in settings.linear_size]
-    descent = _Descent(pair, settings, levels, callback, clock, sum(settings.linear_iterations))
+    levels = [_Level(pair, normalised, size, radius, threads) for size in settings.linear_size]
+    descent = _Descent(pair, settings, levels, metrics, callback, clock, sum(settings.linear_iterations))
     begin = linear_starts.as_they_lie(pair)
     base, cancelled, notes = (begin, False, []) if start is None else (start.matrix, start.cancelled, list(start.notes))
     several = kind in ("similarity", "affine")
@@ -246,21 +264,20 @@ def optimise_linear(
     gain = mean_contrast_gain(metrics)
     if several and gain > 0 and not cancelled:
         base = _needed(descent, plain, base, gain)
-    last = _Judge(levels[-1], metrics)
-    found, start_values = last.both(base), last.both(begin)
+    # By the metric and by mutual information, each times the overlap.
+    measures = metrics, [(w, MutualInformation()) for w, _ in metrics]
+    found, at_start = ([value(levels[-1], m, by) for by in measures] for m in (base, begin))
     if not cancelled:
         least = LEAST_EVIDENCE * mean_little_evidence(metrics)
-        worse = [
-            name for name, a, b in zip(("metric", "mutual information"), found, start_values, strict=True) if a < b
-        ]
+        worse = [name for name, a, b in zip(("metric", "mutual information"), found, at_start, strict=True) if a < b]
         if worse or found[0] < least or found[1] < CHANCE / levels[-1].most:
-            told = any(a < (1 - NOTABLE) * b for a, b in zip(found, start_values, strict=True))
+            told = any(a < (1 - NOTABLE) * b for a, b in zip(found, at_start, strict=True))
             if told and not np.array_equal(base, begin):
                 notes.append(
                     f"linear stage: the {' and the '.join(worse)} held the map that was found to be worse than the "
                     "start, which was kept"
                 )
-            base, found = begin, start_values
+            base, found = begin, at_start
     return LinearResult(pair.linear @ base, found[0], cancelled, tuple(notes))
 
 
@@ -311,8 +328,7 @@ def find_start(
     normalised = pair.normalised()
     metrics = [(1.0, MutualInformation())] * len(pair.channels)
     tiny, level = (
-        _Level(pair, normalised, metrics, size, 1, threads)
-        for size in (settings.linear_search_size, settings.linear_size[0])
+        _Level(pair, normalised, size, 1, threads) for size in (settings.linear_search_size, settings.linear_size[0])
     )
     starts = [linear_starts.as_they_lie(pair), *linear_starts.shifted(pair)]
     notes = []
@@ -324,13 +340,14 @@ def find_start(
         starts = starts[1:]
     if kind != "translation":
         turns = linear_starts.along_principal_axes(pair) + linear_starts.turned(pair)
-        ranked = sorted(range(len(turns)), key=lambda k: -value(tiny, turns[k]))
+        ranked = sorted(range(len(turns)), key=lambda k: -value(tiny, turns[k], metrics))
         starts += [turns[k] for k in ranked[: settings.linear_turned_starts]]
     kept: list[F64] = []
     for start in starts:
         if all(_apart(pair, start, other) > 0.5 * level.voxel for other in kept):
             kept.append(start)
-    descent = _Descent(pair, settings, [level], callback, clock, settings.linear_start_iterations * len(kept))
+    count = settings.linear_start_iterations * len(kept)
+    descent = _Descent(pair, settings, [level], metrics, callback, clock, count)
     tried: list[tuple[float, int, F64]] = []
     cancelled = False
     for k, start in enumerate(kept):
@@ -355,27 +372,11 @@ def _needed(descent: _Descent, plain: F64, base: F64, gain: float) -> F64:
     levels, evaluations = descent.levels, descent.settings.linear_iterations
     for level in range(1, len(levels)):
         plain = descent.run(level, plain, "rigid", evaluations[level])[0]
-    stretched, rigid = (value(levels[-1], m) for m in (base, plain))
+    stretched, rigid = (value(levels[-1], m, descent.metrics) for m in (base, plain))
     return base if stretched > (1 + gain) * rigid else plain
 
 
-class _Judge:
-    """How alike the images are under a map by the metric and by mutual information, overlap included."""
-
-    def __init__(self, level: _Level, metrics: Sequence[tuple[float, Metric]]) -> None:
-        self.level, self.metrics = level, metrics
-
-    def both(self, base: F64) -> tuple[float, float]:
-        """Metric and normalised mutual information, each times the overlap."""
-        out = []
-        for metrics in (self.metrics, [(w, MutualInformation()) for w, _ in self.metrics]):
-            self.level.metrics = metrics
-            out.append(value(self.level, base))
-        self.level.metrics = self.metrics
-        return out[0], out[1]
-
-
-def value(level: _Level, base: F64) -> float:
+def value(level: _Level, base: F64, metrics: Sequence[tuple[float, Metric]]) -> float:
     """The similarity of a level under a map, times the share of the positions that both images have.
 
     Parameters
@@ -384,26 +385,24 @@ def value(level: _Level, base: F64) -> float:
         The images.
     base : ndarray
         ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
+    metrics : sequence of (float, Metric)
+        Weight and metric of each channel.
 
     Returns
     -------
     float
     """
-    metric, view, share = level.under(base)
-    if metric.count < 1:
-        return 0.0
-    with torch.no_grad():
-        return float(metric(view(level.still))) * share
+    return level.under(base, metrics).value()
 
 
 class _Descent:
     """The evaluations of the linear stage, counted over all of it."""
 
     def __init__(
-        self, pair: Pair, settings: LinearSettings, levels: list[_Level], callback: Callback | None, clock: float,
-        count: int,
+        self, pair: Pair, settings: LinearSettings, levels: list[_Level], metrics: Sequence[tuple[float, Metric]],
+        callback: Callback | None, clock: float, count: int,
     ) -> None:  # fmt: skip
-        self.pair, self.settings, self.levels = pair, settings, levels
+        self.pair, self.settings, self.levels, self.metrics = pair, settings, levels, metrics
         self.callback, self.clock, self.done, self.count = callback, clock, 0, max(1, count)
 
     def run(self, level: int, base: F64, kind: str, evaluations: int) -> tuple[F64, float, bool]:
@@ -418,26 +417,23 @@ class _Descent:
                 ends.append(matrix @ corners + shift[:, None])
             return float((ends[1] - ends[0]).norm(dim=0).max())
 
-        best, done, cancelled = 2.0, 0, False
-        kept = base
-        while done < evaluations and not cancelled:
-            metric, view, share = here.under(base)
+        best, kept, done, ended, cancelled = np.inf, base, 0, False, False
+        while True:
+            near = here.under(base, self.metrics)
+            cost = 1 - near.value()
+            gained = best - cost
+            if gained >= 0:
+                best, kept = cost, base
+            if ended or cancelled or done >= evaluations or near.share == 0 or gained <= 1e-6:
+                return kept, best, cancelled
 
-            def function(
-                x: Tensor, metric: LevelMetric = metric, view: Callable[[Tensor], View] = view
-            ) -> tuple[float, Tensor]:
+            def function(x: Tensor, near: _Near = near) -> tuple[float, Tensor]:
                 at = x.detach().requires_grad_()
-                loss = 1 - metric(view(here.displacement(model, at)))
+                loss = 1 - near.similarity(here.displacement(model, at))
                 loss.backward()
                 assert at.grad is not None
                 return float(loss.detach()), at.grad.double()
 
-            first = 1 - value(here, base)
-            if not first < best - 1e-6 and done:
-                break
-            best, kept = min((first, 0, base), (best, 1, kept), key=lambda t: t[:2])[0::2]
-            if share == 0:
-                break
             found = minimise(
                 function, model.zero(here.fixed.device), reach, radius=2 * here.voxel, most_radius=8 * here.voxel,
                 evaluations=min(ROUND, evaluations - done), tolerance=self.settings.linear_tolerance,
@@ -446,12 +442,7 @@ class _Descent:
             done += found.evaluations
             base = base @ model.in_lps(found.x)
             cancelled = found.stop == "cancelled"
-            if found.stop == "converged" and found.evaluations <= 2:
-                break
-        last = 1 - value(here, base)
-        if last <= best:
-            best, kept = last, base
-        return kept, best, cancelled
+            ended = found.stop == "converged" and found.evaluations <= 2
 
     def _corners(self) -> Tensor:
         g = self.pair.fixed_geometry
