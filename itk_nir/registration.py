@@ -14,7 +14,7 @@ import torch
 
 from itk_nir.engine import ops
 from itk_nir.engine.choice import choose_metric
-from itk_nir.engine.evidence import Alike, Comparison
+from itk_nir.engine.evidence import Comparison
 from itk_nir.engine.execution import (
     device_name,
     peak_device_memory_mb,
@@ -26,7 +26,7 @@ from itk_nir.engine.execution import (
 from itk_nir.engine.images import Pair
 from itk_nir.engine.linear import Start, find_start, optimise_linear
 from itk_nir.engine.metrics import AUTO, channel_metrics, mean_little_evidence
-from itk_nir.engine.progress import Callback, Optimised, Progress
+from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.engine.sampling import SampledField, sample_field
 from itk_nir.errors import VerdictWarning, warn_caller
 from itk_nir.neural_field import NeuralField
@@ -35,7 +35,7 @@ from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
 from itk_nir.settings import Options, Settings, make_settings, options_of, public_options
 from itk_nir.transforms.model import LinearTransform
-from itk_nir.verdict import Measures, Verdict, judge, worse
+from itk_nir.verdict import Verdict, judge, worse
 from itk_nir.version import __version__
 
 if TYPE_CHECKING:
@@ -172,10 +172,6 @@ def _warn_of_expert_settings(preset: str | Settings, given: set[str]) -> None:
         )
 
 
-def _measures(alike: Alike) -> Measures:
-    return Measures(alike.metric, alike.mutual_information, alike.overlap)
-
-
 def _metric_name(metric: Any) -> str:
     if isinstance(metric, tuple):
         return ", ".join(map(_metric_name, metric))
@@ -307,9 +303,9 @@ class _Run:
     def _compare(self, began: Pair, pair: Pair, done: Any) -> Any:
         """Take the evidence; where the deformation is worse than none, it is given up."""
         comparison = Comparison(began, self.metrics, self.problem.threads)
-        start = _measures(comparison.under(began.linear, [None])[0])
+        (start,) = comparison.under(began.linear, [None])
         field = None if done is None else done.field
-        linear, end = (_measures(a) for a in comparison.under(pair.linear, [None, field]))
+        linear, end = comparison.under(pair.linear, [None, field])
         if done is not None and hasattr(field, "at_rest") and done.stop != "cancelled":
             done, end = self._given_up(done, linear, end)
         self.evidence = {"start": start, "linear": linear, "end": end}

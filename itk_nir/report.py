@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from itk_nir.engine.progress import Iteration
-from itk_nir.verdict import Measures, Verdict
+from itk_nir.engine.progress import Iteration, Measures
+from itk_nir.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from itk_nir.engine.progress import Measures
+
 Grade = Literal["good", "doubtful", "worse than the start"]
 
 #: Shares of the metric and of mutual information that two maps may differ by before one counts as worse. A deformation
@@ -16,25 +18,6 @@ LEAST_OVERLAP, LEAST_INFORMATION = 0.4, 0.01
 
 #: Mean inverse error, in voxels, above which a result is doubtful, and the share of folded voxels in percent.
 MOST_INVERSE_ERROR, MOST_FOLDS = 0.5, 0.1
-
-
-@dataclass(frozen=True)
-class Measures:
-    """How alike the images are under one map, at the positions that are compared.
-
-    Parameters
-    ----------
-    metric : float
-        The chosen metric.
-    mutual_information : float
-        Normalised mutual information, 0 for independent images.
-    overlap : float
-        Share of the positions of the fixed image that count that the moving image covers.
-    """
-
-    metric: float
-    mutual_information: float
-    overlap: float
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ such images differ in may be their contrast alone: the more alike they are to be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine import ops
-from itk_nir.engine.images import Pair, sizes
-from itk_nir.engine.lattice import Domain, banded_from_dense
+from itk_nir.engine.images import Pair
+from itk_nir.engine.lattice import Banded, banded_from_dense
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.metrics import METRICS
@@ -88,7 +89,8 @@ def choose_metric(pair: Pair, threads: int = 1) -> Choice:
     -------
     Choice
     """
-    coarse, fine = (_Resolution(pair, size, threads) for size in (COARSE, FINE))
+    normalised = pair.normalised()
+    coarse, fine = (_Resolution(pair, normalised, size, threads) for size in (COARSE, FINE))
     found = [min((r.agreement(k) for k in range(len(pair.channels))), key=lambda s: s[0]) for r in (coarse, fine)]
     (sign, _, windows), (fine_sign, alike, _) = found
     if windows < FEWEST:
@@ -112,24 +114,24 @@ def choose_metric(pair: Pair, threads: int = 1) -> Choice:
 class _Resolution:
     """Both images of every channel on one coarse grid, under the linear map of the pair."""
 
-    def __init__(self, pair: Pair, size: int, threads: int) -> None:
-        geometry = pair.fixed_geometry
-        factor = max(1.0, 2 * geometry.half_extent / min(geometry.spacing) / size)
-        grids = LevelGrids.of(pair, Domain((0, 0, 0), sizes(geometry)), factor)
-        self.channels = LevelChannels.of(pair, grids, pair.normalised(), 0.5, 2, threads)
+    def __init__(self, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], size: int, threads: int) -> None:
+        grids = LevelGrids.whole(pair, size)
+        self.channels = LevelChannels.of(pair, grids, normalised, 0.5, 2, threads)
+        fixed, moving = self.channels.images[0].fixed, self.channels.images[0].moving
         self.threads = threads
         index, vector = grids.voxel_map(pair, pair.linear)
-        still = torch.zeros(3, *self.channels.images[0].fixed.shape, device=pair.fixed.device)
+        still = fixed.new_zeros(3, *fixed.shape)
         self.view = View(still, index, vector, threads=threads)
-        self.weight = counting_weight(pair, grids, still, self.channels.images[0].moving, index, vector, threads)
+        self.weight = counting_weight(pair, grids, still, moving, index, vector, threads)
 
     def agreement(self, channel: int) -> tuple[float, float, int]:
         """How well the windows of a channel agree in sign (0 to 1), their mean r², and how many there are."""
         images = self.channels.images[channel]
         f, m = images.fixed, self.view(images.moving)
         w = torch.ones_like(f) if self.weight is None else (self.weight > 0.5).float()
-        box = _Box(tuple(f.shape), images.radius, self.threads)
-        count, f1, m1, ff, mm, fm = box.sums(torch.stack([w, w * f, w * m, w * f * f, w * m * m, w * f * m]))
+        boxes = [_windows(n, images.radius) for n in f.shape[::-1]]
+        powers = torch.stack([w, w * f, w * m, w * f * f, w * m * m, w * f * m])
+        count, f1, m1, ff, mm, fm = ops.separable(powers, boxes, self.threads)
         count = count.clamp(min=1e-6)
         variances = [(square - total * total / count) / count for square, total in ((ff, f1), (mm, m1))]
         counts = (w > 0.5) & (variances[0] > 1e-3) & (variances[1] > 1e-3)
@@ -147,16 +149,7 @@ class _Resolution:
         return float(metric(self.view)) if metric.count >= 1 else 0.0
 
 
-class _Box:
-    """Sums over cubic windows cut at the border, by banded matrices."""
-
-    def __init__(self, shape: tuple[int, ...], radius: int, threads: int) -> None:
-        self.threads = threads
-        self.matrices = []
-        for n in shape[::-1]:
-            at = np.arange(n)
-            self.matrices.append(banded_from_dense((np.abs(at[:, None] - at) <= radius).astype(float)))
-
-    def sums(self, x: Tensor) -> Tensor:
-        """``(C, Z, Y, X)`` → the sums of each."""
-        return ops.separable(x, self.matrices, self.threads)
+def _windows(size: int, radius: int) -> Banded:
+    """The sums over the windows along one axis, cut at the border."""
+    at = np.arange(size)
+    return banded_from_dense((np.abs(at[:, None] - at) <= radius).astype(float))

@@ -8,17 +8,16 @@ maps have, and under the map that the registration began with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from itk_nir.engine.images import Pair, sizes
-from itk_nir.engine.lattice import Domain
+from itk_nir.engine.images import Pair
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.metrics import METRICS, Metric
+from itk_nir.engine.progress import Measures
 from itk_nir.engine.sampling import Field
 from itk_nir.engine.views import View
 
@@ -27,25 +26,6 @@ SIZE = 96
 
 #: Radius of windowed metrics there, voxels.
 RADIUS = 4
-
-
-@dataclass(frozen=True)
-class Alike:
-    """How alike the images are under one map.
-
-    Parameters
-    ----------
-    metric : float
-        The chosen metric (the weighted mean of the channels').
-    mutual_information : float
-        Normalised mutual information, 0 for independent images.
-    overlap : float
-        Share of the positions of the fixed image that count (its mask) that the moving image covers.
-    """
-
-    metric: float
-    mutual_information: float
-    overlap: float
 
 
 class Comparison:
@@ -62,18 +42,16 @@ class Comparison:
     """
 
     def __init__(self, pair: Pair, metrics: Sequence[tuple[float, Metric]], threads: int = 1) -> None:
-        geometry = pair.fixed_geometry
-        factor = max(1.0, 2 * geometry.half_extent / min(geometry.spacing) / SIZE)
         self.pair, self.metrics, self.threads = pair, metrics, threads
-        self.grids = LevelGrids.of(pair, Domain((0, 0, 0), sizes(geometry)), factor)
+        self.grids = LevelGrids.whole(pair, SIZE)
         self.channels = LevelChannels.of(pair, self.grids, pair.normalised(), 0.5, RADIUS, threads)
-        shape = tuple(self.channels.images[0].fixed.shape)
-        self.still = torch.zeros(3, *shape, device=pair.fixed.device)
-        everywhere = torch.ones(shape, device=pair.fixed.device)
-        mask = everywhere if pair.fixed_weight is None else (self.grids.fixed_mask(pair.fixed_weight) > 0.5).float()
-        self.most = max(1.0, float(mask.sum()))
+        fixed = self.channels.images[0].fixed
+        self.still = fixed.new_zeros(3, *fixed.shape)
+        mask = pair.fixed_weight
+        counted = float(fixed.numel() if mask is None else (self.grids.fixed_mask(mask) > 0.5).sum())
+        self.most = max(1.0, counted)
 
-    def under(self, linear: NDArray, fields: Sequence[Field | None]) -> list[Alike]:
+    def under(self, linear: NDArray, fields: Sequence[Field | None]) -> list[Measures]:
         """How alike the images are under a linear map after each of some deformations, over the same positions.
 
         Parameters
@@ -85,8 +63,8 @@ class Comparison:
 
         Returns
         -------
-        list of Alike
-            One a field; `Alike.overlap` is its own.
+        list of Measures
+            One a field; the overlap is its own.
         """
         index, vector = self.grids.voxel_map(self.pair, linear)
         displacements = [self.still if f is None else f.on_grid(self.grids.fixed) for f in fields]
@@ -101,7 +79,7 @@ class Comparison:
             for u, weight in zip(displacements, weights, strict=True):
                 view = View(u, index, vector, threads=self.threads)
                 values = [float(m(view)) if m.count >= 1 else 0.0 for m in (chosen, information)]
-                out.append(Alike(values[0], values[1], float(weight.sum()) / self.most))
+                out.append(Measures(values[0], values[1], float(weight.sum()) / self.most))
         return out
 
     def _weight(self, u: Tensor, index: NDArray, vector: NDArray) -> Tensor:

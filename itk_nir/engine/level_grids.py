@@ -59,6 +59,24 @@ class LevelGrids:
         whole = Domain((0, 0, 0), sizes(pair.moving_geometry))
         return cls(domain.level_positions(factors), factors, whole.level_positions(moving_factors), moving_factors)
 
+    @classmethod
+    def whole(cls, pair: Pair, size: float) -> LevelGrids:
+        """The whole fixed image, shrunk until its longest axis has about `size` voxels.
+
+        Parameters
+        ----------
+        pair : Pair
+            The images.
+        size : float
+            Voxels; an image that has fewer is not shrunk.
+
+        Returns
+        -------
+        LevelGrids
+        """
+        geometry = pair.fixed_geometry
+        return cls.of(pair, Domain((0, 0, 0), sizes(geometry)), shrink_factor(geometry, size))
+
     def voxel_map(self, pair: Pair, linear: F64) -> tuple[F64, F64]:
         """`voxel_map` between the samples of the level.
 
@@ -136,6 +154,24 @@ class LevelGrids:
             ``(z, y, x)`` float32.
         """
         return at_nearest(mask, self.fixed)
+
+
+def shrink_factor(geometry: Geometry, size: float) -> float:
+    """Voxel size over the finest spacing at which the longest axis of a grid has about `size` voxels.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The grid.
+    size : float
+        Voxels.
+
+    Returns
+    -------
+    float
+        At least 1.
+    """
+    return max(1.0, 2 * geometry.half_extent / min(geometry.spacing) / size)
 
 
 def at_nearest(mask: Tensor, positions: list[F64]) -> Tensor:

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from itk_nir.engine import linear_starts, ops
 from itk_nir.engine.images import Pair, sizes, spacings
-from itk_nir.engine.lattice import Domain
 from itk_nir.engine.level_channels import LevelChannels
-from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image
+from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shrink_factor
 from itk_nir.engine.metrics import LevelMetric, Metric, MutualInformation, mean_contrast_gain, mean_little_evidence
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.quasi_newton import minimise
@@ -84,11 +83,9 @@ class _Level:
     ) -> None:
         self.pair, self.threads = pair, threads
         geometry = pair.fixed_geometry
-        finest = min(geometry.spacing)
-        factor = max(1.0, 2 * geometry.half_extent / finest / size)
         #: mm a voxel of the level.
-        self.voxel = factor * finest
-        self.grids = grids = LevelGrids.of(pair, Domain((0, 0, 0), sizes(geometry)), factor)
+        self.voxel = shrink_factor(geometry, size) * min(geometry.spacing)
+        self.grids = grids = LevelGrids.whole(pair, size)
         self.channels = LevelChannels.of(pair, grids, normalised, 0.5, radius, threads)
         self.fixed, self.moving = self.channels.images[0].fixed, self.channels.images[0].moving
         self.still = torch.zeros(3, *self.fixed.shape, device=self.fixed.device)

@@ -95,6 +95,25 @@ class Iteration:
     learning_rate: float
 
 
+@dataclass(frozen=True)
+class Measures:
+    """How alike the images are under one map, at the positions that are compared.
+
+    Parameters
+    ----------
+    metric : float
+        The chosen metric.
+    mutual_information : float
+        Normalised mutual information, 0 for independent images.
+    overlap : float
+        Share of the positions of the fixed image that count that the moving image covers.
+    """
+
+    metric: float
+    mutual_information: float
+    overlap: float
+
+
 @dataclass(frozen=True, eq=False)
 class Optimised:
     """What the deformable stage of any engine returns.
