@@ -25,7 +25,7 @@ from itk_nir.engine.execution import (
 )
 from itk_nir.engine.images import Pair
 from itk_nir.engine.linear import Start, find_start, optimise_linear
-from itk_nir.engine.metrics import AUTO, channel_metrics, mean_little_evidence
+from itk_nir.engine.metrics import AUTO, channel_metrics, mean_of
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.engine.sampling import SampledField, sample_field
 from itk_nir.errors import VerdictWarning, warn_caller
@@ -295,7 +295,7 @@ class _Run:
             pair, self.settings.deformable, seed=problem.seed, threads=problem.threads, callback=callback,
             clock=problem.clock,
         )  # fmt: skip
-        if self.cancelled and hasattr(done.field, "at_rest"):
+        if self.cancelled:
             done = replace(done, field=done.field.at_rest(), similarity=done.similarity_start)
         self._took("deformable")
         return done
@@ -306,7 +306,7 @@ class _Run:
         (start,) = comparison.under(began.linear, [None])
         field = None if done is None else done.field
         linear, end = comparison.under(pair.linear, [None, field])
-        if done is not None and hasattr(field, "at_rest") and done.stop != "cancelled":
+        if done is not None and done.stop != "cancelled":
             done, end = self._given_up(done, linear, end)
         self.evidence = {"start": start, "linear": linear, "end": end}
         self._took("verdict")
@@ -328,7 +328,7 @@ class _Run:
         problem = self.problem
         verdict = judge(
             self.evidence["start"], self.evidence["end"],
-            little_evidence=mean_little_evidence(self.metrics),
+            little_evidence=mean_of(self.metrics, "little_evidence"),
             folded_percent=None if sampled is None else sampled.folded_percent,
             inverse_error=None if sampled is None else sampled.inverse_error_mean,
             doubts=tuple(self.doubts),

@@ -148,7 +148,7 @@ def _train(
     ]
     report = _Report(settings, work, callback, clock)
     last = max(level for level in range(settings.levels) if settings.iterations[level])
-    stop, returned = DONE, list[int]()
+    stop, returned, rest = DONE, list[int](), False
     measured: tuple[float | None, float | None] = None, None
     nothing: NothingToCompare | None = None
     for number in range(settings.levels):
@@ -178,13 +178,13 @@ def _train(
             if number == last or stop == CANCELLED:
                 measured = _before_and_after(level, model)
                 if not measured[1] >= measured[0]:  # coarse levels may have led astray what the finest cannot mend
-                    model.be_nothing()
-                    measured = measured[0], measured[0]
+                    rest, measured = True, (measured[0], measured[0])
                     returned = [k for k in range(number + 1) if settings.iterations[k]]
             del level, descent
     if not report.trace and nothing is not None:
         raise nothing
-    return Optimised(model.trained(), tuple(report.trace), stop, *measured, tuple(returned)), domain
+    field = model.trained().at_rest() if rest else model.trained()
+    return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned)), domain
 
 
 def _before_and_after(level: Level, model: FieldInTraining) -> tuple[float, float]:

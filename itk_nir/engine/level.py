@@ -21,13 +21,14 @@ from torch import Tensor
 from itk_nir.engine import ops
 from itk_nir.engine.images import Pair
 from itk_nir.engine.lattice import Banded, Domain
-from itk_nir.engine.level_channels import LevelChannels, something_to_compare
+from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
-from itk_nir.engine.metrics import LevelMetric, channel_metrics, mean_little_evidence
+from itk_nir.engine.metrics import LevelMetric, channel_metrics, mean_of
 from itk_nir.engine.regularisers import LevelLattice, regulariser_named
 from itk_nir.engine.settings import DeformableSettings
 from itk_nir.engine.velocity_field import Lattices, SplineVelocity, VelocityField, flowed
 from itk_nir.engine.views import View
+from itk_nir.errors import NothingToCompare
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -39,11 +40,8 @@ CORNERS = (0, 7, 3, 4, 5, 2, 6, 1)
 #: Adam's epsilon, as a share of the gradient of one window.
 EPSILON_SHARE = 2e-3
 
-#: Mean LNCC² below which two images give little evidence of where things belong: noise alone can be fitted to that.
-MIN_RELIABLE_SIMILARITY = 0.25
 
-
-def low_similarity_factor(similarity: float, little: float = MIN_RELIABLE_SIMILARITY) -> float:
+def low_similarity_factor(similarity: float, little: float) -> float:
     """Factor on the diffusion weights of a level that begins at `similarity`: 1 from `little` on.
 
     With little evidence only smooth motion can be trusted. Where it brings the images together, the next level begins
@@ -127,14 +125,6 @@ class FieldInTraining:
         if self.coarse is not None:
             s = self.settings
             self.outer = self.coarse.integrated(s.transform_model, s.integration_steps, number)
-
-    def be_nothing(self) -> None:
-        """Forget all that was trained: the map is the identity."""
-        with torch.no_grad():
-            for part in (self.velocity, self.coarse):
-                for parameter in () if part is None else part.parameters():
-                    parameter.zero_()
-        self.outer = None if self.outer is None else (torch.zeros_like(self.outer[0]), torch.zeros_like(self.outer[1]))
 
     def displaced(self, v: Tensor) -> Tensor:
         """The displacement of the whole field that the coefficients of the trained part make.
@@ -252,7 +242,12 @@ class Level:
             start = ops.separable(field.displaced(field.velocity()), spline, threads)
             weight = counting_weight(pair, grids, start, moving, index, vector, threads)
         chosen = channel_metrics(settings.metric, settings.channel_weights, len(channels.images))
-        metric = something_to_compare(channels.metric(chosen, weight))
+        metric = channels.metric(chosen, weight)
+        if metric.count < 1:
+            raise NothingToCompare(
+                "nothing to compare: the fixed image is flat, masked out or outside the moving image everywhere; check "
+                "the masks and that the images overlap (a linear stage or an initial transform may be needed)"
+            )
         with torch.no_grad():
             begin = float(metric(View(start, index, vector, threads=threads)))
         # Energies are sums over cells of volume h^d; |Ω| = count * voxel volume of the level.
@@ -271,7 +266,7 @@ class Level:
             number, settings, metric, index, vector, spline,
             energy=regulariser_named(settings.regulariser).energy(lattice),
             cell=cell,
-            factor=low_similarity_factor(begin, mean_little_evidence(chosen)),
+            factor=low_similarity_factor(begin, mean_of(chosen, "little_evidence")),
             # A node's gradient is one window's share of the mean, per mm: Adam's smallest number must scale with both,
             # or the size of the image and the unit of length would show.
             epsilon=EPSILON_SHARE / (metric.count * min(pair.fixed_geometry.spacing)),

@@ -12,7 +12,6 @@ from torch import Tensor
 from itk_nir.engine.images import Pair
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.metrics import LevelImages, LevelMetric, Metric, weighted_sum
-from itk_nir.errors import NothingToCompare
 
 F64 = NDArray[np.float64]
 
@@ -117,28 +116,3 @@ class LevelChannels:
 
 def _inverted(scale: float, offset: float) -> tuple[float, float]:
     return 1 / scale, -offset / scale
-
-
-def something_to_compare(metric: LevelMetric) -> LevelMetric:
-    """The metric itself.
-
-    Parameters
-    ----------
-    metric : LevelMetric
-        Of a level.
-
-    Returns
-    -------
-    LevelMetric
-
-    Raises
-    ------
-    NothingToCompare
-        No position counts.
-    """
-    if metric.count < 1:
-        raise NothingToCompare(
-            "nothing to compare: the fixed image is flat, masked out or outside the moving image everywhere; check "
-            "the masks and that the images overlap (a linear stage or an initial transform may be needed)"
-        )
-    return metric

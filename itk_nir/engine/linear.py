@@ -24,7 +24,7 @@ from itk_nir.engine import linear_starts, ops
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shrink_factor
-from itk_nir.engine.metrics import LevelMetric, Metric, MutualInformation, mean_contrast_gain, mean_little_evidence
+from itk_nir.engine.metrics import LevelMetric, Metric, MutualInformation, mean_of
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.settings import LinearSettings
@@ -258,14 +258,14 @@ def optimise_linear(
                 base, _, cancelled = descent.run(level, base, part, count)
             if part == "rigid" and rigid:
                 plain = base
-    gain = mean_contrast_gain(metrics)
+    gain = mean_of(metrics, "contrast_gain")
     if several and gain > 0 and not cancelled:
         base = _needed(descent, plain, base, gain)
     # By the metric and by mutual information, each times the overlap.
     measures = metrics, [(w, MutualInformation()) for w, _ in metrics]
     found, at_start = ([value(levels[-1], m, by) for by in measures] for m in (base, begin))
     if not cancelled:
-        least = LEAST_EVIDENCE * mean_little_evidence(metrics)
+        least = LEAST_EVIDENCE * mean_of(metrics, "little_evidence")
         worse = [name for name, a, b in zip(("metric", "mutual information"), found, at_start, strict=True) if a < b]
         if worse or found[0] < least or found[1] < CHANCE / levels[-1].most:
             told = any(a < (1 - NOTABLE) * b for a, b in zip(found, at_start, strict=True))

@@ -188,34 +188,22 @@ def mean_tuning(parts: Sequence[tuple[float, Metric]]) -> Tuning:
     return Tuning(**{f.name: _mean([(w, getattr(t, f.name)) for w, t in found]) for f in fields(Tuning)})
 
 
-def mean_little_evidence(parts: Sequence[tuple[float, Metric]]) -> float:
-    """The similarity below which images say little about where things belong, the weighted mean over metrics.
+def mean_of(parts: Sequence[tuple[float, Metric]], attribute: str) -> float:
+    """The weighted mean of a number that several metrics say of themselves.
 
     Parameters
     ----------
     parts : sequence of (float, Metric)
         Weight and metric of each; one that says nothing of it counts as 0.
+    attribute : str
+        ``"little_evidence"``, the similarity below which images say little about where things belong, or
+        ``"contrast_gain"``, the share of it that a stretch may gain by a difference of contrast alone.
 
     Returns
     -------
     float
     """
-    return _mean([(w, float(getattr(m, "little_evidence", 0.0))) for w, m in parts])
-
-
-def mean_contrast_gain(parts: Sequence[tuple[float, Metric]]) -> float:
-    """The share of the similarity that a stretch may gain by a difference of contrast alone, the weighted mean.
-
-    Parameters
-    ----------
-    parts : sequence of (float, Metric)
-        Weight and metric of each; one that says nothing of it counts as 0.
-
-    Returns
-    -------
-    float
-    """
-    return _mean([(w, float(getattr(m, "contrast_gain", 0.0))) for w, m in parts])
+    return _mean([(w, float(getattr(m, attribute, 0.0))) for w, m in parts])
 
 
 def _mean(values: Sequence[tuple[float, float]]) -> float:

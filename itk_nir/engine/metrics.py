@@ -32,8 +32,7 @@ from itk_nir.engine.metric_protocol import (
     LevelMetric,
     Metric,
     Tuning,
-    mean_contrast_gain,
-    mean_little_evidence,
+    mean_of,
     mean_tuning,
     weighted_sum,
 )
@@ -49,15 +48,13 @@ __all__ = [
     "NCC",
     "LevelImages",
     "LevelMetric",
-    "LevelMutualInformation",
     "Metric",
     "MetricNames",
     "MutualInformation",
     "Tuning",
     "WeightedSum",
     "channel_metrics",
-    "mean_contrast_gain",
-    "mean_little_evidence",
+    "mean_of",
     "mean_tuning",
     "metric_named",
     "weighted_sum",
@@ -241,23 +238,11 @@ class MutualInformation:
         )
         kept = measure.prepared[measure.prepared >= 0]
         flat = len(kept) == 0 or bool(kept.min() == kept.max())
-        return LevelMutualInformation(images.moving, measure, 0.0 if flat else measure.count)
+        return _LevelMutualInformation(images.moving, measure, 0.0 if flat else measure.count)
 
 
 @dataclass(frozen=True, eq=False)
-class LevelMutualInformation:
-    """`MutualInformation` at a level, which also gives the joint histogram.
-
-    Parameters
-    ----------
-    moving : Tensor
-        ``(Z', Y', X')``.
-    measure : ops.MutualInformation
-        What was prepared, with the histogram.
-    count : float
-        Positions that are compared; 0 for a flat image.
-    """
-
+class _LevelMutualInformation:
     moving: Tensor
     measure: ops.MutualInformation
     count: float
@@ -307,7 +292,7 @@ class MIND:
                 ops.mind_descriptors(images.moving, axes, self.radius, d, threads),
             )
         fixed, moving = images.memo["mind", self.radius]
-        channels = 12 if d == 3 else 4
+        channels = ops.MIND_CHANNELS[d]
         sums, squares = np.zeros(channels), np.zeros(channels)
         inside = images.inside()
         for plane, kept in zip(fixed, inside, strict=True):  # a plane at a time: as numbers they need much more room
@@ -353,12 +338,12 @@ class WeightedSum:
     @property
     def little_evidence(self) -> float:
         """The weighted mean of those of the parts."""
-        return mean_little_evidence(self.parts)
+        return mean_of(self.parts, "little_evidence")
 
     @property
     def contrast_gain(self) -> float:
         """The weighted mean of those of the parts."""
-        return mean_contrast_gain(self.parts)
+        return mean_of(self.parts, "contrast_gain")
 
     def prepare(self, images: LevelImages) -> LevelMetric:
         """Every part's own preparation.

@@ -69,6 +69,15 @@ class Field(Protocol):
             ``(3, z, y, x)`` mm along the image axes.
         """
 
+    def at_rest(self) -> Field:
+        """The field that moves nothing.
+
+        Returns
+        -------
+        Field
+            Over the same grid.
+        """
+
     def curvature(self) -> Tensor:
         """Length of the second derivative of the displacement along each axis.
 

@@ -19,8 +19,7 @@ from itk_nir.engine.metrics import (
     Tuning,
     WeightedSum,
     channel_metrics,
-    mean_contrast_gain,
-    mean_little_evidence,
+    mean_of,
     mean_tuning,
     metric_named,
 )
@@ -114,11 +113,11 @@ def test_tuning_and_evidence_are_weighted_means() -> None:
         assert getattr(mean_tuning([(3.0, nmi), (1.0, mind)]), name) == pytest.approx(wanted)
     assert mean_tuning([(2.0, LNCC()), (1.0, Own())]) == Tuning()
     assert LNCC().little_evidence == 0.25
-    assert mean_little_evidence([(1.0, LNCC()), (3.0, Own())]) == pytest.approx(0.25 / 4)
+    assert mean_of([(1.0, LNCC()), (3.0, Own())], "little_evidence") == pytest.approx(0.25 / 4)
     assert WeightedSum(((1.0, LNCC()), (1.0, NCC()))).little_evidence == 0.25
     gain = MutualInformation().contrast_gain
     assert gain > 0
-    assert both.contrast_gain == mean_contrast_gain([(3.0, nmi), (1.0, Own())]) == pytest.approx(0.75 * gain)
+    assert both.contrast_gain == mean_of([(3.0, nmi), (1.0, Own())], "contrast_gain") == pytest.approx(0.75 * gain)
 
 
 @pytest.mark.parametrize("metric", ["lncc", "nmi", "mind", "0.5*lncc + 0.5*nmi", Own()])
