@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from itk_nir.errors import InputError
-from itk_nir.images.itk_classes import image_view, scalar_image
-from itk_nir.images.nifti import is_nifti
-from itk_nir.images.volume import Volume, load_image
+from itk_nir.images.volume import Volume, load_components, load_image
 
 
 def load_channels(image: Any, role: str) -> tuple[Volume, ...]:
@@ -47,43 +41,4 @@ def load_channels(image: Any, role: str) -> tuple[Volume, ...]:
                     "share one grid"
                 )
         return volumes
-    return tuple(load_image(part, role) for part in _components(image))
-
-
-def _components(image: Any) -> list[Any]:
-    """The scalar images of one with several values a pixel; any other image alone."""
-    if isinstance(image, (str, os.PathLike)):
-        return _components_of_file(Path(image)) or [image]
-    count = getattr(image, "GetNumberOfComponentsPerPixel", lambda: 1)()
-    if count <= 1:
-        return [image]
-    if hasattr(image, "GetBufferedRegion"):  # ITK
-        view = image_view(image)
-        out = []
-        for k in range(count):
-            part = scalar_image(np.ascontiguousarray(view[..., k]))
-            part.SetSpacing(image.GetSpacing())
-            part.SetOrigin(image.GetOrigin())
-            part.SetDirection(image.GetDirection())
-            out.append(part)
-        return out
-    import SimpleITK as sitk
-
-    return [sitk.VectorIndexSelectionCast(image, k) for k in range(count)]
-
-
-def _components_of_file(path: Path) -> list[Any] | None:
-    """Those of a file that SimpleITK reads as a picture with several values a pixel; None for any other."""
-    if not path.is_file() or is_nifti(path):
-        return None
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-        if reader.GetNumberOfComponents() <= 1:
-            return None
-        return _components(reader.Execute())
-    except RuntimeError:
-        return None  # `load_image` says what is wrong with it
+    return load_components(image, role)

@@ -1,8 +1,8 @@
 """Any image -> `Volume`.
 
 One table, `READERS`, lists the kinds of image that come in; a new kind is one more row. Every reader refuses, with a
-one-line `InputError`, what no registration can use: vector, colour or complex pixels, 4D, NaN. A `Volume` that left
-this module is a finite scalar image in 2 or 3 dimensions.
+one-line `InputError`, what no registration can use: complex pixels, 4D, NaN. A `Volume` that left this module is a
+finite scalar image in 2 or 3 dimensions; vector and colour images are as many of them.
 """
 
 from __future__ import annotations
@@ -86,10 +86,39 @@ def load_image(image: Any, role: str, *, native: bool = False) -> Volume:
     >>> volume.array.shape, volume.array.dtype.name, volume.pixel_type.name
     ((3, 4), 'float32', 'uint8')
     """
+    volume = _read(image, role)
+    return volume if native else replace(volume, array=_contiguous(volume.array, np.float32))
+
+
+def load_components(image: Any, role: str) -> tuple[Volume, ...]:
+    """Read an image of one or several values a pixel (colour, vectors; not in NIfTI files).
+
+    Parameters
+    ----------
+    image, role
+        As of `load_image`.
+
+    Returns
+    -------
+    tuple of Volume
+        One for each of the values, float32, all on one grid.
+
+    Raises
+    ------
+    InputError
+        As `load_image`.
+    """
+    volume = _read(image, role, several=True)
+    several = volume.array.ndim > volume.dimension
+    parts = np.moveaxis(volume.array, -1, 0) if several else [volume.array]
+    return tuple(replace(volume, array=_contiguous(part, np.float32)) for part in parts)
+
+
+def _read(image: Any, role: str, several: bool = False) -> Volume:
+    """The image as its reader gives it: with `several`, an array of several values a pixel has them last."""
     for _, accepts, reader in READERS:
         if accepts(image):
-            volume = reader(image, role)
-            return volume if native else replace(volume, array=_contiguous(volume.array, np.float32))
+            return reader(image, role, several)
     known = ", ".join(name for name, _, _ in READERS)
     raise InputError(f"{role}: cannot use an object of type {type(image).__name__}; give one of: {known}")
 
@@ -106,12 +135,12 @@ def _is_sitk(image: Any) -> bool:
     return module is not None and isinstance(image, module.Image)
 
 
-def _read_itk(image: Any, role: str) -> Volume:
+def _read_itk(image: Any, role: str, several: bool) -> Volume:
     try:
         image.Update()
     except RuntimeError as error:
         raise InputError(f"{role}: its ITK pipeline failed ({one_line(error)})") from error
-    _check_layout(role, int(image.GetImageDimension()), int(image.GetNumberOfComponentsPerPixel()))
+    _check_layout(role, int(image.GetImageDimension()), int(image.GetNumberOfComponentsPerPixel()), several)
     try:
         view = image_view(image)
     except (TypeError, KeyError, RuntimeError) as error:
@@ -127,10 +156,10 @@ def _read_itk(image: Any, role: str) -> Volume:
     return Volume(array, geometry, role, "itk", view.dtype)
 
 
-def _read_sitk(image: Any, role: str) -> Volume:
+def _read_sitk(image: Any, role: str, several: bool) -> Volume:
     import SimpleITK as sitk
 
-    _check_layout(role, image.GetDimension(), image.GetNumberOfComponentsPerPixel())
+    _check_layout(role, image.GetDimension(), image.GetNumberOfComponentsPerPixel(), several)
     array = sitk.GetArrayFromImage(image)
     _check_pixels(role, array.dtype)
     geometry = _geometry(role, image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
@@ -138,7 +167,7 @@ def _read_sitk(image: Any, role: str) -> Volume:
     return Volume(array, geometry, role, "sitk", array.dtype)
 
 
-def _read_path(path: str | os.PathLike[str], role: str) -> Volume:
+def _read_path(path: str | os.PathLike[str], role: str, several: bool) -> Volume:
     import SimpleITK as sitk
 
     file = Path(path)
@@ -156,9 +185,11 @@ def _read_path(path: str | os.PathLike[str], role: str) -> Volume:
     pixel = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     if "complex" in pixel:
         raise _not_real(label, pixel)
-    _check_layout(label, reader.GetDimension(), reader.GetNumberOfComponents())
+    several = several and not is_nifti(file)
+    _check_layout(label, reader.GetDimension(), reader.GetNumberOfComponents(), several)
     try:
-        volume = (_read_nifti(file, reader, label) if is_nifti(file) else None) or _read_sitk(reader.Execute(), label)
+        volume = _read_nifti(file, reader, label) if is_nifti(file) else None
+        volume = volume or _read_sitk(reader.Execute(), label, several)
     except RuntimeError as error:
         raise _unreadable(label, error) from error
     return replace(volume, kind="path")
@@ -184,12 +215,12 @@ def _read_nifti(file: Path, reader: Any, label: str) -> Volume | None:
     return Volume(array, geometry, label, "path", dtype, tuple(orientation_warnings(header, label)))
 
 
-def _read_volume(volume: Volume, role: str) -> Volume:
+def _read_volume(volume: Volume, role: str, several: bool) -> Volume:
     return volume
 
 
 #: (name, does it accept the object?, reader). The first row that accepts reads. The tests must not import anything.
-READERS: tuple[tuple[str, Callable[[Any], bool], Callable[[Any, str], Volume]], ...] = (
+READERS: tuple[tuple[str, Callable[[Any], bool], Callable[[Any, str, bool], Volume]], ...] = (
     ("itk.Image", _is_itk, _read_itk),
     ("SimpleITK.Image", _is_sitk, _read_sitk),
     ("path", lambda image: isinstance(image, (str, os.PathLike)), _read_path),
@@ -197,11 +228,11 @@ READERS: tuple[tuple[str, Callable[[Any], bool], Callable[[Any, str], Volume]], 
 )
 
 
-def _check_layout(label: str, dimension: int, components: int) -> None:
+def _check_layout(label: str, dimension: int, components: int, several: bool) -> None:
     if dimension not in (2, 3):
         hint = "; extract one volume first" if dimension == 4 else ""
         raise InputError(f"{label}: is {dimension}D, but a registration takes 2D and 3D images{hint}")
-    if components != 1:
+    if components != 1 and not several:
         raise InputError(
             f"{label}: has {components} values a pixel (colour or vectors); convert it to one grey value first"
         )

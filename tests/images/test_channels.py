@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,19 @@ def test_several_values_a_pixel(tmp_path: Path, count: int) -> None:
     check(path, count)
 
 
+def test_part_of_an_itk_vector_image_stays_in_its_place() -> None:
+    """As after a crop: the first voxel is not that of the origin."""
+    part = itk_vectors(2)
+    region = itk.ImageRegion[2]([2, 1], part.GetBufferedRegion().GetSize())
+    part.SetRegions(region)
+    channels = load_channels(part, "fixed image")
+    assert len(channels) == 2
+    for volume, wanted in zip(channels, values(2), strict=True):
+        np.testing.assert_allclose(volume.array, wanted)
+        assert volume.geometry.same_grid(replace(GRID, origin=tuple(GRID.index_to_physical([[2.0, 1.0]])[0])))
+        assert not volume.geometry.same_grid(GRID)
+
+
 def test_image_of_one_value_a_pixel() -> None:
     check(to_sitk(values(1)[0], GRID), 1)
 
@@ -76,6 +90,7 @@ def test_colour_picture(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(rgb, isVector=True), str(path))
     channels = load_channels(str(path), "fixed image")
     np.testing.assert_array_equal(np.stack([c.array for c in channels], -1), rgb)
+    assert {c.kind for c in channels} == {"path"}
 
 
 # --- what cannot be used ---------------------------------------------------------------------------------------------
