@@ -41,6 +41,7 @@ from itk_nir.version import __version__
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from itk_nir.engine.metrics import Metric
     from itk_nir.settings import PresetName
 
 _log = logging.getLogger("itk_nir")
@@ -205,11 +206,7 @@ class _Run:
         began = pair = problem.pair()
         start = self._start(pair)
         self._choose(pair if start is None else replace(pair, linear=pair.linear @ start.matrix))
-        self.metrics = channel_metrics(
-            self.settings.deformable.metric,
-            getattr(self.settings.deformable, "channel_weights", ()),
-            len(pair.channels),
-        )
+        self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
         if problem.linear != "none":
             pair = replace(pair, linear=self._linear(pair, start))
         affine = LinearTransform(pair.linear)
@@ -265,17 +262,19 @@ class _Run:
         self.settings, self.reason = replace(self.settings, deformable=chosen, linear=linear), choice.reason
         _log.debug("metric %s: %s", choice.metric, choice.reason)
 
+    def _channel_metrics(self, pair: Pair, metric: Any) -> tuple[tuple[float, Metric], ...]:
+        """Weight and metric of every channel: the weights hold for both stages."""
+        return channel_metrics(metric, getattr(self.settings.deformable, "channel_weights", ()), len(pair.channels))
+
     def _linear(self, pair: Pair, start: Start | None) -> Any:
         problem, settings = self.problem, self.settings
         share = 0.1 if problem.deformable else 1.0
-        metrics = self.metrics
-        if settings.linear.linear_metric != "same":
-            metrics = channel_metrics(settings.linear.linear_metric, (), len(pair.channels))
+        metric = settings.linear.linear_metric
         found = optimise_linear(
             pair,
             problem.linear,
             settings.linear,
-            metrics,
+            self.metrics if metric == "same" else self._channel_metrics(pair, metric),
             start=start,
             threads=problem.threads,
             callback=self._share(0.05, share - 0.05),

@@ -172,6 +172,19 @@ def test_second_channel_counts(small: Phantom) -> None:
     assert lengths[1] > 3 * lengths[0]
 
 
+def test_weights_hold_for_both_stages_whoever_picks_the_metric(small: Phantom) -> None:
+    fixed, moving = channels_of(small)
+    maps = [
+        itk_nir.register(
+            fixed, moving, **SOON, linear="affine", deformable=False, metric=metric, channel_weights=weights
+        ).report
+        for metric, weights in (("auto", (1.0, 0.01)), ("lncc", (1.0, 0.01)), ("lncc", (1.0, 1.0)))
+    ]
+    assert maps[0].metric == "lncc"
+    assert maps[0].affine_matrix == maps[1].affine_matrix
+    assert maps[1].affine_matrix != maps[2].affine_matrix
+
+
 def test_equal_channels_are_one(small: Phantom) -> None:
     fixed, moving = (to_sitk(a, small.geometry) for a in (small.fixed, small.moving))
     # Two channels are twice the evidence: under half the penalty they are one.
