@@ -268,7 +268,7 @@ def optimise_linear(
         least = LEAST_EVIDENCE * mean_of(metrics, "little_evidence")
         worse = [name for name, a, b in zip(("metric", "mutual information"), found, at_start, strict=True) if a < b]
         if worse or found[0] < least or found[1] < CHANCE / levels[-1].most:
-            told = any(a < (1 - NOTABLE) * b for a, b in zip(found, at_start, strict=True))
+            told = any(b - a > NOTABLE * abs(b) for a, b in zip(found, at_start, strict=True))
             if told and not np.array_equal(base, begin):
                 notes.append(
                     f"linear stage: the {' and the '.join(worse)} held the map that was found to be worse than the "
@@ -370,7 +370,7 @@ def _needed(descent: _Descent, plain: F64, base: F64, gain: float) -> F64:
     for level in range(1, len(levels)):
         plain = descent.run(level, plain, "rigid", evaluations[level])[0]
     stretched, rigid = (value(levels[-1], m, descent.metrics) for m in (base, plain))
-    return base if stretched > (1 + gain) * rigid else plain
+    return base if stretched - rigid > gain * abs(rigid) else plain
 
 
 def value(level: _Level, base: F64, metrics: Sequence[tuple[float, Metric]]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,18 @@ def test_noise_stays_as_it_lies(make_case: Callable[..., Any], d: int, metric: s
     noise = [as_volume(torch.from_numpy(rng.random([n] * d, np.float32))) for _ in range(2)]
     pair = Pair.make(noise[0], g, noise[1], g, np.eye(d + 1))
     np.testing.assert_array_equal(registered(pair, kind, metric).matrix, np.eye(d + 1))
+
+
+@pytest.mark.parametrize("rigid", [0.5, -0.5])
+@pytest.mark.parametrize(("gained", "stretched"), [(0.0, False), (0.02, True)])
+def test_stretch_is_kept_where_it_gains_enough(
+    monkeypatch: pytest.MonkeyPatch, rigid: float, gained: float, stretched: bool
+) -> None:
+    """Some metrics are below 0 where images have little in common: less is worse there too."""
+    plain, base = np.eye(3), np.diag([1.1, 1.0, 1.0])
+    monkeypatch.setattr(linear, "value", lambda level, m, metrics: rigid + gained * (m is base))
+    descent = SimpleNamespace(levels=[None], settings=SimpleNamespace(linear_iterations=(1,)), metrics=())
+    assert linear._needed(descent, plain, base, 0.02) is (base if stretched else plain)  # type: ignore[arg-type]
 
 
 @LIKE_AND_UNLIKE
