@@ -102,6 +102,8 @@ class _Level:
         voxel = float(np.prod(grids.voxel(geometry)[: geometry.dimension]))
         scale = abs(np.linalg.det(pair.linear[:-1, :-1]))
         extent = linear_starts.grid_extent(pair.moving_geometry) / scale / voxel
+        if self.moving_weight is not None:
+            extent *= float((self.moving_weight > 0.5).double().mean())
         #: Positions that there can be at most: those of the fixed image, or as many as the moving image fills.
         self.most = max(1.0, min(counted, extent))
 
@@ -265,9 +267,11 @@ def optimise_linear(
     measures = metrics, [(w, MutualInformation()) for w, _ in metrics]
     found, at_start = ([value(levels[-1], m, by) for by in measures] for m in (base, begin))
     if not cancelled:
-        least = LEAST_EVIDENCE * mean_of(metrics, "little_evidence")
+        little, chance = mean_of(metrics, "little_evidence"), CHANCE / levels[-1].most
+        # Few positions hold much information by chance; a metric of another kind may know better.
+        little_found = found[0] < LEAST_EVIDENCE * little or (found[1] < chance and found[0] < max(little, chance))
         worse = [name for name, a, b in zip(("metric", "mutual information"), found, at_start, strict=True) if a < b]
-        if worse or found[0] < least or found[1] < CHANCE / levels[-1].most:
+        if worse or little_found:
             told = any(b - a > NOTABLE * abs(b) for a, b in zip(found, at_start, strict=True))
             if told and not np.array_equal(base, begin):
                 notes.append(
