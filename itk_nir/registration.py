@@ -190,7 +190,7 @@ class _Run:
         self.problem, self.callback = problem, callback
         self.seconds = {"read": time.perf_counter() - problem.clock}
         self.notes, self.doubts, self.remarks = list(problem.notes), list[str](), list[str]()
-        self.settings, self.reason = problem.settings, ""
+        self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
         self.cancelled = False
         self.similarity_linear: float | None = None
         _log.debug(
@@ -227,6 +227,7 @@ class _Run:
             sampled,
             stop=done.stop,
             trace=done.trace,
+            returned_levels=done.returned_levels,
             similarity_start=done.similarity_start,
             similarity=done.similarity,
         )
@@ -259,7 +260,8 @@ class _Run:
         linear = self.settings.linear
         if linear.linear_metric == "same":
             linear = replace(linear, linear_metric=choice.linear_metric)
-        self.settings, self.reason = replace(self.settings, deformable=chosen, linear=linear), choice.reason
+        self.settings = replace(self.settings, deformable=chosen, linear=linear)
+        self.reason, self.least_gain = choice.reason, choice.least_gain
         _log.debug("metric %s: %s", choice.metric, choice.reason)
 
     def _channel_metrics(self, pair: Pair, metric: Any) -> tuple[tuple[float, Metric], ...]:
@@ -302,9 +304,11 @@ class _Run:
     def _compare(self, began: Pair, pair: Pair, done: Any) -> Any:
         """Take the evidence; where the deformation is worse than none, it is given up."""
         comparison = Comparison(began, self.metrics, self.problem.threads)
-        (start,) = comparison.under(began.linear, [None])
         field = None if done is None else done.field
         linear, end = comparison.under(pair.linear, [None, field])
+        # One map is not to be measured over two sets of positions, as if it were two.
+        same = np.array_equal(began.linear, pair.linear)
+        start = linear if same else comparison.under(began.linear, [None])[0]
         if done is not None and done.stop != "cancelled":
             done, end = self._given_up(done, linear, end)
         self.evidence = {"start": start, "linear": linear, "end": end}
@@ -313,13 +317,15 @@ class _Run:
 
     def _given_up(self, done: Any, linear: Measures, end: Measures) -> tuple[Any, Measures]:
         """No deformation in place of one that is worse, and what is measured then."""
-        if not worse(end, linear, clearly=False):
+        gain = end.metric - linear.metric
+        if not worse(end, linear, clearly=False) and gain >= self.least_gain * abs(linear.metric):
             return done, end
         found = worse(end, linear)
         if found:
             self.doubts.append(f"the deformation was given up: with it, {' and '.join(found)}")
         else:
-            self.remarks.append("a deformation would have gained nothing: the result is the linear map alone")
+            much = "next to nothing" if gain > 0 else "nothing"
+            self.remarks.append(f"a deformation would have gained {much}: the result is the linear map alone")
         return replace(done, field=done.field.at_rest(), similarity=done.similarity_start), linear
 
     def _judge(self, sampled: SampledField | None) -> Verdict:

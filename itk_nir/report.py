@@ -36,6 +36,8 @@ class Report:
     evidence : dict of str to Measures
         The chosen metric, mutual information and the overlap at ``"start"`` (the map that the registration began with),
         after the ``"linear"`` stage, and at the ``"end"``. The last two are taken over the same positions.
+    returned_levels : tuple of int
+        Levels of the deformable stage, coarsest 0, that ended less alike than they began and gave their start back.
     trace : tuple of Iteration
         Every iteration of the deformable stage: level, metric, loss, learning rate.
     folded_voxels, folded_percent : int, float or None
@@ -94,6 +96,7 @@ class Report:
     metric_reason: str = ""
     verdict: Verdict | None = None
     evidence: dict[str, Measures] = field(default_factory=dict)
+    returned_levels: tuple[int, ...] = ()
     trace: tuple[Iteration, ...] = ()
     folded_voxels: int | None = None
     folded_percent: float | None = None

@@ -12,7 +12,7 @@ import pytest
 
 import itk_nir
 from itk_nir.cli import main
-from itk_nir.engine import deformable
+from itk_nir.engine import choice, deformable
 from itk_nir.engine.progress import Optimised
 from itk_nir.errors import VerdictWarning
 from itk_nir.geometry import Geometry
@@ -151,6 +151,40 @@ def test_deformation_that_makes_it_worse_is_given_up(phantom_2d: Phantom, monkey
     points = phantom_2d.geometry.grid()[::9, ::9].reshape(-1, 2)
     matrix = np.array(report.affine_matrix)
     np.testing.assert_allclose(result.transform_points(points), points @ matrix[:2, :2].T + matrix[:2, 2], atol=1e-6)
+
+
+def turned_over(image: np.ndarray) -> np.ndarray:
+    """Another contrast: what is bright in the middle of the range is dark at both of its ends."""
+    return (150 - np.abs(image - 90)).astype(np.float32)
+
+
+def test_deformation_of_unlike_contrasts_that_gains_next_to_nothing_is_given_up(
+    phantom_2d: Phantom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = phantom_2d
+    pairs = {
+        "unlike": (to_sitk(p.fixed, p.geometry), to_sitk(turned_over(p.moving), p.moving_geometry)),
+        "like": images(p),
+    }
+    remark = "a deformation would have gained next to nothing: the result is the linear map alone"
+    for name, given_up in (("unlike", False), ("unlike", True), ("like", True)):
+        if given_up:
+            monkeypatch.setattr(choice, "CONTRAST_GAIN", 10.0)
+        report = itk_nir.register(*pairs[name], **SOON, linear="none").report
+        assert report.metric == ("lncc" if name == "like" else choice.UNLIKE)
+        assert report.verdict is not None
+        assert report.verdict.grade == "good"
+        gone = given_up and name == "unlike"
+        assert report.verdict.reasons == ((remark,) if gone else ())
+        assert (report.log_jacobian_sd == 0) == gone
+
+
+def test_level_that_gives_its_start_back_is_reported(phantom_2d: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimise = deformable.optimise
+    monkeypatch.setattr(deformable, "optimise", lambda *a, **k: replace(optimise(*a, **k), returned_levels=(1,)))
+    report = itk_nir.register(*images(phantom_2d), **SOON).report
+    assert report.returned_levels == (1,)
+    assert report.as_dict()["returned_levels"] == [1]
 
 
 def test_cancelled_registration_is_not_warned_of() -> None:

@@ -4,12 +4,13 @@ Where two images show one contrast, a brighter place in one is a brighter place 
 windows has one sign everywhere (or, with the contrast inverted, the other). LNCC², the most accurate metric there is
 for such pairs, does not see the sign; between unlike contrasts it is high wherever two edges can be laid on each other,
 and rises when the object is misplaced. So the share of windows, weighted by what they tell (r²), that agree in sign
-decides, at two resolutions: at the coarse one it hardly depends on how well the images are aligned, at the finer one it
-sees what the coarse one cannot, once they are.
+decides, at three resolutions: at the coarsest it hardly depends on how well the images are aligned, at the finer ones
+it sees what the coarsest cannot, once they are.
 
 Unlike contrasts want mutual information, and a little of MIND, which sees structure where intensities do not tell: more
 of it where the intensities tell little. The linear stage has mutual information alone, whose range is wider. What two
-such images differ in may be their contrast alone: the more alike they are to begin with, the stiffer the deformation.
+such images differ in may be their contrast alone: the more alike they are to begin with, the stiffer the deformation,
+and one that gains next to nothing is given up.
 """
 
 from __future__ import annotations
@@ -30,27 +31,30 @@ from itk_nir.engine.metrics import METRICS
 from itk_nir.engine.views import View
 
 #: What unlike contrasts are registered by, and what where their intensities tell little of each other: where the NMI
-#: (at the fine resolution) is below `TELLING`.
+#: (at the second resolution) is below `TELLING`.
 UNLIKE, UNLIKE_LITTLE, TELLING = "nmi + 0.1*mind", "nmi + mind", 0.15
 
 #: What the linear stage has for unlike contrasts.
 UNLIKE_LINEAR = "nmi"
 
-#: Voxels that the longest axis has at the coarse and at the fine resolution, about.
-COARSE, FINE = 28, 56
+#: The resolutions: voxels of the longest axis, about; the agreement in sign from which on two images show one contrast;
+#: and how alike (mean r²) the windows must be for that to count: as alike as those of aligned images at the second, of
+#: images of one object at the third.
+RESOLUTIONS = ((28, 0.98, 0.0), (56, 0.95, 0.65), (112, 0.95, 0.6))
 
-#: Agreement in sign at the coarse resolution from which on two images show one contrast.
-ONE_CONTRAST = 0.98
-
-#: And that at the fine one, where the windows are as alike (mean r²) as those of aligned images.
-ALIGNED, ONE_CONTRAST_ALIGNED = 0.65, 0.95
+#: Which of them NMI is taken at.
+INFORMATION_SIZE = RESOLUTIONS[1][0]
 
 #: Windows that there must be to judge by.
 FEWEST = 30
 
-#: NMI of unlike contrasts (at the fine resolution) above which the deformation is stiffened, with this power of the
+#: NMI of unlike contrasts (at the second resolution) above which the deformation is stiffened, with this power of the
 #: ratio.
 ALIKE, STIFFENING, STIFFEST = 0.26, 8.0, 100.0
+
+#: The share of the similarity of unlike contrasts that a deformation gains where there is nothing to move, at most:
+#: edges of two contrasts differ by themselves, and a field follows.
+CONTRAST_GAIN = 0.03
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,15 @@ class Choice:
         What the weights of the penalty on the displacement are to be multiplied by.
     reason : str
         In words, with the figures.
+    least_gain : float
+        The share of the similarity that a deformation must gain to be more than what the contrasts differ in.
     """
 
     metric: str
     linear_metric: str
     smoothness: float
     reason: str
+    least_gain: float = 0.0
 
 
 def choose_metric(pair: Pair, threads: int = 1) -> Choice:
@@ -90,25 +97,36 @@ def choose_metric(pair: Pair, threads: int = 1) -> Choice:
     Choice
     """
     normalised = pair.normalised()
-    coarse, fine = (_Resolution(pair, normalised, size, threads) for size in (COARSE, FINE))
-    found = [min((r.agreement(k) for k in range(len(pair.channels))), key=lambda s: s[0]) for r in (coarse, fine)]
-    (sign, _, windows), (fine_sign, alike, _) = found
-    if windows < FEWEST:
-        return Choice("lncc", "lncc", 1.0, f"only {windows} windows could be compared")
-    figures = f"the correlation of {100 * (1 + sign) / 2:.1f} % of the windows has one sign"
-    if alike > ALIGNED:
-        figures += f", of {100 * (1 + fine_sign) / 2:.1f} % at the finer resolution"
-    if sign >= ONE_CONTRAST and not (alike > ALIGNED and fine_sign < ONE_CONTRAST_ALIGNED):
-        return Choice("lncc", "lncc", 1.0, f"one contrast: {figures}")
-    nmi = fine.mutual_information()
+    shares: list[float] = []
+    for size, least_sign, least_alike in RESOLUTIONS:
+        resolution = _Resolution(pair, normalised, size, threads)
+        found = (resolution.agreement(k) for k in range(len(pair.channels)))
+        sign, alike, windows = min(found, key=lambda s: s[0])
+        if windows < FEWEST:
+            return Choice("lncc", "lncc", 1.0, f"only {windows} windows could be compared")
+        if alike < least_alike:
+            continue
+        shares.append(100 * (1 + sign) / 2)
+        if sign < least_sign:
+            break
+    else:
+        return Choice("lncc", "lncc", 1.0, f"one contrast: {_in_words(shares)}")
+    nmi = _Resolution(pair, normalised, INFORMATION_SIZE, threads).mutual_information()
     smoothness = min(STIFFEST, max(1.0, (nmi / ALIKE) ** STIFFENING))
-    reason = f"unlike contrasts: {figures}"
+    reason = f"unlike contrasts: {_in_words(shares)}"
     if smoothness > 1:
         reason += (
             f"; the images are nearly as alike as such contrasts can be (NMI {nmi:.2f}), so the deformation is "
             f"{smoothness:.3g} times as stiff"
         )
-    return Choice(UNLIKE if nmi >= TELLING else UNLIKE_LITTLE, UNLIKE_LINEAR, smoothness, reason)
+    metric = UNLIKE if nmi >= TELLING else UNLIKE_LITTLE
+    return Choice(metric, UNLIKE_LINEAR, smoothness, reason, CONTRAST_GAIN)
+
+
+def _in_words(shares: Sequence[float]) -> str:
+    """In how many per cent of the windows the correlation has one sign, the coarsest resolution first."""
+    finer = "".join(f", of {share:.1f} % at a finer resolution" for share in shares[1:])
+    return f"the correlation of {shares[0]:.1f} % of the windows has one sign{finer}"
 
 
 class _Resolution:

@@ -70,6 +70,18 @@ def test_unlike_contrasts_that_are_aligned_are_stiffened(brains: dict[int, Phant
     assert "times as stiff" in choice.reason
 
 
+def test_contrasts_that_differ_in_details_alone(brains: dict[int, Phantom]) -> None:
+    """As T1 and FLAIR of one person: grey and white matter the other way round, the rest alike."""
+    p = brain_phantom(2, (224, 224))
+    white = 134.0
+    flipped = np.where(p.fixed > white, white - 0.3 * (p.fixed - white), p.fixed)
+    choice = choose_metric(pair_of(p.fixed, flipped, p.geometry))
+    assert choice.metric == UNLIKE
+    assert choice.reason.count("at a finer resolution") == 2
+    brighter = np.where(p.fixed > white, white + 0.3 * (p.fixed - white), p.fixed)
+    assert choose_metric(pair_of(p.fixed, brighter, p.geometry)).metric == "lncc"
+
+
 def test_least_alike_channel_decides(brains: dict[int, Phantom]) -> None:
     p = brains[2]
     like, other = (p.fixed, p.moving), (p.fixed, unlike(p.moving))
