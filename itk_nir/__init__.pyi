@@ -6,6 +6,7 @@ from itk_nir.errors import ItkNirError as ItkNirError
 from itk_nir.errors import OptionError as OptionError
 from itk_nir.errors import RegistrationCancelled as RegistrationCancelled
 from itk_nir.errors import SelfCheckWarning as SelfCheckWarning
+from itk_nir.errors import VerdictWarning as VerdictWarning
 from itk_nir.geometry import Geometry as Geometry
 from itk_nir.loading import load_transform as load_transform
 from itk_nir.neural_field import NeuralField as NeuralField
@@ -29,6 +30,7 @@ __all__ = [
     "Report",
     "SelfCheckWarning",
     "Settings",
+    "VerdictWarning",
     "apply",
     "load_field",
     "load_transform",

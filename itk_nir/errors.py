@@ -78,7 +78,20 @@ class RegistrationCancelled(ItkNirError):
 
 
 class VerdictWarning(UserWarning):
-    """The evidence does not support the result of a registration, see `itk_nir.report.Report.verdict`."""
+    """The evidence does not support the result of a registration, see `itk_nir.Report`.
+
+    Examples
+    --------
+    >>> import warnings, itk_nir
+    >>> from itk_nir.images import to_sitk
+    >>> from itk_nir.phantom import brain_phantom
+    >>> phantom = brain_phantom(2, (48, 56))
+    >>> fixed, moving = (to_sitk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", itk_nir.VerdictWarning)
+    ...     itk_nir.register(fixed, moving, preset="fast").report.verdict.grade
+    'good'
+    """
 
 
 class SelfCheckWarning(UserWarning):

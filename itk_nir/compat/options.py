@@ -269,32 +269,8 @@ def register_arguments(preset: str | Settings, options: Mapping[str, Any]) -> di
     OptionError
         An unknown preset or option, or a value it cannot have.
     """
-    from itk_nir.settings import ARGUMENTS
+    from itk_nir.settings import ARGUMENTS, make_settings
 
     arguments = {name: value for name, value in options.items() if name in ARGUMENTS}
-    settings = settings_with(preset, {name: value for name, value in options.items() if name not in ARGUMENTS})
+    settings = make_settings(preset, **{name: value for name, value in options.items() if name not in ARGUMENTS})
     return {**arguments, "preset": settings}
-
-
-def settings_with(preset: str | Settings, options: Mapping[str, Any]) -> Settings:
-    """A preset with options, under present or former names.
-
-    Parameters
-    ----------
-    preset : str or Settings
-        What to begin with.
-    options : mapping of str to object
-        Options of the preset, public and expert ones.
-
-    Returns
-    -------
-    Settings
-
-    Raises
-    ------
-    OptionError
-        An unknown preset or option, or a value it cannot have.
-    """
-    from itk_nir.settings import make_settings, present_names
-
-    return make_settings(preset, **present_names(preset, options))

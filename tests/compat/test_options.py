@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from itk_nir.compat.options import LINEAR_METRIC, mutual_information, register_arguments, settings_with
+from itk_nir.compat.options import LINEAR_METRIC, mutual_information, register_arguments
 from itk_nir.engine.metrics import METRICS, MutualInformation
 from itk_nir.errors import OptionError
 from itk_nir.settings import make_settings
@@ -41,6 +41,6 @@ def test_a_metric_is_an_option_like_any_other() -> None:
     metric = MutualInformation(50)
     arguments = register_arguments("fast", {"metric": metric, "seed": 3, "radius": 2})
     assert arguments == {"preset": make_settings("fast", metric=metric, radius=2), "seed": 3}
-    settings = settings_with("fast", {"metric": "ncc", LINEAR_METRIC: "mse"})
+    settings = register_arguments("fast", {"metric": "ncc", LINEAR_METRIC: "mse"})["preset"]
     assert settings.deformable.metric == "ncc"
-    assert getattr(settings.linear, LINEAR_METRIC, "mse") == "mse"
+    assert settings.linear.linear_metric == "mse"

@@ -12,7 +12,7 @@ import numpy as np
 from itk_nir.compat.elastix.files import as_pixel_type, result_maps, write_result
 from itk_nir.compat.elastix.options import REFUSED
 from itk_nir.compat.elastix.parameters import check_dimensions, import_itk_elastix, read_maps, understand
-from itk_nir.compat.options import Device, settings_with
+from itk_nir.compat.options import Device
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, to_itk
@@ -20,7 +20,7 @@ from itk_nir.loading import load_transform
 from itk_nir.options import whole_number
 from itk_nir.registration import register
 from itk_nir.resample import resample_array
-from itk_nir.settings import Settings, present_names
+from itk_nir.settings import Settings, make_settings, present_names
 from itk_nir.transforms.formats.elastix import read_elastix
 from itk_nir.transforms.model import CompositeTransform
 
@@ -117,7 +117,7 @@ def registration_method(
     maps = read_maps(parameter_object)
     request = understand(maps)
     # A wrong option is refused before any image is read.
-    settings = settings_with(preset, request.with_metrics(present_names(preset, options)))
+    settings = make_settings(preset, **request.with_metrics(present_names(preset, options)))
     folder = None if output_directory is None else Path(output_directory)
     if folder is not None and not folder.is_dir():
         raise InputError(f"output_directory {folder}: no such folder; create it first")

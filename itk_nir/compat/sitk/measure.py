@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from itk_nir.compat.options import LINEAR_METRIC, register_arguments
+from itk_nir.compat.options import register_arguments
 from itk_nir.compat.sitk.options import Setup
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def similarity(
     import torch
 
     from itk_nir.engine.execution import thread_count, torch_on_one_thread
-    from itk_nir.engine.images import Intensity, as_volume
+    from itk_nir.engine.images import Channel, Intensity, as_volume
     from itk_nir.engine.metrics import LevelImages
     from itk_nir.engine.views import View
 
@@ -49,6 +49,7 @@ def similarity(
         weight, *images = (as_volume(torch.from_numpy(a)) for a in (inside.astype(np.float32), fixed, warped))
         first, second = intensities = [Intensity.of(image, weight) for image in images]
         a, b = (i.normalised(image).contiguous() for i, image in zip(intensities, images, strict=True))
+        channel = Channel(images[0], images[1], first, second)
         level = metric_of(setup, settings, deformable).prepare(
             LevelImages(
                 a,
@@ -58,10 +59,7 @@ def similarity(
                 thread_count(setup.allowed_threads),
                 fixed_range=first.normalised_range,
                 moving_range=second.normalised_range,
-                moving_in_fixed_units=(
-                    second.deviation / first.deviation,
-                    (second.mean - first.mean) / first.deviation,
-                ),
+                moving_in_fixed_units=channel.moving_in_fixed_units,
                 dimension=fixed.ndim,
             )
         )
@@ -86,10 +84,10 @@ def metric_of(setup: Setup, settings: Settings, deformable: bool) -> Metric:
     """
     from itk_nir.engine.metrics import LNCC, channel_metrics
 
-    metric = setup.metric
+    metric: Any = setup.metric
     if metric is None and not deformable:
-        metric = getattr(settings.linear, LINEAR_METRIC, None)
-    if metric in (None, "same"):
+        metric = settings.linear.linear_metric
+    if metric is None or metric == "same":
         # The engine of the paper has metrics of its own.
         metric = settings.deformable.metric if settings.deformable.kind == "deformable" else LNCC()
     return channel_metrics(metric, (), 1)[0][1]

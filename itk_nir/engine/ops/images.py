@@ -92,6 +92,22 @@ def separable(x: Tensor, matrices: list[Banded], threads: int = 1) -> Tensor:
     return x
 
 
+def float64_rows(matrix: F64) -> F64:
+    """A matrix as the native ops take it.
+
+    Parameters
+    ----------
+    matrix : ndarray
+        Any numbers.
+
+    Returns
+    -------
+    ndarray
+        float64, row after row.
+    """
+    return np.ascontiguousarray(matrix, np.float64)
+
+
 def warp(
     moving: Tensor, displacement: Tensor, grid_to_moving: F64, displacement_to_moving: F64, threads: int = 1
 ) -> Tensor:
@@ -119,15 +135,11 @@ def warp(
         ``(Z, Y, X)``.
     """
     threads, native = thread_count(threads), native_for(displacement)
-    points, vectors = _float64(grid_to_moving), _float64(displacement_to_moving)
+    points, vectors = float64_rows(grid_to_moving), float64_rows(displacement_to_moving)
     if native:
         result: Tensor = native.Warp.apply(moving, displacement, points, vectors, threads)
         return result
     return reference.warp(moving, displacement, torch.from_numpy(points), torch.from_numpy(vectors))
-
-
-def _float64(matrix: F64) -> F64:
-    return np.ascontiguousarray(matrix, np.float64)
 
 
 def warp_spline(
@@ -160,7 +172,7 @@ def warp_spline(
     if not native:
         return warp(moving, separable(lattice, matrices, threads), grid_to_moving, displacement_to_moving, threads)
     rows, back = banded_tensors(matrices, lattice.device)
-    points, vectors = _float64(grid_to_moving), _float64(displacement_to_moving)
+    points, vectors = float64_rows(grid_to_moving), float64_rows(displacement_to_moving)
     result: Tensor = native.WarpSpline.apply(moving, lattice, rows, back, points, vectors, threads)
     return result
 

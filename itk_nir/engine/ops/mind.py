@@ -10,7 +10,7 @@ from torch import Tensor
 from itk_nir.engine.lattice import Banded
 from itk_nir.engine.ops import reference_mind
 from itk_nir.engine.ops.dispatch import native_for
-from itk_nir.engine.ops.images import banded_tensors, separable
+from itk_nir.engine.ops.images import banded_tensors, float64_rows, separable
 from itk_nir.engine.ops.limits import thread_count
 
 F64 = NDArray[np.float64]
@@ -50,7 +50,7 @@ def mind_descriptors(image: Tensor, offsets: F64, radius: int = 1, dimension: in
     ValueError
         `radius` or `dimension` is none of those, or an offset is no number or above a million voxels.
     """
-    threads, native, steps = thread_count(threads), native_for(image), _float64(offsets)
+    threads, native, steps = thread_count(threads), native_for(image), float64_rows(offsets)
     if not 1 <= radius <= LARGEST_RADIUS:
         raise ValueError(f"mind_descriptors: radius must be 1 to {LARGEST_RADIUS}, got {radius}")
     if dimension not in MIND_CHANNELS:
@@ -105,7 +105,7 @@ def mind_difference(
         `channels` is neither.
     """
     threads, native = thread_count(threads), native_for(displacement)
-    points, vectors = _float64(grid_to_moving), _float64(displacement_to_moving)
+    points, vectors = float64_rows(grid_to_moving), float64_rows(displacement_to_moving)
     _need_channels(channels)
     if native:
         from itk_nir.engine.ops import cpu_mind
@@ -155,15 +155,11 @@ def mind_difference_spline(
     from itk_nir.engine.ops import cpu_mind
 
     rows, back = banded_tensors(matrices, lattice.device)
-    points, vectors = _float64(grid_to_moving), _float64(displacement_to_moving)
+    points, vectors = float64_rows(grid_to_moving), float64_rows(displacement_to_moving)
     result: Tensor = cpu_mind.MindDifferenceSpline.apply(
         fixed, moving, weight, lattice, rows, back, points, vectors, channels, threads
     )
     return result
-
-
-def _float64(matrix: F64) -> F64:
-    return np.ascontiguousarray(matrix, np.float64)
 
 
 def _need_channels(channels: int) -> None:
