@@ -30,13 +30,20 @@ LATTICE: dict[str, Any] = {"network": None, "composed": False}
 
 #: Arm → (what it is, options). A "network" is a dict of `FieldConfig` arguments.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "default": ("a Fourier-SIREN, a lattice added to it, then a fine lattice composed with them", {}),
+    "default": ("a lattice, a Fourier-SIREN before it where much moves, then a fine lattice composed with them", {}),
+    "network first": ("the default with its network always, before the lattice", {"network_above": 0.0}),
     "free lattice": ("one free velocity lattice, refined from level to level", LATTICE),
     "composed lattices": ("the default without its network", {"network": None}),
     "not composed": ("the default as one field: network and lattice, refined from level to level", {"composed": False}),
-    "network alone": ("the default, all iterations of the first level for the network", {"network_warmup": 1.0}),
-    "short steps": ("the default, steps of the network of a quarter of the radius", {"network_radius": 0.5}),
-    "SIREN": ("the default with a SIREN 64x2 on the bare coordinates", {"network": SIREN}),
+    "network alone": (
+        "all iterations of the first level for the network",
+        {"network_above": 0.0, "network_warmup": 1.0},
+    ),
+    "short steps": (
+        "network first, its steps of a quarter of the radius",
+        {"network_above": 0.0, "network_radius": 0.5},
+    ),
+    "SIREN": ("network first, a SIREN 64x2 on the bare coordinates", {"network_above": 0.0, "network": SIREN}),
     "free lattice, half rates": (
         "the free lattice with half the rates",
         {**LATTICE, "learning_rates": (0.5, 0.3, 0.2)},

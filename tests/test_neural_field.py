@@ -210,6 +210,7 @@ def test_a_registration_is_saved_and_sampled_again(preset: str, d: int, tmp_path
         options: dict[str, Any] = {
             "shrink_factors": (2, 1), "smoothing_sigmas": 0.4, "iterations": (5, 3), "learning_rates": 0.3, "radius": 2,
             "grid_spacing": (2.0, 4.0), "coarsest_grid_spacing": 8.0, "velocity_smoothness": 0.05, "smoothness": 0.0,
+            "network_above": 0,
         }  # fmt: skip
     else:
         from itk_nir.paper.samplers import SamplerConfig

@@ -2,12 +2,14 @@
 
     phi(p) = A(p + u(p)),   id + u = (id + u_1) o (id + u_2),   u_k = exp(v_k) - id   (or u_k = v_k)
 
-The coarse field ``v_1`` is a coordinate network plus a cubic B-spline lattice, trained at the first level. The network
-goes first and alone: with few degrees of freedom that all act on the whole image it finds what the linear stage has
-left over, turns and shifts included, before control points can fit the wrong anatomy to them. Its steps are those of a
-trust region (`itk_nir.engine.quasi_newton`): bounded by how far they move the image, and none is taken that does not
-lower the loss, so that it starts at exactly zero motion and stays there where nothing is to be gained. Then it rests,
-and the control points move what is left at that resolution. A level that ends less alike than it began gives its start
+The coarse field ``v_1`` is a cubic B-spline lattice, with a coordinate network where it earns its place, trained at the
+first level. Where control points alone had to move things far, they may have caught the wrong ones, and the level is
+done once more with a network first and alone: with few degrees of freedom that all act on the whole image it finds what
+the linear stage has left over, turns and shifts included, before control points can fit the wrong anatomy to them. Its
+steps are those of a trust region (`itk_nir.engine.quasi_newton`): bounded by how far they move the image, and none is
+taken that does not lower the loss, so that it starts at exactly zero motion and stays there where nothing is to be
+gained. Then it rests, and the control points move what is left at that resolution; the field with the lower loss is
+kept. Where little moves, nothing is drawn at random, and all seeds give one field. A level that ends less alike than it began gives its start
 back, and one that sees nothing to compare (under a small mask) is left out. After the level the coarse field is frozen,
 and the levels that follow train a fine field ``v_2`` from zero, on a lattice that is refined from level to level. Each
 is a flow of its own: large deformations need not be one flow's. (``composed=False`` trains one field through all
@@ -25,7 +27,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from itk_nir.engine import ops
@@ -110,8 +112,10 @@ class _Report:
         self.trace.append(now)
         if self.callback is None:
             return True
-        iterations = self.settings.iterations[now.level]
-        done = sum(self.work[: now.level]) + self.work[now.level] * (now.iteration + 1) / iterations
+        # A level that is done twice has more iterations than it was given; its share of the work stays.
+        iterations = max(self.settings.iterations[now.level], now.iteration + 1)
+        share = min(1.0, (now.iteration + 1) / self.settings.iterations[now.level])
+        done = sum(self.work[: now.level]) + self.work[now.level] * share
         return not self.callback(
             Progress(
                 "deformable",
@@ -216,9 +220,11 @@ class _Descent:
         self.level, self.model, self.goes_on, self.keep_best = level, model, goes_on, keep_best
         self.settings, self.iterations = settings, settings.iterations[level.number]
         self.unit = min(model.geometry.spacing)
-        self.control_points = ops.Adam([model.velocity.control_points], settings.betas, level.epsilon, level.threads)
-        self.network = model.velocity.network if level.number == 0 else None
-        self.warmup = 0 if self.network is None else round(settings.network_warmup * self.iterations)
+        self.control_points = self._adam()
+        given = level.number == 0 and settings.network is not None
+        self.warmup = round(settings.network_warmup * self.iterations) if given else 0
+        #: Iterations that were done before the present ones: the level may be done twice.
+        self.before = 0
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.losses: list[float] = []
         self.similarities: list[float] = []
@@ -227,16 +233,62 @@ class _Descent:
 
     def run(self) -> str:
         """All iterations; returns what ended them."""
-        if self.warmup and self._train_network() == CANCELLED:
-            return CANCELLED
-        for parameter in () if self.network is None else self.network.parameters():
-            parameter.requires_grad_(False)
-        return DONE if self.warmup == self.iterations else self._train_control_points()
+        if not self.warmup:
+            return self._train_control_points(0)
+        if self.settings.network_above == 0:
+            return self._train_both()
+        stop = self._train_control_points(0)
+        if stop == CANCELLED or self._motion() <= self.settings.network_above:
+            return stop
+        return self._try_network(stop)
 
-    def _train_network(self) -> str:
+    def _train_both(self) -> str:
+        """The network, then the control points."""
+        network = self.model.add_network()
+        if self._train_network(network) == CANCELLED:
+            return CANCELLED
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        return DONE if self.warmup == self.iterations else self._train_control_points(self.warmup)
+
+    def _try_network(self, stop: str) -> str:
+        """The level once more, with a network; the field with the lower loss is kept."""
+        velocity = self.model.velocity
+        loss, alone, returned = self._loss(), velocity.control_points.detach().clone(), self.returned
+        with torch.no_grad():
+            velocity.control_points.zero_()
+        self.before, self.best, self.returned = self.iterations, None, False
+        self.losses.clear()
+        self.similarities.clear()
+        self.control_points = self._adam()
+        again = self._train_both()
+        if again != CANCELLED and self._loss() < loss:
+            return again
+        velocity.drop_network()
+        with torch.no_grad():
+            velocity.control_points.copy_(alone)
+        self.returned = returned
+        return CANCELLED if again == CANCELLED else stop
+
+    def _adam(self) -> ops.Adam:
+        level = self.level
+        return ops.Adam([self.model.velocity.control_points], level.settings.betas, level.epsilon, level.threads)
+
+    def _loss(self) -> float:
+        with torch.no_grad():
+            return float(self.level.loss(self.model, 0)[1])
+
+    def _motion(self) -> float:
+        """The 95th percentile of the displacements of the nodes, in voxels of the level."""
+        model = self.model
+        with torch.no_grad():
+            length = (model.displaced(model.velocity()) * model.spacing).norm(dim=0).flatten()
+        voxel = self.settings.shrink_factors[self.level.number] * self.unit
+        return float(length.quantile(0.95)) / voxel
+
+    def _train_network(self, network: nn.Module) -> str:
         """The network alone, its control points at rest; no loss is ever above that of the start."""
-        network, velocity, losses = self.network, self.model.velocity, self.losses
-        assert network is not None
+        velocity, losses = self.model.velocity, self.losses
         parameters = list(network.parameters())
         velocity.control_points.requires_grad_(False)
         similarity = 0.0
@@ -267,7 +319,8 @@ class _Descent:
         def goes_on(loss: float) -> bool:
             n = len(losses)
             losses.append(loss)
-            return self.goes_on(Iteration(self.level.number, n, similarity, loss, self._learning_rate(n)))
+            rate = self._learning_rate(n)
+            return self.goes_on(Iteration(self.level.number, self.before + n, similarity, loss, rate))
 
         unit = self.unit * self.settings.learning_rates[self.level.number]
         threshold = self.settings.convergence_threshold / self.settings.convergence_window  # of a single step
@@ -281,13 +334,13 @@ class _Descent:
         losses.clear()
         return CANCELLED if found.stop == "cancelled" else DONE
 
-    def _train_control_points(self) -> str:
-        """The control points alone."""
+    def _train_control_points(self, first: int) -> str:
+        """The control points alone, from the iteration `first` on."""
         points, stop = self.model.velocity.control_points, DONE
         start = points.detach().clone()
-        for iteration in range(self.warmup, self.iterations):
+        for iteration in range(first, self.iterations):
             rate = self._learning_rate(iteration)
-            now = self._measure(iteration, rate)
+            now = self._measure(iteration, iteration - first, rate)
             if not self.goes_on(now):
                 if self.best is not None:
                     self.model.velocity.load_state_dict(self.best[1])
@@ -311,12 +364,13 @@ class _Descent:
         share = iteration / max(1, self.iterations - 1)
         return self.settings.learning_rates[self.level.number] * (1 - (1 - self.settings.learning_rate_end) * share)
 
-    def _measure(self, iteration: int, rate: float) -> Iteration:
-        """Loss and gradients."""
+    def _measure(self, iteration: int, done: int, rate: float) -> Iteration:
+        """Loss and gradients, after `done` iterations of the control points."""
         self.model.velocity.control_points.requires_grad_(True)
-        similarity, loss = self.level.loss(self.model, iteration - self.warmup)
+        similarity, loss = self.level.loss(self.model, done)
         loss.backward()
         # With its locals the graph goes, and all that it holds, before the next one is made.
+        iteration += self.before
         now = Iteration(self.level.number, iteration, float(similarity.detach()), float(loss.detach()), rate)
         self.losses.append(now.loss)
         self.similarities.append(now.metric)

@@ -73,7 +73,7 @@ class Intensity:
         values = image[inside]
         ends = _range(values, value)
         mean = float(values.mean(dtype=torch.float64))
-        square = float(values.sub_(mean).square_().sum(dtype=torch.float64))
+        square = sum(float(some.double().sub_(mean).square_().sum()) for some in values.split(1 << 20))
         return cls(value, mean, max(math.sqrt(square / max(1, len(values) - 1)), 1e-12), box, ends)
 
     def normalised(self, image: Tensor) -> Tensor:
@@ -91,8 +91,12 @@ class Intensity:
         Tensor
             ``(Z, Y, X)``.
         """
-        # Metal, air around a body: far outliers would set the scale of everything else.
-        return (image - self.mean).mul_(1 / self.deviation).clamp_(*_NORMALISED)
+        # In float64, plane by plane: the same image in other units is the same to the last bit, but for one in 1e8.
+        out = torch.empty_like(image)
+        for plane, values in zip(out, image, strict=True):
+            # Metal, air around a body: far outliers would set the scale of everything else.
+            plane.copy_(values.double().sub_(self.mean).div_(self.deviation).clamp_(*_NORMALISED))
+        return out
 
     @property
     def normalised_range(self) -> tuple[float, float]:

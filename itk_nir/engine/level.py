@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from itk_nir.engine import ops
-from itk_nir.engine.images import Pair
+from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Banded, Domain
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
@@ -63,6 +63,31 @@ def low_similarity_factor(similarity: float, little: float) -> float:
     return min(1e4, max(1.0, (little / max(similarity, 1e-6)) ** 4))
 
 
+def thinness(pair: Pair, spacing: float) -> float:
+    """How much thinner than a cell of the lattice a mask is: the field around it has at least the volume of one.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images and masks.
+    spacing : float
+        Of the lattice, mm.
+
+    Returns
+    -------
+    float
+        At least 1: the product over the axes along which the fixed mask is thinner.
+    """
+    mask, out = pair.fixed_weight, 1.0
+    if mask is None:
+        return out
+    for axis, (n, s) in enumerate(zip(sizes(pair.fixed_geometry), spacings(pair.fixed_geometry), strict=True)):
+        if n > 1:
+            counted = mask.amax([k for k in range(3) if k != 2 - axis]) > 0.5
+            out *= max(1.0, spacing / (s * max(1, int(counted.sum()))))
+    return out
+
+
 class FieldInTraining:
     """The field while it is optimised: the velocity in training, and the frozen one that it is composed with.
 
@@ -85,6 +110,7 @@ class FieldInTraining:
     geometry: Geometry
     lattices: Lattices
     settings: DeformableSettings
+    seed: int
     threads: int
     velocity: SplineVelocity
 
@@ -93,9 +119,8 @@ class FieldInTraining:
         threads: int,
     ) -> None:  # fmt: skip
         self.geometry, self.lattices, self.settings, self.threads = geometry, lattices, settings, threads
-        self.velocity = SplineVelocity(
-            geometry, lattices, 0, settings.network, torch.Generator().manual_seed(seed), device, threads
-        )
+        self.seed = seed
+        self.velocity = SplineVelocity(geometry, lattices, 0, None, torch.Generator(), device, threads)
         self.coarse: SplineVelocity | None = None
         #: The frozen field's displacement and its inverse's, in units of the lattice: what the other is composed with.
         self.outer: tuple[Tensor, Tensor] | None = None
@@ -104,6 +129,18 @@ class FieldInTraining:
     def spacing(self) -> float:
         """Spacing of the lattice, mm."""
         return self.velocity.spacing
+
+    def add_network(self) -> nn.Module:
+        """Add the network of the settings to the velocity in training.
+
+        Returns
+        -------
+        torch.nn.Module
+            The network, at zero.
+        """
+        config = self.settings.network
+        assert config is not None
+        return self.velocity.add_network(config, torch.Generator().manual_seed(self.seed))
 
     def freeze(self) -> None:
         """Keep the velocity as the coarse one, and begin another at zero."""
@@ -253,7 +290,7 @@ class Level:
         # Energies are sums over cells of volume h^d; |Ω| = count * voxel volume of the level.
         voxel = grids.voxel(pair.fixed_geometry)
         present = [s for s, n in zip(voxel, domain.size, strict=True) if n > 1]
-        cell = h ** len(present) / (metric.count * math.prod(present))
+        cell = h ** len(present) / (metric.count * math.prod(present)) / thinness(pair, h)
         lattice = LevelLattice(h, cell, settings.lorentzian_scale, threads)
         backward = None
         if settings.symmetric:

@@ -175,7 +175,10 @@ def shrink_factor(geometry: Geometry, size: float) -> float:
 
 
 def at_nearest(mask: Tensor, positions: list[F64]) -> Tensor:
-    """A volume at the voxels nearest to `positions`, float32.
+    """A mask at the voxels of a level: its value at the nearest voxel.
+
+    Along an axis where the mask is thinner than two voxels of the level, which samples could miss, it is the largest
+    value of all voxels nearest to the sample: a mask of one slice counts at every level.
 
     Parameters
     ----------
@@ -187,11 +190,26 @@ def at_nearest(mask: Tensor, positions: list[F64]) -> Tensor:
     Returns
     -------
     Tensor
-        ``(len z, len y, len x)``.
+        ``(len z, len y, len x)`` float32.
     """
     for axis, p in zip((2, 1, 0), positions, strict=True):
-        mask = mask.index_select(axis, torch.from_numpy(np.rint(p).astype(np.int64)).to(mask.device))
+        counted = mask.amax([k for k in range(3) if k != axis]) > 0.5
+        step = (p[-1] - p[0]) / (len(p) - 1) if len(p) > 1 else 1.0
+        if 0 < int(counted.sum()) < 2 * step:
+            mask = _largest_nearest(mask, axis, p)
+        else:
+            mask = mask.index_select(axis, torch.from_numpy(np.rint(p).astype(np.int64)).to(mask.device))
     return mask.float()
+
+
+def _largest_nearest(mask: Tensor, axis: int, positions: F64) -> Tensor:
+    """The largest value of the voxels that are nearer to a position than to any other, along one axis."""
+    shape = list(mask.shape)
+    between = (positions[1:] + positions[:-1]) / 2
+    to = torch.from_numpy(np.searchsorted(between, np.arange(shape[axis]))).to(mask.device)
+    shape[axis] = len(positions)
+    index = to.reshape([-1 if k == axis else 1 for k in range(3)]).expand(mask.shape)
+    return mask.new_zeros(shape).scatter_reduce_(axis, index, mask, "amax")
 
 
 def smoothed_samples(

@@ -112,6 +112,12 @@ class DeformableSettings:
         COARSE_NETWORK,
         "coordinate network added to the control points, of the first field where fields are composed; None for none",
     )
+    network_above: float = option(
+        1.5,
+        "the network is tried where control points alone find a motion (95th percentile) above this at the first "
+        "level, in voxels of the level, and kept where the loss with it is lower; 0: it goes first, always",
+        at_least=0,
+    )
     network_radius: float = option(
         2.0,
         "how far the first step of the network may move the image, in learning rates of the level; the radius then "

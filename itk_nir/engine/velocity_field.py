@@ -125,7 +125,7 @@ class Lattices:
 
 
 class SplineVelocity(nn.Module):
-    """A velocity (or displacement) on a lattice: free coefficients, and those that a coordinate network gives.
+    """A velocity (or displacement) on a lattice: free coefficients, and those that a coordinate network may give.
 
     Parameters
     ----------
@@ -156,18 +156,43 @@ class SplineVelocity(nn.Module):
         generator: torch.Generator, device: torch.device, threads: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.geometry, self.lattices, self.number, self.config = geometry, lattices, number, config
+        self.geometry, self.lattices, self.number = geometry, lattices, number
         self.threads = threads
         self.control_points = nn.Parameter(torch.zeros(3, *shape_of(lattices.axes[number]), device=device))
+        self.config: FieldConfig | None = None
         self.network: nn.Module | None = None
         if config is not None:
-            self.network = build_field(config, geometry.dimension, generator, device, torch.float32)
-            self._nodes = lattices.nodes(geometry).to(device)
+            self.add_network(config, generator)
 
     @property
     def spacing(self) -> float:
         """Spacing of its lattice, mm."""
         return self.lattices.spacing(self.number)
+
+    def add_network(self, config: FieldConfig, generator: torch.Generator) -> nn.Module:
+        """Add a network; its output is zero until it is trained.
+
+        Parameters
+        ----------
+        config : FieldConfig
+            What it is made of.
+        generator : torch.Generator
+            Where its first weights are drawn from.
+
+        Returns
+        -------
+        torch.nn.Module
+            The network.
+        """
+        device = self.control_points.device
+        self.config = config
+        self.network = build_field(config, self.geometry.dimension, generator, device, torch.float32)
+        self._nodes = self.lattices.nodes(self.geometry).to(device)
+        return self.network
+
+    def drop_network(self) -> None:
+        """Leave the control points alone."""
+        self.config = self.network = None
 
     def refine(self, number: int) -> None:
         """Go to the finer lattice `number`; the velocity stays what it is.

@@ -81,6 +81,66 @@ def test_network_beside_the_control_points(make_case: Callable[..., Any], d: int
     assert not torch.equal(both.field.fine(), other.field.fine())
 
 
+# --- where the network is tried --------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_network_is_not_tried_where_little_moves(make_case: Callable[..., Any], d: int) -> None:
+    """So that no seed, and nothing that is drawn, matters there."""
+    case = make_case(d, N[d], amplitude=0.01)
+    some = quick(iterations=(12, 4), network=SMALL, network_above=1.5)
+    fields = [optimise(case.pair, some, seed=seed) for seed in (0, 1)]
+    assert len(fields[0].trace) == 16
+    assert fields[0].field.networks == ()
+    assert torch.equal(fields[0].field.forward, fields[1].field.forward)
+    without = optimise(case.pair, replace(some, network=None))
+    assert torch.equal(fields[0].field.forward, without.field.forward)
+
+
+@BOTH
+def test_network_that_helps_is_kept(make_case: Callable[..., Any], d: int) -> None:
+    turn = np.eye(d + 1)
+    turn[:d, :d] = turned(d, 0.45, 0.0)
+    case = make_case(d, N[d], linear=turn, given=np.eye(d + 1))
+    some = quick(network=SMALL, smoothness=(0.3, 0.1), network_above=1.0)
+    tried, without = (optimise(case.pair, s) for s in (some, replace(some, network=None)))
+    assert len(tried.field.networks) == 1
+    assert [t.iteration for t in tried.trace if t.level == 0] == list(range(80))
+    # The control points of the first half are forgotten: the same as with a network that always goes first.
+    always = optimise(case.pair, replace(some, network_above=0.0))
+    assert torch.equal(tried.field.forward, always.field.forward)
+    ends = [r.trace[k].loss for r, k in ((always, 39), (without, 39))]
+    assert ends[0] < ends[1]
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_network_that_does_not_help_is_dropped(make_case: Callable[..., Any], cancel: bool) -> None:
+    """Steps too short to get anywhere, and few iterations left for the control points."""
+    case = make_case(2, N[2])
+    hopeless = quick(
+        iterations=(24, 6), network=SMALL, network_radius=1e-4, network_warmup=0.9, network_above=1e-6, composed=False
+    )
+    seen: list[Progress] = []
+
+    def told(p: Progress) -> bool:
+        seen.append(p)
+        return cancel and (p.level, p.iteration) == (0, 46)
+
+    tried, without = (
+        optimise(case.pair, s, callback=c) for s, c in ((hopeless, told), (replace(hopeless, network=None), None))
+    )
+    assert tried.field.networks == ()
+    fractions = [p.fraction for p in seen]
+    assert fractions == sorted(fractions)
+    assert all(p.iteration < p.iterations for p in seen)
+    if cancel:
+        assert tried.stop == "cancelled"
+        once = optimise(case.pair, replace(hopeless, network=None, iterations=(24, 0)))
+        assert torch.equal(tried.field.forward, once.field.forward)
+    else:
+        assert torch.equal(tried.field.forward, without.field.forward)
+
+
 @BOTH
 def test_moving_image_that_covers_a_part_of_the_fixed_one(make_case: Callable[..., Any], d: int) -> None:
     case = make_case(d, N[d], moving_size=round(0.55 * N[d]))
