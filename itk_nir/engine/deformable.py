@@ -9,11 +9,11 @@ the linear stage has left over, turns and shifts included, before control points
 steps are those of a trust region (`itk_nir.engine.quasi_newton`): bounded by how far they move the image, and none is
 taken that does not lower the loss, so that it starts at exactly zero motion and stays there where nothing is to be
 gained. Then it rests, and the control points move what is left at that resolution; the field with the lower loss is
-kept. Where little moves, nothing is drawn at random, and all seeds give one field. A level that ends less alike than it began gives its start
-back, and one that sees nothing to compare (under a small mask) is left out. After the level the coarse field is frozen,
-and the levels that follow train a fine field ``v_2`` from zero, on a lattice that is refined from level to level. Each
-is a flow of its own: large deformations need not be one flow's. (``composed=False`` trains one field through all
-levels.) The loss is in `itk_nir.engine.level`.
+kept. Where little moves, nothing is drawn at random, and all seeds give one field. A level that ends less alike than it
+began gives its start back, and one that sees nothing to compare (under a small mask) is left out. After the level the
+coarse field is frozen, and the levels that follow train a fine field ``v_2`` from zero, on a lattice that is refined
+from level to level. Each is a flow of its own: large deformations need not be one flow's. (``composed=False`` trains
+one field through all levels.) The loss is in `itk_nir.engine.level`.
 
 As an engine this module has what `itk_nir.settings.ENGINES` asks for: `Settings`, `optimise`, `describe`, `restore`.
 """

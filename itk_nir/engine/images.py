@@ -91,11 +91,11 @@ class Intensity:
         Tensor
             ``(Z, Y, X)``.
         """
-        # In float64, plane by plane: the same image in other units is the same to the last bit, but for one in 1e8.
-        out = torch.empty_like(image)
-        for plane, values in zip(out, image, strict=True):
+        # In float64, some at a time: the same image in other units is the same to the last bit, but for one in 1e8.
+        out = torch.empty(image.shape, dtype=image.dtype, device=image.device)
+        for some, values in zip(out.view(-1).split(1 << 16), image.reshape(-1).split(1 << 16), strict=True):
             # Metal, air around a body: far outliers would set the scale of everything else.
-            plane.copy_(values.double().sub_(self.mean).div_(self.deviation).clamp_(*_NORMALISED))
+            some.copy_(values.double().sub_(self.mean).div_(self.deviation).clamp_(*_NORMALISED))
         return out
 
     @property

@@ -61,7 +61,17 @@ class Banded:
         Banded
             ``(n_in, n_out)``.
         """
-        return banded_from_dense(self.dense().T)
+        row, tap = np.nonzero(self.weights)
+        column = self.start[row] + tap
+        first, last = np.full(self.n_in, self.n_out), np.full(self.n_in, -1)
+        np.minimum.at(first, column, row)
+        np.maximum.at(last, column, row)
+        first = np.where(last < 0, 0, first)
+        taps = int(np.where(last < 0, 0, last - first).max()) + 1
+        start = np.minimum(first, self.n_out - taps).astype(np.int32)
+        weights = np.zeros((self.n_in, taps), np.float32)
+        np.add.at(weights, (column, row - start[column]), self.weights[row, tap])
+        return Banded(start, weights, self.n_out)
 
 
 def banded_from_dense(matrix: F64) -> Banded:
@@ -76,14 +86,22 @@ def banded_from_dense(matrix: F64) -> Banded:
     -------
     Banded
     """
-    n_in = matrix.shape[1]
-    used = matrix != 0
-    first = np.where(used.any(1), used.argmax(1), 0)
-    last = np.where(used.any(1), n_in - 1 - used[:, ::-1].argmax(1), 0)
+    return _banded(np.zeros(len(matrix), np.int64), matrix, matrix.shape[1])
+
+
+def _banded(column: NDArray[np.int64], window: F64, n_in: int) -> Banded:
+    """The narrowest `Banded` of rows that are zero but for a window from some `column` on, which may reach beyond."""
+    width = window.shape[1]
+    columns = column[:, None] + np.arange(width)
+    window = np.where((columns >= 0) & (columns < n_in), window, 0.0)
+    used = window != 0
+    first = np.where(used.any(1), column + used.argmax(1), 0)
+    last = np.where(used.any(1), column + width - 1 - used[:, ::-1].argmax(1), 0)
     taps = int((last - first).max()) + 1
     start = np.minimum(first, n_in - taps).astype(np.int32)
-    columns = start[:, None] + np.arange(taps)
-    return Banded(start, np.take_along_axis(matrix, columns, 1).astype(np.float32), n_in)
+    at = start[:, None] + np.arange(taps) - column[:, None]
+    weights = np.take_along_axis(window, np.clip(at, 0, width - 1), 1)
+    return Banded(start, np.where((at >= 0) & (at < width), weights, 0.0).astype(np.float32), n_in)
 
 
 def cubic(t: F64) -> F64:
@@ -125,13 +143,16 @@ def gaussian_matrix(n: int, positions: F64, sigma: float) -> Banded:
         ``(m, n)``.
     """
     at = np.clip(np.asarray(positions, float), 0, n - 1)
-    x = np.arange(n)
+    reach = max(1.0, 3 * sigma) if sigma > 0.1 else 1.0
+    column = np.floor(at - reach).astype(np.int64)
+    x = column[:, None] + np.arange(math.ceil(2 * reach) + 2)
     distance = at[:, None] - x
     if sigma > 0.1:
-        m = np.exp(-0.5 * (distance / sigma) ** 2) * (np.abs(distance) <= max(1.0, 3 * sigma))
+        m = np.exp(-0.5 * (distance / sigma) ** 2) * (np.abs(distance) <= reach)
     else:
         m = np.maximum(0.0, 1 - np.abs(distance))
-    return banded_from_dense(m / m.sum(1, keepdims=True))
+    m *= (x >= 0) & (x < n)
+    return _banded(column, m / m.sum(1, keepdims=True), n)
 
 
 @dataclass(frozen=True)
@@ -173,7 +194,10 @@ class Axis:
         if self.count == 1:
             n = len(positions)
             return Banded(np.zeros(n, np.int32), np.ones((n, 1), np.float32), 1)
-        return banded_from_dense(cubic((np.asarray(positions, float)[:, None] - self.positions) / self.spacing))
+        at = np.asarray(positions, float)
+        column = np.floor((at - self.start) / self.spacing).astype(np.int64) - 2
+        knots = self.start + self.spacing * (column[:, None] + np.arange(6))
+        return _banded(column, cubic((at[:, None] - knots) / self.spacing), self.count)
 
     def refined(self) -> Axis:
         """The lattice of half the spacing that holds every spline of this one exactly (see `refine`).

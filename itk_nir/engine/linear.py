@@ -331,7 +331,8 @@ def find_start(
     tiny, level = (
         _Level(pair, normalised, size, 1, threads) for size in (settings.linear_search_size, settings.linear_size[0])
     )
-    starts = [linear_starts.as_they_lie(pair), *linear_starts.shifted(pair)]
+    masses = linear_starts.masses(pair)
+    starts = [linear_starts.as_they_lie(pair), *linear_starts.shifted(pair, *masses)]
     notes = []
     if tiny.overlap(starts[0]) < LEAST_OVERLAP:
         notes.append(
@@ -340,7 +341,7 @@ def find_start(
         )
         starts = starts[1:]
     if kind != "translation":
-        turns = linear_starts.along_principal_axes(pair) + linear_starts.turned(pair)
+        turns = linear_starts.along_principal_axes(pair, *masses) + linear_starts.turned(pair, *masses)
         ranked = sorted(range(len(turns)), key=lambda k: -value(tiny, turns[k], metrics))
         starts += [turns[k] for k in ranked[: settings.linear_turned_starts]]
     kept: list[F64] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -34,13 +35,46 @@ def as_they_lie(pair: Pair) -> F64:
     return np.eye(pair.fixed_geometry.dimension + 1)
 
 
-def shifted(pair: Pair) -> list[F64]:
+@dataclass(frozen=True)
+class Mass:
+    """Where what stands out from the background of an image lies.
+
+    Parameters
+    ----------
+    centre : ndarray
+        ``(d,)`` LPS mm.
+    covariance : ndarray
+        ``(d, d)`` LPS mm².
+    """
+
+    centre: F64
+    covariance: F64
+
+
+def masses(pair: Pair) -> tuple[Mass, Mass]:
+    """Of the fixed and of the moving image, under their masks.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+
+    Returns
+    -------
+    tuple of Mass
+    """
+    return _mass(pair, True), _mass(pair, False)
+
+
+def shifted(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
     """The shifts that lay the centres of the two grids, and of the two masses, on each other.
 
     Parameters
     ----------
     pair : Pair
         The images; `pair.linear` follows what is found here.
+    fixed, moving : Mass
+        Of `masses`.
 
     Returns
     -------
@@ -49,20 +83,22 @@ def shifted(pair: Pair) -> list[F64]:
     """
     f, m = pair.fixed_geometry, pair.moving_geometry
     out = []
-    for a, b in ((f.centre, m.centre), (_mass(pair, True)[0], _mass(pair, False)[0])):
+    for a, b in ((f.centre, m.centre), (fixed.centre, moving.centre)):
         start = as_they_lie(pair)
         start[:-1, -1] = _back(pair, b) - a
         out.append(start)
     return out
 
 
-def along_principal_axes(pair: Pair) -> list[F64]:
+def along_principal_axes(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
     """The rotations about the centre of mass that lay the principal axes of the two masses on each other.
 
     Parameters
     ----------
     pair : Pair
         The images.
+    fixed, moving : Mass
+        Of `masses`.
 
     Returns
     -------
@@ -70,31 +106,32 @@ def along_principal_axes(pair: Pair) -> list[F64]:
         ``(d + 1, d + 1)`` LPS; axes have no sign, so there are two in 2D and four in 3D.
     """
     d = pair.fixed_geometry.dimension
-    (a, fixed), (b, moving) = _mass(pair, True), _mass(pair, False)
     back = np.linalg.inv(pair.linear[:-1, :-1])
-    fixed, moving = (np.linalg.eigh(c)[1] for c in (fixed, back @ moving @ back.T))
+    ours, theirs = (np.linalg.eigh(c)[1] for c in (fixed.covariance, back @ moving.covariance @ back.T))
     out = []
     for signs in product((1.0, -1.0), repeat=d):
-        turn = moving @ np.diag(signs) @ fixed.T
+        turn = theirs @ np.diag(signs) @ ours.T
         if np.linalg.det(turn) > 0:
-            out.append(about(turn, a, _back(pair, b)))
+            out.append(about(turn, fixed.centre, _back(pair, moving.centre)))
     return out
 
 
-def turned(pair: Pair) -> list[F64]:
+def turned(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
     """Rotations about the centre of mass, everywhere about as far apart from one another.
 
     Parameters
     ----------
     pair : Pair
         The images.
+    fixed, moving : Mass
+        Of `masses`.
 
     Returns
     -------
     list of ndarray
         ``(d + 1, d + 1)`` LPS, the centres of mass on each other.
     """
-    a, b = _mass(pair, True)[0], _back(pair, _mass(pair, False)[0])
+    a, b = fixed.centre, _back(pair, moving.centre)
     d, axes = pair.fixed_geometry.dimension, pair.fixed_geometry.rotation
     turns = _plane_turns() if d == 2 else _space_turns()
     return [about(axes @ t @ axes.T, a, b) for t in turns]
@@ -177,8 +214,8 @@ def _back(pair: Pair, moving_point: F64) -> F64:
     return np.asarray(back[:-1, :-1] @ moving_point + back[:-1, -1])
 
 
-def _mass(pair: Pair, fixed: bool) -> tuple[F64, F64]:
-    """Centre ``(d,)`` and covariance ``(d, d)`` (LPS) of what stands out from the background."""
+def _mass(pair: Pair, fixed: bool) -> Mass:
+    """That of one of the images."""
     image, weight, geometry, intensity = (
         (pair.fixed, pair.fixed_weight, pair.fixed_geometry, pair.fixed_intensity)
         if fixed
@@ -188,7 +225,7 @@ def _mass(pair: Pair, fixed: bool) -> tuple[F64, F64]:
     total = float(mass.sum())
     d = geometry.dimension
     if total <= 0:
-        return geometry.centre, np.eye(d)
+        return Mass(geometry.centre, np.eye(d))
     mean, square = np.zeros(d), np.zeros((d, d))
     lines = {}
     for a in range(d):
@@ -207,7 +244,7 @@ def _mass(pair: Pair, fixed: bool) -> tuple[F64, F64]:
             rows, columns = (np.arange(n) - m for n, m in zip(plane.shape, (mean[b], mean[a]), strict=True))
             square[a, b] = square[b, a] = rows @ plane @ columns / total
     scale = geometry.matrix[:d, :d]
-    return geometry.index_to_physical(mean[None])[0], scale @ square @ scale.T
+    return Mass(geometry.index_to_physical(mean[None])[0], scale @ square @ scale.T)
 
 
 def _standing_out(image: Tensor, weight: Tensor | None, value: float | None, ends: tuple[float, float]) -> Tensor:

@@ -15,6 +15,10 @@ from itk_nir.options import check, check_levels, documented, option, options_in
 #: Levels that a long image has at most where coarser ones are put before those of the preset.
 MOST_LEVELS = 4
 
+#: Nodes along an axis at which the network is evaluated, about: it is smooth, and on the longest images they would cost
+#: more than all else.
+MOST_NODES = 32
+
 #: The network of the coarse field: sines of Fourier features (see `itk_nir.engine.coordinate_networks`). It is
 #: evaluated on a lattice of some thousand points, so its size hardly shows in the time of an iteration.
 COARSE_NETWORK = FieldConfig(
@@ -236,6 +240,8 @@ class DeformableSettings:
             out = replace(out, iterations=tuple(round(factor * n) for n in out.iterations))
         while self.coarsest_size and max(size) / out.shrink_factors[0] > self.coarsest_size:
             out = out._with_coarser_level()
+        while self.coarsest_size and max(size) / out.coarsest_grid_spacing > MOST_NODES:
+            out = replace(out, coarsest_grid_spacing=2 * out.coarsest_grid_spacing)
         return out._cut(max(self.levels, MOST_LEVELS))
 
     def _cut(self, most: int) -> DeformableSettings:

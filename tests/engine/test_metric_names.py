@@ -173,6 +173,9 @@ def test_long_block_gets_coarser_levels_before_the_first(size: tuple[int, int, i
     spacings = [found.coarsest_grid_spacing / 2 ** found.halvings(k) for k in range(found.levels)]
     assert spacings == [s * f for s, f in zip(found.grid_spacing, found.shrink_factors, strict=True)]
     assert max(size) / found.shrink_factors[0] <= 256
+    # Where the network is evaluated: at most about 32 nodes along an axis.
+    assert max(size) / found.coarsest_grid_spacing <= 33
+    assert max(size) / found.coarsest_grid_spacing > 16 or found.coarsest_grid_spacing <= 64
     assert replace(settings, coarsest_size=0).for_pair(size, 1).shrink_factors == (4, 2, 1)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine import ops
-from itk_nir.engine.lattice import Banded, Domain, banded_from_dense, cubic, gaussian_matrix, shape_of
+from itk_nir.engine.lattice import Axis, Banded, Domain, banded_from_dense, cubic, gaussian_matrix, shape_of
 from itk_nir.engine.ops import limits, reference
 from itk_nir.engine.velocity_field import Lattices
 
@@ -611,6 +611,23 @@ def test_gaussian_rows_sum_to_one(n: int, sigma: float) -> None:
     if sigma == 0:
         at = positions.clip(0, n - 1)
         np.testing.assert_allclose(m.dense() @ np.arange(n), at, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [np.linspace(-9, 40, 61), np.arange(31.0), np.array([12.0])])
+def test_banded_matrices_are_those_of_all_pairs(positions: np.ndarray) -> None:
+    """Made of the few columns that a row needs; here every column is looked at."""
+    axis = Axis(-3.5, 2.5, 14)
+    dense = cubic((positions[:, None] - axis.positions) / axis.spacing)
+    np.testing.assert_array_equal(axis.evaluate(positions).dense(), dense.astype(np.float32))
+    for sigma in (0.05, 0.3, 2.0):
+        at = positions.clip(0, 30)
+        distance = np.abs(at[:, None] - np.arange(31))
+        reach = max(1.0, 3 * sigma)
+        kernel = np.exp(-0.5 * (distance / sigma) ** 2) * (distance <= reach)
+        if sigma <= 0.1:
+            kernel = np.maximum(0, 1 - distance)
+        found = gaussian_matrix(31, positions, sigma).dense()
+        np.testing.assert_allclose(found, kernel / kernel.sum(1, keepdims=True), atol=1e-7)
 
 
 def test_banded_holds_the_dense_matrix_and_its_transpose() -> None:
