@@ -23,7 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -501,8 +501,6 @@ def auto(data: Path) -> Iterator[Line]:
 
 
 def _picked(fixed: Path, moving: Path, options: dict[str, Any]) -> tuple[str, str]:
-    from dataclasses import replace
-
     from itk_nir.engine.choice import choose_metric
     from itk_nir.engine.linear import find_start
     from itk_nir.problem import Problem
@@ -551,6 +549,27 @@ def _auto_pairs(data: Path) -> Iterator[tuple[str, Path, Path, bool, dict[str, A
     for a, b in itertools.permutations(("He", "CD31-3", "proSPC-4"), 2):
         folder = data / "histology_lung"
         yield f"histology_lung {a} ← {b}", folder / f"{a}.nii.gz", folder / f"{b}.nii.gz", False, {}
+
+
+def both(data: Path) -> Iterator[Line]:
+    """Two contrasts that look like one to `metric="auto"`: by `lncc`, which it picks, and by what unlike ones get."""
+    from itk_nir.engine.choice import UNLIKE
+
+    heads, stains = data / "head_templates", data / "histology_lung"
+    points = {name: read_points(stains / f"{name}_landmarks.csv", 2)[1] for name in ("He", "CD31-3", "proSPC-4")}
+    values = array(read(heads / "mni_t2_2mm.nii.gz"))
+    head = motion(values > 0.2 * np.percentile(values, 99))
+    for metric in ("lncc", UNLIKE):
+        given = {"metric": metric}
+        yield from each(
+            [Case("heads T2 ← PD", heads / "mni_t2_2mm.nii.gz", heads / "mni_pd_2mm.nii.gz", head, given, before=False)]
+        )
+        case = _contrast_case(data, ["T1"], ["FLAIR"])
+        yield from each([replace(case, options=case.options | given)])
+        for name in ("CD31-3", "proSPC-4"):
+            fixed = stains / "He.nii.gz"
+            score = landmarks(read(fixed), points["He"], points[name])
+            yield from each([Case(f"stains He ← {name}", fixed, stains / f"{name}.nii.gz", score, given)])
 
 
 # --- rows: other programs --------------------------------------------------------------------------------------------
@@ -638,6 +657,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "seeds": seeds,
     "sections": sections,
     "auto": auto,
+    "both": both,
 }
 
 
