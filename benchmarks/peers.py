@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -146,16 +147,8 @@ def _ants(deformable: str, with_linear: str) -> Callable[[Job], tuple[Steps, Ste
 # the default map's weight of 1 the map folds and Dice is lower. It gives no inverse.
 
 
-def _elastix(metric: str) -> Callable[[Job], tuple[Steps, Steps]]:
+def _elastix(job: Job, *, metric: str) -> tuple[Steps, Steps]:
     """B-spline registration by itk-elastix, after its default affine stage (MI) where one is asked for."""
-
-    def run(job: Job) -> tuple[Steps, Steps]:
-        return _with_elastix(job, metric)
-
-    return run
-
-
-def _with_elastix(job: Job, metric: str) -> tuple[Steps, Steps]:
     import itk
 
     fixed, moving = itk.imread(str(job.fixed), itk.F), itk.imread(str(job.moving), itk.F)
@@ -256,8 +249,8 @@ PEERS = {
     "ants-quick": Peer("antspyx", _ants("antsRegistrationSyNQuick[so]", "antsRegistrationSyNQuick[s]")),
     "ants-mattes": Peer("antspyx", _ants("SyNOnly", "SyN")),
     "ants-syn": Peer("antspyx", _ants("antsRegistrationSyN[so]", "antsRegistrationSyN[s]")),
-    "elastix": Peer("itk-elastix", _elastix("AdvancedNormalizedCorrelation")),
-    "elastix-mi": Peer("itk-elastix", _elastix("AdvancedMattesMutualInformation")),
+    "elastix": Peer("itk-elastix", partial(_elastix, metric="AdvancedNormalizedCorrelation")),
+    "elastix-mi": Peer("itk-elastix", partial(_elastix, metric="AdvancedMattesMutualInformation")),
     "fireants": Peer("fireants", fireants),
     "convexadam": Peer("convexAdam", convexadam),
 }

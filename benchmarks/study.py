@@ -156,17 +156,22 @@ def turned(pair: Pair, start: Any, degrees: float, shift: float) -> Any:
 
     geometry = load_image(pair.fixed, "fixed image").geometry
     d = geometry.dimension
-    axis = np.array([0.6, -0.5, 0.62]) / np.linalg.norm([0.6, -0.5, 0.62])
-    angle = np.deg2rad(degrees)
-    cross = np.cross(np.eye(3), axis)
-    rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    rotation = rotation_about_a_skew_axis(degrees)
     if d == 2:
-        c, s = np.cos(angle), np.sin(angle)
+        c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
         rotation = np.array([[c, -s], [s, c]])
     out = np.eye(d + 1)
     out[:d, :d] = rotation
     out[:d, d] = geometry.centre - rotation @ geometry.centre + shift * np.array([1, 1, -1])[:d] / np.sqrt(d)
     return out if start is None else start @ out
+
+
+def rotation_about_a_skew_axis(degrees: float) -> np.ndarray:
+    """(3, 3), about an axis that no image has."""
+    axis = np.array([0.6, -0.5, 0.62]) / np.linalg.norm([0.6, -0.5, 0.62])
+    angle = np.deg2rad(degrees)
+    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
+    return np.asarray(np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross)
 
 
 def scores_of(result: Any, pair: Pair) -> dict[str, Any]:

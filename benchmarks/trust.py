@@ -33,6 +33,7 @@ import SimpleITK as sitk
 from measure import RunFailed, method_named, processor_name, run, say
 from pairs import OASIS, NoPairs, Pair, data_folder
 from score import load_manifest, read_points
+from study import rotation_about_a_skew_axis
 
 Figures = dict[str, float]
 THREADS = 2
@@ -79,11 +80,16 @@ def array(image: Any) -> np.ndarray:
     return np.asarray(sitk.GetArrayFromImage(image))
 
 
-def carried(image: Any, field_: np.ndarray, grid: Any, how: int = sitk.sitkLinear) -> np.ndarray:
-    """An image of the moving side on the fixed grid."""
-    vectors = sitk.GetImageFromArray(np.ascontiguousarray(field_, dtype=np.float64), isVector=True)
+def transform_of(displacements: np.ndarray, grid: Any) -> Any:
+    """([Z,] Y, X, d) displacements on a grid as a transform."""
+    vectors = sitk.GetImageFromArray(np.ascontiguousarray(displacements, dtype=np.float64), isVector=True)
     vectors.CopyInformation(grid)
-    return array(sitk.Resample(image, grid, sitk.DisplacementFieldTransform(vectors), how, 0.0))
+    return sitk.DisplacementFieldTransform(vectors)
+
+
+def carried(image: Any, displacements: np.ndarray, grid: Any, how: int = sitk.sitkLinear) -> np.ndarray:
+    """An image of the moving side on the fixed grid."""
+    return array(sitk.Resample(image, grid, transform_of(displacements, grid), how, 0.0))
 
 
 def correlations(fixed: dict[str, Any], moving: dict[str, Any], inside: np.ndarray) -> Callable[[np.ndarray], Figures]:
@@ -129,9 +135,7 @@ def landmarks(fixed: Any, ours: np.ndarray, theirs: np.ndarray) -> Callable[[np.
     """Mean distance of landmarks."""
 
     def score(u: np.ndarray) -> Figures:
-        vectors = sitk.GetImageFromArray(np.ascontiguousarray(u, dtype=np.float64), isVector=True)
-        vectors.CopyInformation(fixed)
-        map_ = sitk.DisplacementFieldTransform(vectors)
+        map_ = transform_of(u, fixed)
         return {
             "TRE mm": float(
                 np.mean(
@@ -319,10 +323,11 @@ def abdomen(data: Path) -> Iterator[Line]:
     )  # fmt: skip
 
 
-def _abdomen_score(folder: Path) -> Callable[[np.ndarray], Figures]:
+def _abdomen_score(folder: Path, moving_seg: Path | None = None) -> Callable[[np.ndarray], Figures]:
     words = (folder / "scored_labels.txt").read_text().split()
     labels = tuple(int(word) for word in words if word.isdigit())
-    return overlap_of(read(folder / "fixed_seg.nii.gz"), read(folder / "moving_seg.nii.gz"), labels)
+    theirs = folder / "moving_seg.nii.gz" if moving_seg is None else moving_seg
+    return overlap_of(read(folder / "fixed_seg.nii.gz"), read(theirs), labels)
 
 
 def spine(data: Path) -> Iterator[Line]:
@@ -396,10 +401,7 @@ def box(_: Path) -> Iterator[Line]:
 def turned(_: Path) -> Iterator[Line]:
     """Phantom whose moving side is turned by 60° and shifted by 80 mm, linear stage rigid. True error in the brain."""
     made, fixed, moving = _phantom()
-    axis = np.array([0.6, -0.5, 0.62]) / np.linalg.norm([0.6, -0.5, 0.62])
-    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    angle = np.deg2rad(60)
-    rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    rotation = rotation_about_a_skew_axis(60)
     shift = 80 * np.array([1, 1, -1]) / np.sqrt(3)
     lies = sitk.Image(moving)
     lies.SetDirection((rotation @ np.array(moving.GetDirection()).reshape(3, 3)).ravel().tolist())
@@ -594,9 +596,7 @@ def peers_abdomen(data: Path) -> Iterator[Line]:
             image.SetDirection((back @ np.array(image.GetDirection()).reshape(3, 3)).ravel().tolist())
             sitk.WriteImage(image, str(Path(work) / f"{name}.nii.gz"))
         moving = Path(work) / "moving.nii.gz"
-        words = (folder / "scored_labels.txt").read_text().split()
-        labels = tuple(int(word) for word in words if word.isdigit())
-        score = overlap_of(read(folder / "fixed_seg.nii.gz"), read(Path(work) / "moving_seg.nii.gz"), labels)
+        score = _abdomen_score(folder, Path(work) / "moving_seg.nii.gz")
         yield from _peers(folder / "fixed.nii.gz", moving, score, "affine")
         yield from _peers(folder / "fixed.nii.gz", moving, score, "none")
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from itk_nir.engine import ops
+from tests.engine.images_of_ops import SHAPES, noise
 
 native = pytest.importorskip("itk_nir._native", reason="the native module is not built")
 
 Shape = tuple[int, int, int]
 
-SHAPES = {"3D": (13, 11, 19), "2D": (1, 23, 37)}
 #: Large enough to be cut into several tasks, which end between the blocks of the kernels.
 LARGE = (41, 53, 37)
 #: Narrower than the images, so that many voxels are clamped, and not the same for both.
@@ -24,27 +24,9 @@ WIDE = ((-9.0, 8.0), (-8.5, 9.5))
 BINS = (4, 5, 32, 128)
 
 
-@pytest.fixture(params=native.instruction_sets())
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set of this machine in turn."""
-    before = native.instruction_set()
-    native.use_instruction_set(request.param)
-    yield request.param
-    native.use_instruction_set(before)
-
-
-@pytest.fixture(params=SHAPES)
-def shape(request: pytest.FixtureRequest) -> Shape:
-    return SHAPES[request.param]
-
-
 weighted = pytest.mark.parametrize("weighted", [False, True], ids=["all", "weighted"])
 either = pytest.mark.parametrize("normalised", [False, True], ids=["nats", "normalised"])
 both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["native", "reference"])
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def images(shape: Shape) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,15 +21,6 @@ GRIDS = {"3D": (3, (11, 13, 70), (12, 9, 17)), "2D": (2, (1, 23, 37), (1, 31, 29
 THREADS = (1, 2, 3, 7)
 #: Steps of another grid: oblique, anisotropic, some longer than a voxel.
 OBLIQUE = np.array([[0.9, 0.3, -0.2], [-0.4, 1.7, 0.1], [0.2, -0.1, 0.6]])
-
-
-@pytest.fixture(params=native.instruction_sets())
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set of this machine in turn."""
-    before = native.instruction_set()
-    native.use_instruction_set(request.param)
-    yield request.param
-    native.use_instruction_set(before)
 
 
 @pytest.fixture(params=GRIDS)

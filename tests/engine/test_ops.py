@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,29 +18,11 @@ from itk_nir.engine import ops
 from itk_nir.engine.lattice import Axis, Banded, Domain, banded_from_dense, cubic, gaussian_matrix, shape_of
 from itk_nir.engine.ops import limits, reference
 from itk_nir.engine.velocity_field import Lattices
+from tests.engine.images_of_ops import SHAPES, noise
 
 native = pytest.importorskip("itk_nir._native", reason="the native module is not built")
 
-SHAPES = {"3D": (13, 11, 19), "2D": (1, 23, 37)}
 THREADS = (1, 2, 3, 7)
-
-
-@pytest.fixture(params=native.instruction_sets())
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set of this machine in turn."""
-    before = native.instruction_set()
-    native.use_instruction_set(request.param)
-    yield request.param
-    native.use_instruction_set(before)
-
-
-@pytest.fixture(params=SHAPES)
-def shape(request: pytest.FixtureRequest) -> tuple[int, int, int]:
-    return SHAPES[request.param]
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def smooth(*shape: int, seed: int = 0, passes: int = 2) -> Tensor:
