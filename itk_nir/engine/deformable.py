@@ -238,9 +238,11 @@ class _Descent:
         if self.settings.network_above == 0:
             return self._train_both()
         stop = self._train_control_points(0)
-        if stop == CANCELLED or self._motion() <= self.settings.network_above:
+        if stop == CANCELLED:
             return stop
-        return self._try_network(stop)
+        # Control points that lost gave their start back: no motion is left to tell by.
+        far = self.returned or self._motion() > self.settings.network_above
+        return self._try_network(stop) if far else stop
 
     def _train_both(self) -> str:
         """The network, then the control points."""
@@ -284,7 +286,7 @@ class _Descent:
         with torch.no_grad():
             length = (model.displaced(model.velocity()) * model.spacing).norm(dim=0).flatten()
         voxel = self.settings.shrink_factors[self.level.number] * self.unit
-        return float(length.quantile(0.95)) / voxel
+        return float(length.kthvalue(max(1, round(0.95 * len(length)))).values) / voxel
 
     def _train_network(self, network: nn.Module) -> str:
         """The network alone, its control points at rest; no loss is ever above that of the start."""

@@ -113,6 +113,14 @@ def test_network_that_helps_is_kept(make_case: Callable[..., Any], d: int) -> No
     assert ends[0] < ends[1]
 
 
+def test_network_is_tried_where_control_points_lose(make_case: Callable[..., Any]) -> None:
+    """They give their start back, and nothing has moved: that is no sign that nothing should."""
+    case = make_case(2, N[2], amplitude=0.01)
+    wild = quick(iterations=(12, 0), learning_rates=(90.0, 0.2), network=SMALL, network_above=1e3)
+    assert [t.iteration for t in optimise(case.pair, wild).trace][-1] > 12
+    assert len(optimise(case.pair, replace(wild, learning_rates=(0.4, 0.2))).trace) == 12
+
+
 @pytest.mark.parametrize("cancel", [False, True])
 def test_network_that_does_not_help_is_dropped(make_case: Callable[..., Any], cancel: bool) -> None:
     """Steps too short to get anywhere, and few iterations left for the control points."""
