@@ -554,14 +554,14 @@ def test_mutual_information_aligns_what_others_cannot(oblique: dict[int, Phantom
     wanted = points + phantom.displacement[inside]
     errors, values = {}, {}
     for name in ("MattesMutualInformation", "ANTSNeighborhoodCorrelation", "Correlation", "MeanSquares"):
-        R = ImageRegistrationMethod(preset="fast", threads=1, device="cpu")
+        R = ImageRegistrationMethod(preset="fast", network_above=0, threads=1, device="cpu")
         R.SetInitialTransform(zero_field(fixed))
         getattr(R, f"SetMetricAs{name}")(*((6,) if name.startswith("ANTS") else ()))
         R.Execute(fixed, moving)
         errors[name] = distance(R.result.mapping.map(points), wanted)
         values[name] = (R.GetMetricValue(), R.result.report.similarity)
     mutual = errors.pop("MattesMutualInformation")
-    assert mutual < 0.55 * distance(points, wanted) < distance(points, wanted) < min(errors.values())
+    assert mutual < 0.5 * distance(points, wanted) < distance(points, wanted) < min(errors.values())
     for value, similarity in values.values():
         assert value == -similarity
 
