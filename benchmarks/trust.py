@@ -451,10 +451,10 @@ def seeds(data: Path) -> Iterator[Line]:
     folder = data / "brain_oasis"
     labels = read(folder / "fixed_seg.nii.gz")
     dice = overlap_of(labels, read(folder / "moving_seg.nii.gz"), OASIS)
-    images, brain = [read(folder / f"{side}_t1.nii.gz") for side in ("fixed", "moving")], array(labels) > 0
+    ours, theirs = (read(folder / f"{side}_t1.nii.gz") for side in ("fixed", "moving"))
     first = {"preset": make_settings("default", network_above=0.0)}
     for what, options in (("brain_oasis", {}), ("brain_oasis, a network always first", first)):
-        yield from _spread(what, *images, dice, brain, 1.0, 3, {"linear": "none", **options})
+        yield from _spread(what, ours, theirs, dice, array(labels) > 0, 1.0, 3, {"linear": "none", **options})
 
 
 def _spread(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -97,10 +98,10 @@ def choose_metric(pair: Pair, threads: int = 1) -> Choice:
     Choice
     """
     normalised = pair.normalised()
+    at_size = cache(lambda size: _Resolution(pair, normalised, size, threads))
     shares: list[float] = []
     for size, least_sign, least_alike in RESOLUTIONS:
-        resolution = _Resolution(pair, normalised, size, threads)
-        found = (resolution.agreement(k) for k in range(len(pair.channels)))
+        found = (at_size(size).agreement(k) for k in range(len(pair.channels)))
         sign, alike, windows = min(found, key=lambda s: s[0])
         if windows < FEWEST:
             return Choice("lncc", "lncc", 1.0, f"only {windows} windows could be compared")
@@ -111,7 +112,7 @@ def choose_metric(pair: Pair, threads: int = 1) -> Choice:
             break
     else:
         return Choice("lncc", "lncc", 1.0, f"one contrast: {_in_words(shares)}")
-    nmi = _Resolution(pair, normalised, INFORMATION_SIZE, threads).mutual_information()
+    nmi = at_size(INFORMATION_SIZE).mutual_information()
     smoothness = min(STIFFEST, max(1.0, (nmi / ALIKE) ** STIFFENING))
     reason = f"unlike contrasts: {_in_words(shares)}"
     if smoothness > 1:

@@ -220,7 +220,6 @@ class _Descent:
         self.level, self.model, self.goes_on, self.keep_best = level, model, goes_on, keep_best
         self.settings, self.iterations = settings, settings.iterations[level.number]
         self.unit = min(model.geometry.spacing)
-        self.control_points = self._adam()
         given = level.number == 0 and settings.network is not None
         self.warmup = round(settings.network_warmup * self.iterations) if given else 0
         #: Iterations that were done before the present ones: the level may be done twice.
@@ -260,9 +259,6 @@ class _Descent:
         with torch.no_grad():
             velocity.control_points.zero_()
         self.before, self.best, self.returned = self.iterations, None, False
-        self.losses.clear()
-        self.similarities.clear()
-        self.control_points = self._adam()
         again = self._train_both()
         if again != CANCELLED and self._loss() < loss:
             return again
@@ -271,10 +267,6 @@ class _Descent:
             velocity.control_points.copy_(alone)
         self.returned = returned
         return CANCELLED if again == CANCELLED else stop
-
-    def _adam(self) -> ops.Adam:
-        level = self.level
-        return ops.Adam([self.model.velocity.control_points], level.settings.betas, level.epsilon, level.threads)
 
     def _loss(self) -> float:
         with torch.no_grad():
@@ -290,10 +282,10 @@ class _Descent:
 
     def _train_network(self, network: nn.Module) -> str:
         """The network alone, its control points at rest; no loss is ever above that of the start."""
-        velocity, losses = self.model.velocity, self.losses
+        velocity = self.model.velocity
         parameters = list(network.parameters())
         velocity.control_points.requires_grad_(False)
-        similarity = 0.0
+        similarity, evaluation = 0.0, 0
 
         def put(x: Tensor) -> None:
             vector_to_parameters(x.float(), parameters)
@@ -319,10 +311,11 @@ class _Descent:
                 return float((ends[1] - ends[0]).norm(dim=1).max())
 
         def goes_on(loss: float) -> bool:
-            n = len(losses)
-            losses.append(loss)
-            rate = self._learning_rate(n)
-            return self.goes_on(Iteration(self.level.number, self.before + n, similarity, loss, rate))
+            nonlocal evaluation
+            rate = self._learning_rate(evaluation)
+            now = Iteration(self.level.number, self.before + evaluation, similarity, loss, rate)
+            evaluation += 1
+            return self.goes_on(now)
 
         unit = self.unit * self.settings.learning_rates[self.level.number]
         threshold = self.settings.convergence_threshold / self.settings.convergence_window  # of a single step
@@ -333,12 +326,13 @@ class _Descent:
         )  # fmt: skip
         with torch.no_grad():
             put(found.x)
-        losses.clear()
         return CANCELLED if found.stop == "cancelled" else DONE
 
     def _train_control_points(self, first: int) -> str:
         """The control points alone, from the iteration `first` on."""
         points, stop = self.model.velocity.control_points, DONE
+        optimiser = ops.Adam([points], self.settings.betas, self.level.epsilon, self.level.threads)
+        self.losses, self.similarities = [], []
         start = points.detach().clone()
         for iteration in range(first, self.iterations):
             rate = self._learning_rate(iteration)
@@ -347,7 +341,7 @@ class _Descent:
                 if self.best is not None:
                     self.model.velocity.load_state_dict(self.best[1])
                 return CANCELLED
-            self.control_points.step(rate * self.unit)
+            optimiser.step(rate * self.unit)
             if _converged(self.losses, self.settings):
                 stop = CONVERGED
                 break

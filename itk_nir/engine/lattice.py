@@ -70,7 +70,7 @@ class Banded:
         taps = int(np.where(last < 0, 0, last - first).max()) + 1
         start = np.minimum(first, self.n_out - taps).astype(np.int32)
         weights = np.zeros((self.n_in, taps), np.float32)
-        np.add.at(weights, (column, row - start[column]), self.weights[row, tap])
+        weights[column, row - start[column]] = self.weights[row, tap]
         return Banded(start, weights, self.n_out)
 
 

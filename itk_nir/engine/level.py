@@ -22,7 +22,7 @@ from itk_nir.engine import ops
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Banded, Domain
 from itk_nir.engine.level_channels import LevelChannels
-from itk_nir.engine.level_grids import LevelGrids, counting_weight
+from itk_nir.engine.level_grids import LevelGrids, counting_weight, thickness
 from itk_nir.engine.metrics import LevelMetric, channel_metrics, mean_of
 from itk_nir.engine.regularisers import LevelLattice, regulariser_named
 from itk_nir.engine.settings import DeformableSettings
@@ -83,8 +83,7 @@ def thinness(pair: Pair, spacing: float) -> float:
         return out
     for axis, (n, s) in enumerate(zip(sizes(pair.fixed_geometry), spacings(pair.fixed_geometry), strict=True)):
         if n > 1:
-            counted = mask.amax([k for k in range(3) if k != 2 - axis]) > 0.5
-            out *= max(1.0, spacing / (s * max(1, int(counted.sum()))))
+            out *= max(1.0, spacing / (s * max(1, thickness(mask, 2 - axis))))
     return out
 
 

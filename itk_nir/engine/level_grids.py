@@ -193,13 +193,29 @@ def at_nearest(mask: Tensor, positions: list[F64]) -> Tensor:
         ``(len z, len y, len x)`` float32.
     """
     for axis, p in zip((2, 1, 0), positions, strict=True):
-        counted = mask.amax([k for k in range(3) if k != axis]) > 0.5
         step = (p[-1] - p[0]) / (len(p) - 1) if len(p) > 1 else 1.0
-        if 0 < int(counted.sum()) < 2 * step:
+        if 0 < thickness(mask, axis) < 2 * step:
             mask = _largest_nearest(mask, axis, p)
         else:
             mask = mask.index_select(axis, torch.from_numpy(np.rint(p).astype(np.int64)).to(mask.device))
     return mask.float()
+
+
+def thickness(mask: Tensor, axis: int) -> int:
+    """In how many planes across an axis anything counts.
+
+    Parameters
+    ----------
+    mask : Tensor
+        ``(Z, Y, X)``, above 0.5 where it counts.
+    axis : int
+        Of the tensor.
+
+    Returns
+    -------
+    int
+    """
+    return int((mask.amax([k for k in range(3) if k != axis]) > 0.5).sum())
 
 
 def _largest_nearest(mask: Tensor, axis: int, positions: F64) -> Tensor:
