@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from itk_nir.engine import ops
-from itk_nir.engine.choice import choose_metric
+from itk_nir.engine.choice import SAME, choose_metric
 from itk_nir.engine.evidence import Comparison
 from itk_nir.engine.execution import (
     device_name,
@@ -28,6 +28,7 @@ from itk_nir.engine.linear import Start, find_start, optimise_linear
 from itk_nir.engine.metrics import AUTO, channel_metrics, mean_of
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.engine.sampling import SampledField, sample_field
+from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.errors import VerdictWarning, warn_caller
 from itk_nir.neural_field import NeuralField
 from itk_nir.problem import Problem
@@ -97,7 +98,7 @@ def register(
     **options : Options
         Public options of the preset: `metric`, `channel_weights`, `linear_metric`, `iterations`, `shrink_factors`,
         `smoothing_sigmas`, `radius`, `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`,
-        `symmetric`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
+        `symmetric`, `search`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
         ``itk-nir presets PRESET`` say what each means and may be.
 
     Returns
@@ -228,6 +229,7 @@ class _Run:
             stop=done.stop,
             trace=done.trace,
             returned_levels=done.returned_levels,
+            search=done.search,
             similarity_start=done.similarity_start,
             similarity=done.similarity,
         )
@@ -255,6 +257,12 @@ class _Run:
         if not isinstance(chosen.metric, str) or chosen.metric != AUTO:
             return
         choice = choose_metric(pair, self.problem.threads)
+        if choice.little_told and getattr(chosen, "search", "never") != "never":
+            # Far apart, images of one contrast look as unlike ones do.
+            found = find_matches(pair, False, self.problem.threads)
+            again = choose_metric(pair, self.problem.threads, found)
+            if again.metric == SAME and found.consistent >= CONSISTENT:
+                choice = again
         smoothness = tuple(choice.smoothness * w for w in chosen.smoothness)
         chosen = replace(chosen, metric=choice.metric, smoothness=smoothness)
         linear = self.settings.linear

@@ -38,6 +38,9 @@ class Report:
         after the ``"linear"`` stage, and at the ``"end"``. The last two are taken over the same positions.
     returned_levels : tuple of int
         Levels of the deformable stage, coarsest 0, that ended less alike than they began and gave their start back.
+    search : str
+        What became of the search for large motion: whether it was called for, whether its field was kept, and how many
+        of the matches lead back, from the fixed to the moving image and back, to where they began.
     trace : tuple of Iteration
         Every iteration of the deformable stage: level, metric, loss, learning rate.
     folded_voxels, folded_percent : int, float or None
@@ -97,6 +100,7 @@ class Report:
     verdict: Verdict | None = None
     evidence: dict[str, Measures] = field(default_factory=dict)
     returned_levels: tuple[int, ...] = ()
+    search: str = ""
     trace: tuple[Iteration, ...] = ()
     folded_voxels: int | None = None
     folded_percent: float | None = None

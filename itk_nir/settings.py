@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
     grid_spacing: float | Sequence[float]
     transform_model: Literal["velocity", "displacement"]
     symmetric: bool
+    search: Literal["auto", "always", "never"]
     convergence_window: int
     convergence_threshold: float
 

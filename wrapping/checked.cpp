@@ -1,5 +1,6 @@
 #include "checked.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "adam.hpp"
@@ -190,6 +191,49 @@ double mind_difference_spline(ConstantBytes fixed, OptionalConstant weight, Cons
   const Displacement u{half.data(), start.data(), weights.data(), int(weights.shape(1)), h.z};
   return mind_difference_of(fixed, weight, moving, u, grid_to_moving, displacement_to_moving, channels, gradient,
                             threads);
+}
+
+namespace {
+
+Size three(const std::vector<int> &values, int least, const char *message) {
+  need(values.size() == 3 && std::min({values[0], values[1], values[2]}) >= least &&
+           std::max({values[0], values[1], values[2]}) <= 256,
+       message);
+  return {values[0], values[1], values[2]};
+}
+
+long labels_of(Size reach) { return (2L * reach.x + 1) * (2L * reach.y + 1) * (2L * reach.z + 1); }
+
+}  // namespace
+
+void match_costs(ConstantBytes fixed, ConstantBytes fixed_counts, ConstantBytes moving, ConstantBytes moving_counts,
+                 std::vector<int> reach, std::vector<int> block, int unrelated, Costs costs, int threads) {
+  const Size n = descriptors_size(fixed), r = three(reach, 0, "match_costs: reach must be three numbers of 0 to 256");
+  const Size b = three(block, 1, "match_costs: block must be three numbers of 1 to 256");
+  const Size m = {n.x + 2 * r.x, n.y + 2 * r.y, n.z + 2 * r.z};
+  need(same(descriptors_size(moving), m), "match_costs: moving must be larger than fixed by the reach on every side");
+  need(same(size_of(fixed_counts, 0), n) && same(size_of(moving_counts, 0), m), "match_costs: counts of another size");
+  need(unrelated >= 1 && unrelated <= 255 * 16, "match_costs: unrelated must be 1 to 4080");
+  const auto blocks = [](int size, int edge) { return (size + edge - 1) / edge; };
+  const long nodes = 1L * blocks(n.x, b.x) * blocks(n.y, b.y) * blocks(n.z, b.z);
+  need(long(costs.shape(0)) == nodes && long(costs.shape(1)) == labels_of(r), "match_costs: costs of another size");
+  need(27L * b.count() * 4080 < (1L << 31), "match_costs: the blocks are too large");
+  need(nodes * (2L * r.x + 1) < (1L << 31), "match_costs: too many nodes");
+  nb::gil_scoped_release release;
+  kernels().match_costs(fixed.data(), fixed_counts.data(), n, moving.data(), moving_counts.data(), r, b, unrelated,
+                        costs.data(), threads);
+}
+
+void best_matches(Costs costs, Constant wanted, std::vector<int> reach, float weight, Array found, Array cost,
+                  int threads) {
+  const Size r = three(reach, 0, "best_matches: reach must be three numbers of 0 to 256");
+  const size_t nodes = costs.shape(0);
+  need(long(costs.shape(1)) == labels_of(r), "best_matches: costs and reach disagree");
+  need(wanted.ndim() == 2 && wanted.shape(0) == 3 && wanted.shape(1) == nodes, "best_matches: wanted must be (3, nodes)");
+  need(found.ndim() == 2 && found.shape(0) == 3 && found.shape(1) == nodes, "best_matches: found must be (3, nodes)");
+  need(cost.ndim() == 1 && cost.shape(0) == nodes, "best_matches: cost must be (nodes,)");
+  nb::gil_scoped_release release;
+  kernels().best_matches(costs.data(), wanted.data(), long(nodes), r, weight, found.data(), cost.data(), threads);
 }
 
 void pack(Constant planar, Array packed, float scale, int threads) {

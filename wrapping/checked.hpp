@@ -45,6 +45,12 @@ double mind_difference_spline(ConstantBytes fixed, OptionalConstant weight, Cons
                               Integers start, Constant weights, Matrix grid_to_moving, Square displacement_to_moving,
                               int channels, OptionalArray gradient, int threads);
 
+// `costs` is (nodes, labels); `reach` and `block` are x, y, z.
+void match_costs(ConstantBytes fixed, ConstantBytes fixed_counts, ConstantBytes moving, ConstantBytes moving_counts,
+                 std::vector<int> reach, std::vector<int> block, int unrelated, Costs costs, int threads);
+void best_matches(Costs costs, Constant wanted, std::vector<int> reach, float weight, Array found, Array cost,
+                  int threads);
+
 void pack(Constant planar, Array packed, float scale, int threads);
 void unpack(Constant packed, Array planar, float scale, int threads);
 void compose(Constant outer, Constant inner, Array out, int threads);

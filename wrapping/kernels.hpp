@@ -90,6 +90,16 @@ struct Kernels {
   // Overwrites gradient = d / d moving of what has this derivative by the three sums.
   void (*global_sums_adjoint)(const float *fixed, const float *moving, const float *weight, long count,
                               const double *derivative, float *gradient, int threads);
+  // costs[node, label], the nodes blocks of the fixed image, the labels displacements of whole voxels up to `reach` along
+  // each axis, x fastest: the mean absolute difference of descriptors over a block and those around it (positions that
+  // the fixed image does not count are no difference, those that the moving image does not are `unrelated`), as a share
+  // of `unrelated`, times 8192. The moving image reaches beyond the fixed one by `reach` on every side.
+  void (*match_costs)(const std::uint8_t *fixed, const std::uint8_t *fixed_counts, Size size, const std::uint8_t *moving,
+                      const std::uint8_t *moving_counts, Size reach, Size block, int unrelated, std::uint16_t *costs,
+                      int threads);
+  // The displacement of least cost + weight |d - wanted|^2 of every node, component planes first, and its cost.
+  void (*best_matches)(const std::uint16_t *costs, const float *wanted, long nodes, Size reach, float weight,
+                       float *found, float *cost, int threads);
 };
 
 extern const Kernels kernels_base;

@@ -6,6 +6,10 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "kernels.hpp"
 #include "parallel.hpp"
 
@@ -27,6 +31,7 @@ namespace {
 #include "kernels/histogram.inl"
 #include "kernels/global_sums.inl"
 #include "kernels/mind.inl"
+#include "kernels/matching.inl"
 #include "kernels/packed.inl"
 #include "kernels/compose.inl"
 #include "kernels/invert.inl"
@@ -39,6 +44,6 @@ extern const Kernels ITK_NIR_TABLE;
 const Kernels ITK_NIR_TABLE = {
     ITK_NIR_NAME, banded, banded_adjoint, warp, lncc_prepare, lncc, mind_descriptors, mind_difference, pack, unpack,
     compose, compose_adjoint, invert, diffusion, jacobian_penalty, joint_histogram, joint_histogram_adjoint,
-    global_sums, global_sums_adjoint};
+    global_sums, global_sums_adjoint, match_costs, best_matches};
 
 }  // namespace itk_nir

@@ -84,6 +84,11 @@ NB_MODULE(_native, m) {
         array("moving"), array("half"), array("start"), array("weights"), array("grid_to_moving"),
         array("displacement_to_moving"), arg("channels"), array("gradient").none(), arg("threads"));
 
+  m.def("match_costs", &checked::match_costs, array("fixed"), array("fixed_counts"), array("moving"),
+        array("moving_counts"), arg("reach"), arg("block"), arg("unrelated"), array("costs"), arg("threads"));
+  m.def("best_matches", &checked::best_matches, array("costs"), array("wanted"), arg("reach"), arg("weight"),
+        array("found"), array("cost"), arg("threads"));
+
   m.def("pack", &checked::pack, array("planar"), array("packed"), arg("scale"), arg("threads"));
   m.def("unpack", &checked::unpack, array("packed"), array("planar"), arg("scale"), arg("threads"));
   m.def("compose", &checked::compose, array("outer"), array("inner"), array("out"), arg("threads"));

@@ -18,9 +18,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
@@ -30,6 +32,11 @@ from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.metrics import METRICS
 from itk_nir.engine.views import View
+
+F64 = NDArray[np.float64]
+
+#: What images of one contrast are registered by.
+SAME = "lncc"
 
 #: What unlike contrasts are registered by, and what where their intensities tell little of each other: where the NMI
 #: (at the second resolution) is below `TELLING`.
@@ -74,6 +81,9 @@ class Choice:
         In words, with the figures.
     least_gain : float
         The share of the similarity that a deformation must gain to be more than what the contrasts differ in.
+    little_told : bool
+        Whether the intensities of the one image tell little of those of the other: the contrasts are far apart, or the
+        images are.
     """
 
     metric: str
@@ -81,9 +91,28 @@ class Choice:
     smoothness: float
     reason: str
     least_gain: float = 0.0
+    little_told: bool = False
 
 
-def choose_metric(pair: Pair, threads: int = 1) -> Choice:
+class Displacement(Protocol):
+    """A displacement that can be evaluated on a grid."""
+
+    def on_grid(self, positions: list[F64]) -> Tensor:
+        """The displacement on a regular grid.
+
+        Parameters
+        ----------
+        positions : list of ndarray
+            ``[x, y, z]``, in voxels of the fixed image.
+
+        Returns
+        -------
+        Tensor
+            ``(3, z, y, x)`` mm along the fixed axes.
+        """
+
+
+def choose_metric(pair: Pair, threads: int = 1, displacement: Displacement | None = None) -> Choice:
     """Look at a pair, under the linear map that it has, and pick a metric.
 
     Parameters
@@ -92,26 +121,28 @@ def choose_metric(pair: Pair, threads: int = 1) -> Choice:
         The images. Of several channels the least alike decides for all.
     threads : int
         CPU threads; no result depends on it.
+    displacement : Displacement, optional
+        Before that map.
 
     Returns
     -------
     Choice
     """
     normalised = pair.normalised()
-    at_size = cache(lambda size: _Resolution(pair, normalised, size, threads))
+    at_size = cache(lambda size: _Resolution(pair, normalised, size, threads, displacement))
     shares: list[float] = []
     for size, least_sign, least_alike in RESOLUTIONS:
         found = (at_size(size).agreement(k) for k in range(len(pair.channels)))
         sign, alike, windows = min(found, key=lambda s: s[0])
         if windows < FEWEST:
-            return Choice("lncc", "lncc", 1.0, f"only {windows} windows could be compared")
+            return Choice(SAME, SAME, 1.0, f"only {windows} windows could be compared")
         if alike < least_alike:
             continue
         shares.append(100 * (1 + sign) / 2)
         if sign < least_sign:
             break
     else:
-        return Choice("lncc", "lncc", 1.0, f"one contrast: {_in_words(shares)}")
+        return Choice(SAME, SAME, 1.0, f"one contrast: {_in_words(shares)}")
     nmi = at_size(INFORMATION_SIZE).mutual_information()
     smoothness = min(STIFFEST, max(1.0, (nmi / ALIKE) ** STIFFENING))
     reason = f"unlike contrasts: {_in_words(shares)}"
@@ -121,7 +152,7 @@ def choose_metric(pair: Pair, threads: int = 1) -> Choice:
             f"{smoothness:.3g} times as stiff"
         )
     metric = UNLIKE if nmi >= TELLING else UNLIKE_LITTLE
-    return Choice(metric, UNLIKE_LINEAR, smoothness, reason, CONTRAST_GAIN)
+    return Choice(metric, UNLIKE_LINEAR, smoothness, reason, CONTRAST_GAIN, nmi < TELLING)
 
 
 def _in_words(shares: Sequence[float]) -> str:
@@ -133,15 +164,18 @@ def _in_words(shares: Sequence[float]) -> str:
 class _Resolution:
     """Both images of every channel on one coarse grid, under the linear map of the pair."""
 
-    def __init__(self, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], size: int, threads: int) -> None:
+    def __init__(
+        self, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], size: int, threads: int,
+        displacement: Displacement | None,
+    ) -> None:  # fmt: skip
         grids = LevelGrids.whole(pair, size)
         self.channels = LevelChannels.of(pair, grids, normalised, 0.5, 2, threads)
         fixed, moving = self.channels.images[0].fixed, self.channels.images[0].moving
         self.threads = threads
         index, vector = grids.voxel_map(pair, pair.linear)
-        still = fixed.new_zeros(3, *fixed.shape)
-        self.view = View(still, index, vector, threads=threads)
-        self.weight = counting_weight(pair, grids, still, moving, index, vector, threads)
+        u = fixed.new_zeros(3, *fixed.shape) if displacement is None else displacement.on_grid(grids.fixed)
+        self.view = View(u, index, vector, threads=threads)
+        self.weight = counting_weight(pair, grids, u, moving, index, vector, threads)
 
     def agreement(self, channel: int) -> tuple[float, float, int]:
         """How well the windows of a channel agree in sign (0 to 1), their mean r², and how many there are."""

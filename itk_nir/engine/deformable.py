@@ -24,6 +24,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,8 +38,10 @@ from itk_nir.engine.lattice import Domain
 from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids
+from itk_nir.engine.metrics import channel_metrics
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.quasi_newton import minimise
+from itk_nir.engine.search import find_matches
 from itk_nir.engine.settings import DeformableSettings as Settings
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.engine.velocity_field import Lattices
@@ -48,6 +51,11 @@ __all__ = ["Settings", "describe", "optimise", "restore"]
 
 #: A step of the network that promises less than this of the loss ends its training.
 NETWORK_TOLERANCE = 1e-5
+
+#: Motion that control points alone find (95th percentile), in voxels of the first level, from which on it is searched
+#: for what they may have missed; and the share of the loss that the search must save: a field through matches is free
+#: to follow what does not belong together.
+FAR, SEARCH_GAIN = 1.5, 0.02
 
 CONVERGED, CANCELLED, DONE = "converged", "cancelled", "all iterations done"
 
@@ -152,7 +160,7 @@ def _train(
     ]
     report = _Report(settings, work, callback, clock)
     last = max(level for level in range(settings.levels) if settings.iterations[level])
-    stop, returned, rest = DONE, list[int](), False
+    stop, returned, rest, searched = DONE, list[int](), False, ""
     measured: tuple[float | None, float | None] = None, None
     nothing: NothingToCompare | None = None
     for number in range(settings.levels):
@@ -168,27 +176,32 @@ def _train(
         if number == settings.levels - 1:
             normalised.clear()
         with ops.reused_memory():
+            make = partial(Level.make, number, settings, pair, domain, channels, grids, model)
+            del channels
             try:
-                level = Level.make(number, settings, pair, domain, channels, grids, model)
+                level = make()
             except NothingToCompare as error:  # a mask may be too small for a coarse level to see
                 nothing = error
                 continue
-            finally:
-                del channels
-            descent = _Descent(level, model, report.goes_on, keep_best=callback is not None)
+            search = _Search(pair, settings, make) if number == 0 and settings.search != "never" else None
+            del make
+            descent = _Descent(level, model, report.goes_on, callback is not None, search)
+            del level
             stop = descent.run()
+            if search is not None:
+                searched = search.outcome
             if descent.returned:
                 returned.append(number)
             if number == last or stop == CANCELLED:
-                measured = _before_and_after(level, model)
+                measured = _before_and_after(descent.level, model)
                 if not measured[1] >= measured[0]:  # coarse levels may have led astray what the finest cannot mend
                     rest, measured = True, (measured[0], measured[0])
                     returned = [k for k in range(number + 1) if settings.iterations[k]]
-            del level, descent
+            del descent
     if not report.trace and nothing is not None:
         raise nothing
     field = model.trained().at_rest() if rest else model.trained()
-    return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned)), domain
+    return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned), searched), domain
 
 
 def _before_and_after(level: Level, model: FieldInTraining) -> tuple[float, float]:
@@ -196,6 +209,39 @@ def _before_and_after(level: Level, model: FieldInTraining) -> tuple[float, floa
     with torch.no_grad():
         u = model.displaced(model.velocity())
         return float(level.similarity(torch.zeros_like(u))), float(level.similarity(u))
+
+
+class _Search:
+    """The search for large motion, where the first level calls for it.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+    settings : DeformableSettings
+        What the stage is told.
+    level : callable
+        Makes the level anew, beginning with the field as it then is.
+    """
+
+    def __init__(self, pair: Pair, settings: Settings, level: Callable[[], Level]) -> None:
+        self.pair, self.settings, self.level = pair, settings, level
+        #: What became of it, in words.
+        self.outcome = "not needed"
+
+    def begin(self, model: FieldInTraining) -> Level:
+        """Let the field begin at what is found; the level from there."""
+        metrics = channel_metrics(self.settings.metric, self.settings.channel_weights, len(self.pair.channels))
+        one_contrast = all(getattr(m, "one_contrast", False) for _, m in metrics)
+        found = find_matches(self.pair, one_contrast, model.threads)
+        self.outcome = f"not kept, {100 * found.consistent:.0f} % of the matches lead back"
+        axes = model.lattices.axes[model.velocity.number]
+        model.begin_at(found.on_grid([a.positions for a in axes]))
+        return self.level()
+
+    def keep(self) -> None:
+        """Note that its field is kept."""
+        self.outcome = self.outcome.removeprefix("not ")
 
 
 class _Descent:
@@ -211,12 +257,16 @@ class _Descent:
         Told of every iteration, and asked whether there shall be another.
     keep_best : bool
         Where it says no, the field goes back to the iteration with the least loss, not to the last one.
+    search : _Search, optional
+        Of the first level: what is tried where things move far, or where there is little evidence to begin with.
     """
 
     def __init__(
-        self, level: Level, model: FieldInTraining, goes_on: Callable[[Iteration], bool], keep_best: bool
-    ) -> None:
+        self, level: Level, model: FieldInTraining, goes_on: Callable[[Iteration], bool], keep_best: bool,
+        search: _Search | None = None,
+    ) -> None:  # fmt: skip
         settings = level.settings
+        self.search = search
         self.level, self.model, self.goes_on, self.keep_best = level, model, goes_on, keep_best
         self.settings, self.iterations = settings, settings.iterations[level.number]
         self.unit = min(model.geometry.spacing)
@@ -232,16 +282,20 @@ class _Descent:
 
     def run(self) -> str:
         """All iterations; returns what ended them."""
-        if not self.warmup:
-            return self._train_control_points(0)
-        if self.settings.network_above == 0:
-            return self._train_both()
-        stop = self._train_control_points(0)
-        if stop == CANCELLED:
+        first = self.warmup > 0 and self.settings.network_above == 0
+        stop = self._train_both() if first else self._train_control_points(0)
+        if stop == CANCELLED or self.level.number:
             return stop
         # Control points that lost gave their start back: no motion is left to tell by.
-        far = self.returned or self._motion() > self.settings.network_above
-        return self._try_network(stop) if far else stop
+        motion = math.inf if self.returned else self._motion()
+        if self.search is not None and not first:
+            called_for = self.settings.search == "always" or self.level.factor > 1 or motion > FAR
+            ended = self._try_search(self.search) if called_for else None
+            if ended is not None:
+                return ended
+        if self.warmup and not first and motion > self.settings.network_above:
+            return self._try_network(stop)
+        return stop
 
     def _train_both(self) -> str:
         """The network, then the control points."""
@@ -252,13 +306,32 @@ class _Descent:
             parameter.requires_grad_(False)
         return DONE if self.warmup == self.iterations else self._train_control_points(self.warmup)
 
+    def _try_search(self, search: _Search) -> str | None:
+        """The level once more, from what a search finds; what ended it where that field is kept, else None."""
+        velocity, level, returned = self.model.velocity, self.level, self.returned
+        alone = velocity.control_points.detach().clone()
+        self.level = search.begin(self.model)
+        self.before, self.best, self.returned = self.before + self.iterations, None, False
+        stop = self._train_control_points(0)
+        found, loss = velocity.control_points.detach().clone(), self._loss()
+        with torch.no_grad():
+            velocity.control_points.copy_(alone)
+        # Both losses at the positions and in the weights of the better evidence.
+        if loss < (1 - SEARCH_GAIN) * self._loss():
+            search.keep()
+            with torch.no_grad():
+                velocity.control_points.copy_(found)
+            return stop
+        self.level, self.returned = level, returned
+        return CANCELLED if stop == CANCELLED else None
+
     def _try_network(self, stop: str) -> str:
         """The level once more, with a network; the field with the lower loss is kept."""
         velocity = self.model.velocity
         loss, alone, returned = self._loss(), velocity.control_points.detach().clone(), self.returned
         with torch.no_grad():
             velocity.control_points.zero_()
-        self.before, self.best, self.returned = self.iterations, None, False
+        self.before, self.best, self.returned = self.before + self.iterations, None, False
         again = self._train_both()
         if again != CANCELLED and self._loss() < loss:
             return again

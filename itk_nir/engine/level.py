@@ -162,6 +162,20 @@ class FieldInTraining:
             s = self.settings
             self.outer = self.coarse.integrated(s.transform_model, s.integration_steps, number)
 
+    def begin_at(self, displacement: Tensor) -> None:
+        """Let the velocity in training make a displacement, about.
+
+        Parameters
+        ----------
+        displacement : Tensor
+            ``(3, z, y, x)`` mm, on the lattice.
+        """
+        points = self.velocity.control_points
+        with torch.no_grad():
+            points.copy_(displacement)
+            for _ in range(4):  # a few steps towards the velocity that makes it
+                points.add_(displacement - self.displaced(points) * self.spacing)
+
     def displaced(self, v: Tensor) -> Tensor:
         """The displacement of the whole field that the coefficients of the trained part make.
 

@@ -7,12 +7,14 @@ sum of several, ``metric="0.5*nmi + 0.5*mind"``, or given as an object, ``metric
 the package is put into the table under a name of its own, or given as it is. ``docs/own_metric.md`` writes one from
 scratch.
 
-A metric may also say of itself (both attributes may be left out):
+A metric may also say of itself (any of these attributes may be left out):
 
 - ``tuning``: a `Tuning`, what the presets, which are tuned for LNCC, are multiplied by under it.
 - ``little_evidence``: the similarity below which images say little about where things belong, 0 by default.
 - ``contrast_gain``: the share of the similarity that a stretch may gain by a difference of contrast alone, 0 by
   default.
+- ``one_contrast``: whether it is for images in which the same things are bright, False by default: the search for large
+  motion then compares intensities.
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ class LNCC:
     epsilon: float = 1e-4
     #: Noise alone can be fitted to that.
     little_evidence = 0.25
+    one_contrast = True
 
     def prepare(self, images: LevelImages) -> LevelMetric:
         """The sums of the fixed image, once for the level.
@@ -115,6 +118,7 @@ class NCC:
     """Normalised cross-correlation of the whole images, Pearson's r: for one contrast without a bias field."""
 
     little_evidence = 0.25
+    one_contrast = True
 
     def prepare(self, images: LevelImages) -> LevelMetric:
         """Mean and norm of the fixed image over the positions that count, once for the level.
@@ -157,6 +161,7 @@ class MSE:
     """1 minus the mean squared difference over the variance of the fixed image: for one scanner and protocol."""
 
     little_evidence = 0.25
+    one_contrast = True
 
     def prepare(self, images: LevelImages) -> LevelMetric:
         """The variance of the fixed image over the positions that count, once for the level.
@@ -344,6 +349,11 @@ class WeightedSum:
     def contrast_gain(self) -> float:
         """The weighted mean of those of the parts."""
         return mean_of(self.parts, "contrast_gain")
+
+    @property
+    def one_contrast(self) -> bool:
+        """Whether all parts are for images of one contrast."""
+        return all(getattr(m, "one_contrast", False) for _, m in self.parts)
 
     def prepare(self, images: LevelImages) -> LevelMetric:
         """Every part's own preparation.

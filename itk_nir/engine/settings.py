@@ -97,6 +97,13 @@ class DeformableSettings:
         "of both similarities",
         public=True,
     )
+    search: Literal["auto", "always", "never"] = option(
+        "auto",
+        "search for large motion that a gradient cannot find, by matching the images over long distances, and begin "
+        "with what is found where the first level ends better from there. 'auto' searches where things move far or the "
+        "images have little in common to begin with",
+        choices=("auto", "always", "never"), public=True,
+    )  # fmt: skip
     convergence_window: int = option(10, "iterations over which convergence is judged", at_least=1, public=True)
     convergence_threshold: float = option(
         0.0,

@@ -20,6 +20,7 @@ from itk_nir.engine.ops.displacements import (
 )
 from itk_nir.engine.ops.histogram import MutualInformation
 from itk_nir.engine.ops.images import Lncc, separable, warp, warp_spline
+from itk_nir.engine.ops.matching import Whole, best_matches, match_costs
 from itk_nir.engine.ops.mind import MIND_CHANNELS, mind_descriptors, mind_difference, mind_difference_spline
 from itk_nir.engine.ops.pool import reused as reused_memory
 from itk_nir.engine.ops.sums import global_sums
@@ -29,6 +30,8 @@ __all__ = [
     "Adam",
     "Lncc",
     "MutualInformation",
+    "Whole",
+    "best_matches",
     "compose",
     "diffusion",
     "exponential",
@@ -38,6 +41,7 @@ __all__ = [
     "invert",
     "jacobian_map",
     "jacobian_penalty",
+    "match_costs",
     "mind_descriptors",
     "mind_difference",
     "mind_difference_spline",
