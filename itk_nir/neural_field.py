@@ -219,7 +219,10 @@ class NeuralField:
             Fixed → moving, LPS mm.
         """
         forward: tuple[Step, ...] = (DisplacementField(sampled.geometry, sampled.forward), self.linear)
-        backward: tuple[Step, ...] = (self.linear.inverse(), DisplacementField(sampled.geometry, sampled.inverse))
+        backward: tuple[Step, ...] = (
+            self.linear.inverse(),
+            DisplacementField(sampled.inverse_geometry, sampled.inverse),
+        )
         if self.start is not None:
             forward = (*forward, *self.start.transforms)
             backward = (*self.start.inverse().transforms, *backward)

@@ -27,7 +27,7 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.linear import Start, find_start, optimise_linear
 from itk_nir.engine.metrics import AUTO, channel_metrics, mean_of
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
-from itk_nir.engine.sampling import SampledField, sample_field
+from itk_nir.engine.sampling import SampledField, Target, sample_field
 from itk_nir.errors import VerdictWarning, warn_caller
 from itk_nir.neural_field import NeuralField
 from itk_nir.problem import Problem
@@ -221,7 +221,7 @@ class _Run:
         done = self._deformable(pair)
         ops.release_memory()  # many small arrays are done with, a few large ones follow
         done = self._compare(began, pair, done)
-        sampled = sample_field(done.field, problem.settings.sampling, pair.counted)
+        sampled = sample_field(done.field, problem.settings.sampling, pair.counted, Target.of(pair))
         self._took("sampling")
         report = self._report(
             sampled,

@@ -128,7 +128,7 @@ class RegistrationResult:
             moving,
             trained.linear,
             DisplacementField(sampled.geometry, sampled.forward),
-            DisplacementField(sampled.geometry, sampled.inverse),
+            DisplacementField(sampled.inverse_geometry, sampled.inverse),
             trained.start,
             replace(
                 report,

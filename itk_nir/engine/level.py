@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from itk_nir.engine import ops
+from itk_nir.engine.flow import flowed
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Banded, Domain
 from itk_nir.engine.level_channels import LevelChannels
@@ -26,7 +27,7 @@ from itk_nir.engine.level_grids import LevelGrids, counting_weight, thickness
 from itk_nir.engine.metrics import LevelMetric, channel_metrics, mean_of
 from itk_nir.engine.regularisers import LevelLattice, regulariser_named
 from itk_nir.engine.settings import DeformableSettings
-from itk_nir.engine.velocity_field import Lattices, SplineVelocity, VelocityField, flowed
+from itk_nir.engine.velocity_field import Lattices, SplineVelocity, VelocityField
 from itk_nir.engine.views import View
 from itk_nir.errors import NothingToCompare
 from itk_nir.geometry import Geometry

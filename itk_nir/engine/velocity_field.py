@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from itk_nir.engine import ops
+from itk_nir.engine.continuation import Continuation, length_near_faces, whole_cells
 from itk_nir.engine.coordinate_networks import FieldConfig, build_field
-from itk_nir.engine.images import sizes
-from itk_nir.engine.lattice import Axis, Banded, shape_of
-from itk_nir.engine.lattice_values import neighbours, second_differences
+from itk_nir.engine.flow import flowed
+from itk_nir.engine.images import spacings
+from itk_nir.engine.lattice import Axis, Banded, Ends, shape_of
+from itk_nir.engine.lattice_values import at_points, second_differences
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -39,13 +41,16 @@ class Lattices:
         Coarsest first; each ``[x, y, z]`` in voxels of the fixed grid.
     coarsest_spacing : float
         Of the coarsest, mm, the same along all axes.
+    block : list of tuple of float
+        First and last position of the block along ``[x, y, z]``, in voxels of the fixed grid.
     """
 
     axes: list[list[Axis]]
     coarsest_spacing: float
+    block: Ends
 
     @classmethod
-    def halved(cls, coarsest: list[Axis], spacing: float, halvings: int) -> Lattices:
+    def halved(cls, coarsest: list[Axis], spacing: float, halvings: int, block: Ends | None = None) -> Lattices:
         """The coarsest lattice and `halvings` finer ones.
 
         Parameters
@@ -56,6 +61,8 @@ class Lattices:
             Of the coarsest, mm.
         halvings : int
             Number of finer ones.
+        block : list of tuple of float, optional
+            As of the class; the whole cells of the coarsest lattice when left out.
 
         Returns
         -------
@@ -64,7 +71,7 @@ class Lattices:
         axes = [coarsest]
         for _ in range(halvings):
             axes.append([a.refined() for a in axes[-1]])
-        return cls(axes, spacing)
+        return cls(axes, spacing, whole_cells(coarsest) if block is None else block)
 
     @cached_property
     def _refinements(self) -> list[list[Banded]]:
@@ -284,34 +291,6 @@ class SplineVelocity(nn.Module):
             )
 
 
-def flowed(v: Tensor, outer: Tensor | None, model: str, integration_steps: int, spacing: float, threads: int) -> Tensor:
-    """The displacement ``(id + outer) o exp(v) - id`` of a velocity, composed with another one.
-
-    Parameters
-    ----------
-    v : Tensor
-        ``(3, z, y, x)`` mm.
-    outer : Tensor or None
-        ``(3, z, y, x)``, in units of the lattice.
-    model : str
-        ``"velocity"`` or ``"displacement"`` (`v` in place of ``exp(v) - id``).
-    integration_steps : int
-        Squarings of scaling and squaring.
-    spacing : float
-        Of the lattice, mm.
-    threads : int
-        CPU threads.
-
-    Returns
-    -------
-    Tensor
-        ``(3, z, y, x)``, in units of the lattice.
-    """
-    if model == "velocity":
-        return ops.exponential(v, integration_steps, 1 / spacing, threads, outer=outer)
-    return v / spacing if outer is None else ops.compose(outer, v / spacing, threads)
-
-
 @dataclass(frozen=True, eq=False)
 class VelocityField:
     """A trained field over the fixed grid.
@@ -424,6 +403,13 @@ class VelocityField:
         """
         return flowed(v, outer, self.transform_model, self.integration_steps, self.spacing, self.threads)
 
+    @cached_property
+    def continuation(self) -> Continuation:
+        """What the displacement is beyond the block that was optimised."""
+        lattices = self.fine.lattices
+        longest = length_near_faces(self.forward, self.axes, lattices.block)
+        return Continuation.of(lattices.block, spacings(self.geometry), longest, lattices.coarsest_spacing)
+
     def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
         """The displacement on a regular grid.
 
@@ -437,10 +423,11 @@ class VelocityField:
         Returns
         -------
         Tensor
-            ``(3, len z, len y, len x)`` mm along the image axes; zero beyond the lattice.
+            ``(3, len z, len y, len x)`` mm along the image axes; beyond the block what `continuation` says.
         """
         lattice = self.backward if inverse else self.forward
-        matrices = [a.evaluate(p) for a, p in zip(self.axes, positions, strict=True)]
+        there = [self.continuation.along(number, p) for number, p in enumerate(positions)]
+        matrices = [a.evaluate(p).scaled(share) for a, (p, share) in zip(self.axes, there, strict=True)]
         return ops.separable(lattice, matrices, self.threads)
 
     def support(self) -> list[tuple[float, float]]:
@@ -449,11 +436,9 @@ class VelocityField:
         Returns
         -------
         list of tuple of float
-            ``[x, y, z]``, in voxels of the fixed image.
+            ``[x, y, z]``, in voxels of the fixed image; they may lie beyond it.
         """
-        # A spline reaches two spacings to either side.
-        ends = [(a.start - 2 * a.spacing, a.start + a.spacing * (a.count + 1)) for a in self.axes]
-        return [(max(0.0, a), min(n - 1.0, b)) for (a, b), n in zip(ends, sizes(self.geometry), strict=True)]
+        return self.continuation.support()
 
     def curvature(self) -> Tensor:
         """Length of the second derivative along each axis at the control points.
@@ -486,10 +471,7 @@ class VelocityField:
         out = np.zeros((len(index), d))
         for begin in range(0, len(index), 1 << 15):
             part = index[begin : begin + (1 << 15)]
-            value = np.zeros((3, len(part)))
-            for z, wz in neighbours(self.axes[2], part[:, 2] if d == 3 else np.zeros(len(part))):
-                for y, wy in neighbours(self.axes[1], part[:, 1]):
-                    for x, wx in neighbours(self.axes[0], part[:, 0]):
-                        value += lattice[:, z, y, x] * (wx * wy * wz)
-            out[begin : begin + len(part)] = value[:d].T
+            at, shares = zip(*(self.continuation.along(a, part[:, a]) for a in range(d)), strict=True)
+            value = at_points(lattice, self.axes, [*at, np.zeros(len(part))][:3])
+            out[begin : begin + len(part)] = (value[:d] * np.prod(shares, axis=0)).T
         return out @ self.geometry.rotation.T
