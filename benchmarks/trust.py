@@ -53,6 +53,7 @@ from cases import (
 )
 from measure import RunFailed, method_named, processor_name, run, say
 from pairs import OASIS, NoPairs, Pair, data_folder
+from rows_edges import edges
 from score import load_manifest, read_points
 from study import rotation_about_a_skew_axis
 
@@ -474,6 +475,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "sections": sections,
     "auto": auto,
     "both": both,
+    "edges": edges,
 }
 
 
