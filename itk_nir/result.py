@@ -44,7 +44,8 @@ class RegistrationResult:
     affine : LinearTransform
         The linear part, fixed → moving.
     displacement, inverse_displacement : DisplacementField or None
-        ``u`` on a grid over fixed space, mm LPS, and that of its inverse; None without a deformable stage.
+        ``u`` on a grid over fixed space, mm LPS, and that of its inverse, whose grid is longer where the faces of the
+        fixed image are moved outwards; None without a deformable stage.
     initial : CompositeTransform or None
         The caller's initial transform where it is not linear; a linear one is part of `affine`.
     report : Report

@@ -87,7 +87,7 @@ def restore(
     axes = [Axis(**a) for a in description["axes"]]
     parts = {name: description[name] for name in ("fine", "coarse") if name in description}
     finest = max(int(part["lattice"]) for part in parts.values())
-    block = description.get("block")  # files of before 0.3 have none
+    block = description.get("block")  # files that were written before it was kept have none
     ends = None if block is None else [(float(first), float(last)) for first, last in block]
     lattices = Lattices.halved(axes, float(description["coarsest_spacing"]), finest, ends)
     velocities = {}
