@@ -97,7 +97,7 @@ def register(
     **options : Options
         Public options of the preset: `metric`, `channel_weights`, `linear_metric`, `iterations`, `shrink_factors`,
         `smoothing_sigmas`, `radius`, `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`,
-        `symmetric`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
+        `symmetric`, `restrict`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
         ``itk-nir presets PRESET`` say what each means and may be.
 
     Returns
@@ -244,7 +244,7 @@ class _Run:
             return None
         found = find_start(
             pair, problem.linear, self.settings.linear, threads=problem.threads,
-            callback=self._share(0.0, 0.05), clock=problem.clock,
+            callback=self._share(0.0, 0.05), clock=problem.clock, restrict=problem.restrict,
         )  # fmt: skip
         self.cancelled = found.cancelled
         return found
@@ -281,6 +281,7 @@ class _Run:
             threads=problem.threads,
             callback=self._share(0.05, share - 0.05),
             clock=problem.clock,
+            restrict=problem.restrict,
         )
         self.similarity_linear, self.cancelled = found.similarity, found.cancelled
         self.notes.extend(found.notes)

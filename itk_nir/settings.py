@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
     grid_spacing: float | Sequence[float]
     transform_model: Literal["velocity", "displacement"]
     symmetric: bool
+    restrict: Sequence[float]
     convergence_window: int
     convergence_threshold: float
 

@@ -144,7 +144,7 @@ def _train(
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     finest = max(settings.halvings(level) for level in range(settings.levels))
-    lattices = Lattices.halved(domain.lattice(knots), coarsest, finest, domain.ends)  # type: ignore[arg-type]
+    lattices = Lattices.halved(domain.lattice(knots), coarsest, finest, domain.ends, settings.restrict)  # type: ignore[arg-type]
     model = FieldInTraining(pair.fixed_geometry, lattices, settings, seed, pair.fixed.device, threads)
     work = [
         n * math.prod(math.ceil(size / f) for size, f in zip(domain.size, shrink(pair.fixed_geometry, k), strict=True))

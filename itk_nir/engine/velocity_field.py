@@ -26,6 +26,7 @@ from itk_nir.engine.flow import flowed
 from itk_nir.engine.images import spacings
 from itk_nir.engine.lattice import Axis, Banded, Ends, shape_of
 from itk_nir.engine.lattice_values import at_points, second_differences
+from itk_nir.engine.restriction import held_axes
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -43,14 +44,20 @@ class Lattices:
         Of the coarsest, mm, the same along all axes.
     block : list of tuple of float
         First and last position of the block along ``[x, y, z]``, in voxels of the fixed grid.
+    restrict : tuple of float
+        1 for each axis of the fixed grid along which things may move, 0 for the others; empty for all.
     """
 
     axes: list[list[Axis]]
     coarsest_spacing: float
     block: Ends
+    restrict: tuple[float, ...] = ()
 
     @classmethod
-    def halved(cls, coarsest: list[Axis], spacing: float, halvings: int, block: Ends | None = None) -> Lattices:
+    def halved(
+        cls, coarsest: list[Axis], spacing: float, halvings: int, block: Ends | None = None,
+        restrict: tuple[float, ...] = (),
+    ) -> Lattices:  # fmt: skip
         """The coarsest lattice and `halvings` finer ones.
 
         Parameters
@@ -63,6 +70,8 @@ class Lattices:
             Number of finer ones.
         block : list of tuple of float, optional
             As of the class; the whole cells of the coarsest lattice when left out.
+        restrict : tuple of float
+            As of the class.
 
         Returns
         -------
@@ -71,7 +80,7 @@ class Lattices:
         axes = [coarsest]
         for _ in range(halvings):
             axes.append([a.refined() for a in axes[-1]])
-        return cls(axes, spacing, whole_cells(coarsest) if block is None else block)
+        return cls(axes, spacing, whole_cells(coarsest) if block is None else block, restrict)
 
     @cached_property
     def _refinements(self) -> list[list[Banded]]:
@@ -238,13 +247,22 @@ class SplineVelocity(nn.Module):
             ``(3, z, y, x)`` mm along the image axes.
         """
         if self.network is None:
-            return self.control_points
+            return self._free(self.control_points)
         out = self.network_at_nodes()
         d = out.shape[1]
         shape = shape_of(self.lattices.axes[0])
         flat = out.T.reshape(d, *shape)
         given = flat if d == 3 else torch.cat([flat, flat.new_zeros(3 - d, *shape)])
-        return self.lattices.refined(given, 0, self.number, self.threads) + self.control_points
+        return self.lattices.refined(given, 0, self.number, self.threads) + self._free(self.control_points)
+
+    def _free(self, values: Tensor) -> Tensor:
+        """Vectors ``(3 or d, ...)`` without their components along held axes."""
+        held = held_axes(self.lattices.restrict)
+        if not held:
+            return values
+        kept = values.new_ones(len(values), *[1] * (values.ndim - 1))
+        kept[held] = 0
+        return values * kept
 
     def network_at_nodes(self) -> Tensor:
         """What the network gives at the control points of the coarsest lattice.
@@ -256,7 +274,7 @@ class SplineVelocity(nn.Module):
         """
         assert self.network is not None
         out: Tensor = self.network(self._nodes) * self.geometry.half_extent
-        return out
+        return self._free(out.T).T
 
     def integrated(self, model: str, integration_steps: int, number: int) -> tuple[Tensor, Tensor]:
         """Its displacement and that of its inverse on a finer lattice.
