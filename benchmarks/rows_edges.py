@@ -40,7 +40,7 @@ def edges(data: Path) -> Iterator[Line]:
         parts = [
             sitk.RegionOfInterest(b, [90, 100, 110], [s, s + 10, s + 20]) for b, s in zip(brains, (30, 26), strict=True)
         ]
-        yield _line(Case("brain_oasis, crops that lie 4 mm apart", *parts, _none, {"linear": "none"}))
+        yield _line(Case("brain_oasis, crops that lie 4 mm apart", parts[0], parts[1], _none, {"linear": "none"}))
         yield _line(Case("brain_oasis, a crop ← the whole brain", parts[0], brains[1], _none, {"linear": "none"}))
     folder = data / "lung_ct"
     if folder.is_dir():

@@ -54,6 +54,7 @@ from cases import (
 from measure import RunFailed, method_named, processor_name, run, say
 from pairs import OASIS, NoPairs, Pair, data_folder
 from rows_edges import edges
+from rows_epi import epi
 from score import load_manifest, read_points
 from study import rotation_about_a_skew_axis
 
@@ -476,6 +477,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "auto": auto,
     "both": both,
     "edges": edges,
+    "epi": epi,
 }
 
 

@@ -102,8 +102,8 @@ class DeformableSettings:
         (),
         "along which axes of the fixed image things may move, 1 or 0 an axis: (0, 1, 0) moves them along the second "
         "alone (0x1x0 on the command line), in the linear stage as well; left out, along all",
-        public=True,
-    )
+        at_least=0, at_most=1, public=True,
+    )  # fmt: skip
     convergence_window: int = option(10, "iterations over which convergence is judged", at_least=1, public=True)
     convergence_threshold: float = option(
         0.0,
