@@ -40,7 +40,7 @@ def main() -> int:
     grid, brain = made.geometry, made.fixed_labels > 0
     truth = np.zeros((*grid.shape, 2))
     truth[..., 1] = off_resonance(grid.grid(), brain)
-    undo = DisplacementField(grid, truth).inverse()
+    undo = DisplacementField(grid, truth.astype(np.float32)).inverse()
     plain = other_contrast(made.fixed, made.fixed_labels)
     distorted = resample_array(plain, grid, CompositeTransform((undo,)), grid, "linear")
     # Echo-planar images are noisier than anatomical ones.

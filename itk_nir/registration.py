@@ -221,7 +221,10 @@ class _Run:
         done = self._deformable(pair)
         ops.release_memory()  # many small arrays are done with, a few large ones follow
         done = self._compare(began, pair, done)
-        sampled = sample_field(done.field, problem.settings.sampling, pair.counted, Target.of(pair))
+        sampled = sample_field(
+            done.field, problem.settings.sampling, pair.counted,
+            Target.of(pair.fixed_geometry, pair.moving_geometry, pair.linear, last=problem.tail is None),
+        )  # fmt: skip
         self._took("sampling")
         report = self._report(
             sampled,

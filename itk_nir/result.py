@@ -192,7 +192,7 @@ class RegistrationResult:
             name: trained.about[name] for name in ("preset", "seed", "device", "versions") if name in trained.about
         }
         report = Report(**known, threads=trained.trained.threads)
-        return cls.of_field(a, b, trained, trained.sampled(max_interpolation_error, field_spacing), report)
+        return cls.of_field(a, b, trained, trained.sampled(max_interpolation_error, field_spacing, b.geometry), report)
 
     def __repr__(self) -> str:
         def size(grid: Any) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -14,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
-from itk_nir.engine.images import Pair, sizes, voxel_map
+from itk_nir.engine.images import sizes, voxel_map
+from itk_nir.engine.lattice import Ends
 from itk_nir.engine.level_grids import inside_image
 from itk_nir.engine.settings import SamplingSettings
 from itk_nir.geometry import Geometry
@@ -114,27 +113,40 @@ class Target:
         Of `itk_nir.engine.images.voxel_map`.
     size : tuple of int
         ``(z, y, x)`` voxels of the moving image.
+    ends : list of tuple of float or None
+        Between which positions, in voxels of the fixed image, its outermost voxels lie along ``[x, y[, z]]`` before the
+        linear map; None where that is not known.
     """
 
     grid_to_moving: F64
     displacement_to_moving: F64
     size: tuple[int, ...]
+    ends: Ends | None = None
 
     @classmethod
-    def of(cls, pair: Pair) -> Target:
-        """The moving image of a pair, seen through its linear map.
+    def of(cls, fixed: Geometry, moving: Geometry, linear: F64, *, last: bool = True) -> Target:
+        """A moving image behind a linear map.
 
         Parameters
         ----------
-        pair : Pair
-            The images.
+        fixed, moving : Geometry
+            The two grids.
+        linear : ndarray
+            ``(d + 1, d + 1)`` LPS mm, fixed → moving, after the deformation.
+        last : bool
+            False where another map follows, so that nothing can be said of where the moving image ends.
 
         Returns
         -------
         Target
         """
-        index, vector = voxel_map(pair.fixed_geometry, pair.moving_geometry, pair.linear)
-        return cls(index, vector, tuple(pair.moving.shape))
+        index, vector = voxel_map(fixed, moving, linear)
+        ends = None
+        if last:
+            back = np.linalg.inv(linear)
+            corners = fixed.physical_to_index(moving.corners() @ back[:-1, :-1].T + back[:-1, -1])
+            ends = list(zip(corners.min(axis=0).tolist(), corners.max(axis=0).tolist(), strict=True))
+        return cls(index, vector, sizes(moving)[::-1], ends)
 
     def hit(self, displacement: Tensor, first: tuple[int, ...], step: int, spacing: Tensor) -> Tensor | None:
         """Which nodes of a grid are taken there.
@@ -255,16 +267,18 @@ def sample_field(
     del curvature
     grid = every_nth_voxel(geometry, step)
     spacing = spacing_of(grid).to(inside.device)
-    low, high = _beyond(field, grid, step)
-    wide = grid if not any(low + high) else grid.crop(*_outwards([0] * 3, sizes(grid), low, high, grid.dimension))
-    part = _worked_on(field, grid, step, low, high)
+    outwards = _outwards(field, grid, step)
+    low, high = _longer(outwards, grid, step, target)
+    wide = grid if not any(low + high) else _continued(grid, low, high)
+    part = _worked_on(field, grid, step, outwards, low, high)
     positions = [np.arange(first, last, dtype=float) * step for first, last in part]
     scale = tuple(float(s) / min(geometry.spacing) for s in spacing.reshape(-1))
     voxels = field.on_grid(positions).div_(spacing)
     inverse, gap = ops.inverse_pair(voxels, field.on_grid(positions, inverse=True).div_(spacing), scale, threads)  # type: ignore[arg-type]
     inverse_lps = _lps(inverse.mul_(spacing), wide, [first + n for (first, _), n in zip(part, low, strict=True)])
     del inverse
-    if wide is not grid:  # the rest is about the fixed image
+    if any(first < 0 or last > n for (first, last), n in zip(part, sizes(grid), strict=True)):
+        # The rest is about the fixed image.
         cut = tuple(slice(max(0, -a), n - a) for (a, _), n in zip(part[::-1], sizes(grid)[::-1], strict=True))
         voxels, gap = voxels[(slice(None), *cut)].contiguous(), gap[cut]
         part = [(max(0, a), min(n, b)) for (a, b), n in zip(part, sizes(grid), strict=True)]
@@ -294,39 +308,59 @@ def sample_field(
     )
 
 
-def _beyond(field: Field, grid: Geometry, step: int) -> tuple[list[int], list[int]]:
-    """By how many nodes the inverse's grid is longer, before the first and after the last node of ``[x, y, z]``."""
-    low, high = [0] * 3, [0] * 3
-    n = sizes(grid)
+def _outwards(field: Field, grid: Geometry, step: int) -> list[tuple[float, float]]:
+    """By how many nodes the first and the last face along ``[x, y, z]`` are moved outwards at most; 0 for next to none.
+
+    The map of what lies inside lies within that of the faces.
+    """
+    n, out = sizes(grid), []
     spacing = spacing_of(grid).to(field.device)
-    for axis, end in product(range(grid.dimension), (0, 1)):
-        positions = [np.arange(m, dtype=float) * step for m in n]
-        positions[axis] = positions[axis][[-end]]
-        outwards = field.on_grid(positions)[axis].mul_(1 if end else -1) / spacing[axis]
-        most = float(outwards.max())
-        # The map of what lies inside lies within that of the faces. A node more: positions are interpolated.
-        if most * step > NEGLIGIBLE:
-            (high if end else low)[axis] = min(math.ceil(most) + 1, n[axis])
+    for axis in range(3):
+        ends = []
+        for end, sign in ((0, -1.0), (-1, 1.0)):
+            positions = [np.arange(m, dtype=float) * step for m in n]
+            positions[axis] = positions[axis][[end]]
+            most = 0.0 if n[axis] == 1 else float((field.on_grid(positions)[axis] * sign / spacing[axis]).max())
+            ends.append(most if most * step > NEGLIGIBLE else 0.0)
+        out.append((ends[0], ends[1]))
+    return out
+
+
+def _longer(
+    outwards: list[tuple[float, float]], grid: Geometry, step: int, target: Target | None
+) -> tuple[list[int], list[int]]:
+    """By how many nodes the inverse's grid is longer, before the first and after the last node of ``[x, y, z]``.
+
+    As far as the faces are moved outwards, but not where the moving image has ended.
+    """
+    low, high = [0] * 3, [0] * 3
+    for axis, (n, most) in enumerate(zip(grid.size, outwards, strict=False)):
+        first, last = (-math.inf, math.inf) if target is None or target.ends is None else target.ends[axis]
+        for out, far, there in ((low, most[0], -first / step), (high, most[1], last / step - (n - 1))):
+            needed = min(far, there)
+            if needed * step > NEGLIGIBLE:  # a node more: positions are interpolated
+                out[axis] = min(math.ceil(needed) + 1, n)
     return low, high
 
 
-def _outwards(
-    first: Sequence[int], size: Sequence[int], low: list[int], high: list[int], dimension: int
-) -> tuple[list[int], list[int]]:
-    """First node and size of a grid that is continued."""
-    start = [a - n for a, n in zip(first, low, strict=True)]
-    return start[:dimension], [m + a + b for m, a, b in zip(size, low, high, strict=True)][:dimension]
+def _continued(grid: Geometry, low: list[int], high: list[int]) -> Geometry:
+    """A grid with more nodes before the first and after the last along ``[x, y, z]``."""
+    d = grid.dimension
+    return grid.crop([-a for a in low[:d]], [n + a + b for n, a, b in zip(grid.size, low, high, strict=False)])
 
 
-def _worked_on(field: Field, grid: Geometry, step: int, low: list[int], high: list[int]) -> list[tuple[int, int]]:
+def _worked_on(
+    field: Field, grid: Geometry, step: int, outwards: list[tuple[float, float]], low: list[int], high: list[int]
+) -> list[tuple[int, int]]:
     """The nodes, first and behind the last along ``[x, y, z]``, on which the field and its inverse are made.
 
-    Beyond its support the field is zero, and so is the inverse. Where the inverse's grid is continued, two nodes more:
-    `ops.inverse_pair` takes what leaves its grid to the outermost cell, whose nodes are spoilt by that.
+    Beyond its support the field is zero, and so is the inverse. Where a face is moved outwards, a node more than the
+    grid of the inverse has: `ops.inverse_pair` takes what leaves the nodes that it is given to the outermost of them,
+    and spoils these.
     """
     part = []
-    for (start, end), n, a, b in zip(field.support(), sizes(grid), low, high, strict=True):
-        first, last = (-a - 2 if a else 0), (n + b + 2 if b else n)
+    for (start, end), n, out, a, b in zip(field.support(), sizes(grid), outwards, low, high, strict=True):
+        first, last = -a - (out[0] > 0), n + b + (out[1] > 0)
         part.append((int(max(first, np.floor(start / step) - 1)), int(min(last, np.ceil(end / step) + 2))))
     return part
 
