@@ -101,6 +101,7 @@ def test_axes_are_those_of_the_image(restrict: tuple[int, ...]) -> None:
         held, free = along_axes(map_.map(points) - points, grid, restrict)
         assert np.abs(held).max() < 1e-5
         assert np.abs(free).max() > 0.5
+    assert np.abs(along_axes(result.affine.map(points) - points, grid, restrict)[0]).max() < 1e-11
     assert result.field is not None
     u = result.field.trained.on_grid([np.arange(float(n)) for n in sizes(grid)])
     held_axes = [axis for axis, free in enumerate(restrict) if not free]

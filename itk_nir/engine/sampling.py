@@ -339,7 +339,7 @@ def _longer(
         for out, far, there in ((low, most[0], -first / step), (high, most[1], last / step - (n - 1))):
             needed = min(far, there)
             if needed * step > NEGLIGIBLE:  # a node more: positions are interpolated
-                out[axis] = min(math.ceil(needed) + 1, n)
+                out[axis] = min(math.ceil(needed - 1e-3) + 1, n)
     return low, high
 
 

@@ -20,7 +20,7 @@ from itk_nir.engine.sampling import SampledField, Target, sample_field
 from itk_nir.engine.settings import SamplingSettings
 from itk_nir.engine.velocity_field import Lattices, VelocityField
 from itk_nir.geometry import Geometry
-from itk_nir.transforms.model import DisplacementField
+from itk_nir.transforms.model import DisplacementField, LinearTransform
 from tests.engine.pairs import velocity
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
@@ -177,6 +177,36 @@ def test_grid_of_the_inverse_is_the_fixed_one_where_nothing_leaves_it(d: int) ->
     field = VelocityField(geometry, velocity(geometry, field.fine.lattices, 0.04 * field.fine.control_points))
     sampled = sample_field(field, SamplingSettings(field_spacing=1))
     assert sampled.inverse_geometry is sampled.geometry
+
+
+@BOTH
+def test_grid_of_the_inverse_ends_where_the_moving_image_does(d: int) -> None:
+    geometry = random_grid(d, 6)
+    shift = np.array([4.3, -4.3, 4.3])[:d]
+    field = field_on(geometry, Domain((0, 0, 0), sizes(geometry)), [*(shift * geometry.spacing), 0.0][:3])
+    linear = np.eye(d + 1)
+    linear[:-1, -1] = 7.0
+
+    def longer(before: int, after: int, **options: bool) -> tuple[list[int], list[int]]:
+        there = geometry.crop([-before] * d, [n + before + after for n in geometry.size])
+        moving = Geometry.make(there.size, there.spacing, np.array(there.origin) + 7.0, there.direction)
+        target = Target.of(geometry, moving, linear, **options)
+        sampled = sample_field(field, SamplingSettings(field_spacing=1), None, target)
+        low = -np.rint(geometry.physical_to_index(sampled.inverse_geometry.origin)).astype(int)
+        high = np.array(sampled.inverse_geometry.size) - geometry.size - low
+        forward = DisplacementField(sampled.geometry, sampled.forward)
+        p = geometry.grid().reshape(-1, d)
+        there_p = forward.map(p)
+        lands = moving.contains(LinearTransform(linear).map(there_p))
+        back = DisplacementField(sampled.inverse_geometry, sampled.inverse).map(there_p)
+        assert np.linalg.norm(back - p, axis=-1)[lands].max() < 0.05 * min(geometry.spacing)
+        return low.tolist(), high.tolist()
+
+    assert longer(0, 0) == ([0] * d, [0] * d)
+    assert longer(2, 0) == ([0, 3, 0][:d], [0] * d)
+    assert longer(2, 3) == ([0, 3, 0][:d], [4, 0, 4][:d])
+    assert longer(9, 9) == ([0, 6, 0][:d], [6, 0, 6][:d])
+    assert longer(0, 0, last=False) == ([0, 6, 0][:d], [6, 0, 6][:d])
 
 
 @BOTH
