@@ -53,6 +53,8 @@ from cases import (
 )
 from measure import RunFailed, method_named, processor_name, run, say
 from pairs import OASIS, NoPairs, Pair, data_folder
+from rows_edges import edges
+from rows_epi import epi
 from score import load_manifest, read_points
 from study import rotation_about_a_skew_axis
 
@@ -474,6 +476,8 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "sections": sections,
     "auto": auto,
     "both": both,
+    "edges": edges,
+    "epi": epi,
 }
 
 

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.atomic import replacing
 from itk_nir.engine.execution import device_named, thread_count, torch_on_one_thread
-from itk_nir.engine.sampling import Field, SampledField, sample_field
+from itk_nir.engine.sampling import Field, SampledField, Target, sample_field
 from itk_nir.engine.settings import SamplingSettings
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.geometry import Geometry
@@ -177,13 +177,20 @@ class NeuralField:
         """
         return self.mapping(self.sampled(max_interpolation_error, field_spacing))
 
-    def sampled(self, max_interpolation_error: float | None = None, field_spacing: int | None = None) -> SampledField:
+    def sampled(
+        self,
+        max_interpolation_error: float | None = None,
+        field_spacing: int | None = None,
+        moving: Geometry | None = None,
+    ) -> SampledField:
         """The deformation alone on a grid, with what was measured on it.
 
         Parameters
         ----------
         max_interpolation_error, field_spacing : float, int, optional
             As of `sample`.
+        moving : Geometry, optional
+            The grid of the moving image, beyond which the inverse need not be known.
 
         Returns
         -------
@@ -203,7 +210,12 @@ class NeuralField:
                 f"{field_spacing!r})"
             )
         with torch_on_one_thread(self.trained.device):
-            return sample_field(self.trained, SamplingSettings(**given))
+            target = (
+                None
+                if moving is None
+                else Target.of(self.geometry, moving, self.linear.matrix, last=self.start is None)
+            )
+            return sample_field(self.trained, SamplingSettings(**given), target=target)
 
     def mapping(self, sampled: SampledField) -> CompositeTransform:
         """Sampled grids and the other parts of the map as one transform with its inverse.
@@ -219,7 +231,10 @@ class NeuralField:
             Fixed → moving, LPS mm.
         """
         forward: tuple[Step, ...] = (DisplacementField(sampled.geometry, sampled.forward), self.linear)
-        backward: tuple[Step, ...] = (self.linear.inverse(), DisplacementField(sampled.geometry, sampled.inverse))
+        backward: tuple[Step, ...] = (
+            self.linear.inverse(),
+            DisplacementField(sampled.inverse_geometry, sampled.inverse),
+        )
         if self.start is not None:
             forward = (*forward, *self.start.transforms)
             backward = (*self.start.inverse().transforms, *backward)

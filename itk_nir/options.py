@@ -350,7 +350,8 @@ SYNONYMS: dict[str, str] = {
     "type_of_transform": "linear", "affine": "linear", "rigid": "linear", "window": "radius", "cc_radius": "radius",
     "radii": "radius", "convergence": "convergence_threshold", "tolerance": "convergence_threshold",
     "flow": "transform_model", "transform": "transform_model", "final_grid_spacing": "grid_spacing",
-    "control_point_spacing": "grid_spacing", "progress": "callback",
+    "control_point_spacing": "grid_spacing", "progress": "callback", "restrict_transformation": "restrict",
+    "restrict_deformation": "restrict",
 }  # fmt: skip
 
 

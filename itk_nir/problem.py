@@ -14,6 +14,7 @@ from itk_nir.checks import check_dimensions, check_pair, match_mask
 from itk_nir.engine.execution import device_named, thread_count
 from itk_nir.engine.images import Pair, as_volume
 from itk_nir.engine.metrics import channel_metrics
+from itk_nir.engine.restriction import check_length
 from itk_nir.errors import InputError, OptionError
 from itk_nir.images import Volume, load_channels, load_image
 from itk_nir.loading import load_transform
@@ -134,6 +135,7 @@ class Problem:
         if initial_transform is not None:
             start = load_transform(initial_transform, a.geometry, role="initial transform")
         check_dimensions(a, b, start)
+        check_length(_restriction(settings), a.dimension)
         notes: list[str] = []
 
         def matched(mask: Any, image: Volume, role: str) -> Volume | None:
@@ -151,6 +153,11 @@ class Problem:
     def tail(self) -> CompositeTransform | None:
         """The start where it is not linear: it stays a part of its own behind the linear map."""
         return None if self.start is None or self.start.is_linear else self.start
+
+    @property
+    def restrict(self) -> tuple[float, ...]:
+        """1 for each axis of the fixed image along which things may move, 0 for the others; empty for all."""
+        return _restriction(self.settings)
 
     def pair(self) -> Pair:
         """The images as the engine sees them.
@@ -207,6 +214,11 @@ class Problem:
         grid = self.fixed.geometry
         array = resample_array(image.array, image.geometry, start, grid, "linear", threads=self.threads)
         return replace(image, array=array, geometry=grid)
+
+
+def _restriction(settings: Settings) -> tuple[float, ...]:
+    """What `restrict` is, which not every preset has."""
+    return tuple(getattr(settings.deformable, "restrict", ()))
 
 
 def _paired(fixed: list[Volume], moving: list[Volume], settings: Settings) -> tuple[tuple[Volume, Volume], ...]:

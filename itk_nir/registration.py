@@ -27,7 +27,7 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.linear import Start, find_start, optimise_linear
 from itk_nir.engine.metrics import AUTO, channel_metrics, mean_of
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
-from itk_nir.engine.sampling import SampledField, sample_field
+from itk_nir.engine.sampling import SampledField, Target, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.errors import VerdictWarning, warn_caller
 from itk_nir.neural_field import NeuralField
@@ -98,7 +98,7 @@ def register(
     **options : Options
         Public options of the preset: `metric`, `channel_weights`, `linear_metric`, `iterations`, `shrink_factors`,
         `smoothing_sigmas`, `radius`, `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`,
-        `symmetric`, `search`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
+        `symmetric`, `search`, `restrict`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
         ``itk-nir presets PRESET`` say what each means and may be.
 
     Returns
@@ -222,7 +222,10 @@ class _Run:
         done = self._deformable(pair)
         ops.release_memory()  # many small arrays are done with, a few large ones follow
         done = self._compare(began, pair, done)
-        sampled = sample_field(done.field, problem.settings.sampling, pair.counted)
+        sampled = sample_field(
+            done.field, problem.settings.sampling, pair.counted,
+            Target.of(pair.fixed_geometry, pair.moving_geometry, pair.linear, last=problem.tail is None),
+        )  # fmt: skip
         self._took("sampling")
         report = self._report(
             sampled,
@@ -246,7 +249,7 @@ class _Run:
             return None
         found = find_start(
             pair, problem.linear, self.settings.linear, threads=problem.threads,
-            callback=self._share(0.0, 0.05), clock=problem.clock,
+            callback=self._share(0.0, 0.05), clock=problem.clock, restrict=problem.restrict,
         )  # fmt: skip
         self.cancelled = found.cancelled
         return found
@@ -259,7 +262,7 @@ class _Run:
         choice = choose_metric(pair, self.problem.threads)
         if choice.little_told and getattr(chosen, "search", "never") != "never":
             # Far apart, images of one contrast look as unlike ones do.
-            found = find_matches(pair, False, self.problem.threads)
+            found = find_matches(pair, False, self.problem.threads, chosen.restrict)
             again = choose_metric(pair, self.problem.threads, found)
             if again.metric == SAME and found.consistent >= CONSISTENT:
                 choice = again
@@ -289,6 +292,7 @@ class _Run:
             threads=problem.threads,
             callback=self._share(0.05, share - 0.05),
             clock=problem.clock,
+            restrict=problem.restrict,
         )
         self.similarity_linear, self.cancelled = found.similarity, found.cancelled
         self.notes.extend(found.notes)

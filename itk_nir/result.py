@@ -44,7 +44,8 @@ class RegistrationResult:
     affine : LinearTransform
         The linear part, fixed → moving.
     displacement, inverse_displacement : DisplacementField or None
-        ``u`` on a grid over fixed space, mm LPS, and that of its inverse; None without a deformable stage.
+        ``u`` on a grid over fixed space, mm LPS, and that of its inverse, whose grid is longer where the faces of the
+        fixed image are moved outwards; None without a deformable stage.
     initial : CompositeTransform or None
         The caller's initial transform where it is not linear; a linear one is part of `affine`.
     report : Report
@@ -128,7 +129,7 @@ class RegistrationResult:
             moving,
             trained.linear,
             DisplacementField(sampled.geometry, sampled.forward),
-            DisplacementField(sampled.geometry, sampled.inverse),
+            DisplacementField(sampled.inverse_geometry, sampled.inverse),
             trained.start,
             replace(
                 report,
@@ -191,7 +192,7 @@ class RegistrationResult:
             name: trained.about[name] for name in ("preset", "seed", "device", "versions") if name in trained.about
         }
         report = Report(**known, threads=trained.trained.threads)
-        return cls.of_field(a, b, trained, trained.sampled(max_interpolation_error, field_spacing), report)
+        return cls.of_field(a, b, trained, trained.sampled(max_interpolation_error, field_spacing, b.geometry), report)
 
     def __repr__(self) -> str:
         def size(grid: Any) -> str:

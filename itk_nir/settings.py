@@ -54,6 +54,7 @@ class Options(TypedDict, total=False):
     transform_model: Literal["velocity", "displacement"]
     symmetric: bool
     search: Literal["auto", "always", "never"]
+    restrict: Sequence[float]
     convergence_window: int
     convergence_threshold: float
 

@@ -152,7 +152,7 @@ def _train(
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     finest = max(settings.halvings(level) for level in range(settings.levels))
-    lattices = Lattices.halved(domain.lattice(knots), coarsest, finest)  # type: ignore[arg-type]
+    lattices = Lattices.halved(domain.lattice(knots), coarsest, finest, domain.ends, settings.restrict)  # type: ignore[arg-type]
     model = FieldInTraining(pair.fixed_geometry, lattices, settings, seed, pair.fixed.device, threads)
     work = [
         n * math.prod(math.ceil(size / f) for size, f in zip(domain.size, shrink(pair.fixed_geometry, k), strict=True))
@@ -233,7 +233,7 @@ class _Search:
         """Let the field begin at what is found; the level from there."""
         metrics = channel_metrics(self.settings.metric, self.settings.channel_weights, len(self.pair.channels))
         one_contrast = all(getattr(m, "one_contrast", False) for _, m in metrics)
-        found = find_matches(self.pair, one_contrast, model.threads)
+        found = find_matches(self.pair, one_contrast, model.threads, self.settings.restrict)
         self.outcome = f"not kept, {100 * found.consistent:.0f} % of the matches lead back"
         axes = model.lattices.axes[model.velocity.number]
         model.begin_at(found.on_grid([a.positions for a in axes]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,9 @@ F64 = NDArray[np.float64]
 #: Most rounds.
 ROUNDS = 20
 
+#: What determinants beyond the faces of the block must keep: the displacement fades out there, which changes them.
+FADING = 0.05
+
 
 @ops.reused_memory()
 def remove_folds(field: VelocityField, domain: Domain) -> VelocityField:
@@ -32,7 +36,7 @@ def remove_folds(field: VelocityField, domain: Domain) -> VelocityField:
     field : VelocityField
         A trained field.
     domain : Domain
-        The block of the fixed grid that is looked at.
+        The block of the fixed grid that is looked at, and what is next to it.
 
     Returns
     -------
@@ -49,12 +53,11 @@ def remove_folds(field: VelocityField, domain: Domain) -> VelocityField:
         return torch.where(where != 0, ops.separable(values, kernels, field.threads), values)
 
     for _ in range(ROUNDS):
-        determinant = ops.jacobian_map(field.on_grid(positions).div_(voxel), field.threads)
-        folded = torch.nonzero(determinant <= 0).cpu().numpy()
-        del determinant
+        layers = [_folded(field, layer, voxel, FADING) for layer in _beyond_faces(positions)]
+        folded = np.concatenate([_folded(field, positions, voxel), *layers])
         if len(folded) == 0:
             break
-        fine, coarse = _sources(field, folded, positions)
+        fine, coarse = _sources(field, folded)
         with torch.no_grad():
             change = smoothed(field.fine(), fine) - field.fine()
             changed = field.fine.moved(change)
@@ -66,11 +69,31 @@ def remove_folds(field: VelocityField, domain: Domain) -> VelocityField:
     return field
 
 
-def _sources(field: VelocityField, folded: NDArray[np.int64], positions: list[F64]) -> tuple[Tensor, Tensor | None]:
+def _beyond_faces(positions: list[F64]) -> Iterator[list[F64]]:
+    """The layers of voxels next to a block: what lies beyond it is folded where they are.
+
+    The displacement goes on there as it is at the face, however it changes across the face inside.
+    """
+    longer = [p if len(p) == 1 else np.concatenate([p[:1] - 1, p, p[-1:] + 1]) for p in positions]
+    for axis, p in enumerate(longer):
+        if len(p) > 1:
+            for end in (p[:1], p[-1:]):
+                yield [*longer[:axis], end, *longer[axis + 1 :]]
+
+
+def _folded(field: VelocityField, positions: list[F64], voxel: Tensor, least: float = 0.0) -> F64:
+    """``(n, 3)``: the folded voxels among those at some positions, ``[x, y, z]``, or else the nearest of the block."""
+    determinant = ops.jacobian_map(field.on_grid(positions).div_(voxel), field.threads)
+    at = torch.nonzero(determinant <= least).cpu().numpy()[:, ::-1]
+    where = [field.continuation.along(a, p[i])[0] for a, (p, i) in enumerate(zip(positions, at.T, strict=True))]
+    return np.stack(where, axis=-1)
+
+
+def _sources(field: VelocityField, folded: F64) -> tuple[Tensor, Tensor | None]:
     """Gradients that are not zero where control points of the fine and of the coarse field reach a folded voxel."""
     nodes = []
-    for axis, p, at in zip(field.axes[::-1], positions[::-1], folded.T, strict=True):
-        near = np.floor((p[at] - axis.start) / axis.spacing).astype(np.int64)[:, None] + np.arange(-1, 3)
+    for axis, p in zip(field.axes[::-1], folded.T[::-1], strict=True):
+        near = np.floor((p - axis.start) / axis.spacing).astype(np.int64)[:, None] + np.arange(-1, 3)
         nodes.append(torch.from_numpy(near.clip(0, axis.count - 1)))
     z, y, x = nodes
     with torch.no_grad():

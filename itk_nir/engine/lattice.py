@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
+
+#: First and last position of a block along ``[x, y, z]``, in voxels of the fixed image.
+Ends: TypeAlias = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,23 @@ class Banded:
     def n_out(self) -> int:
         """Number of rows."""
         return len(self.start)
+
+    def scaled(self, factors: F64) -> Banded:
+        """Every row times a factor of its own.
+
+        Parameters
+        ----------
+        factors : ndarray
+            ``(n_out,)``.
+
+        Returns
+        -------
+        Banded
+            The same matrix where all factors are 1.
+        """
+        if (factors == 1).all():
+            return self
+        return Banded(self.start, self.weights * factors[:, None].astype(np.float32), self.n_in)
 
     def dense(self) -> F64:
         """The matrix with its zeros.
@@ -244,6 +265,11 @@ class Domain:
 
     start: tuple[int, int, int]
     size: tuple[int, int, int]
+
+    @property
+    def ends(self) -> Ends:
+        """First and last voxel along each axis, ``[x, y, z]``."""
+        return [(float(start), float(start + n - 1)) for start, n in zip(self.start, self.size, strict=True)]
 
     def level_positions(self, factors: tuple[int, int, int]) -> list[F64]:
         """Sample positions of a level in voxels of the fixed grid, an axis each: the centres of blocks of `factors`.

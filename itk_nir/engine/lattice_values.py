@@ -37,6 +37,31 @@ def second_differences(u: Tensor) -> Tensor:
     return out
 
 
+def at_points(lattice: F64, axes: list[Axis], positions: list[F64]) -> F64:
+    """The spline of a lattice at any positions.
+
+    Parameters
+    ----------
+    lattice : ndarray
+        ``(3, z, y, x)``.
+    axes : list of Axis
+        ``[x, y, z]``.
+    positions : list of ndarray
+        ``[x, y, z]``, ``(N,)`` each, in voxels of the fixed image.
+
+    Returns
+    -------
+    ndarray
+        ``(3, N)``.
+    """
+    out = np.zeros((3, len(positions[0])))
+    for z, wz in neighbours(axes[2], positions[2]):
+        for y, wy in neighbours(axes[1], positions[1]):
+            for x, wx in neighbours(axes[0], positions[0]):
+                out += lattice[:, z, y, x] * (wx * wy * wz)
+    return out
+
+
 def neighbours(axis: Axis, position: F64) -> Iterator[tuple[NDArray[np.int64], F64]]:
     """The control points whose splines reach each position, and their weights; one after the other.
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from itk_nir.engine import ops
+from itk_nir.engine.flow import flowed
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Banded, Domain
 from itk_nir.engine.level_channels import LevelChannels
@@ -26,7 +27,7 @@ from itk_nir.engine.level_grids import LevelGrids, counting_weight, thickness
 from itk_nir.engine.metrics import LevelMetric, channel_metrics, mean_of
 from itk_nir.engine.regularisers import LevelLattice, regulariser_named
 from itk_nir.engine.settings import DeformableSettings
-from itk_nir.engine.velocity_field import Lattices, SplineVelocity, VelocityField, flowed
+from itk_nir.engine.velocity_field import Lattices, SplineVelocity, VelocityField
 from itk_nir.engine.views import View
 from itk_nir.errors import NothingToCompare
 from itk_nir.geometry import Geometry
@@ -174,7 +175,7 @@ class FieldInTraining:
         with torch.no_grad():
             points.copy_(displacement)
             for _ in range(4):  # a few steps towards the velocity that makes it
-                points.add_(displacement - self.displaced(points) * self.spacing)
+                points.add_(displacement - self.displaced(self.velocity()) * self.spacing)
 
     def displaced(self, v: Tensor) -> Tensor:
         """The displacement of the whole field that the coefficients of the trained part make.

@@ -27,6 +27,7 @@ from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shr
 from itk_nir.engine.metrics import LevelMetric, Metric, MutualInformation, mean_of
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.quasi_newton import minimise
+from itk_nir.engine.restriction import free_parameters, held_axes, without_held_axes
 from itk_nir.engine.settings import LinearSettings
 from itk_nir.engine.views import View
 from itk_nir.geometry import Geometry
@@ -168,18 +169,10 @@ class _Near:
 class _Map:
     """The parameters: a shift in mm, a rotation vector, a stretch and a matrix in mm at the rim of the image."""
 
-    def __init__(self, geometry: Geometry, kind: str) -> None:
+    def __init__(self, geometry: Geometry, kind: str, restrict: Sequence[float] = ()) -> None:
         self.geometry, self.d, self.radius = geometry, geometry.dimension, geometry.half_extent
-        free = np.zeros(16, bool)
-        free[: self.d] = True
-        if kind != "translation":
-            free[[3, 4, 5] if self.d == 3 else [5]] = True
-        if kind == "similarity":
-            free[6] = True
-        if kind == "affine":
-            free[7:] = np.pad(np.ones((self.d, self.d), bool), (0, 3 - self.d)).ravel()
         #: Which of the 16 parameters move.
-        self.free = torch.from_numpy(np.flatnonzero(free))
+        self.free = torch.from_numpy(np.flatnonzero(free_parameters(self.d, kind, restrict)))
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Matrix ``(3, 3)`` and shift ``(3,)`` in mm along the fixed axes, about the centre of the fixed grid."""
@@ -218,6 +211,7 @@ def optimise_linear(
     threads: int = 1,
     callback: Callback | None = None,
     clock: float | None = None,
+    restrict: Sequence[float] = (),
 ) -> LinearResult:
     """Find the linear map between two images.
 
@@ -239,6 +233,8 @@ def optimise_linear(
         Called with a `Progress` after every evaluation; a true value cancels, and the best so far is kept.
     clock : float, optional
         ``time.perf_counter()`` when the registration began.
+    restrict : sequence of float
+        1 for each axis of the fixed image along which the map may displace things, 0 for the others; empty for all.
 
     Returns
     -------
@@ -248,7 +244,7 @@ def optimise_linear(
     normalised = pair.normalised()
     radius = settings.linear_radius
     levels = [_Level(pair, normalised, size, radius, threads) for size in settings.linear_size]
-    descent = _Descent(pair, settings, levels, metrics, callback, clock, sum(settings.linear_iterations))
+    descent = _Descent(pair, settings, levels, metrics, callback, clock, sum(settings.linear_iterations), restrict)
     begin = linear_starts.as_they_lie(pair)
     base, cancelled, notes = (begin, False, []) if start is None else (start.matrix, start.cancelled, list(start.notes))
     several = kind in ("similarity", "affine")
@@ -279,6 +275,8 @@ def optimise_linear(
                     "start, which was kept"
                 )
             base, found = begin, at_start
+    # Free parameters alone have moved: what there is along held axes is rounding.
+    base = without_held_axes(base, pair.fixed_geometry, restrict)
     return LinearResult(pair.linear @ base, found[0], cancelled, tuple(notes))
 
 
@@ -303,7 +301,7 @@ class Start:
 
 def find_start(
     pair: Pair, kind: str, settings: LinearSettings, *, threads: int = 1, callback: Callback | None = None,
-    clock: float | None = None,
+    clock: float | None = None, restrict: Sequence[float] = (),
 ) -> Start:  # fmt: skip
     """Follow several starts for a few steps, by mutual information, which holds for like and unlike contrasts.
 
@@ -317,8 +315,8 @@ def find_start(
         What the stage is told.
     threads : int
         CPU threads of the native ops; no result depends on it.
-    callback, clock
-        As of `optimise_linear`.
+    callback, clock, restrict
+        As of `optimise_linear`; with held axes nothing is turned, and shifted along free axes only.
 
     Returns
     -------
@@ -332,7 +330,8 @@ def find_start(
         _Level(pair, normalised, size, 1, threads) for size in (settings.linear_search_size, settings.linear_size[0])
     )
     masses = linear_starts.masses(pair)
-    starts = [linear_starts.as_they_lie(pair), *linear_starts.shifted(pair, *masses)]
+    shifts = [without_held_axes(s, pair.fixed_geometry, restrict) for s in linear_starts.shifted(pair, *masses)]
+    starts = [linear_starts.as_they_lie(pair), *shifts]
     notes = []
     if tiny.overlap(starts[0]) < LEAST_OVERLAP:
         notes.append(
@@ -340,7 +339,7 @@ def find_start(
             "each other"
         )
         starts = starts[1:]
-    if kind != "translation":
+    if kind != "translation" and not held_axes(restrict):
         turns = linear_starts.along_principal_axes(pair, *masses) + linear_starts.turned(pair, *masses)
         ranked = sorted(range(len(turns)), key=lambda k: -value(tiny, turns[k], metrics))
         starts += [turns[k] for k in ranked[: settings.linear_turned_starts]]
@@ -349,7 +348,7 @@ def find_start(
         if all(_apart(pair, start, other) > 0.5 * level.voxel for other in kept):
             kept.append(start)
     count = settings.linear_start_iterations * len(kept)
-    descent = _Descent(pair, settings, [level], metrics, callback, clock, count)
+    descent = _Descent(pair, settings, [level], metrics, callback, clock, count, restrict)
     tried: list[tuple[float, int, F64]] = []
     cancelled = False
     for k, start in enumerate(kept):
@@ -402,14 +401,15 @@ class _Descent:
 
     def __init__(
         self, pair: Pair, settings: LinearSettings, levels: list[_Level], metrics: Sequence[tuple[float, Metric]],
-        callback: Callback | None, clock: float, count: int,
+        callback: Callback | None, clock: float, count: int, restrict: Sequence[float],
     ) -> None:  # fmt: skip
+        self.restrict = restrict
         self.pair, self.settings, self.levels, self.metrics = pair, settings, levels, metrics
         self.callback, self.clock, self.done, self.count = callback, clock, 0, max(1, count)
 
     def run(self, level: int, base: F64, kind: str, evaluations: int) -> tuple[F64, float, bool]:
         """Improve a map at one level: the best, one minus its similarity, and whether the caller cancelled."""
-        here, model = self.levels[level], _Map(self.pair.fixed_geometry, kind)
+        here, model = self.levels[level], _Map(self.pair.fixed_geometry, kind, self.restrict)
         corners = self._corners().to(here.fixed.device)
 
         def reach(a: Tensor, b: Tensor) -> float:

@@ -28,6 +28,7 @@ from itk_nir.engine import ops
 from itk_nir.engine.images import Pair, common_domain, sizes, spacings
 from itk_nir.engine.lattice import gaussian_matrix
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image
+from itk_nir.engine.restriction import held_axes
 from itk_nir.engine.views import View
 
 F64 = NDArray[np.float64]
@@ -112,7 +113,7 @@ class _Side:
         return _Side([f[part] for f in self.features], self.counts[part])
 
 
-def find_matches(pair: Pair, one_contrast: bool, threads: int = 1) -> Matches:
+def find_matches(pair: Pair, one_contrast: bool, threads: int = 1, restrict: Sequence[float] = ()) -> Matches:
     """Search for the displacement between two images, under the linear map of the pair.
 
     Parameters
@@ -123,6 +124,8 @@ def find_matches(pair: Pair, one_contrast: bool, threads: int = 1) -> Matches:
         Whether a brighter place in one image is a brighter place in the other.
     threads : int
         CPU threads; no result depends on it.
+    restrict : sequence of float
+        1 for an axis of the fixed image along which things may move, 0 for one along which they may not; empty: all may.
 
     Returns
     -------
@@ -136,7 +139,8 @@ def find_matches(pair: Pair, one_contrast: bool, threads: int = 1) -> Matches:
     voxel = grids.voxel(geometry)
     size: ops.Whole = tuple(len(p) for p in grids.fixed)  # type: ignore[assignment]
     reach: ops.Whole = tuple(  # type: ignore[assignment]
-        round(REACH[dimension] * longest / v) if n > 1 else 0 for n, v in zip(size, voxel, strict=True)
+        0 if n == 1 or axis in held_axes(restrict) else round(REACH[dimension] * longest / v)
+        for axis, (n, v) in enumerate(zip(size, voxel, strict=True))
     )
     block: ops.Whole = tuple(BLOCK[dimension] if n > 1 else 1 for n in size)  # type: ignore[assignment]
     fixed, moving = _sides(pair, grids, reach, one_contrast, threads)

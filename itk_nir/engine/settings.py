@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from itk_nir.engine.coordinate_networks import FieldConfig
 from itk_nir.engine.metrics import METRICS, Metric, MetricNames, channel_metrics, mean_tuning
 from itk_nir.engine.regularisers import REGULARISERS, Regulariser
+from itk_nir.engine.restriction import check_restriction
 from itk_nir.errors import OptionError
 from itk_nir.options import check, check_levels, documented, option, options_in
 
@@ -104,6 +105,12 @@ class DeformableSettings:
         "images have little in common to begin with",
         choices=("auto", "always", "never"), public=True,
     )  # fmt: skip
+    restrict: tuple[bool | float, ...] = option(
+        (),
+        "along which axes of the fixed image things may move, 1 or 0 an axis: (0, 1, 0) moves them along the second "
+        "alone (0x1x0 on the command line), in the linear stage as well; left out, along all",
+        at_least=0, at_most=1, public=True,
+    )  # fmt: skip
     convergence_window: int = option(10, "iterations over which convergence is judged", at_least=1, public=True)
     convergence_threshold: float = option(
         0.0,
@@ -179,6 +186,7 @@ class DeformableSettings:
     def __post_init__(self) -> None:
         check_levels(self, self.levels, "shrink_factors")
         check(self)
+        check_restriction(self.restrict)
         if not self.levels or list(self.shrink_factors) != sorted(self.shrink_factors)[::-1]:
             raise OptionError(f"shrink_factors must fall from level to level, got {self.shrink_factors}")
         if sum(self.iterations) == 0:

@@ -42,6 +42,8 @@ def describe(field: VelocityField) -> tuple[dict[str, Any], dict[str, NDArray[An
     description = {
         "axes": [dataclasses.asdict(a) for a in field.fine.lattices.axes[0]],
         "coarsest_spacing": field.fine.lattices.coarsest_spacing,
+        "block": field.fine.lattices.block,
+        "restrict": field.fine.lattices.restrict,
         "transform_model": field.transform_model,
         "integration_steps": field.integration_steps,
         **{
@@ -86,7 +88,10 @@ def restore(
     axes = [Axis(**a) for a in description["axes"]]
     parts = {name: description[name] for name in ("fine", "coarse") if name in description}
     finest = max(int(part["lattice"]) for part in parts.values())
-    lattices = Lattices.halved(axes, float(description["coarsest_spacing"]), finest)
+    restrict = tuple(description.get("restrict", ()))
+    block = description.get("block")  # files that were written before it was kept have none
+    ends = None if block is None else [(float(first), float(last)) for first, last in block]
+    lattices = Lattices.halved(axes, float(description["coarsest_spacing"]), finest, ends, restrict)
     velocities = {}
     for name, part in parts.items():
         config = None if part["network"] is None else rebuilt(FieldConfig, part["network"])

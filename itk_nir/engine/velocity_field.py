@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from itk_nir.engine import ops
+from itk_nir.engine.continuation import Continuation, length_near_faces, whole_cells
 from itk_nir.engine.coordinate_networks import FieldConfig, build_field
-from itk_nir.engine.images import sizes
-from itk_nir.engine.lattice import Axis, Banded, shape_of
-from itk_nir.engine.lattice_values import neighbours, second_differences
+from itk_nir.engine.flow import flowed
+from itk_nir.engine.images import spacings
+from itk_nir.engine.lattice import Axis, Banded, Ends, shape_of
+from itk_nir.engine.lattice_values import at_points, second_differences
+from itk_nir.engine.restriction import held_axes
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -39,13 +42,22 @@ class Lattices:
         Coarsest first; each ``[x, y, z]`` in voxels of the fixed grid.
     coarsest_spacing : float
         Of the coarsest, mm, the same along all axes.
+    block : list of tuple of float
+        First and last position of the block along ``[x, y, z]``, in voxels of the fixed grid.
+    restrict : tuple of float
+        1 for each axis of the fixed grid along which things may move, 0 for the others; empty for all.
     """
 
     axes: list[list[Axis]]
     coarsest_spacing: float
+    block: Ends
+    restrict: tuple[float, ...] = ()
 
     @classmethod
-    def halved(cls, coarsest: list[Axis], spacing: float, halvings: int) -> Lattices:
+    def halved(
+        cls, coarsest: list[Axis], spacing: float, halvings: int, block: Ends | None = None,
+        restrict: tuple[float, ...] = (),
+    ) -> Lattices:  # fmt: skip
         """The coarsest lattice and `halvings` finer ones.
 
         Parameters
@@ -56,6 +68,10 @@ class Lattices:
             Of the coarsest, mm.
         halvings : int
             Number of finer ones.
+        block : list of tuple of float, optional
+            As of the class; the whole cells of the coarsest lattice when left out.
+        restrict : tuple of float
+            As of the class.
 
         Returns
         -------
@@ -64,7 +80,7 @@ class Lattices:
         axes = [coarsest]
         for _ in range(halvings):
             axes.append([a.refined() for a in axes[-1]])
-        return cls(axes, spacing)
+        return cls(axes, spacing, whole_cells(coarsest) if block is None else block, restrict)
 
     @cached_property
     def _refinements(self) -> list[list[Banded]]:
@@ -231,13 +247,22 @@ class SplineVelocity(nn.Module):
             ``(3, z, y, x)`` mm along the image axes.
         """
         if self.network is None:
-            return self.control_points
+            return self._free(self.control_points)
         out = self.network_at_nodes()
         d = out.shape[1]
         shape = shape_of(self.lattices.axes[0])
         flat = out.T.reshape(d, *shape)
         given = flat if d == 3 else torch.cat([flat, flat.new_zeros(3 - d, *shape)])
-        return self.lattices.refined(given, 0, self.number, self.threads) + self.control_points
+        return self.lattices.refined(given, 0, self.number, self.threads) + self._free(self.control_points)
+
+    def _free(self, values: Tensor) -> Tensor:
+        """Vectors ``(3 or d, ...)`` without their components along held axes."""
+        held = held_axes(self.lattices.restrict)
+        if not held:
+            return values
+        kept = values.new_ones(len(values), *[1] * (values.ndim - 1))
+        kept[held] = 0
+        return values * kept
 
     def network_at_nodes(self) -> Tensor:
         """What the network gives at the control points of the coarsest lattice.
@@ -249,7 +274,7 @@ class SplineVelocity(nn.Module):
         """
         assert self.network is not None
         out: Tensor = self.network(self._nodes) * self.geometry.half_extent
-        return out
+        return self._free(out.T).T
 
     def integrated(self, model: str, integration_steps: int, number: int) -> tuple[Tensor, Tensor]:
         """Its displacement and that of its inverse on a finer lattice.
@@ -282,34 +307,6 @@ class SplineVelocity(nn.Module):
                 self.lattices.refined(forward, self.number, number, threads) * scale,
                 self.lattices.refined(backward, self.number, number, threads) * scale,
             )
-
-
-def flowed(v: Tensor, outer: Tensor | None, model: str, integration_steps: int, spacing: float, threads: int) -> Tensor:
-    """The displacement ``(id + outer) o exp(v) - id`` of a velocity, composed with another one.
-
-    Parameters
-    ----------
-    v : Tensor
-        ``(3, z, y, x)`` mm.
-    outer : Tensor or None
-        ``(3, z, y, x)``, in units of the lattice.
-    model : str
-        ``"velocity"`` or ``"displacement"`` (`v` in place of ``exp(v) - id``).
-    integration_steps : int
-        Squarings of scaling and squaring.
-    spacing : float
-        Of the lattice, mm.
-    threads : int
-        CPU threads.
-
-    Returns
-    -------
-    Tensor
-        ``(3, z, y, x)``, in units of the lattice.
-    """
-    if model == "velocity":
-        return ops.exponential(v, integration_steps, 1 / spacing, threads, outer=outer)
-    return v / spacing if outer is None else ops.compose(outer, v / spacing, threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -424,6 +421,13 @@ class VelocityField:
         """
         return flowed(v, outer, self.transform_model, self.integration_steps, self.spacing, self.threads)
 
+    @cached_property
+    def continuation(self) -> Continuation:
+        """What the displacement is beyond the block that was optimised."""
+        lattices = self.fine.lattices
+        longest = length_near_faces(self.forward, self.axes, lattices.block)
+        return Continuation.of(lattices.block, spacings(self.geometry), longest, lattices.coarsest_spacing)
+
     def on_grid(self, positions: list[F64], inverse: bool = False) -> Tensor:
         """The displacement on a regular grid.
 
@@ -437,10 +441,11 @@ class VelocityField:
         Returns
         -------
         Tensor
-            ``(3, len z, len y, len x)`` mm along the image axes; zero beyond the lattice.
+            ``(3, len z, len y, len x)`` mm along the image axes; beyond the block what `continuation` says.
         """
         lattice = self.backward if inverse else self.forward
-        matrices = [a.evaluate(p) for a, p in zip(self.axes, positions, strict=True)]
+        there = [self.continuation.along(number, p) for number, p in enumerate(positions)]
+        matrices = [a.evaluate(p).scaled(share) for a, (p, share) in zip(self.axes, there, strict=True)]
         return ops.separable(lattice, matrices, self.threads)
 
     def support(self) -> list[tuple[float, float]]:
@@ -449,11 +454,9 @@ class VelocityField:
         Returns
         -------
         list of tuple of float
-            ``[x, y, z]``, in voxels of the fixed image.
+            ``[x, y, z]``, in voxels of the fixed image; they may lie beyond it.
         """
-        # A spline reaches two spacings to either side.
-        ends = [(a.start - 2 * a.spacing, a.start + a.spacing * (a.count + 1)) for a in self.axes]
-        return [(max(0.0, a), min(n - 1.0, b)) for (a, b), n in zip(ends, sizes(self.geometry), strict=True)]
+        return self.continuation.support()
 
     def curvature(self) -> Tensor:
         """Length of the second derivative along each axis at the control points.
@@ -486,10 +489,7 @@ class VelocityField:
         out = np.zeros((len(index), d))
         for begin in range(0, len(index), 1 << 15):
             part = index[begin : begin + (1 << 15)]
-            value = np.zeros((3, len(part)))
-            for z, wz in neighbours(self.axes[2], part[:, 2] if d == 3 else np.zeros(len(part))):
-                for y, wy in neighbours(self.axes[1], part[:, 1]):
-                    for x, wx in neighbours(self.axes[0], part[:, 0]):
-                        value += lattice[:, z, y, x] * (wx * wy * wz)
-            out[begin : begin + len(part)] = value[:d].T
+            at, shares = zip(*(self.continuation.along(a, part[:, a]) for a in range(d)), strict=True)
+            value = at_points(lattice, self.axes, [*at, np.zeros(len(part))][:3])
+            out[begin : begin + len(part)] = (value[:d] * np.prod(shares, axis=0)).T
         return out @ self.geometry.rotation.T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -129,14 +130,14 @@ class PaperField:
         return out
 
     def support(self) -> list[tuple[float, float]]:
-        """The whole grid, see `itk_nir.engine.sampling.Field`.
+        """Everywhere, see `itk_nir.engine.sampling.Field`: a network has no end.
 
         Returns
         -------
         list of tuple of float
             ``[x, y, z]``, in voxels of the fixed image.
         """
-        return [(0.0, n - 1.0) for n in [*self.geometry.size, 1][:3]]
+        return [(-math.inf, math.inf)] * 3
 
     def curvature(self) -> Tensor:
         """Length of the second derivative along each axis on every other voxel.

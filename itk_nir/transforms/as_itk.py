@@ -10,6 +10,7 @@ from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_itk_vectors
 from itk_nir.images.itk_classes import LOADING, down_cast, image_view, itk_matrix, matrix_array, new_transform
+from itk_nir.transforms.displacement import on_one_grid
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
 
 
@@ -25,15 +26,15 @@ def to_itk(transform: CompositeTransform) -> Any:
     -------
     itk.CompositeTransform[itk.D, d]
         Fixed -> moving. Where the inverse has, part by part, the inverses of these parts, each displacement field
-        carries its own, and ITK's ``GetInverseTransform()`` works on the whole.
+        carries its own, and ITK's ``GetInverseTransform()`` works on the whole; a field whose inverse is on a larger
+        grid is continued to that one.
 
     Notes
     -----
     ITK applies the transform that was added last first, so the parts are added last to first.
     """
     composite = new_transform("CompositeTransform", transform.dimension)
-    inverses = _paired_inverses(transform)
-    for step, inverse in zip(reversed(transform.transforms), reversed(inverses), strict=True):
+    for step, inverse in reversed(_with_inverses(transform)):
         if isinstance(step, LinearTransform):
             composite.AddTransform(linear_to_itk(step))
         else:
@@ -169,13 +170,15 @@ def _field(image: Any) -> DisplacementField:
     return DisplacementField(geometry, image_view(image).astype(np.float32))
 
 
-def _paired_inverses(transform: CompositeTransform) -> list[DisplacementField | None]:
-    """For each part the displacement field that inverts it, where the inverse holds it on the same grid."""
+def _with_inverses(transform: CompositeTransform) -> list[tuple[Step, DisplacementField | None]]:
+    """Each part, a displacement field with what inverts it, where the inverse has that on a grid that fits."""
     back = transform.inverse_transforms
-    found: list[DisplacementField | None] = [None] * len(transform.transforms)
     if back is None or len(back) != len(transform.transforms):
-        return found
-    for number, (step, inverse) in enumerate(zip(transform.transforms, reversed(back), strict=True)):
+        return [(step, None) for step in transform.transforms]
+    found: list[tuple[Step, DisplacementField | None]] = []
+    for step, inverse in zip(transform.transforms, reversed(back), strict=True):
+        both = None
         if isinstance(step, DisplacementField) and isinstance(inverse, DisplacementField):
-            found[number] = inverse if inverse.geometry == step.geometry else None
+            both = on_one_grid(step, inverse)
+        found.append((step, None) if both is None else both)
     return found

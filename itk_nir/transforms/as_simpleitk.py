@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk as image_to_sitk
+from itk_nir.transforms.displacement import on_one_grid
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
 
 
@@ -28,8 +29,9 @@ def to_sitk(transform: CompositeTransform, centre: ArrayLike | None = None) -> A
     -------
     SimpleITK.Transform
         One part gives a ``sitk.AffineTransform`` or ``sitk.DisplacementFieldTransform``, the latter with its inverse
-        set where there is one on the same grid; more parts give a ``sitk.CompositeTransform``, which keeps no inverse
-        (SimpleITK drops a field's inverse whenever it copies it): use ``to_sitk(transform.inverse())`` for that.
+        set where there is one on the same grid, or on that grid continued; more parts give a
+        ``sitk.CompositeTransform``, which keeps no inverse (SimpleITK drops a field's inverse whenever it copies it):
+        use ``to_sitk(transform.inverse())`` for that.
     """
     import SimpleITK as sitk
 
@@ -80,9 +82,11 @@ def _step(step: Step, centre: np.ndarray, inverse: Step | None = None) -> Any:
         affine.SetTranslation(shift.tolist())
         return affine
     # SimpleITK takes double vectors only, and empties the image it is given.
-    transform = sitk.DisplacementFieldTransform(image_to_sitk(step.vectors.astype(np.float64), step.geometry))
-    if isinstance(inverse, DisplacementField) and inverse.geometry == step.geometry:
-        transform.SetInverseDisplacementField(image_to_sitk(inverse.vectors.astype(np.float64), inverse.geometry))
+    both = on_one_grid(step, inverse) if isinstance(inverse, DisplacementField) else None
+    field, undo = (step, None) if both is None else both
+    transform = sitk.DisplacementFieldTransform(image_to_sitk(field.vectors.astype(np.float64), field.geometry))
+    if undo is not None:
+        transform.SetInverseDisplacementField(image_to_sitk(undo.vectors.astype(np.float64), undo.geometry))
     return transform
 
 

@@ -194,3 +194,35 @@ class DisplacementField:
         if geometry == self.geometry:
             return self.vectors[start:stop]
         return rows_on_grid(self.vectors, self.geometry, geometry, start, stop)
+
+
+def on_one_grid(
+    field: DisplacementField, inverse: DisplacementField
+) -> tuple[DisplacementField, DisplacementField] | None:
+    """A field and its inverse on one grid, which is what ITK keeps.
+
+    Where the grid of the inverse is that of the field, continued by whole voxels, the field goes on beyond its own as
+    at the nearest voxel.
+
+    Parameters
+    ----------
+    field : DisplacementField
+        Fixed -> moving.
+    inverse : DisplacementField
+        Moving -> fixed.
+
+    Returns
+    -------
+    tuple of DisplacementField, or None
+        None where the two grids do not go together.
+    """
+    ours, theirs = field.geometry, inverse.geometry
+    if ours.same_grid(theirs):
+        return field, inverse
+    start = ours.physical_to_index(theirs.index_to_physical(np.zeros(ours.dimension)))
+    before = -np.rint(start).astype(int)
+    after = np.asarray(theirs.size) - np.asarray(ours.size) - before
+    if min(*before, *after) < 0 or not theirs.same_grid(ours.crop((-before).tolist(), theirs.size)):
+        return None
+    longer = np.pad(field.vectors, [*zip(before[::-1], after[::-1], strict=True), (0, 0)], mode="edge")
+    return DisplacementField(theirs, longer), inverse

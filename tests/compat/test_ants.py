@@ -269,7 +269,7 @@ def test_the_options_that_stand_for_anothers_exist() -> None:
 REFUSED = {
     "grad_step": 0.1, "flow_sigma": 2, "total_sigma": 0.5, "aff_iterations": (10, 10),
     "aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0), "multivariate_extras": [("CC", None, None, 1, 2)],
-    "restrict_transformation": (1, 1, 0), "smoothing_in_mm": True, "singleprecision": False,
+    "smoothing_in_mm": True, "singleprecision": False,
     "use_legacy_histogram_matching": True,
 }  # fmt: skip
 
@@ -588,3 +588,18 @@ def test_the_page_runs_and_lists_every_option(tmp_path: Path, monkeypatch: pytes
         assert f"| `antsRegistrationSyN[{name}]` | {kind.linear} | {deformation} | {kind.preset} |" in text
     for name, why in NO_COUNTERPART.items():
         assert f"`{name}` ({why})" in text
+
+
+def test_restricted_transformation(oblique: dict[int, Phantom]) -> None:
+    given = {n: p.default for n, p in inspect.signature(registration).parameters.items()}
+    for value in ((0, 1, 0), [0, 1, 0], np.array([0.0, 1.0, 0.0])):
+        _, options = register_options({**given, "restrict_transformation": value}, {})
+        assert options["restrict"] == (0, 1, 0)
+    for value in ((0.1, 1, 0.1), (0, 0, 0), "0x1x0", 1):
+        with pytest.raises(OptionError, match=r"restrict_transformation=.*such as"):
+            register_options({**given, "restrict_transformation": value}, {})
+    with pytest.raises(OptionError, match="are the same option; give one of them"):
+        register_options({**given, "restrict_transformation": (0, 1)}, {"restrict": (0, 1)})
+    names = images(oblique[2])
+    with pytest.raises(OptionError, match="restrict has one value for each axis"):
+        registration(names["fixed"], names["moving"], restrict_transformation=(0, 1, 0))

@@ -66,17 +66,18 @@ def test_field_is_smooth(trained: tuple[Any, VelocityField]) -> None:
         np.testing.assert_allclose(left, right, atol=3e-3)
 
 
-def test_field_is_zero_beyond_its_lattice(trained: tuple[Any, VelocityField]) -> None:
+def test_field_ends_within_its_reach(trained: tuple[Any, VelocityField]) -> None:
     case, field = trained
     d = case.fixed.dimension
     index = np.tile((np.asarray(case.fixed.size) - 1) / 2, (4 * d, 1))
-    for axis in range(d):
-        a = field.axes[axis]
-        ends = (a.start - 2 * a.spacing, a.start - 30, a.positions[-1] + 2 * a.spacing, a.positions[-1] + 1000)
-        index[4 * axis : 4 * axis + 4, axis] = ends
+    for axis, (first, last) in enumerate(field.support()[:d]):
+        assert first < 0  # the block is the whole image
+        assert last > case.fixed.size[axis] - 1
+        index[4 * axis : 4 * axis + 4, axis] = first, first - 30, last, last + 1000
     for inverse in (False, True):
-        # Exactly 2 knots beyond, the spline is a rounding error.
-        assert np.abs(field.displacement(case.fixed.index_to_physical(index), inverse)).max() < 1e-30
+        assert not field.displacement(case.fixed.index_to_physical(index), inverse).any()
+        middle = (index + (np.asarray(case.fixed.size) - 1) / 2) / 2
+        assert field.displacement(case.fixed.index_to_physical(middle), inverse).all(axis=-1).any()
 
 
 def test_backward_is_the_inverse(trained: tuple[Any, VelocityField]) -> None:
@@ -129,7 +130,8 @@ def made(d: int, *, network: FieldConfig | None = SMALL, composed: bool = True, 
     geometry = Geometry.make((22, 17, 13)[:d], (1.1, 1.6, 2.3)[:d], (-40.0, 12.0, 90.0)[:d], turned(d, 0.4))
     knots = tuple(6.6 / s for s in spacings(geometry))
     coarsest = Domain((0, 0, 0), sizes(geometry)).lattice(knots)  # type: ignore[arg-type]
-    lattices = Lattices.halved(coarsest, 6.6, 1)
+    block = [(2.0, 19.0), (0.0, 15.5), (1.0, 12.0) if d == 3 else (0.0, 0.0)]
+    lattices = Lattices.halved(coarsest, 6.6, 1, block)
     generator = torch.Generator().manual_seed(5)
 
     def random(number: int) -> torch.Tensor:
@@ -174,10 +176,20 @@ def test_described_and_restored_field_is_the_same_bit_for_bit(d: int, parts: dic
     assert (again.unfolded is None) == (field.unfolded is None)
     assert again.spacing == field.spacing
     assert again.axes == field.axes
-    points = np.random.default_rng(0).uniform(0, 1, (200, d)) * (np.asarray(field.geometry.size) - 1)
+    points = np.random.default_rng(0).uniform(-0.3, 1.3, (200, d)) * (np.asarray(field.geometry.size) - 1)
     points = field.geometry.index_to_physical(points)
     for inverse in (False, True):
         np.testing.assert_array_equal(again.displacement(points, inverse), field.displacement(points, inverse))
+
+
+def test_a_field_without_its_block_is_that_of_its_whole_cells() -> None:
+    field = made(2)
+    description, arrays = describe(field)
+    assert description.pop("block") == field.fine.lattices.block
+    again = restore(description, arrays, field.geometry, device=torch.device("cpu"), threads=1)
+    assert torch.equal(again.forward, field.forward)
+    coarsest = again.fine.lattices.axes[0]
+    assert again.fine.lattices.block[:2] == [(a.positions[1], a.positions[-2]) for a in coarsest[:2]]
 
 
 def test_what_fold_removal_leaves_is_restored_too(make_case: Callable[..., Any]) -> None:

@@ -29,6 +29,7 @@ from itk_nir.compat.options import (
     mutual_information,
     register_arguments,
 )
+from itk_nir.engine.restriction import check_restriction
 from itk_nir.errors import OptionError
 from itk_nir.options import SYNONYMS, nearest_name, whole_number
 
@@ -170,7 +171,10 @@ def register_options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> tupl
 
     extra = present_names(preset, extra)
     _check_names(extra, preset)
-    options = {**_linear_options(given, kind), **_deformable_options(given, kind, preset), **extra}
+    stages = {**_linear_options(given, kind), **_deformable_options(given, kind, preset), **_restriction(given)}
+    if "restrict" in stages and "restrict" in extra:
+        raise OptionError("restrict_transformation and restrict are the same option; give one of them")
+    options = {**stages, **extra}
     if "random_seed" in options:
         if "seed" in options:
             raise OptionError("random_seed and seed are the same option; give one of them")
@@ -196,6 +200,21 @@ def _check_names(extra: Mapping[str, Any], preset: str | Settings) -> None:
             raise OptionError(
                 f"unknown option {name!r}{hint}; ANTs' options and those of itk_nir.register can be given"
             )
+
+
+def _restriction(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Along which axes things may move."""
+    value = given["restrict_transformation"]
+    if value is None:
+        return {}
+    try:
+        check_restriction(value)
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"restrict_transformation={value!r} is 1 for an axis along which things may move and 0 for one along which "
+            "nothing may, such as (0, 1, 0); weights between the two have no counterpart here"
+        ) from error
+    return {"restrict": tuple(int(weight) for weight in value)}
 
 
 def _linear_options(given: Mapping[str, Any], kind: Kind) -> dict[str, Any]:

@@ -83,7 +83,11 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "write_composite_transform": ("honoured", "Composite.h5 and InverseComposite.h5 in place of the single files"),
     "verbose": ("honoured", "prints one line a level"),
     "multivariate_extras": ("refused", "one image pair only; a sum of metrics of it is metric='0.5*nmi + 0.5*lncc'"),
-    "restrict_transformation": ("refused", "deformations are free along every axis"),
+    "restrict_transformation": (
+        "honoured",
+        "along which axes of the fixed image things may move, 1 or 0 an axis, in every stage; a weight between the two "
+        "is refused",
+    ),
     "smoothing_in_mm": ("refused", "the linear stage has no sigmas to give"),
     "singleprecision": ("refused", "fields are float32, points and matrices float64; False cannot be had"),
     "use_legacy_histogram_matching": ("refused", "match the histograms beforehand, or take a metric that needs none"),
@@ -99,7 +103,6 @@ FIXED_VALUES: dict[str, Any] = {
     "aff_shrink_factors": (6, 4, 2, 1),
     "aff_smoothing_sigmas": (3, 2, 1, 0),
     "multivariate_extras": None,
-    "restrict_transformation": None,
     "smoothing_in_mm": False,
     "singleprecision": True,
     "use_legacy_histogram_matching": False,

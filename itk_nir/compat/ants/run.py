@@ -94,8 +94,11 @@ def registration(
         Refused unless ANTsPy's default.
     aff_iterations, aff_shrink_factors, aff_smoothing_sigmas : sequence of int
         Refused unless ANTsPy's default.
-    multivariate_extras, restrict_transformation : object
+    multivariate_extras : object
         Refused unless None.
+    restrict_transformation : sequence of int, optional
+        1 for each axis of the fixed image along which things may move, 0 for the others, in every stage: ``(0, 1, 0)``,
+        ANTs' ``-g 0x1x0``.
     smoothing_in_mm, singleprecision, use_legacy_histogram_matching : bool
         Refused unless ANTsPy's default.
     **kwargs : object

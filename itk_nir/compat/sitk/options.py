@@ -78,7 +78,9 @@ OPTIONS: dict[str, OptionSupport] = {
     "SetOptimizerScalesFromPhysicalShift": honoured("which is what happens: parameters are in mm"),
     "SetOptimizerScalesFromIndexShift": approximated("as SetOptimizerScalesFromPhysicalShift"),
     "SetOptimizerScalesFromJacobian": approximated("as SetOptimizerScalesFromPhysicalShift"),
-    "SetOptimizerWeights": refused("every parameter is optimised"),
+    "SetOptimizerWeights": refused(
+        "every parameter is optimised; restrict= of itk_nir.register holds axes of the image"
+    ),
     "SetShrinkFactorsPerLevel": honoured("the levels of what is optimised (of the deformation, where both run)"),
     "SetSmoothingSigmasPerLevel": honoured(
         "for a deformation (at full resolution from 0.75 voxels on); a linear stage smooths as its levels ask for"
