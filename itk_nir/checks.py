@@ -121,6 +121,42 @@ def match_mask(mask: Volume, image: Volume) -> tuple[Volume, list[str]]:
     return replace(mask, array=inside.astype(np.float32), geometry=image.geometry), warnings
 
 
+def match_labels(labels: Volume, image: Volume) -> tuple[Volume, list[str]]:
+    """A label map on its image's grid, each voxel taking the label of the nearest one, and warnings.
+
+    Parameters
+    ----------
+    labels : Volume
+        Whole numbers, 0 outside all regions; any grid.
+    image : Volume
+        What it is a label map of.
+
+    Returns
+    -------
+    Volume
+        The label map on the image's grid, int64; 0 outside its own grid.
+    list of str
+        What is odd, a sentence each.
+
+    Raises
+    ------
+    InputError
+        Unlike dimension, values that are no whole numbers, or no region on the image's grid.
+    """
+    if labels.dimension != image.dimension:
+        raise InputError(f"{labels.name}: is {labels.dimension}D but {image.name} is {image.dimension}D")
+    whole = np.rint(labels.array).astype(np.int64)
+    if not np.array_equal(whole, labels.array):
+        raise InputError(f"{labels.name}: has values that are no whole numbers; give a label map, 0 outside regions")
+    warnings = list(labels.warnings)
+    if not labels.geometry.same_grid(image.geometry):
+        whole = np.rint(nearest_on(whole.astype(np.float64), labels.geometry, image.geometry)).astype(np.int64)
+        warnings.append(f"{labels.name}: is on another grid than {image.name}; resampled to it (nearest voxel)")
+    if not whole.any():
+        raise InputError(f"{labels.name}: has no voxel but 0 on the grid of {image.name}; check that they belong")
+    return replace(labels, array=whole, geometry=image.geometry), warnings
+
+
 def overlap(fixed: Geometry, moving: Geometry, initial: CompositeTransform | None = None) -> float:
     """Share of the fixed grid that `initial` takes into the moving grid.
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from itk_nir.checks import check_dimensions, check_pair, match_mask
+from itk_nir.checks import check_dimensions, check_pair, match_labels, match_mask
 from itk_nir.engine.execution import device_named, thread_count
 from itk_nir.engine.images import Pair, as_volume
 from itk_nir.engine.metrics import channel_metrics
+from itk_nir.engine.region_labels import regions_in
 from itk_nir.errors import InputError, OptionError
 from itk_nir.images import Volume, load_channels, load_image
 from itk_nir.loading import load_transform
@@ -40,6 +41,8 @@ class Problem:
         Fixed and moving image of the further channels.
     fixed_mask, moving_mask : Volume or None
         On their image's grid, zeros and ones.
+    rigid_regions, volume_regions : Volume or None
+        Label maps on the fixed grid.
     start : CompositeTransform or None
         The caller's initial transform, fixed → moving.
     settings : Settings
@@ -65,6 +68,8 @@ class Problem:
     more: tuple[tuple[Volume, Volume], ...]
     fixed_mask: Volume | None
     moving_mask: Volume | None
+    rigid_regions: Volume | None
+    volume_regions: Volume | None
     start: CompositeTransform | None
     settings: Settings
     linear: str
@@ -86,6 +91,8 @@ class Problem:
         deformable: bool = True,
         fixed_mask: Any = None,
         moving_mask: Any = None,
+        rigid_regions: Any = None,
+        volume_regions: Any = None,
         initial_transform: Any = None,
         seed: int = 0,
         device: str = "auto",
@@ -105,6 +112,8 @@ class Problem:
             Whether a deformable stage follows.
         fixed_mask, moving_mask : image or path, optional
             Above 0 where the image counts.
+        rigid_regions, volume_regions : image or path, optional
+            Label maps of the fixed image: regions that keep their shape, or their volume.
         initial_transform : transform, optional
             Anything that `itk_nir.load_transform` takes, fixed → moving.
         seed : int
@@ -143,9 +152,21 @@ class Problem:
             notes.extend(found)
             return on_grid
 
+        def labels(given: Any, role: str) -> Volume | None:
+            if given is None:
+                return None
+            _check_regions(role, settings, deformable, start)
+            on_grid, found = match_labels(load_image(given, role), a)
+            notes.extend(found)
+            return on_grid
+
+        rigid, volume = labels(rigid_regions, "rigid regions"), labels(volume_regions, "volume regions")
         masks = matched(fixed_mask, a, "fixed mask"), matched(moving_mask, b, "moving mask")
         notes = [*check_pair(a, b, start, linear=linear), *notes]
-        return cls(a, b, more, *masks, start, settings, linear, deformable, seed, where, count, tuple(notes), clock)
+        return cls(
+            a, b, more, *masks, rigid, volume, start, settings, linear, deformable, seed, where, count, tuple(notes),
+            clock,
+        )  # fmt: skip
 
     @property
     def tail(self) -> CompositeTransform | None:
@@ -172,7 +193,11 @@ class Problem:
             others = [self._seen_through(self.tail, m) for m in others]
         elif self.start is not None:
             linear = field_then_linear(self.start).transforms[-1].matrix  # type: ignore[union-attr]
-        return Pair.make(
+        rigid, volume = (
+            None if v is None else as_volume(torch.from_numpy(v.array).to(self.device))
+            for v in (self.rigid_regions, self.volume_regions)
+        )
+        pair = Pair.make(
             self._tensor(self.fixed.array),
             grid,
             self._tensor(source.array),
@@ -182,6 +207,7 @@ class Problem:
             None if mask is None else self._tensor(mask.array),
             [(self._tensor(f.array), self._tensor(m.array)) for (f, _), m in zip(self.more, others, strict=True)],
         )
+        return replace(pair, regions=regions_in(rigid, volume))
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return as_volume(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device))
@@ -229,6 +255,29 @@ def _paired(fixed: list[Volume], moving: list[Volume], settings: Settings) -> tu
         raise OptionError(f"preset {settings.preset!r} registers one channel, got {len(fixed) + 1}; use another preset")
     channel_metrics(deformable.metric, getattr(deformable, "channel_weights", ()), len(fixed) + 1)
     return tuple(zip(fixed, moving, strict=True))
+
+
+def _check_regions(role: str, settings: Settings, deformable: bool, start: CompositeTransform | None) -> None:
+    """Refuse rigid or volume-keeping regions where nothing could keep them.
+
+    Raises
+    ------
+    InputError
+        An initial transform that is not linear.
+    OptionError
+        A preset or stages that cannot keep them.
+    """
+    name, spacing = role.replace(" ", "_"), settings.sampling.field_spacing
+    if settings.deformable.kind != "deformable":
+        raise OptionError(f"preset {settings.preset!r} keeps no regions; leave {name} out, or use another preset")
+    if not deformable:
+        raise OptionError(f"{name} need the deformable stage, got deformable=False; leave one of the two out")
+    if spacing not in (None, 1):
+        raise OptionError(
+            f"{name} are kept on the grid of the fixed image alone, got field_spacing={spacing}; leave it out"
+        )
+    if start is not None and not start.is_linear:
+        raise InputError(f"initial transform: is not linear, so {name} cannot be kept behind it; give a linear one")
 
 
 def _checked_stages(linear: str, deformable: bool, seed: int) -> int:

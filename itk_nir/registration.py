@@ -27,6 +27,7 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.linear import Start, find_start, optimise_linear
 from itk_nir.engine.metrics import AUTO, channel_metrics, mean_of
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
+from itk_nir.engine.regions import kept
 from itk_nir.engine.sampling import SampledField, sample_field
 from itk_nir.errors import VerdictWarning, warn_caller
 from itk_nir.neural_field import NeuralField
@@ -56,6 +57,8 @@ def register(
     deformable: bool = True,
     fixed_mask: Any = None,
     moving_mask: Any = None,
+    rigid_regions: Any = None,
+    volume_regions: Any = None,
     initial_transform: Any = None,
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -83,6 +86,9 @@ def register(
         False stops after the linear stage: the result is a linear map (and `initial_transform`).
     fixed_mask, moving_mask : image or path, optional
         Above 0 where the image counts, in every stage.
+    rigid_regions, volume_regions : image or path, optional
+        Label maps of the fixed image, any grid: 0 is no region; every other value is a region that keeps its shape
+        (the map is rigid there, to 0.001 voxel), or its volume. Their surroundings adapt to them.
     initial_transform : RegistrationResult, transform, matrix, path or list, optional
         Where to start from, fixed → moving: anything that `itk_nir.load_transform` takes; a list in ANTs' order. It is
         composed into the result, never lost.
@@ -97,7 +103,7 @@ def register(
     **options : Options
         Public options of the preset: `metric`, `channel_weights`, `linear_metric`, `iterations`, `shrink_factors`,
         `smoothing_sigmas`, `radius`, `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`,
-        `symmetric`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
+        `symmetric`, `region_weight`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
         ``itk-nir presets PRESET`` say what each means and may be.
 
     Returns
@@ -146,6 +152,8 @@ def register(
         deformable=deformable,
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
+        rigid_regions=rigid_regions,
+        volume_regions=volume_regions,
         initial_transform=initial_transform,
         seed=seed,
         device=device,
@@ -181,6 +189,11 @@ def _metric_name(metric: Any) -> str:
 
 def _name(preset: str | Settings) -> str:
     return preset.preset if isinstance(preset, Settings) else preset
+
+
+def _at_rest(done: Optimised, pair: Pair) -> Optimised:
+    """The same with no deformation, but for what rigid and volume-keeping regions need."""
+    return replace(done, field=kept(done.field.at_rest(), pair)[0], similarity=done.similarity_start)
 
 
 class _Run:
@@ -221,7 +234,10 @@ class _Run:
         done = self._deformable(pair)
         ops.release_memory()  # many small arrays are done with, a few large ones follow
         done = self._compare(began, pair, done)
-        sampled = sample_field(done.field, problem.settings.sampling, pair.counted)
+        sampling = problem.settings.sampling
+        if pair.regions:  # they are kept on the fixed grid; a coarser one would cut across their borders
+            sampling = replace(sampling, field_spacing=1)
+        sampled = sample_field(done.field, sampling, pair.counted)
         self._took("sampling")
         report = self._report(
             sampled,
@@ -297,7 +313,8 @@ class _Run:
             clock=problem.clock,
         )  # fmt: skip
         if self.cancelled:
-            done = replace(done, field=done.field.at_rest(), similarity=done.similarity_start)
+            done = _at_rest(done, pair)
+        self.notes.extend(done.notes)
         self._took("deformable")
         return done
 
@@ -310,12 +327,12 @@ class _Run:
         same = np.array_equal(began.linear, pair.linear)
         start = linear if same else comparison.under(began.linear, [None])[0]
         if done is not None and done.stop != "cancelled":
-            done, end = self._given_up(done, linear, end)
+            done, end = self._given_up(pair, done, linear, end)
         self.evidence = {"start": start, "linear": linear, "end": end}
         self._took("verdict")
         return done
 
-    def _given_up(self, done: Any, linear: Measures, end: Measures) -> tuple[Any, Measures]:
+    def _given_up(self, pair: Pair, done: Any, linear: Measures, end: Measures) -> tuple[Any, Measures]:
         """No deformation in place of one that is worse, and what is measured then."""
         gain = end.metric - linear.metric
         if not worse(end, linear, clearly=False) and gain >= self.least_gain * abs(linear.metric):
@@ -326,7 +343,7 @@ class _Run:
         else:
             much = "next to nothing" if gain > 0 else "nothing"
             self.remarks.append(f"a deformation would have gained {much}: the result is the linear map alone")
-        return replace(done, field=done.field.at_rest(), similarity=done.similarity_start), linear
+        return _at_rest(done, pair), linear
 
     def _judge(self, sampled: SampledField | None) -> Verdict:
         """The verdict, and a warning where it is not good."""

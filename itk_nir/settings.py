@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
     grid_spacing: float | Sequence[float]
     transform_model: Literal["velocity", "displacement"]
     symmetric: bool
+    region_weight: float
     convergence_window: int
     convergence_threshold: float
 
@@ -339,8 +340,8 @@ def unknown_option(name: str, settings: Settings, known: Sequence[str] | dict[st
 
 #: The arguments of `itk_nir.register` that are no options of a preset.
 ARGUMENTS = (
-    "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "initial_transform", "seed",
-    "device", "threads", "callback",
+    "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "rigid_regions",
+    "volume_regions", "initial_transform", "seed", "device", "threads", "callback",
 )  # fmt: skip
 
 

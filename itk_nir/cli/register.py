@@ -46,6 +46,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--fixed-mask", metavar="IMAGE", help="where in the fixed image similarity counts")
     parser.add_argument("--moving-mask", metavar="IMAGE", help="the same in the moving image")
     parser.add_argument(
+        "--rigid-regions",
+        metavar="IMAGE",
+        help="label map of the fixed image: regions (values other than 0) that keep their shape",
+    )
+    parser.add_argument("--volume-regions", metavar="IMAGE", help="the same for regions that keep their volume")
+    parser.add_argument(
         "--initial-transform",
         action="append",
         metavar="FILE",
@@ -99,6 +105,8 @@ def run(options: argparse.Namespace) -> int:
             linear=options.linear,
             fixed_mask=options.fixed_mask,
             moving_mask=options.moving_mask,
+            rigid_regions=options.rigid_regions,
+            volume_regions=options.volume_regions,
             initial_transform=one_or_list(options.initial_transform),
             seed=options.seed,
             device=options.device,

@@ -39,6 +39,7 @@ from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.quasi_newton import minimise
+from itk_nir.engine.regions import SPACING, kept
 from itk_nir.engine.settings import DeformableSettings as Settings
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.engine.velocity_field import Lattices
@@ -91,10 +92,11 @@ def optimise(
     clock = time.perf_counter() if clock is None else clock
     # In a function of its own: what the iterations held is free again before the folds are looked for.
     done, domain = _train(pair, settings, seed, threads, callback, clock)
-    if not settings.jacobian_weight:
-        return done
-    ops.release_memory()
-    return replace(done, field=remove_folds(done.field, domain))
+    if settings.jacobian_weight:
+        ops.release_memory()
+        done = replace(done, field=remove_folds(done.field, domain))
+    field, notes = kept(done.field, pair)  # the very same field without regions
+    return replace(done, field=field, notes=notes)
 
 
 @dataclass
@@ -144,6 +146,8 @@ def _train(
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     finest = max(settings.halvings(level) for level in range(settings.levels))
+    if pair.regions:  # what a region's own displacement reaches beyond it is four spacings wide
+        finest = max(finest, math.ceil(math.log2(coarsest / unit / SPACING) - 1e-6))
     lattices = Lattices.halved(domain.lattice(knots), coarsest, finest)  # type: ignore[arg-type]
     model = FieldInTraining(pair.fixed_geometry, lattices, settings, seed, pair.fixed.device, threads)
     work = [
@@ -187,6 +191,8 @@ def _train(
             del level, descent
     if not report.trace and nothing is not None:
         raise nothing
+    if pair.regions:
+        model.go_to(finest)
     field = model.trained().at_rest() if rest else model.trained()
     return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned)), domain
 

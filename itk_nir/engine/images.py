@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine.lattice import Domain
+from itk_nir.engine.region_labels import Region
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -172,6 +173,8 @@ class Pair:
         Masks as 0 … 1, on their image's grid.
     more : tuple of Channel
         Further channels on the same grids.
+    regions : tuple of Region
+        Of the fixed image, which stay rigid or keep their volume under the whole map.
     """
 
     fixed: Tensor
@@ -184,6 +187,7 @@ class Pair:
     fixed_weight: Tensor | None = None
     moving_weight: Tensor | None = None
     more: tuple[Channel, ...] = ()
+    regions: tuple[Region, ...] = ()
 
     @classmethod
     def make(
@@ -417,6 +421,8 @@ def common_domain(pair: Pair, margin: float) -> Domain:
     first, last = pair.fixed_intensity.box
     if pair.fixed_weight is None:  # with a mask, nothing outside it is looked at
         first, last = np.minimum(first, there.min(0)), np.maximum(last, there.max(0))
+    for region in pair.regions:
+        first, last = np.minimum(first, region.start), np.maximum(last, np.add(region.start, region.size) - 1)
     first = np.clip(np.floor(first - pad + 1e-6), 0, size - 1).astype(int)
     last = np.clip(np.ceil(last + pad - 1e-6), first, size - 1).astype(int)
     if d == 2:

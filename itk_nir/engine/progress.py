@@ -131,6 +131,8 @@ class Optimised:
         same positions; None where the engine does not measure them.
     returned_levels : tuple of int
         Levels that ended with a lower similarity than they began with, and gave their start back.
+    notes : tuple of str
+        What was found odd, one sentence each.
     """
 
     field: Any
@@ -139,3 +141,4 @@ class Optimised:
     similarity_start: float | None = None
     similarity: float | None = None
     returned_levels: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -97,6 +97,12 @@ class DeformableSettings:
         "of both similarities",
         public=True,
     )
+    region_weight: float = option(
+        10.0,
+        "weight of the penalty on regions that do not stay rigid or keep their volume while the field is trained; at "
+        "the end they do so exactly, whatever the weight",
+        at_least=0, public=True,
+    )  # fmt: skip
     convergence_window: int = option(10, "iterations over which convergence is judged", at_least=1, public=True)
     convergence_threshold: float = option(
         0.0,

@@ -37,8 +37,10 @@ def describe(field: VelocityField) -> tuple[dict[str, Any], dict[str, NDArray[An
     for name, part in parts.items():
         for key, value in part.state_dict().items():
             arrays[f"{name}.{key}"] = np.ascontiguousarray(value.detach().cpu().numpy())
-    if field.unfolded is not None:
-        arrays["unfolded"] = field.unfolded.cpu().numpy()
+    for name in ("unfolded", "corrected"):
+        values = getattr(field, name)
+        if values is not None:
+            arrays[name] = values.cpu().numpy()
     description = {
         "axes": [dataclasses.asdict(a) for a in field.fine.lattices.axes[0]],
         "coarsest_spacing": field.fine.lattices.coarsest_spacing,
@@ -103,12 +105,14 @@ def restore(
         velocities[name] = velocity.requires_grad_(False)
     if description["transform_model"] not in ("velocity", "displacement"):
         raise ValueError(f"an unknown transform model {description['transform_model']!r}")
-    unfolded = None
-    if "unfolded" in arrays:
-        unfolded = torch.from_numpy(arrays["unfolded"].copy()).to(device)
-        if tuple(unfolded.shape) != (3, *shape_of(lattices.axes[velocities["fine"].number])):
-            raise ValueError(f"an unfolded displacement of shape {tuple(unfolded.shape)}")
+    shape = (3, *shape_of(lattices.axes[velocities["fine"].number]))
+    whole = {}
+    for name in ("unfolded", "corrected"):
+        if name in arrays:
+            if arrays[name].shape != shape:
+                raise ValueError(f"the {name} displacement has the shape {arrays[name].shape}, not {shape}")
+            whole[name] = torch.from_numpy(arrays[name].copy()).to(device)
     return VelocityField(
         geometry, velocities["fine"], velocities.get("coarse"), description["transform_model"],
-        int(description["integration_steps"]), threads, unfolded,
+        int(description["integration_steps"]), threads, **whole,
     )  # fmt: skip

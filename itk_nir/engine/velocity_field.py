@@ -11,7 +11,7 @@ by the two-scale relation). Displacements and velocities are mm along the image 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -331,8 +331,9 @@ class VelocityField:
     threads : int
         CPU threads of the native ops.
     unfolded : Tensor or None
-        ``(3, z, y, x)`` units of the lattice: where folds had to be removed from the coarse displacement, what it is
-        after that; it stands in place of the integral of `coarse`.
+        ``(3, z, y, x)`` units of the lattice: the coarse displacement after its folds were removed, where it had any.
+    corrected : Tensor or None
+        ``(3, z, y, x)`` mm: the whole displacement after regions were made to keep shape or volume.
     """
 
     geometry: Geometry
@@ -342,6 +343,7 @@ class VelocityField:
     integration_steps: int = 2
     threads: int = 1
     unfolded: Tensor | None = None
+    corrected: Tensor | None = None
 
     def at_rest(self) -> VelocityField:
         """The field that moves nothing, on the same lattice.
@@ -352,9 +354,8 @@ class VelocityField:
         """
         f = self.fine
         still = SplineVelocity(f.geometry, f.lattices, f.number, None, torch.Generator(), self.device, f.threads)
-        return VelocityField(
-            self.geometry, still.requires_grad_(False), None, self.transform_model, self.integration_steps, self.threads
-        )  # fmt: skip
+        still.requires_grad_(False)
+        return VelocityField(self.geometry, still, None, self.transform_model, self.integration_steps, self.threads)
 
     @property
     def device(self) -> torch.device:
@@ -390,6 +391,8 @@ class VelocityField:
     @cached_property
     def forward(self) -> Tensor:
         """Displacement at the control points, ``(3, z, y, x)`` mm along the image axes."""
+        if self.corrected is not None:
+            return self.corrected
         with torch.no_grad():
             outer = None if self.coarse_displacements is None else self.coarse_displacements[0]
             return self.displaced(self.fine(), outer) * self.spacing
@@ -399,6 +402,8 @@ class VelocityField:
         """The inverse's: exact for velocities up to the lattice, by Newton's method for a displacement."""
         h = self.spacing
         with torch.no_grad():
+            if self.corrected is not None:
+                return ops.invert(self.corrected / h, replace(self, corrected=None).backward / h, self.threads)[0] * h
             if self.transform_model == "displacement":
                 u = self.forward / h
                 return ops.invert(u, -u, self.threads)[0] * h
