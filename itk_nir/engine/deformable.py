@@ -39,7 +39,7 @@ from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.quasi_newton import minimise
-from itk_nir.engine.regions import SPACING, kept
+from itk_nir.engine.regions import kept
 from itk_nir.engine.settings import DeformableSettings as Settings
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.engine.velocity_field import Lattices
@@ -146,8 +146,6 @@ def _train(
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     finest = max(settings.halvings(level) for level in range(settings.levels))
-    if pair.regions:  # what a region's own displacement reaches beyond it is four spacings wide
-        finest = max(finest, math.ceil(math.log2(coarsest / unit / SPACING) - 1e-6))
     lattices = Lattices.halved(domain.lattice(knots), coarsest, finest)  # type: ignore[arg-type]
     model = FieldInTraining(pair.fixed_geometry, lattices, settings, seed, pair.fixed.device, threads)
     work = [
@@ -191,8 +189,6 @@ def _train(
             del level, descent
     if not report.trace and nothing is not None:
         raise nothing
-    if pair.regions:
-        model.go_to(finest)
     field = model.trained().at_rest() if rest else model.trained()
     return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned)), domain
 

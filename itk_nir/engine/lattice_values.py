@@ -61,3 +61,32 @@ def neighbours(axis: Axis, position: F64) -> Iterator[tuple[NDArray[np.int64], F
         node = base + k
         inside = (node >= 0) & (node < axis.count)
         yield np.where(inside, node, 0), cubic(t - node) * inside
+
+
+def at_positions(lattice: NDArray[np.float64], axes: list[Axis], index: F64) -> F64:
+    """The spline that a lattice stands for, at any positions.
+
+    Parameters
+    ----------
+    lattice : ndarray
+        ``(3, z, y, x)``, coefficients.
+    axes : list of Axis
+        ``[x, y, z]``.
+    index : ndarray
+        ``(N, 3)``, ``x, y, z``, in voxels of the fixed image.
+
+    Returns
+    -------
+    ndarray
+        ``(N, 3)``; 0 beyond the lattice.
+    """
+    out = np.zeros((len(index), 3))
+    for begin in range(0, len(index), 1 << 15):
+        part = index[begin : begin + (1 << 15)]
+        value = np.zeros((3, len(part)))
+        for z, wz in neighbours(axes[2], part[:, 2]):
+            for y, wy in neighbours(axes[1], part[:, 1]):
+                for x, wx in neighbours(axes[0], part[:, 0]):
+                    value += lattice[:, z, y, x] * (wx * wy * wz)
+        out[begin : begin + len(part)] = value.T
+    return out

@@ -1,10 +1,10 @@
 """Regions of the fixed image that stay rigid, or keep their volume, under the whole map ``p -> A(p + u(p))``.
 
 A bone, an implant or a lesion does not follow a smooth deformation. While the field is trained, a penalty holds such
-regions, so that their surroundings adapt to it (`RegionPenalty`); after that `kept` makes it exact. For rigid regions,
-the coefficients of all splines that reach the region become samples of an affine function, which cubic B-splines
-reproduce: the map is rigid there to the last digit, also where it is interpolated linearly between voxels. For the
-others, a radial mode is added until the volume is right. What has to change is carried smoothly into the surroundings.
+regions, so that their surroundings adapt to it (`RegionPenalty`); after that `kept` makes it exact, by a small
+displacement on the voxels around them that is added to the field: in rigid regions, and one voxel around, what makes
+the map the nearest rigid one, so that it stays rigid where it is interpolated linearly between voxels; in the others as
+much of a radial mode as makes the volume right. It is carried smoothly into the surroundings.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from itk_nir.engine import ops
-from itk_nir.engine.images import Pair, spacings
-from itk_nir.engine.lattice import Axis, Banded, banded_from_dense, gaussian_matrix
+from itk_nir.engine.images import Pair, sizes, spacings
+from itk_nir.engine.lattice import Axis, Banded, gaussian_matrix
 from itk_nir.engine.ops import reference
+from itk_nir.engine.overlay import Overlay
 from itk_nir.engine.region_labels import Region
 from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
-
-#: Largest spacing of the lattice on which regions are kept, in voxels of the fixed image along its finest axis.
-SPACING = 2.0
 
 #: The least determinant that counts in the logarithm of the penalty.
 LEAST_DETERMINANT = 0.01
@@ -37,12 +36,15 @@ LEAST_DETERMINANT = 0.01
 #: Samples that a region has along each axis at least, where it has as many voxels.
 FEWEST_SAMPLES = 4
 
-#: How often the change is smoothed into the surroundings, by a Gaussian of one spacing of the lattice each time: the
-#: first that leaves no determinant below `LEAST_LEFT` is taken.
-SMOOTHINGS, LEAST_LEFT = (16, 64, 256), 0.1
+#: How often the change is smoothed into the surroundings, by a Gaussian of one voxel each time: the first that leaves
+#: no determinant below `LEAST_LEFT` is taken.
+SMOOTHINGS, LEAST_LEFT = (16, 64, 256), 0.25
 
 #: Relative error of a volume that ends the search for it, and most steps.
 VOLUME_TOLERANCE, VOLUME_STEPS = 1e-5, 12
+
+#: Relative error of a volume that is told.
+NOTABLE_VOLUME = 5e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,7 +295,7 @@ def kept(field: VelocityField, pair: Pair) -> tuple[VelocityField, tuple[str, ..
     Returns
     -------
     field : VelocityField
-        With `corrected` in place of what it was trained to; the very same where there are no regions.
+        With an `overlay`; the very same where there are no regions.
     notes : tuple of str
         What could not be kept, a sentence each.
     """
@@ -302,8 +304,8 @@ def kept(field: VelocityField, pair: Pair) -> tuple[VelocityField, tuple[str, ..
     tried: list[tuple[float, VelocityField, list[str]]] = []
     for smoothings in SMOOTHINGS:
         correction = _Correction(field, pair, smoothings)
-        found = replace(field, corrected=correction.made())
-        tried.append((_least_determinant(found), found, correction.notes))
+        found = replace(field, overlay=correction.made())
+        tried.append((correction.least_determinant(found), found, correction.notes))
         if tried[-1][0] >= LEAST_LEFT:
             break
     least, found, notes = max(tried, key=lambda one: one[0])
@@ -312,112 +314,92 @@ def kept(field: VelocityField, pair: Pair) -> tuple[VelocityField, tuple[str, ..
     return found, tuple(notes)
 
 
-def _least_determinant(field: VelocityField) -> float:
-    positions = [np.arange(math.ceil(low), math.floor(high) + 1, dtype=float) for low, high in field.support()]
-    voxel = torch.tensor(spacings(field.geometry), dtype=torch.float32).reshape(3, 1, 1, 1).to(field.device)
-    return float(ops.jacobian_map(field.on_grid(positions).div_(voxel), field.threads).min())
-
-
 class _Correction:
-    """What has to be added to a displacement on its lattice for the sake of the regions."""
+    """What has to be added to a displacement for the sake of the regions, on a block of voxels that holds them all."""
 
     def __init__(self, field: VelocityField, pair: Pair, smoothings: int) -> None:
-        self.field, self.geometry = field, pair.fixed_geometry
+        self.geometry, self.threads = pair.fixed_geometry, field.threads
         self.map = WholeMap(pair.fixed_geometry, pair.linear)
-        self.smoothings, self.threads = smoothings, field.threads
+        self.smoothings = smoothings
         self.notes: list[str] = []
-        self.rigid = [r for r in pair.regions if r.kind == "rigid"]
-        self.volume = [r for r in pair.regions if r.kind == "volume"]
-        #: Of every region, the control points whose splines reach it.
-        self.zones = {r: self._zone(r) for r in pair.regions}
-        self.kernels = [gaussian_matrix(n, np.arange(n, dtype=float), 1.0) for n in field.forward.shape[:0:-1]]
+        size, margin = np.array(sizes(pair.fixed_geometry)), math.ceil(3 * math.sqrt(smoothings))
+        first = np.min([r.start for r in pair.regions], 0) - margin
+        last = np.max([np.add(r.start, r.size) for r in pair.regions], 0) + margin
+        self.first, last = np.maximum(first, 0), np.minimum(last, size)
+        self.positions = [np.arange(a, b, dtype=float) for a, b in zip(self.first, last, strict=True)]
+        self.voxel = torch.tensor(spacings(self.geometry), dtype=torch.float32).reshape(3, 1, 1, 1).to(field.device)
+        self.plain = field.on_grid(self.positions)
+        self.kernels = [gaussian_matrix(len(p), np.arange(len(p), dtype=float), 1.0) for p in self.positions]
+        #: Where nothing may change: the rim of the block, where that is not the rim of the image.
+        self.rim = torch.zeros_like(self.plain[0], dtype=torch.bool)
+        for axis in range(3):
+            for inner, at in ((self.first[axis] > 0, 0), (last[axis] < size[axis], -1)):
+                if inner:
+                    self.rim.select(2 - axis, at).fill_(True)
+        self.inside = {r: self._in_block(r) for r in pair.regions}
+        self.any = torch.stack(list(self.inside.values())).any(0)
 
-    def made(self) -> Tensor:
-        """The displacement with the correction, ``(3, z, y, x)`` mm along the image axes."""
-        u = self._with_rigid(self.field.forward.clone())
-        modes = {region: self._mode(region) for region in self.volume}
-        for _ in range(3 if len(self.volume) > 1 else 1):  # neighbours move each other a little
-            for region in self.volume:
-                u = self._with_volume(u, region, modes[region])
-        return u
+    def made(self) -> Overlay:
+        """The correction."""
+        change, held = torch.zeros_like(self.plain), self.rim.clone()
+        for region, inside in self.inside.items():
+            if region.kind == "rigid":
+                zone = inside | (self._wider(inside) & ~self.any)
+                change = torch.where(zone, self._rigid_displacement(inside) - self.plain, change)
+                held |= zone
+        change = self._carried(change, held)
+        volume = {r: self._mode(inside, held) for r, inside in self.inside.items() if r.kind == "volume"}
+        for _ in range(3 if len(volume) > 1 else 1):  # neighbours move each other a little
+            for region, mode in volume.items():
+                change = change + self._amount(region, self.plain + change, mode) * mode
+        return Overlay(tuple(int(v) for v in self.first), change)  # type: ignore[arg-type]
 
-    def _zone(self, region: Region) -> Tensor:
-        """``(z, y, x)`` bool: which control points have a spline that reaches the region or a voxel beside it."""
-        near = []
-        for axis, start, size in zip(self.field.axes, region.start, region.size, strict=True):
-            if axis.count == 1:
-                near.append(Banded(np.zeros(1, np.int32), np.ones((1, 1), np.float32), 1))
-                continue
-            gap = np.abs(axis.positions[:, None] - (start + np.arange(size)))
-            near.append(banded_from_dense((gap <= 2 * axis.spacing + 1).astype(float)))
-        return ops.separable(region.inside.float()[None], near, self.threads)[0] > 0.5
+    def least_determinant(self, field: VelocityField) -> float:
+        """Of a field in the block."""
+        return float(ops.jacobian_map(field.on_grid(self.positions).div_(self.voxel), self.threads).min())
 
-    def _with_rigid(self, u: Tensor) -> Tensor:
-        if not self.rigid:
-            return u
-        change, fixed, nearest = torch.zeros_like(u), torch.zeros_like(u[0], dtype=torch.bool), torch.zeros_like(u[0])
-        shared = set[int]()
-        for region in self.rigid:
-            zone = self.zones[region]
-            clash = zone & fixed
-            if clash.any():
-                shared.add(region.label)
-            ours = self._closeness(region)
-            zone = zone & (~fixed | (ours > nearest))
-            change = torch.where(zone, self._rigid_displacement(region, u) - u, change)
-            nearest, fixed = torch.where(zone, ours, nearest), fixed | zone
-        if shared:
-            names = ", ".join(map(str, sorted(shared)))
-            self.notes.append(
-                f"rigid regions {names} lie within {4 * self.field.spacing:.3g} mm of others: beside them they are not "
-                "exactly rigid; give regions that move together one label"
-            )
-        self.fixed = fixed
-        return u + self._carried(change, fixed)
-
-    def _closeness(self, region: Region) -> Tensor:
-        """The larger, the nearer a control point is to the region, ``(z, y, x)``."""
-        matrices = []
-        for axis, start, size in zip(self.field.axes, region.start, region.size, strict=True):
-            gap = (axis.positions[:, None] - (start + np.arange(size))) / axis.spacing
-            matrices.append(banded_from_dense(np.exp(-0.5 * gap**2) + 1e-12))
-        return ops.separable(region.inside.float()[None], matrices, self.threads)[0]
-
-    def _rigid_displacement(self, region: Region, u: Tensor) -> Tensor:
-        """The displacement of the rigid map nearest to the field in a region, at all control points."""
-        points = self.map.points(_index(_voxels(region), region.inside))
-        d = points.shape[1]
-        there = self._at(u, _voxels(region))[:d, region.inside].T.double().cpu().numpy()
-        rotation, shift = rigid_fit(points, self.map.still(points) + there @ self.map.displacement_to_moving.T)
-        mesh = np.meshgrid(*(a.positions for a in self.field.axes[::-1]), indexing="ij")[::-1]
-        nodes = self.map.points(np.stack([m.ravel() for m in mesh], -1))
-        wanted = self.map.displacement_for(nodes, nodes @ rotation.T + shift)
-        out = torch.zeros_like(u)
-        out[:d] = _like(wanted.T, u).reshape(d, *u.shape[1:])
+    def _in_block(self, region: Region) -> Tensor:
+        out = torch.zeros_like(self.rim)
+        at = tuple(slice(a - b, a - b + n) for a, b, n in zip(region.start, self.first, region.size, strict=True))
+        out[at[::-1]] = region.inside
         return out
 
-    def _mode(self, region: Region) -> Tensor:
-        """What swells a region about its centre, carried into the surroundings, ``(3, z, y, x)`` mm."""
-        index = _index(_voxels(region), region.inside).mean(0)
-        out = torch.zeros_like(self.field.forward)
-        for c, (axis, s) in enumerate(zip(self.field.axes, spacings(self.geometry), strict=True)):
-            if axis.count > 1:
-                along = _like((axis.positions - index[c]) * s, out)
-                out[c] = along.reshape([-1 if a == 2 - c else 1 for a in range(3)])
-        held = self.fixed if self.rigid else torch.zeros_like(out[0], dtype=torch.bool)
-        zone = self.zones[region] & ~held
-        return self._carried(torch.where(zone, out, torch.zeros_like(out)), zone | held)
+    @staticmethod
+    def _wider(inside: Tensor) -> Tensor:
+        """A region and the voxels around it: what the map at the rim of its outermost voxels is interpolated from."""
+        size = [3 if n > 1 else 1 for n in inside.shape]
+        wider = functional.max_pool3d(inside.float()[None, None], size, stride=1, padding=[n // 2 for n in size])
+        return wider[0, 0] > 0.5
 
-    def _with_volume(self, u: Tensor, region: Region, mode: Tensor) -> Tensor:
-        """The displacement with as much of a region's mode as its volume needs, by Newton's method."""
-        positions = _positions(region, (1, 1, 1), self.geometry)
-        inside = _labelled(region, positions)
-        voxel = _like(np.array(spacings(self.geometry)).reshape(3, 1, 1, 1), u)
-        plain, change = (self._at(x, positions).double() / voxel for x in (u, mode))
+    def _rigid_displacement(self, inside: Tensor) -> Tensor:
+        """The displacement of the rigid map nearest to the field in a region, in the whole block."""
+        points = self.map.points(_index(self.positions, inside))
+        d = points.shape[1]
+        there = self.plain[:d, inside].T.double().cpu().numpy()
+        rotation, shift = rigid_fit(points, self.map.still(points) + there @ self.map.displacement_to_moving.T)
+        everywhere = self.map.points(_index(self.positions, torch.ones_like(inside)))
+        wanted = self.map.displacement_for(everywhere, everywhere @ rotation.T + shift)
+        out = torch.zeros_like(self.plain)
+        out[:d] = _like(wanted.T, out).reshape(d, *inside.shape)
+        return out
+
+    def _mode(self, inside: Tensor, held: Tensor) -> Tensor:
+        """What swells a region about its centre, carried into the surroundings, ``(3, z, y, x)`` mm."""
+        centre = _index(self.positions, inside).mean(0)
+        out = torch.zeros_like(self.plain)
+        for c, (p, s) in enumerate(zip(self.positions, spacings(self.geometry), strict=True)):
+            out[c] = _like((p - centre[c]) * s, out).reshape([-1 if a == 2 - c else 1 for a in range(3)])
+        zone = (inside | (self._wider(inside) & ~self.any)) & ~held
+        return self._carried(out * zone, zone | held)
+
+    def _amount(self, region: Region, u: Tensor, mode: Tensor) -> float:
+        """How much of its mode the volume of a region needs, by Newton's method."""
+        inside, log = self.inside[region], self.map.log_determinant
+        plain, change = (x.double() / self.voxel for x in (u, mode))
 
         def gap(amount: float) -> float:
             mean = float(reference.jacobian_map(plain + amount * change)[inside].mean())
-            return math.log(max(mean, LEAST_DETERMINANT)) + self.map.log_determinant
+            return math.log(max(mean, LEAST_DETERMINANT)) + log
 
         amount, left = 0.0, gap(0.0)
         for _ in range(VOLUME_STEPS):
@@ -426,22 +408,13 @@ class _Correction:
                 break
             amount -= left / slope
             left = gap(amount)
-        if abs(left) > 5e-3:
+        if abs(left) > NOTABLE_VOLUME:
             self.notes.append(f"the volume of region {region.label} is off by {100 * math.expm1(left):.1f} %")
-        return u + amount * mode
+        return amount
 
-    def _at(self, u: Tensor, positions: list[F64]) -> Tensor:
-        matrices = [a.evaluate(p) for a, p in zip(self.field.axes, positions, strict=True)]
-        return ops.separable(u, matrices, self.threads)
-
-    def _carried(self, values: Tensor, fixed: Tensor) -> Tensor:
-        """Values at control points that are given, carried smoothly to the others, where they fade."""
+    def _carried(self, values: Tensor, held: Tensor) -> Tensor:
+        """Values where they are held, carried smoothly to the other voxels, where they fade."""
         out = values
         for _ in range(self.smoothings):
-            out = torch.where(fixed, values, ops.separable(out, self.kernels, self.threads))
+            out = torch.where(held, values, ops.separable(out, self.kernels, self.threads))
         return out
-
-
-def _voxels(region: Region) -> list[F64]:
-    """The voxels of the block of a region, ``[x, y, z]``."""
-    return [s + np.arange(n, dtype=float) for s, n in zip(region.start, region.size, strict=True)]

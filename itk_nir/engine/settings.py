@@ -98,7 +98,7 @@ class DeformableSettings:
         public=True,
     )
     region_weight: float = option(
-        10.0,
+        20.0,
         "weight of the penalty on regions that do not stay rigid or keep their volume while the field is trained; at "
         "the end they do so exactly, whatever the weight",
         at_least=0, public=True,

@@ -11,7 +11,7 @@ by the two-scale relation). Displacements and velocities are mm along the image 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -23,7 +23,8 @@ from itk_nir.engine import ops
 from itk_nir.engine.coordinate_networks import FieldConfig, build_field
 from itk_nir.engine.images import sizes
 from itk_nir.engine.lattice import Axis, Banded, shape_of
-from itk_nir.engine.lattice_values import neighbours, second_differences
+from itk_nir.engine.lattice_values import at_positions, second_differences
+from itk_nir.engine.overlay import Overlay, refined_inverse
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -332,8 +333,8 @@ class VelocityField:
         CPU threads of the native ops.
     unfolded : Tensor or None
         ``(3, z, y, x)`` units of the lattice: the coarse displacement after its folds were removed, where it had any.
-    corrected : Tensor or None
-        ``(3, z, y, x)`` mm: the whole displacement after regions were made to keep shape or volume.
+    overlay : Overlay or None
+        What is added to the displacement, where regions had to keep their shape or volume.
     """
 
     geometry: Geometry
@@ -343,7 +344,7 @@ class VelocityField:
     integration_steps: int = 2
     threads: int = 1
     unfolded: Tensor | None = None
-    corrected: Tensor | None = None
+    overlay: Overlay | None = None
 
     def at_rest(self) -> VelocityField:
         """The field that moves nothing, on the same lattice.
@@ -391,8 +392,6 @@ class VelocityField:
     @cached_property
     def forward(self) -> Tensor:
         """Displacement at the control points, ``(3, z, y, x)`` mm along the image axes."""
-        if self.corrected is not None:
-            return self.corrected
         with torch.no_grad():
             outer = None if self.coarse_displacements is None else self.coarse_displacements[0]
             return self.displaced(self.fine(), outer) * self.spacing
@@ -402,8 +401,6 @@ class VelocityField:
         """The inverse's: exact for velocities up to the lattice, by Newton's method for a displacement."""
         h = self.spacing
         with torch.no_grad():
-            if self.corrected is not None:
-                return ops.invert(self.corrected / h, replace(self, corrected=None).backward / h, self.threads)[0] * h
             if self.transform_model == "displacement":
                 u = self.forward / h
                 return ops.invert(u, -u, self.threads)[0] * h
@@ -442,11 +439,12 @@ class VelocityField:
         Returns
         -------
         Tensor
-            ``(3, len z, len y, len x)`` mm along the image axes; zero beyond the lattice.
+            ``(3, len z, len y, len x)`` mm along the image axes; zero beyond. The inverse is that without the overlay.
         """
         lattice = self.backward if inverse else self.forward
         matrices = [a.evaluate(p) for a, p in zip(self.axes, positions, strict=True)]
-        return ops.separable(lattice, matrices, self.threads)
+        out = ops.separable(lattice, matrices, self.threads)
+        return out if inverse or self.overlay is None else out.add_(self.overlay.on_grid(positions, self.threads))
 
     def support(self) -> list[tuple[float, float]]:
         """First and last place along each axis where the displacement may be other than 0.
@@ -458,6 +456,8 @@ class VelocityField:
         """
         # A spline reaches two spacings to either side.
         ends = [(a.start - 2 * a.spacing, a.start + a.spacing * (a.count + 1)) for a in self.axes]
+        if self.overlay is not None:
+            ends = [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(ends, self.overlay.support(), strict=True)]
         return [(max(0.0, a), min(n - 1.0, b)) for (a, b), n in zip(ends, sizes(self.geometry), strict=True)]
 
     def curvature(self) -> Tensor:
@@ -485,16 +485,18 @@ class VelocityField:
         ndarray
             ``(N, d)`` LPS mm.
         """
-        d = self.geometry.dimension
-        lattice = (self.backward if inverse else self.forward).double().cpu().numpy()
+        d, turn = self.geometry.dimension, self.geometry.rotation.T
+        axes, lattice = self.axes, (self.backward if inverse else self.forward).double().cpu().numpy()
+
+        index = self._index(points)
+        out = at_positions(lattice, axes, index)[:, :d] @ turn
+        if self.overlay is None:
+            return out
+        if not inverse:
+            return out + self.overlay.at(index)[:, :d] @ turn
+        return refined_inverse(self.displacement, points, out, 1e-4 * min(self.geometry.spacing))
+
+    def _index(self, points: F64) -> F64:
+        """Physical points as voxel positions ``(N, 3)``."""
         index = self.geometry.physical_to_index(points)
-        out = np.zeros((len(index), d))
-        for begin in range(0, len(index), 1 << 15):
-            part = index[begin : begin + (1 << 15)]
-            value = np.zeros((3, len(part)))
-            for z, wz in neighbours(self.axes[2], part[:, 2] if d == 3 else np.zeros(len(part))):
-                for y, wy in neighbours(self.axes[1], part[:, 1]):
-                    for x, wx in neighbours(self.axes[0], part[:, 0]):
-                        value += lattice[:, z, y, x] * (wx * wy * wz)
-            out[begin : begin + len(part)] = value[:d].T
-        return out @ self.geometry.rotation.T
+        return index if index.shape[1] == 3 else np.pad(index, ((0, 0), (0, 1)))
