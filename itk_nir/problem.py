@@ -41,6 +41,8 @@ class Problem:
         Fixed and moving image of the further channels.
     fixed_mask, moving_mask : Volume or None
         On their image's grid, zeros and ones.
+    fixed_lesion, moving_lesion : Volume or None
+        On their image's grid, ones where it has no counterpart.
     rigid_regions, volume_regions : Volume or None
         Label maps on the fixed grid.
     start : CompositeTransform or None
@@ -68,6 +70,8 @@ class Problem:
     more: tuple[tuple[Volume, Volume], ...]
     fixed_mask: Volume | None
     moving_mask: Volume | None
+    fixed_lesion: Volume | None
+    moving_lesion: Volume | None
     rigid_regions: Volume | None
     volume_regions: Volume | None
     start: CompositeTransform | None
@@ -91,6 +95,8 @@ class Problem:
         deformable: bool = True,
         fixed_mask: Any = None,
         moving_mask: Any = None,
+        fixed_lesion: Any = None,
+        moving_lesion: Any = None,
         rigid_regions: Any = None,
         volume_regions: Any = None,
         initial_transform: Any = None,
@@ -112,6 +118,8 @@ class Problem:
             Whether a deformable stage follows.
         fixed_mask, moving_mask : image or path, optional
             Above 0 where the image counts.
+        fixed_lesion, moving_lesion : image or path, optional
+            Above 0 where the image shows what has no counterpart in the other.
         rigid_regions, volume_regions : image or path, optional
             Label maps of the fixed image: regions that keep their shape, or their volume.
         initial_transform : transform, optional
@@ -162,10 +170,12 @@ class Problem:
 
         rigid, volume = labels(rigid_regions, "rigid regions"), labels(volume_regions, "volume regions")
         masks = matched(fixed_mask, a, "fixed mask"), matched(moving_mask, b, "moving mask")
+        lesions = matched(fixed_lesion, a, "fixed lesion"), matched(moving_lesion, b, "moving lesion")
+        _check_lesions(masks, lesions, settings)
         notes = [*check_pair(a, b, start, linear=linear), *notes]
         return cls(
-            a, b, more, *masks, rigid, volume, start, settings, linear, deformable, seed, where, count, tuple(notes),
-            clock,
+            a, b, more, *masks, *lesions, rigid, volume, start, settings, linear, deformable, seed, where, count,
+            tuple(notes), clock,
         )  # fmt: skip
 
     @property
@@ -186,11 +196,12 @@ class Problem:
         """
         grid = self.fixed.geometry
         linear = np.eye(grid.dimension + 1)
-        source, mask = self.moving, self.moving_mask
+        source, mask, lesion = self.moving, self.moving_mask, self.moving_lesion
         others = [m for _, m in self.more]
         if self.tail is not None:
             source, mask = self._moving_through(self.tail)
             others = [self._seen_through(self.tail, m) for m in others]
+            lesion = None if lesion is None else self._seen_through(self.tail, lesion)
         elif self.start is not None:
             linear = field_then_linear(self.start).transforms[-1].matrix  # type: ignore[union-attr]
         rigid, volume = (
@@ -206,6 +217,9 @@ class Problem:
             None if self.fixed_mask is None else self._tensor(self.fixed_mask.array),
             None if mask is None else self._tensor(mask.array),
             [(self._tensor(f.array), self._tensor(m.array)) for (f, _), m in zip(self.more, others, strict=True)],
+            # Seen through a transform, a voxel that has any part in the lesion belongs to it.
+            None if self.fixed_lesion is None else self._tensor(self.fixed_lesion.array) > 0,
+            None if lesion is None else self._tensor(lesion.array) > 0,
         )
         return replace(pair, regions=regions_in(rigid, volume))
 
@@ -255,6 +269,32 @@ def _paired(fixed: list[Volume], moving: list[Volume], settings: Settings) -> tu
         raise OptionError(f"preset {settings.preset!r} registers one channel, got {len(fixed) + 1}; use another preset")
     channel_metrics(deformable.metric, getattr(deformable, "channel_weights", ()), len(fixed) + 1)
     return tuple(zip(fixed, moving, strict=True))
+
+
+def _check_lesions(
+    masks: tuple[Volume | None, Volume | None], lesions: tuple[Volume | None, Volume | None], settings: Settings
+) -> None:
+    """Refuse lesions that leave nothing, or that the engine does not know.
+
+    Raises
+    ------
+    InputError
+        Nothing of an image, or of its mask, is outside its lesion.
+    OptionError
+        A preset that knows no lesions.
+    """
+    for mask, lesion in zip(masks, lesions, strict=True):
+        if lesion is None:
+            continue
+        if settings.deformable.kind != "deformable":
+            name = lesion.name.replace(" ", "_")
+            raise OptionError(f"preset {settings.preset!r} knows no {name}; use another preset")
+        left = lesion.array < 0.5 if mask is None else (lesion.array < 0.5) & (mask.array > 0.5)
+        if not left.any():
+            raise InputError(
+                f"{lesion.name}: leaves nothing of its image{'' if mask is None else ' inside the mask'}; it must be "
+                "above 0 inside the lesion alone"
+            )
 
 
 def _check_regions(role: str, settings: Settings, deformable: bool, start: CompositeTransform | None) -> None:
