@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from itk_nir.checks import check_dimensions, check_pair, match_labels, match_mask
+from itk_nir.checks import beyond_cuts, check_dimensions, check_pair, holes, match_labels, match_mask
 from itk_nir.engine.execution import device_named, thread_count
-from itk_nir.engine.images import Pair, as_volume
+from itk_nir.engine.images import Pair, as_volume, background
 from itk_nir.engine.metrics import channel_metrics
 from itk_nir.engine.region_labels import regions_in
 from itk_nir.errors import InputError, OptionError
@@ -42,7 +42,8 @@ class Problem:
     fixed_mask, moving_mask : Volume or None
         On their image's grid, zeros and ones.
     fixed_lesion, moving_lesion : Volume or None
-        On their image's grid, ones where it has no counterpart.
+        On their image's grid, ones where it has no counterpart: what was given, the holes of the mask, and
+        what lies beyond a cut through the object.
     rigid_regions, volume_regions : Volume or None
         Label maps on the fixed grid.
     start : CompositeTransform or None
@@ -61,6 +62,8 @@ class Problem:
         CPU threads.
     notes : tuple of str
         What was found odd, one sentence each.
+    doubts : tuple of str
+        What the verdict is to name.
     clock : float
         ``time.perf_counter()`` when it all began.
     """
@@ -82,6 +85,7 @@ class Problem:
     device: torch.device
     threads: int
     notes: tuple[str, ...]
+    doubts: tuple[str, ...]
     clock: float
 
     @classmethod
@@ -172,10 +176,18 @@ class Problem:
         masks = matched(fixed_mask, a, "fixed mask"), matched(moving_mask, b, "moving mask")
         lesions = matched(fixed_lesion, a, "fixed lesion"), matched(moving_lesion, b, "moving lesion")
         _check_lesions(masks, lesions, settings)
+        doubts: tuple[str, ...] = ()
+        if settings.deformable.kind == "deformable":
+            given = [v for v in (*masks, *lesions) if v is not None]
+            lesions = _with_holes(masks[0], lesions[0]), _with_holes(masks[1], lesions[1])
+            (whole, cut_fixed), (other, cut_moving) = _with_cuts(a, lesions[0]), _with_cuts(b, lesions[1])
+            lesions = whole, other
+            # Who gives a mask knows.
+            doubts = () if given else (*cut_fixed, *cut_moving)
         notes = [*check_pair(a, b, start, linear=linear), *notes]
         return cls(
             a, b, more, *masks, *lesions, rigid, volume, start, settings, linear, deformable, seed, where, count,
-            tuple(notes), clock,
+            tuple(notes), doubts, clock,
         )  # fmt: skip
 
     @property
@@ -295,6 +307,33 @@ def _check_lesions(
                 f"{lesion.name}: leaves nothing of its image{'' if mask is None else ' inside the mask'}; it must be "
                 "above 0 inside the lesion alone"
             )
+
+
+def _with_holes(mask: Volume | None, lesion: Volume | None) -> Volume | None:
+    """The lesion, and what the mask encloses but leaves out: "all but the lesion" is how masks of lesions are drawn."""
+    if mask is None:
+        return lesion
+    found = holes(mask.array)
+    if not found.any():
+        return lesion
+    both = found if lesion is None else found | (lesion.array > 0.5)
+    return replace(mask, array=both.astype(np.float32))
+
+
+def _with_cuts(image: Volume, lesion: Volume | None) -> tuple[Volume | None, list[str]]:
+    """The lesion, and what lies beyond a plane in which the object of an image was cut off; what there is to tell."""
+    value = background(as_volume(torch.from_numpy(image.array)))
+    if value is None:
+        return lesion, []
+    beyond, axes = beyond_cuts(image.array != value)
+    if not axes:
+        return lesion, []
+    both = beyond if lesion is None else beyond | (lesion.array > 0.5)
+    told = (
+        f"the images share only part of what they show: {image.name} is cut off across {' and '.join(axes)}; what lies "
+        "beyond was left out"
+    )
+    return replace(image, array=both.astype(np.float32)), [told]
 
 
 def _check_regions(role: str, settings: Settings, deformable: bool, start: CompositeTransform | None) -> None:

@@ -206,7 +206,7 @@ class _Run:
     def __init__(self, problem: Problem, callback: Callback | None) -> None:
         self.problem, self.callback = problem, callback
         self.seconds = {"read": time.perf_counter() - problem.clock}
-        self.notes, self.doubts, self.remarks = list(problem.notes), list[str](), list[str]()
+        self.notes, self.doubts, self.remarks = list(problem.notes), list(problem.doubts), list[str]()
         self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
         self.cancelled = False
         self.similarity_linear: float | None = None
