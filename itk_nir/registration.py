@@ -87,7 +87,11 @@ def register(
     deformable : bool
         False stops after the linear stage: the result is a linear map (and `initial_transform`).
     fixed_mask, moving_mask : image or path, optional
-        Above 0 where the image counts, in every stage.
+        Above 0 where the image counts, in every stage: similarity is compared there alone. What lies beyond may still
+        be looked at by smoothing; a hole of a mask, which it encloses, counts as a lesion.
+    fixed_lesion, moving_lesion : image or path, optional
+        Above 0 where the image shows what has no counterpart in the other: a lesion, an implant, an artefact. It is not
+        looked at in any stage; the deformation follows its surroundings there.
     rigid_regions, volume_regions : image or path, optional
         Label maps of the fixed image, any grid: 0 is no region; every other value is a region that keeps its shape
         (the map is rigid there, to 0.001 voxel), or its volume. Their surroundings adapt to them.
@@ -238,10 +242,7 @@ class _Run:
         done = self._deformable(pair)
         ops.release_memory()  # many small arrays are done with, a few large ones follow
         done = self._compare(began, pair, done)
-        sampling = problem.settings.sampling
-        if pair.regions:  # they are kept on the fixed grid; a coarser one would cut across their borders
-            sampling = replace(sampling, field_spacing=1)
-        sampled = sample_field(done.field, sampling, pair.counted)
+        sampled = sample_field(done.field, problem.settings.sampling, pair.counted)
         self._took("sampling")
         report = self._report(
             sampled,

@@ -340,8 +340,8 @@ def unknown_option(name: str, settings: Settings, known: Sequence[str] | dict[st
 
 #: The arguments of `itk_nir.register` that are no options of a preset.
 ARGUMENTS = (
-    "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "rigid_regions",
-    "volume_regions", "initial_transform", "seed", "device", "threads", "callback",
+    "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "fixed_lesion",
+    "moving_lesion", "rigid_regions", "volume_regions", "initial_transform", "seed", "device", "threads", "callback",
 )  # fmt: skip
 
 

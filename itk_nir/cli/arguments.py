@@ -33,6 +33,8 @@ REGISTER_FLAGS: dict[str, str | None] = {
     "deformable": None,
     "fixed_mask": "--fixed-mask",
     "moving_mask": "--moving-mask",
+    "fixed_lesion": "--fixed-lesion",
+    "moving_lesion": "--moving-lesion",
     "rigid_regions": "--rigid-regions",
     "volume_regions": "--volume-regions",
     "initial_transform": "--initial-transform",

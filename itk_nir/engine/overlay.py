@@ -80,15 +80,26 @@ class Overlay:
             out += values[:, z, y, x].T * weight[:, None]
         return out
 
-    def support(self) -> list[tuple[float, float]]:
-        """First and last voxel of the block along each axis.
+    def holds(self, index: F64) -> NDArray[np.bool_]:
+        """Whether positions lie between voxels of the block.
+
+        Parameters
+        ----------
+        index : ndarray
+            ``(N, 3)``, ``x, y, z``, in voxels of the fixed image.
 
         Returns
         -------
-        list of tuple of float
-            ``[x, y, z]``.
+        ndarray
+            ``(N,)`` bool.
         """
-        return [(float(s), float(s + n - 1)) for s, n in zip(self.start, self.values.shape[:0:-1], strict=True)]
+        t = index - np.array(self.start)
+        return np.asarray(((t >= 0) & (t <= np.array(self.values.shape[:0:-1]) - 1)).all(1))
+
+    @property
+    def positions(self) -> list[F64]:
+        """The voxels of the block along ``x, y, z``."""
+        return [s + np.arange(n, dtype=float) for s, n in zip(self.start, self.values.shape[:0:-1], strict=True)]
 
 
 def refined_inverse(displacement: Callable[[F64], F64], points: F64, start: F64, tolerance: float) -> F64:

@@ -185,8 +185,7 @@ class SplineVelocity(nn.Module):
         torch.nn.Module
             The network.
         """
-        device = self.control_points.device
-        self.config = config
+        self.config, device = config, self.control_points.device
         self.network = build_field(config, self.geometry.dimension, generator, device, torch.float32)
         self._nodes = self.lattices.nodes(self.geometry).to(device)
         return self.network
@@ -249,8 +248,7 @@ class SplineVelocity(nn.Module):
             ``(N, d)`` mm along the image axes, x fastest.
         """
         assert self.network is not None
-        out: Tensor = self.network(self._nodes) * self.geometry.half_extent
-        return out
+        return torch.as_tensor(self.network(self._nodes) * self.geometry.half_extent)
 
     def integrated(self, model: str, integration_steps: int, number: int) -> tuple[Tensor, Tensor]:
         """Its displacement and that of its inverse on a finer lattice.
@@ -402,8 +400,7 @@ class VelocityField:
         h = self.spacing
         with torch.no_grad():
             if self.transform_model == "displacement":
-                u = self.forward / h
-                return ops.invert(u, -u, self.threads)[0] * h
+                return ops.invert(self.forward / h, -self.forward / h, self.threads)[0] * h
             u = ops.exponential(self.fine(), self.integration_steps, -1 / h, self.threads)
             if self.coarse_displacements is not None:
                 u = ops.compose(u, self.coarse_displacements[1], self.threads)
@@ -454,10 +451,9 @@ class VelocityField:
         list of tuple of float
             ``[x, y, z]``, in voxels of the fixed image.
         """
-        # A spline reaches two spacings to either side.
-        ends = [(a.start - 2 * a.spacing, a.start + a.spacing * (a.count + 1)) for a in self.axes]
+        ends = [(a.start - 2 * a.spacing, a.start + a.spacing * (a.count + 1)) for a in self.axes]  # a spline's reach
         if self.overlay is not None:
-            ends = [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(ends, self.overlay.support(), strict=True)]
+            ends = [(min(a, p[0]), max(b, p[-1])) for (a, b), p in zip(ends, self.overlay.positions, strict=True)]
         return [(max(0.0, a), min(n - 1.0, b)) for (a, b), n in zip(ends, sizes(self.geometry), strict=True)]
 
     def curvature(self) -> Tensor:
@@ -486,17 +482,19 @@ class VelocityField:
             ``(N, d)`` LPS mm.
         """
         d, turn = self.geometry.dimension, self.geometry.rotation.T
-        axes, lattice = self.axes, (self.backward if inverse else self.forward).double().cpu().numpy()
-
-        index = self._index(points)
-        out = at_positions(lattice, axes, index)[:, :d] @ turn
+        lattice = (self.backward if inverse else self.forward).double().cpu().numpy()
+        index = np.pad(self.geometry.physical_to_index(points), ((0, 0), (0, 3 - d)))
+        out = at_positions(lattice, self.axes, index)[:, :d] @ turn
         if self.overlay is None:
             return out
-        if not inverse:
-            return out + self.overlay.at(index)[:, :d] @ turn
-        return refined_inverse(self.displacement, points, out, 1e-4 * min(self.geometry.spacing))
+        if inverse:
+            return refined_inverse(self.displacement, points, out, 1e-4 * min(self.geometry.spacing))
+        there = self._on_overlay.holds(index)
+        out[there] = self._on_overlay.at(index[there])[:, :d] @ turn
+        return out
 
-    def _index(self, points: F64) -> F64:
-        """Physical points as voxel positions ``(N, 3)``."""
-        index = self.geometry.physical_to_index(points)
-        return index if index.shape[1] == 3 else np.pad(index, ((0, 0), (0, 1)))
+    @cached_property
+    def _on_overlay(self) -> Overlay:
+        """The whole displacement on the voxels of the overlay: between them it is linear, as in what is saved."""
+        assert self.overlay is not None
+        return Overlay(self.overlay.start, self.on_grid(self.overlay.positions))
