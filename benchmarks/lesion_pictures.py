@@ -41,7 +41,7 @@ def main() -> int:
     axes[0].set_title("fixed", fontsize=9)
     axes[1].imshow(spoilt, cmap="gray")
     axes[1].set_title("moving, with a lesion of 24 mm", fontsize=9)
-    told = (("not told", {}), ("moving_lesion=", {"moving_lesion": marked}))
+    told: tuple[tuple[str, dict], ...] = (("not told", {}), ("moving_lesion=", {"moving_lesion": marked}))
     for at, (title, given) in zip(axes[2:4], told, strict=True):
         u = itk_nir.register(fixed, moving, **given).mapping.displacement_on(grid).vectors
         error = np.linalg.norm(u - phantom.displacement, axis=-1)
