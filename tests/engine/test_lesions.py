@@ -81,7 +81,8 @@ def test_around_a_lesion_the_error_is_as_without(phantom: Phantom, plain: np.nda
 
 
 @SIDES
-def test_what_a_lesion_looks_like_does_not_matter(side: str) -> None:
+@pytest.mark.parametrize("how", ["lesion", "mask"])
+def test_what_a_lesion_looks_like_does_not_matter(side: str, how: str) -> None:
     phantom = brain_phantom(2, (64, 76), seed=3)
     points = phantom.geometry.grid()
     ball = np.linalg.norm(points - [28, 5], axis=-1) <= 10
@@ -89,8 +90,8 @@ def test_what_a_lesion_looks_like_does_not_matter(side: str) -> None:
     for value in (250.0, 20.0):
         images = {"fixed": phantom.fixed.copy(), "moving": phantom.moving.copy()}
         images[side][ball] = value
-        lesion = {f"{side}_lesion": to_sitk(ball.astype(np.uint8), phantom.geometry)}
-        _, result = registered(phantom, images["fixed"], images["moving"], **lesion)
+        given = {f"{side}_{how}": to_sitk((ball if how == "lesion" else ~ball).astype(np.uint8), phantom.geometry)}
+        _, result = registered(phantom, images["fixed"], images["moving"], **given)
         maps.append(result.mapping.displacement_on(phantom.geometry).vectors)
     assert np.array_equal(*maps)
 
