@@ -55,6 +55,7 @@ from measure import RunFailed, method_named, processor_name, run, say
 from pairs import OASIS, NoPairs, Pair, data_folder
 from rows_edges import edges
 from rows_epi import epi
+from rows_masks import half, lesion, regions
 from score import load_manifest, read_points
 from study import rotation_about_a_skew_axis
 
@@ -469,6 +470,9 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "oasis": oasis,
     "lung": lung,
     "box": box,
+    "lesion": lesion,
+    "half": half,
+    "regions": regions,
     "turned": turned,
     "effort": effort,
     "itself": itself,

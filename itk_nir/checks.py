@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
@@ -16,6 +17,9 @@ from itk_nir.transforms.model import CompositeTransform
 
 #: Voxels along an axis: fewer are refused; fewer are warned of.
 FEWEST, FEW = 4, 16
+
+#: The share of its largest cross-section from which on the end of an object is a cut.
+CUT_SHARE = 0.5
 
 
 def check_dimensions(fixed: Volume, moving: Volume, initial: CompositeTransform | None = None) -> None:
@@ -119,6 +123,118 @@ def match_mask(mask: Volume, image: Volume) -> tuple[Volume, list[str]]:
                 f"{mask.name}: does not reach {image.name} in physical space; check the origin and direction of both"
             )
     return replace(mask, array=inside.astype(np.float32), geometry=image.geometry), warnings
+
+
+def holes(mask: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """What a mask encloses but leaves out: the voxels outside it that no path outside it joins to the image's border.
+
+    Parameters
+    ----------
+    mask : ndarray
+        ``([D,] H, W)``, above 0.5 where the image counts.
+
+    Returns
+    -------
+    ndarray
+        Like `mask`, bool. Paths run along the axes. All false where there are fewer voxels than a block of three along
+        each axis has: gaps that a threshold leaves.
+    """
+    outside = mask <= 0.5
+    if not outside.any():
+        return outside
+    reached = np.zeros_like(outside)
+    for axis in range(mask.ndim):
+        for end in (0, -1):
+            face = (slice(None),) * axis + (end,)
+            reached[face] = outside[face]
+    before = -1
+    while before != (before := int(reached.sum())) and before < outside.sum():
+        for axis in range(mask.ndim):
+            a, b = np.moveaxis(reached, axis, 0), np.moveaxis(outside, axis, 0)
+            n = len(a)
+            for order in (range(1, n), range(n - 2, -1, -1)):
+                step = -1 if order.step > 0 else 1
+                for k in order:
+                    a[k] |= a[k + step] & b[k]
+    found = outside & ~reached
+    return found if found.sum() >= 3**mask.ndim else np.zeros_like(found)
+
+
+def beyond_cuts(foreground: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[str]]:
+    """Where an object was cut through, and the rest of the image filled with its background.
+
+    An object ends in a small face; a cut is as large as the object. Where the outermost planes of the foreground across
+    an axis have more than `CUT_SHARE` of its largest cross-section, at one end alone and not at the border of the
+    image, the object did not end there: what lies beyond was not seen.
+
+    Parameters
+    ----------
+    foreground : ndarray
+        ``([D,] H, W)`` bool, what differs from the background.
+
+    Returns
+    -------
+    ndarray
+        Like `foreground`, true beyond the cuts.
+    list of str
+        The axes that are cut across: ``"x"``, ``"y"``, ``"z"``.
+    """
+    beyond, cut = np.zeros_like(foreground), list[str]()
+    d = foreground.ndim
+    for axis in range(d):
+        area = np.count_nonzero(foreground, axis=tuple(k for k in range(d) if k != axis))
+        there = np.flatnonzero(area)
+        if len(there) < FEWEST:
+            continue
+        first, last = int(there[0]), int(there[-1])
+        least = CUT_SHARE * area.max()
+        begins, ends = (min(area[a], area[b]) > least for a, b in ((first, first + 1), (last, last - 1)))
+        part: list[slice] = [slice(None)] * d
+        if begins and not ends and first > 0:
+            part[axis] = slice(0, first)
+        elif ends and not begins and last < len(area) - 1:
+            part[axis] = slice(last + 1, None)
+        else:
+            continue
+        beyond[tuple(part)] = True
+        cut.append("xyz"[d - 1 - axis])
+    return beyond, cut
+
+
+def match_labels(labels: Volume, image: Volume) -> tuple[Volume, list[str]]:
+    """A label map on its image's grid, each voxel taking the label of the nearest one, and warnings.
+
+    Parameters
+    ----------
+    labels : Volume
+        Whole numbers, 0 outside all regions; any grid.
+    image : Volume
+        What it is a label map of.
+
+    Returns
+    -------
+    Volume
+        The label map on the image's grid, int64; 0 outside its own grid.
+    list of str
+        What is odd, a sentence each.
+
+    Raises
+    ------
+    InputError
+        Unlike dimension, values that are no whole numbers, or no region on the image's grid.
+    """
+    if labels.dimension != image.dimension:
+        raise InputError(f"{labels.name}: is {labels.dimension}D but {image.name} is {image.dimension}D")
+    whole = np.rint(labels.array).astype(np.int64)
+    if not np.array_equal(whole, labels.array):
+        raise InputError(f"{labels.name}: has values that are no whole numbers; give a label map, 0 outside regions")
+    warnings = list(labels.warnings)
+    if not labels.geometry.same_grid(image.geometry):
+        whole = np.rint(nearest_on(whole.astype(np.float64), labels.geometry, image.geometry)).astype(np.int64)
+        warnings.append(f"{labels.name}: is on another grid than {image.name}; resampled to it (nearest voxel)")
+    if not whole.any():
+        raise InputError(f"{labels.name}: has no voxel but 0 on the grid of {image.name}; check that they belong")
+    return replace(labels, array=whole, geometry=image.geometry), warnings
 
 
 def overlap(fixed: Geometry, moving: Geometry, initial: CompositeTransform | None = None) -> float:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from itk_nir.checks import check_dimensions, check_pair, match_mask
+from itk_nir.checks import beyond_cuts, check_dimensions, check_pair, holes, match_labels, match_mask
 from itk_nir.engine.execution import device_named, thread_count
-from itk_nir.engine.images import Pair, as_volume
+from itk_nir.engine.images import Pair, as_volume, background
 from itk_nir.engine.metrics import channel_metrics
+from itk_nir.engine.region_labels import regions_in
 from itk_nir.engine.restriction import check_length
 from itk_nir.errors import InputError, OptionError
 from itk_nir.images import Volume, load_channels, load_image
@@ -41,6 +42,11 @@ class Problem:
         Fixed and moving image of the further channels.
     fixed_mask, moving_mask : Volume or None
         On their image's grid, zeros and ones.
+    fixed_lesion, moving_lesion : Volume or None
+        On their image's grid, ones where it has no counterpart: what was given, the holes of the mask, and
+        what lies beyond a cut through the object.
+    rigid_regions, volume_regions : Volume or None
+        Label maps on the fixed grid.
     start : CompositeTransform or None
         The caller's initial transform, fixed → moving.
     settings : Settings
@@ -57,6 +63,8 @@ class Problem:
         CPU threads.
     notes : tuple of str
         What was found odd, one sentence each.
+    doubts : tuple of str
+        What the verdict is to name.
     clock : float
         ``time.perf_counter()`` when it all began.
     """
@@ -66,6 +74,10 @@ class Problem:
     more: tuple[tuple[Volume, Volume], ...]
     fixed_mask: Volume | None
     moving_mask: Volume | None
+    fixed_lesion: Volume | None
+    moving_lesion: Volume | None
+    rigid_regions: Volume | None
+    volume_regions: Volume | None
     start: CompositeTransform | None
     settings: Settings
     linear: str
@@ -74,6 +86,7 @@ class Problem:
     device: torch.device
     threads: int
     notes: tuple[str, ...]
+    doubts: tuple[str, ...]
     clock: float
 
     @classmethod
@@ -87,6 +100,10 @@ class Problem:
         deformable: bool = True,
         fixed_mask: Any = None,
         moving_mask: Any = None,
+        fixed_lesion: Any = None,
+        moving_lesion: Any = None,
+        rigid_regions: Any = None,
+        volume_regions: Any = None,
         initial_transform: Any = None,
         seed: int = 0,
         device: str = "auto",
@@ -106,6 +123,10 @@ class Problem:
             Whether a deformable stage follows.
         fixed_mask, moving_mask : image or path, optional
             Above 0 where the image counts.
+        fixed_lesion, moving_lesion : image or path, optional
+            Above 0 where the image shows what has no counterpart in the other.
+        rigid_regions, volume_regions : image or path, optional
+            Label maps of the fixed image: regions that keep their shape, or their volume.
         initial_transform : transform, optional
             Anything that `itk_nir.load_transform` takes, fixed → moving.
         seed : int
@@ -145,9 +166,31 @@ class Problem:
             notes.extend(found)
             return on_grid
 
+        def labels(given: Any, role: str) -> Volume | None:
+            if given is None:
+                return None
+            _check_regions(role, settings, deformable, start)
+            on_grid, found = match_labels(load_image(given, role), a)
+            notes.extend(found)
+            return on_grid
+
+        rigid, volume = labels(rigid_regions, "rigid regions"), labels(volume_regions, "volume regions")
         masks = matched(fixed_mask, a, "fixed mask"), matched(moving_mask, b, "moving mask")
+        lesions = matched(fixed_lesion, a, "fixed lesion"), matched(moving_lesion, b, "moving lesion")
+        _check_lesions(masks, lesions, settings)
+        doubts: tuple[str, ...] = ()
+        if settings.deformable.kind == "deformable":
+            given = [v for v in (*masks, *lesions) if v is not None]
+            lesions = _with_holes(masks[0], lesions[0]), _with_holes(masks[1], lesions[1])
+            (whole, cut_fixed), (other, cut_moving) = _with_cuts(a, lesions[0]), _with_cuts(b, lesions[1])
+            lesions = whole, other
+            # Who gives a mask knows.
+            doubts = () if given else (*cut_fixed, *cut_moving)
         notes = [*check_pair(a, b, start, linear=linear), *notes]
-        return cls(a, b, more, *masks, start, settings, linear, deformable, seed, where, count, tuple(notes), clock)
+        return cls(
+            a, b, more, *masks, *lesions, rigid, volume, start, settings, linear, deformable, seed, where, count,
+            tuple(notes), doubts, clock,
+        )  # fmt: skip
 
     @property
     def tail(self) -> CompositeTransform | None:
@@ -172,14 +215,19 @@ class Problem:
         """
         grid = self.fixed.geometry
         linear = np.eye(grid.dimension + 1)
-        source, mask = self.moving, self.moving_mask
+        source, mask, lesion = self.moving, self.moving_mask, self.moving_lesion
         others = [m for _, m in self.more]
         if self.tail is not None:
             source, mask = self._moving_through(self.tail)
             others = [self._seen_through(self.tail, m) for m in others]
+            lesion = None if lesion is None else self._seen_through(self.tail, lesion)
         elif self.start is not None:
             linear = field_then_linear(self.start).transforms[-1].matrix  # type: ignore[union-attr]
-        return Pair.make(
+        rigid, volume = (
+            None if v is None else as_volume(torch.from_numpy(v.array).to(self.device))
+            for v in (self.rigid_regions, self.volume_regions)
+        )
+        pair = Pair.make(
             self._tensor(self.fixed.array),
             grid,
             self._tensor(source.array),
@@ -188,7 +236,11 @@ class Problem:
             None if self.fixed_mask is None else self._tensor(self.fixed_mask.array),
             None if mask is None else self._tensor(mask.array),
             [(self._tensor(f.array), self._tensor(m.array)) for (f, _), m in zip(self.more, others, strict=True)],
+            # Seen through a transform, a voxel that has any part in the lesion belongs to it.
+            None if self.fixed_lesion is None else self._tensor(self.fixed_lesion.array) > 0,
+            None if lesion is None else self._tensor(lesion.array) > 0,
         )
+        return replace(pair, regions=regions_in(rigid, volume))
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return as_volume(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device))
@@ -241,6 +293,82 @@ def _paired(fixed: list[Volume], moving: list[Volume], settings: Settings) -> tu
         raise OptionError(f"preset {settings.preset!r} registers one channel, got {len(fixed) + 1}; use another preset")
     channel_metrics(deformable.metric, getattr(deformable, "channel_weights", ()), len(fixed) + 1)
     return tuple(zip(fixed, moving, strict=True))
+
+
+def _check_lesions(
+    masks: tuple[Volume | None, Volume | None], lesions: tuple[Volume | None, Volume | None], settings: Settings
+) -> None:
+    """Refuse lesions that leave nothing, or that the engine does not know.
+
+    Raises
+    ------
+    InputError
+        Nothing of an image, or of its mask, is outside its lesion.
+    OptionError
+        A preset that knows no lesions.
+    """
+    for mask, lesion in zip(masks, lesions, strict=True):
+        if lesion is None:
+            continue
+        if settings.deformable.kind != "deformable":
+            name = lesion.name.replace(" ", "_")
+            raise OptionError(f"preset {settings.preset!r} knows no {name}; use another preset")
+        left = lesion.array < 0.5 if mask is None else (lesion.array < 0.5) & (mask.array > 0.5)
+        if not left.any():
+            raise InputError(
+                f"{lesion.name}: leaves nothing of its image{'' if mask is None else ' inside the mask'}; it must be "
+                "above 0 inside the lesion alone"
+            )
+
+
+def _with_holes(mask: Volume | None, lesion: Volume | None) -> Volume | None:
+    """The lesion, and what the mask encloses but leaves out: "all but the lesion" is how masks of lesions are drawn."""
+    if mask is None:
+        return lesion
+    found = holes(mask.array)
+    if not found.any():
+        return lesion
+    both = found if lesion is None else found | (lesion.array > 0.5)
+    return replace(mask, array=both.astype(np.float32))
+
+
+def _with_cuts(image: Volume, lesion: Volume | None) -> tuple[Volume | None, list[str]]:
+    """The lesion, and what lies beyond a plane in which the object of an image was cut off; what there is to tell."""
+    value = background(as_volume(torch.from_numpy(image.array)))
+    if value is None:
+        return lesion, []
+    beyond, axes = beyond_cuts(image.array != value)
+    if not axes:
+        return lesion, []
+    both = beyond if lesion is None else beyond | (lesion.array > 0.5)
+    told = (
+        f"the images share only part of what they show: {image.name} is cut off across {' and '.join(axes)}; what lies "
+        "beyond was left out"
+    )
+    return replace(image, array=both.astype(np.float32)), [told]
+
+
+def _check_regions(role: str, settings: Settings, deformable: bool, start: CompositeTransform | None) -> None:
+    """Refuse rigid or volume-keeping regions where nothing could keep them.
+
+    Raises
+    ------
+    InputError
+        An initial transform that is not linear.
+    OptionError
+        A preset or stages that cannot keep them.
+    """
+    name, spacing = role.replace(" ", "_"), settings.sampling.field_spacing
+    if settings.deformable.kind != "deformable":
+        raise OptionError(f"preset {settings.preset!r} keeps no regions; leave {name} out, or use another preset")
+    if not deformable:
+        raise OptionError(f"{name} need the deformable stage, got deformable=False; leave one of the two out")
+    if spacing not in (None, 1):
+        raise OptionError(
+            f"{name} are kept on the grid of the fixed image alone, got field_spacing={spacing}; leave it out"
+        )
+    if start is not None and not start.is_linear:
+        raise InputError(f"initial transform: is not linear, so {name} cannot be kept behind it; give a linear one")
 
 
 def _checked_stages(linear: str, deformable: bool, seed: int) -> int:

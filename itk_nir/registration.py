@@ -27,6 +27,7 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.linear import Start, find_start, optimise_linear
 from itk_nir.engine.metrics import AUTO, channel_metrics, mean_of
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
+from itk_nir.engine.regions import kept
 from itk_nir.engine.sampling import SampledField, Target, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.errors import VerdictWarning, warn_caller
@@ -57,6 +58,10 @@ def register(
     deformable: bool = True,
     fixed_mask: Any = None,
     moving_mask: Any = None,
+    fixed_lesion: Any = None,
+    moving_lesion: Any = None,
+    rigid_regions: Any = None,
+    volume_regions: Any = None,
     initial_transform: Any = None,
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -83,7 +88,14 @@ def register(
     deformable : bool
         False stops after the linear stage: the result is a linear map (and `initial_transform`).
     fixed_mask, moving_mask : image or path, optional
-        Above 0 where the image counts, in every stage.
+        Above 0 where the image counts, in every stage: similarity is compared there alone. What lies beyond may still
+        be looked at by smoothing; a hole of a mask, which it encloses, counts as a lesion.
+    fixed_lesion, moving_lesion : image or path, optional
+        Above 0 where the image shows what has no counterpart in the other: a lesion, an implant, an artefact. It is not
+        looked at in any stage; the deformation follows its surroundings there.
+    rigid_regions, volume_regions : image or path, optional
+        Label maps of the fixed image, any grid: 0 is no region; every other value is a region that keeps its shape
+        (the map is rigid there, to 0.001 voxel), or its volume. Their surroundings adapt to them.
     initial_transform : RegistrationResult, transform, matrix, path or list, optional
         Where to start from, fixed → moving: anything that `itk_nir.load_transform` takes; a list in ANTs' order. It is
         composed into the result, never lost.
@@ -98,8 +110,8 @@ def register(
     **options : Options
         Public options of the preset: `metric`, `channel_weights`, `linear_metric`, `iterations`, `shrink_factors`,
         `smoothing_sigmas`, `radius`, `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`,
-        `symmetric`, `search`, `restrict`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
-        ``itk-nir presets PRESET`` say what each means and may be.
+        `symmetric`, `search`, `restrict`, `region_weight`, `convergence_window`,
+        `convergence_threshold`. ``docs/options.md`` and ``itk-nir presets PRESET`` say what each means and may be.
 
     Returns
     -------
@@ -147,6 +159,10 @@ def register(
         deformable=deformable,
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
+        fixed_lesion=fixed_lesion,
+        moving_lesion=moving_lesion,
+        rigid_regions=rigid_regions,
+        volume_regions=volume_regions,
         initial_transform=initial_transform,
         seed=seed,
         device=device,
@@ -184,13 +200,18 @@ def _name(preset: str | Settings) -> str:
     return preset.preset if isinstance(preset, Settings) else preset
 
 
+def _at_rest(done: Optimised, pair: Pair) -> Optimised:
+    """The same with no deformation, but for what rigid and volume-keeping regions need."""
+    return replace(done, field=kept(done.field.at_rest(), pair)[0], similarity=done.similarity_start)
+
+
 class _Run:
     """One registration: linear stage, deformable stage, sampling, verdict; what it took is in `report`."""
 
     def __init__(self, problem: Problem, callback: Callback | None) -> None:
         self.problem, self.callback = problem, callback
         self.seconds = {"read": time.perf_counter() - problem.clock}
-        self.notes, self.doubts, self.remarks = list(problem.notes), list[str](), list[str]()
+        self.notes, self.doubts, self.remarks = list(problem.notes), list(problem.doubts), list[str]()
         self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
         self.cancelled = False
         self.similarity_linear: float | None = None
@@ -309,7 +330,8 @@ class _Run:
             clock=problem.clock,
         )  # fmt: skip
         if self.cancelled:
-            done = replace(done, field=done.field.at_rest(), similarity=done.similarity_start)
+            done = _at_rest(done, pair)
+        self.notes.extend(done.notes)
         self._took("deformable")
         return done
 
@@ -322,12 +344,12 @@ class _Run:
         same = np.array_equal(began.linear, pair.linear)
         start = linear if same else comparison.under(began.linear, [None])[0]
         if done is not None and done.stop != "cancelled":
-            done, end = self._given_up(done, linear, end)
+            done, end = self._given_up(pair, done, linear, end)
         self.evidence = {"start": start, "linear": linear, "end": end}
         self._took("verdict")
         return done
 
-    def _given_up(self, done: Any, linear: Measures, end: Measures) -> tuple[Any, Measures]:
+    def _given_up(self, pair: Pair, done: Any, linear: Measures, end: Measures) -> tuple[Any, Measures]:
         """No deformation in place of one that is worse, and what is measured then."""
         gain = end.metric - linear.metric
         if not worse(end, linear, clearly=False) and gain >= self.least_gain * abs(linear.metric):
@@ -338,7 +360,7 @@ class _Run:
         else:
             much = "next to nothing" if gain > 0 else "nothing"
             self.remarks.append(f"a deformation would have gained {much}: the result is the linear map alone")
-        return replace(done, field=done.field.at_rest(), similarity=done.similarity_start), linear
+        return _at_rest(done, pair), linear
 
     def _judge(self, sampled: SampledField | None) -> Verdict:
         """The verdict, and a warning where it is not good."""

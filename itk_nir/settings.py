@@ -55,6 +55,7 @@ class Options(TypedDict, total=False):
     symmetric: bool
     search: Literal["auto", "always", "never"]
     restrict: Sequence[float]
+    region_weight: float
     convergence_window: int
     convergence_threshold: float
 
@@ -341,8 +342,8 @@ def unknown_option(name: str, settings: Settings, known: Sequence[str] | dict[st
 
 #: The arguments of `itk_nir.register` that are no options of a preset.
 ARGUMENTS = (
-    "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "initial_transform", "seed",
-    "device", "threads", "callback",
+    "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "fixed_lesion",
+    "moving_lesion", "rigid_regions", "volume_regions", "initial_transform", "seed", "device", "threads", "callback",
 )  # fmt: skip
 
 

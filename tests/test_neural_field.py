@@ -17,7 +17,8 @@ import itk_nir
 from itk_nir.engine.coordinate_networks import FieldConfig, build_field
 from itk_nir.engine.images import sizes, spacings
 from itk_nir.engine.lattice import Domain, shape_of
-from itk_nir.engine.velocity_field import Lattices, VelocityField
+from itk_nir.engine.lattices import Lattices
+from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_itk

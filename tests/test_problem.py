@@ -74,9 +74,9 @@ def test_masks_are_matched_once_and_images_measured_once(d: int, start: str, mon
         calls.append(f"load {role}")
         return read(image, role, several)
 
-    def measured(cls: type[Intensity], image: Any, weight: Any) -> Intensity:
+    def measured(cls: type[Intensity], image: Any, weight: Any, lesion: Any) -> Intensity:
         calls.append("measure")
-        return of(image, weight)
+        return of(image, weight, lesion)
 
     monkeypatch.setattr(problem, "match_mask", matched)
     monkeypatch.setattr(volume, "_read", loaded)

@@ -16,9 +16,10 @@ import itk_nir
 from itk_nir.engine.folds import remove_folds
 from itk_nir.engine.images import sizes
 from itk_nir.engine.lattice import Domain, shape_of
+from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.linear import _Map
 from itk_nir.engine.restriction import free_parameters, without_held_axes
-from itk_nir.engine.velocity_field import Lattices, VelocityField
+from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.errors import OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image, to_sitk

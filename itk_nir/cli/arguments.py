@@ -20,7 +20,7 @@ FORMATS = ("itk", "ants", "elastix", "slicer", "nifti")
 #: The public options of `itk_nir.register`, each of which is a flag: known here so that arguments are read at once.
 PUBLIC_OPTIONS = (
     "metric", "channel_weights", "iterations", "shrink_factors", "smoothing_sigmas", "radius", "learning_rates",
-    "regulariser", "smoothness", "grid_spacing", "transform_model", "symmetric", "search", "restrict",
+    "regulariser", "smoothness", "grid_spacing", "transform_model", "symmetric", "search", "restrict", "region_weight",
     "convergence_window", "convergence_threshold", "linear_metric",
 )  # fmt: skip
 
@@ -33,6 +33,10 @@ REGISTER_FLAGS: dict[str, str | None] = {
     "deformable": None,
     "fixed_mask": "--fixed-mask",
     "moving_mask": "--moving-mask",
+    "fixed_lesion": "--fixed-lesion",
+    "moving_lesion": "--moving-lesion",
+    "rigid_regions": "--rigid-regions",
+    "volume_regions": "--volume-regions",
     "initial_transform": "--initial-transform",
     "seed": "--seed",
     "device": "--device",

@@ -43,8 +43,20 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         default="affine",
         help="linear stage before the deformation (default: affine)",
     )
-    parser.add_argument("--fixed-mask", metavar="IMAGE", help="where in the fixed image similarity counts")
+    parser.add_argument("--fixed-mask", metavar="IMAGE", help="above 0 where the fixed image counts")
     parser.add_argument("--moving-mask", metavar="IMAGE", help="the same in the moving image")
+    parser.add_argument(
+        "--fixed-lesion",
+        metavar="IMAGE",
+        help="above 0 where the fixed image shows what has no counterpart: a lesion, an implant, an artefact",
+    )
+    parser.add_argument("--moving-lesion", metavar="IMAGE", help="the same in the moving image")
+    parser.add_argument(
+        "--rigid-regions",
+        metavar="IMAGE",
+        help="label map of the fixed image: regions (values other than 0) that keep their shape",
+    )
+    parser.add_argument("--volume-regions", metavar="IMAGE", help="the same for regions that keep their volume")
     parser.add_argument(
         "--initial-transform",
         action="append",
@@ -99,6 +111,10 @@ def run(options: argparse.Namespace) -> int:
             linear=options.linear,
             fixed_mask=options.fixed_mask,
             moving_mask=options.moving_mask,
+            fixed_lesion=options.fixed_lesion,
+            moving_lesion=options.moving_lesion,
+            rigid_regions=options.rigid_regions,
+            volume_regions=options.volume_regions,
             initial_transform=one_or_list(options.initial_transform),
             seed=options.seed,
             device=options.device,

@@ -32,6 +32,10 @@ DESCRIPTION = CLI_FOLDER / "NIRRegistration.xml"
 FLAGS = REGISTER_FLAGS | {
     "fixed_mask": "--fixedMask",
     "moving_mask": "--movingMask",
+    "fixed_lesion": "--fixedLesion",
+    "moving_lesion": "--movingLesion",
+    "rigid_regions": "--rigidRegions",
+    "volume_regions": "--volumeRegions",
     "initial_transform": "--initialTransform",
 }
 
@@ -88,6 +92,10 @@ def _register(options: argparse.Namespace) -> None:
         linear=options.linear,
         fixed_mask=options.fixedMask or None,
         moving_mask=options.movingMask or None,
+        fixed_lesion=options.fixedLesion or None,
+        moving_lesion=options.movingLesion or None,
+        rigid_regions=options.rigidRegions or None,
+        volume_regions=options.volumeRegions or None,
         initial_transform=options.initialTransform or None,
         seed=options.seed,
         device=options.device,

@@ -35,16 +35,17 @@ from itk_nir.engine import ops
 from itk_nir.engine.folds import remove_folds
 from itk_nir.engine.images import Pair, common_domain, shrink, spacings
 from itk_nir.engine.lattice import Domain
+from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.metrics import channel_metrics
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.quasi_newton import minimise
+from itk_nir.engine.regions import kept
 from itk_nir.engine.search import find_matches
 from itk_nir.engine.settings import DeformableSettings as Settings
 from itk_nir.engine.stored_field import describe, restore
-from itk_nir.engine.velocity_field import Lattices
 from itk_nir.errors import NothingToCompare
 
 __all__ = ["Settings", "describe", "optimise", "restore"]
@@ -99,10 +100,11 @@ def optimise(
     clock = time.perf_counter() if clock is None else clock
     # In a function of its own: what the iterations held is free again before the folds are looked for.
     done, domain = _train(pair, settings, seed, threads, callback, clock)
-    if not settings.jacobian_weight:
-        return done
-    ops.release_memory()
-    return replace(done, field=remove_folds(done.field, domain))
+    if settings.jacobian_weight:
+        ops.release_memory()
+        done = replace(done, field=remove_folds(done.field, domain))
+    field, notes = kept(done.field, pair)  # the very same field without regions
+    return replace(done, field=field, notes=notes)
 
 
 @dataclass

@@ -47,7 +47,7 @@ class Comparison:
         self.channels = LevelChannels.of(pair, self.grids, pair.normalised(), 0.5, RADIUS, threads)
         fixed = self.channels.images[0].fixed
         self.still = fixed.new_zeros(3, *fixed.shape)
-        mask = pair.fixed_weight
+        mask = pair.fixed_counts
         counted = float(fixed.numel() if mask is None else (self.grids.fixed_mask(mask) > 0.5).sum())
         self.most = max(1.0, counted)
 

@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from itk_nir.engine.filling import continued
 from itk_nir.engine.lattice import Domain
+from itk_nir.engine.region_labels import Region
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -46,7 +48,7 @@ class Intensity:
     range: tuple[float, float]
 
     @classmethod
-    def of(cls, image: Tensor, weight: Tensor | None) -> Intensity:
+    def of(cls, image: Tensor, weight: Tensor | None, lesion: Tensor | None = None) -> Intensity:
         """Measure an image.
 
         Parameters
@@ -55,6 +57,8 @@ class Intensity:
             ``(Z, Y, X)``.
         weight : Tensor or None
             Its mask, 0 … 1.
+        lesion : Tensor or None
+            ``(Z, Y, X)`` bool, voxels that are not looked at.
 
         Returns
         -------
@@ -65,6 +69,8 @@ class Intensity:
             inside = weight > 0.5
         else:
             inside = torch.ones_like(image, dtype=torch.bool) if value is None else image != value
+        if lesion is not None:
+            inside = inside & ~lesion
         box = bounds(inside)
         if box is None:
             inside = torch.ones_like(inside)
@@ -172,6 +178,11 @@ class Pair:
         Masks as 0 … 1, on their image's grid.
     more : tuple of Channel
         Further channels on the same grids.
+    fixed_lesion, moving_lesion : Tensor or None
+        ``(Z, Y, X)`` bool, on their image's grid: what has no counterpart. The images are continued into it from around
+        (`itk_nir.engine.filling`), and it never counts.
+    regions : tuple of Region
+        Of the fixed image, which stay rigid or keep their volume under the whole map.
     """
 
     fixed: Tensor
@@ -184,6 +195,9 @@ class Pair:
     fixed_weight: Tensor | None = None
     moving_weight: Tensor | None = None
     more: tuple[Channel, ...] = ()
+    fixed_lesion: Tensor | None = None
+    moving_lesion: Tensor | None = None
+    regions: tuple[Region, ...] = ()
 
     @classmethod
     def make(
@@ -196,6 +210,8 @@ class Pair:
         fixed_weight: Tensor | None = None,
         moving_weight: Tensor | None = None,
         more: Sequence[tuple[Tensor, Tensor]] = (),
+        fixed_lesion: Tensor | None = None,
+        moving_lesion: Tensor | None = None,
     ) -> Pair:
         """Measure both images, once for all stages.
 
@@ -211,20 +227,35 @@ class Pair:
             Masks as 0 … 1, on their image's grid.
         more : sequence of (Tensor, Tensor)
             Fixed and moving image of further channels, on the same grids.
+        fixed_lesion, moving_lesion : Tensor or None
+            ``(Z, Y, X)`` bool, what has no counterpart; not everything.
 
         Returns
         -------
         Pair
         """
 
-        def measured(a: Tensor, b: Tensor) -> tuple[Intensity, Intensity]:
-            return Intensity.of(a, fixed_weight), Intensity.of(b, moving_weight)
+        def measured(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Intensity, Intensity]:
+            of = Intensity.of(a, fixed_weight, fixed_lesion), Intensity.of(b, moving_weight, moving_lesion)
+            a = a if fixed_lesion is None else continued(a, fixed_lesion)
+            b = b if moving_lesion is None else continued(b, moving_lesion)
+            return a, b, *of
 
-        channels = tuple(Channel(a, b, *measured(a, b)) for a, b in more)
+        first, *channels = (Channel(*measured(a, b)) for a, b in ((fixed, moving), *more))
         return cls(
-            fixed, fixed_geometry, moving, moving_geometry, linear, *measured(fixed, moving), fixed_weight,
-            moving_weight, channels,
+            first.fixed, fixed_geometry, first.moving, moving_geometry, linear, first.fixed_intensity,
+            first.moving_intensity, fixed_weight, moving_weight, tuple(channels), fixed_lesion, moving_lesion,
         )  # fmt: skip
+
+    @property
+    def fixed_counts(self) -> Tensor | None:
+        """``(Z, Y, X)``, 0 … 1: the mask of the fixed image without its lesion; None where everything counts."""
+        return _without(self.fixed_weight, self.fixed_lesion)
+
+    @property
+    def moving_counts(self) -> Tensor | None:
+        """The same of the moving image."""
+        return _without(self.moving_weight, self.moving_lesion)
 
     @property
     def channels(self) -> tuple[Channel, ...]:
@@ -245,8 +276,16 @@ class Pair:
     def counted(self) -> Tensor:
         """``(Z, Y, X)`` bool: the voxels of the fixed image that reported numbers are taken over."""
         if self.fixed_weight is not None:
-            return self.fixed_weight > 0.5
-        return self.fixed_intensity.foreground(self.fixed)
+            counted = self.fixed_weight > 0.5
+        else:
+            counted = self.fixed_intensity.foreground(self.fixed)
+        return counted if self.fixed_lesion is None else counted & ~self.fixed_lesion
+
+
+def _without(weight: Tensor | None, lesion: Tensor | None) -> Tensor | None:
+    if lesion is None:
+        return weight
+    return (~lesion).float() if weight is None else torch.where(lesion, torch.zeros_like(weight), weight)
 
 
 def as_volume(x: Tensor) -> Tensor:
@@ -417,6 +456,8 @@ def common_domain(pair: Pair, margin: float) -> Domain:
     first, last = pair.fixed_intensity.box
     if pair.fixed_weight is None:  # with a mask, nothing outside it is looked at
         first, last = np.minimum(first, there.min(0)), np.maximum(last, there.max(0))
+    for region in pair.regions:
+        first, last = np.minimum(first, region.start), np.maximum(last, np.add(region.start, region.size) - 1)
     first = np.clip(np.floor(first - pad + 1e-6), 0, size - 1).astype(int)
     last = np.clip(np.ceil(last + pad - 1e-6), first, size - 1).astype(int)
     if d == 2:

@@ -22,12 +22,14 @@ from itk_nir.engine import ops
 from itk_nir.engine.flow import flowed
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Banded, Domain
+from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight, thickness
 from itk_nir.engine.metrics import LevelMetric, channel_metrics, mean_of
+from itk_nir.engine.regions import RegionPenalty
 from itk_nir.engine.regularisers import LevelLattice, regulariser_named
 from itk_nir.engine.settings import DeformableSettings
-from itk_nir.engine.velocity_field import Lattices, SplineVelocity, VelocityField
+from itk_nir.engine.velocity_field import SplineVelocity, VelocityField
 from itk_nir.engine.views import View
 from itk_nir.errors import NothingToCompare
 from itk_nir.geometry import Geometry
@@ -234,6 +236,8 @@ class Level:
         Adam's smallest number, for gradients per mm.
     backward : _BackwardMetric or None
         The similarity of the other direction, where that counts too.
+    regions : RegionPenalty or None
+        Of the regions that stay rigid or keep their volume, where there are such.
     threads : int
         CPU threads of the native ops.
     """
@@ -249,6 +253,7 @@ class Level:
     factor: float
     epsilon: float
     backward: _BackwardMetric | None
+    regions: RegionPenalty | None
     threads: int
 
     @classmethod
@@ -313,6 +318,10 @@ class Level:
             other = exchanged.metric(chosen, weight)
             if other.count >= 1:  # not where the moving image is flat
                 backward = _BackwardMetric(settings, other, np.diag(h / np.array(voxel)), h, threads)
+        regions = None
+        if pair.regions:
+            axes, volume = field.lattices.axes[field.velocity.number], metric.count * math.prod(present)
+            regions = RegionPenalty(pair, axes, h, grids.factors, volume, settings.region_weight, threads)
         return cls(
             number, settings, metric, index, vector, spline,
             energy=regulariser_named(settings.regulariser).energy(lattice),
@@ -322,6 +331,7 @@ class Level:
             # or the size of the image and the unit of length would show.
             epsilon=EPSILON_SHARE / (metric.count * min(pair.fixed_geometry.spacing)),
             backward=backward,
+            regions=regions,
             threads=threads,
         )  # fmt: skip
 
@@ -390,6 +400,8 @@ class Level:
         if settings.jacobian_weight:
             penalty = ops.jacobian_penalty(u, settings.jacobian_margin, CORNERS[iteration % 8], threads)
             loss = loss + settings.jacobian_weight * self.cell * penalty
+        if self.regions is not None:
+            loss = loss + self.regions(u)
         return similarity, loss
 
 

@@ -264,6 +264,8 @@ def counting_weight(pair: Pair, grids: LevelGrids, displacement: Tensor, moving:
                     threads: int) -> Tensor | None:  # fmt: skip
     """Where a level looks: the fixed mask, times the moving mask and the moving image's extent under the map so far.
 
+    Neither mask holds the lesion of its image.
+
     Parameters
     ----------
     pair : Pair
@@ -284,15 +286,16 @@ def counting_weight(pair: Pair, grids: LevelGrids, displacement: Tensor, moving:
     Tensor or None
         ``(Z, Y, X)``; None where everything counts.
     """
-    weight = None if pair.fixed_weight is None else grids.fixed_mask(pair.fixed_weight)
+    counts, moving_counts = pair.fixed_counts, pair.moving_counts
+    weight = None if counts is None else grids.fixed_mask(counts)
     inside = inside_image(displacement, index, vector, tuple(moving.shape))
     if inside is not None:
         weight = inside.float() if weight is None else weight * inside
-    if pair.moving_weight is not None:
+    if moving_counts is not None:
         scale = np.array([(p[-1] - p[0]) / max(1, len(p) - 1) if len(p) > 1 else 1.0 for p in grids.moving])
         full_index = scale[:, None] * index
         full_index[:, 3] += np.array([p[0] for p in grids.moving])
-        there = ops.warp(pair.moving_weight, displacement, full_index, scale[:, None] * vector, threads) > 0.5
+        there = ops.warp(moving_counts, displacement, full_index, scale[:, None] * vector, threads) > 0.5
         weight = there.float() if weight is None else weight * there
     return weight
 

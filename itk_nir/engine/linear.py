@@ -90,8 +90,9 @@ class _Level:
         self.channels = LevelChannels.of(pair, grids, normalised, 0.5, radius, threads)
         self.fixed, self.moving = self.channels.images[0].fixed, self.channels.images[0].moving
         self.still = torch.zeros(3, *self.fixed.shape, device=self.fixed.device)
-        self.weight = None if pair.fixed_weight is None else grids.fixed_mask(pair.fixed_weight)
-        self.moving_weight = None if pair.moving_weight is None else at_nearest(pair.moving_weight, grids.moving)
+        counts, moving_counts = pair.fixed_counts, pair.moving_counts
+        self.weight = None if counts is None else grids.fixed_mask(counts)
+        self.moving_weight = None if moving_counts is None else at_nearest(moving_counts, grids.moving)
         axes = [
             (torch.from_numpy(p).float() - (n - 1) / 2) * s
             for p, n, s in zip(grids.fixed, sizes(geometry), spacings(geometry), strict=True)

@@ -217,9 +217,9 @@ def _back(pair: Pair, moving_point: F64) -> F64:
 def _mass(pair: Pair, fixed: bool) -> Mass:
     """That of one of the images."""
     image, weight, geometry, intensity = (
-        (pair.fixed, pair.fixed_weight, pair.fixed_geometry, pair.fixed_intensity)
+        (pair.fixed, pair.fixed_counts, pair.fixed_geometry, pair.fixed_intensity)
         if fixed
-        else (pair.moving, pair.moving_weight, pair.moving_geometry, pair.moving_intensity)
+        else (pair.moving, pair.moving_counts, pair.moving_geometry, pair.moving_intensity)
     )
     mass = _standing_out(image, weight, intensity.background, intensity.range)
     total = float(mass.sum())

@@ -133,6 +133,8 @@ class Optimised:
         Levels that ended with a lower similarity than they began with, and gave their start back.
     search : str
         What became of the search for large motion; empty where there is none.
+    notes : tuple of str
+        What was found odd, one sentence each.
     """
 
     field: Any
@@ -142,3 +144,4 @@ class Optimised:
     similarity: float | None = None
     returned_levels: tuple[int, ...] = ()
     search: str = ""
+    notes: tuple[str, ...] = ()

@@ -260,7 +260,10 @@ def sample_field(
     geometry = field.geometry
     curvature = field.curvature()
     voxel = spacing_of(geometry).to(curvature.device)
-    for step in (4, 3, 2, 1) if settings.field_spacing is None else (settings.field_spacing,):
+    steps = (4, 3, 2, 1) if settings.field_spacing is None else (settings.field_spacing,)
+    if settings.field_spacing is None and getattr(field, "overlay", None) is not None:
+        steps = (1,)  # regions are kept on the fixed grid; a coarser one would cut across their borders
+    for step in steps:
         error = float((curvature * (step * voxel) ** 2 / 8).sum(0).max()) / min(geometry.spacing)
         if error <= settings.max_interpolation_error:
             break

@@ -125,7 +125,7 @@ def find_matches(pair: Pair, one_contrast: bool, threads: int = 1, restrict: Seq
     threads : int
         CPU threads; no result depends on it.
     restrict : sequence of float
-        1 for an axis of the fixed image along which things may move, 0 for one along which they may not; empty: all may.
+        1 for an axis of the fixed image along which things may move, 0 for the others; empty: all.
 
     Returns
     -------

@@ -111,6 +111,12 @@ class DeformableSettings:
         "alone (0x1x0 on the command line), in the linear stage as well; left out, along all",
         at_least=0, at_most=1, public=True,
     )  # fmt: skip
+    region_weight: float = option(
+        20.0,
+        "weight of the penalty on regions that do not stay rigid or keep their volume while the field is trained; at "
+        "the end they do so exactly, whatever the weight",
+        at_least=0, public=True,
+    )  # fmt: skip
     convergence_window: int = option(10, "iterations over which convergence is judged", at_least=1, public=True)
     convergence_threshold: float = option(
         0.0,

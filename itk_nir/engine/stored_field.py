@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from itk_nir.engine.coordinate_networks import FieldConfig
 from itk_nir.engine.lattice import Axis, shape_of
-from itk_nir.engine.velocity_field import Lattices, SplineVelocity, VelocityField
+from itk_nir.engine.lattices import Lattices
+from itk_nir.engine.overlay import Overlay
+from itk_nir.engine.velocity_field import SplineVelocity, VelocityField
 from itk_nir.geometry import Geometry
 from itk_nir.options import rebuilt
 
@@ -39,6 +41,8 @@ def describe(field: VelocityField) -> tuple[dict[str, Any], dict[str, NDArray[An
             arrays[f"{name}.{key}"] = np.ascontiguousarray(value.detach().cpu().numpy())
     if field.unfolded is not None:
         arrays["unfolded"] = field.unfolded.cpu().numpy()
+    if field.overlay is not None:
+        arrays["overlay"] = field.overlay.values.cpu().numpy()
     description = {
         "axes": [dataclasses.asdict(a) for a in field.fine.lattices.axes[0]],
         "coarsest_spacing": field.fine.lattices.coarsest_spacing,
@@ -54,6 +58,8 @@ def describe(field: VelocityField) -> tuple[dict[str, Any], dict[str, NDArray[An
             for name, part in parts.items()
         },
     }
+    if field.overlay is not None:
+        description["overlay_start"] = list(field.overlay.start)
     return description, arrays
 
 
@@ -108,12 +114,17 @@ def restore(
         velocities[name] = velocity.requires_grad_(False)
     if description["transform_model"] not in ("velocity", "displacement"):
         raise ValueError(f"an unknown transform model {description['transform_model']!r}")
-    unfolded = None
+    unfolded = overlay = None
     if "unfolded" in arrays:
         unfolded = torch.from_numpy(arrays["unfolded"].copy()).to(device)
         if tuple(unfolded.shape) != (3, *shape_of(lattices.axes[velocities["fine"].number])):
             raise ValueError(f"an unfolded displacement of shape {tuple(unfolded.shape)}")
+    if "overlay" in arrays:
+        x, y, z = (int(v) for v in description["overlay_start"])
+        if arrays["overlay"].ndim != 4 or len(arrays["overlay"]) != 3:
+            raise ValueError(f"an overlay of shape {arrays['overlay'].shape}")
+        overlay = Overlay((x, y, z), torch.from_numpy(arrays["overlay"].copy()).to(device))
     return VelocityField(
         geometry, velocities["fine"], velocities.get("coarse"), description["transform_model"],
-        int(description["integration_steps"]), threads, unfolded,
+        int(description["integration_steps"]), threads, unfolded, overlay,
     )  # fmt: skip

@@ -20,124 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from itk_nir.engine import ops
-from itk_nir.engine.continuation import Continuation, length_near_faces, whole_cells
+from itk_nir.engine.continuation import Continuation, length_near_faces
 from itk_nir.engine.coordinate_networks import FieldConfig, build_field
 from itk_nir.engine.flow import flowed
 from itk_nir.engine.images import spacings
-from itk_nir.engine.lattice import Axis, Banded, Ends, shape_of
+from itk_nir.engine.lattice import Axis, shape_of
 from itk_nir.engine.lattice_values import at_points, second_differences
+from itk_nir.engine.lattices import Lattices
+from itk_nir.engine.overlay import Overlay, refined_inverse
 from itk_nir.engine.restriction import held_axes
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Lattices:
-    """Lattices of control points over one block of the fixed grid, each of half the spacing of the one before.
-
-    Parameters
-    ----------
-    axes : list of list of Axis
-        Coarsest first; each ``[x, y, z]`` in voxels of the fixed grid.
-    coarsest_spacing : float
-        Of the coarsest, mm, the same along all axes.
-    block : list of tuple of float
-        First and last position of the block along ``[x, y, z]``, in voxels of the fixed grid.
-    restrict : tuple of float
-        1 for each axis of the fixed grid along which things may move, 0 for the others; empty for all.
-    """
-
-    axes: list[list[Axis]]
-    coarsest_spacing: float
-    block: Ends
-    restrict: tuple[float, ...] = ()
-
-    @classmethod
-    def halved(
-        cls, coarsest: list[Axis], spacing: float, halvings: int, block: Ends | None = None,
-        restrict: tuple[float, ...] = (),
-    ) -> Lattices:  # fmt: skip
-        """The coarsest lattice and `halvings` finer ones.
-
-        Parameters
-        ----------
-        coarsest : list of Axis
-            ``[x, y, z]``.
-        spacing : float
-            Of the coarsest, mm.
-        halvings : int
-            Number of finer ones.
-        block : list of tuple of float, optional
-            As of the class; the whole cells of the coarsest lattice when left out.
-        restrict : tuple of float
-            As of the class.
-
-        Returns
-        -------
-        Lattices
-        """
-        axes = [coarsest]
-        for _ in range(halvings):
-            axes.append([a.refined() for a in axes[-1]])
-        return cls(axes, spacing, whole_cells(coarsest) if block is None else block, restrict)
-
-    @cached_property
-    def _refinements(self) -> list[list[Banded]]:
-        return [[a.refine() for a in axes] for axes in self.axes[:-1]]
-
-    def spacing(self, number: int) -> float:
-        """Spacing of one lattice, mm.
-
-        Parameters
-        ----------
-        number : int
-            0 is the coarsest.
-
-        Returns
-        -------
-        float
-        """
-        return self.coarsest_spacing / 2**number
-
-    def refined(self, values: Tensor, start: int, stop: int, threads: int) -> Tensor:
-        """Coefficients on lattice `start` → of the same spline on the finer lattice `stop`.
-
-        Parameters
-        ----------
-        values : Tensor
-            ``(3, z, y, x)``.
-        start, stop : int
-            Numbers of lattices.
-        threads : int
-            CPU threads.
-
-        Returns
-        -------
-        Tensor
-            ``(3, z, y, x)``.
-        """
-        for k in range(start, stop):
-            values = ops.separable(values, self._refinements[k], threads)
-        return values
-
-    def nodes(self, geometry: Geometry) -> Tensor:
-        """The control points of the coarsest lattice.
-
-        Parameters
-        ----------
-        geometry : Geometry
-            The fixed grid.
-
-        Returns
-        -------
-        Tensor
-            ``(N, d)`` field coordinates, x fastest.
-        """
-        d = geometry.dimension
-        at = np.meshgrid(*[a.positions for a in self.axes[0][d - 1 :: -1]], indexing="ij")[::-1]
-        index = np.stack([x.ravel() for x in at], -1)
-        return torch.from_numpy(geometry.physical_to_field(geometry.index_to_physical(index))).float()
 
 
 class SplineVelocity(nn.Module):
@@ -200,8 +94,7 @@ class SplineVelocity(nn.Module):
         torch.nn.Module
             The network.
         """
-        device = self.control_points.device
-        self.config = config
+        self.config, device = config, self.control_points.device
         self.network = build_field(config, self.geometry.dimension, generator, device, torch.float32)
         self._nodes = self.lattices.nodes(self.geometry).to(device)
         return self.network
@@ -328,8 +221,9 @@ class VelocityField:
     threads : int
         CPU threads of the native ops.
     unfolded : Tensor or None
-        ``(3, z, y, x)`` units of the lattice: where folds had to be removed from the coarse displacement, what it is
-        after that; it stands in place of the integral of `coarse`.
+        ``(3, z, y, x)`` units of the lattice: the coarse displacement after its folds were removed, where it had any.
+    overlay : Overlay or None
+        What is added to the displacement, where regions had to keep their shape or volume.
     """
 
     geometry: Geometry
@@ -339,6 +233,7 @@ class VelocityField:
     integration_steps: int = 2
     threads: int = 1
     unfolded: Tensor | None = None
+    overlay: Overlay | None = None
 
     def at_rest(self) -> VelocityField:
         """The field that moves nothing, on the same lattice.
@@ -349,9 +244,8 @@ class VelocityField:
         """
         f = self.fine
         still = SplineVelocity(f.geometry, f.lattices, f.number, None, torch.Generator(), self.device, f.threads)
-        return VelocityField(
-            self.geometry, still.requires_grad_(False), None, self.transform_model, self.integration_steps, self.threads
-        )  # fmt: skip
+        still.requires_grad_(False)
+        return VelocityField(self.geometry, still, None, self.transform_model, self.integration_steps, self.threads)
 
     @property
     def device(self) -> torch.device:
@@ -397,8 +291,7 @@ class VelocityField:
         h = self.spacing
         with torch.no_grad():
             if self.transform_model == "displacement":
-                u = self.forward / h
-                return ops.invert(u, -u, self.threads)[0] * h
+                return ops.invert(self.forward / h, -self.forward / h, self.threads)[0] * h
             u = ops.exponential(self.fine(), self.integration_steps, -1 / h, self.threads)
             if self.coarse_displacements is not None:
                 u = ops.compose(u, self.coarse_displacements[1], self.threads)
@@ -442,11 +335,13 @@ class VelocityField:
         -------
         Tensor
             ``(3, len z, len y, len x)`` mm along the image axes; beyond the block what `continuation` says.
+            The inverse is that without the overlay.
         """
         lattice = self.backward if inverse else self.forward
         there = [self.continuation.along(number, p) for number, p in enumerate(positions)]
         matrices = [a.evaluate(p).scaled(share) for a, (p, share) in zip(self.axes, there, strict=True)]
-        return ops.separable(lattice, matrices, self.threads)
+        out = ops.separable(lattice, matrices, self.threads)
+        return out if inverse or self.overlay is None else out.add_(self.overlay.on_grid(positions, self.threads))
 
     def support(self) -> list[tuple[float, float]]:
         """First and last place along each axis where the displacement may be other than 0.
@@ -456,7 +351,10 @@ class VelocityField:
         list of tuple of float
             ``[x, y, z]``, in voxels of the fixed image; they may lie beyond it.
         """
-        return self.continuation.support()
+        ends = self.continuation.support()
+        if self.overlay is not None:
+            ends = [(min(a, p[0]), max(b, p[-1])) for (a, b), p in zip(ends, self.overlay.positions, strict=True)]
+        return ends
 
     def curvature(self) -> Tensor:
         """Length of the second derivative along each axis at the control points.
@@ -483,13 +381,26 @@ class VelocityField:
         ndarray
             ``(N, d)`` LPS mm.
         """
-        d = self.geometry.dimension
+        d, turn = self.geometry.dimension, self.geometry.rotation.T
         lattice = (self.backward if inverse else self.forward).double().cpu().numpy()
-        index = self.geometry.physical_to_index(points)
+        index = np.pad(self.geometry.physical_to_index(points), ((0, 0), (0, 3 - d)))
         out = np.zeros((len(index), d))
         for begin in range(0, len(index), 1 << 15):
             part = index[begin : begin + (1 << 15)]
-            at, shares = zip(*(self.continuation.along(a, part[:, a]) for a in range(d)), strict=True)
-            value = at_points(lattice, self.axes, [*at, np.zeros(len(part))][:3])
+            at, shares = zip(*(self.continuation.along(a, part[:, a]) for a in range(3)), strict=True)
+            value = at_points(lattice, self.axes, list(at))
             out[begin : begin + len(part)] = (value[:d] * np.prod(shares, axis=0)).T
-        return out @ self.geometry.rotation.T
+        out = out @ turn
+        if self.overlay is None:
+            return out
+        if inverse:
+            return refined_inverse(self.displacement, points, out, 1e-4 * min(self.geometry.spacing))
+        there = self._on_overlay.holds(index)
+        out[there] = self._on_overlay.at(index[there])[:, :d] @ turn
+        return out
+
+    @cached_property
+    def _on_overlay(self) -> Overlay:
+        """The whole displacement on the voxels of the overlay: between them it is linear, as in what is saved."""
+        assert self.overlay is not None
+        return Overlay(self.overlay.start, self.on_grid(self.overlay.positions))

@@ -12,9 +12,10 @@ import torch
 
 from itk_nir.engine.coordinate_networks import FieldConfig
 from itk_nir.engine.images import Pair, as_volume, sizes
+from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.metrics import LNCC
 from itk_nir.engine.settings import DeformableSettings
-from itk_nir.engine.velocity_field import Lattices, SplineVelocity, VelocityField
+from itk_nir.engine.velocity_field import SplineVelocity, VelocityField
 from itk_nir.geometry import Geometry
 from tests.grids import turned
 

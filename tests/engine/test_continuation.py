@@ -16,9 +16,10 @@ from itk_nir.engine.continuation import LENGTHS, Continuation, whole_cells
 from itk_nir.engine.folds import remove_folds
 from itk_nir.engine.images import sizes, spacings
 from itk_nir.engine.lattice import Axis, Domain, shape_of
+from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.sampling import SampledField, Target, sample_field
 from itk_nir.engine.settings import SamplingSettings
-from itk_nir.engine.velocity_field import Lattices, VelocityField
+from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.model import DisplacementField, LinearTransform
 from tests.engine.pairs import velocity

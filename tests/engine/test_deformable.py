@@ -18,11 +18,12 @@ from itk_nir.engine.deformable import optimise
 from itk_nir.engine.images import Pair, as_volume, background, common_domain, sizes, voxel_map
 from itk_nir.engine.jacobian import jacobian_determinant
 from itk_nir.engine.lattice import Axis, Domain
+from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.ops import reference
 from itk_nir.engine.progress import Optimised, Progress
 from itk_nir.engine.settings import COARSE_NETWORK, DeformableSettings
-from itk_nir.engine.velocity_field import Lattices, VelocityField
+from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.errors import InputError, NothingToCompare
 from tests.engine.pairs import QUICK, SMALL, N, changed, gap, on_voxels, quick, scaled_linear
 from tests.grids import turned

@@ -9,7 +9,8 @@ from itk_nir.engine import ops
 from itk_nir.engine.folds import remove_folds
 from itk_nir.engine.images import sizes
 from itk_nir.engine.lattice import Domain, shape_of
-from itk_nir.engine.velocity_field import Lattices, VelocityField
+from itk_nir.engine.lattices import Lattices
+from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.geometry import Geometry
 from tests.engine.pairs import SMALL, on_voxels, velocity
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.lattice import Axis, Banded, Domain, banded_from_dense, cubic, gaussian_matrix, shape_of
+from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.ops import limits, reference
-from itk_nir.engine.velocity_field import Lattices
 from tests.engine.images_of_ops import SHAPES, noise
 
 native = pytest.importorskip("itk_nir._native", reason="the native module is not built")

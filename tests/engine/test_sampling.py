@@ -13,9 +13,10 @@ from torch import Tensor
 
 from itk_nir.engine.deformable import optimise
 from itk_nir.engine.lattice import Domain, shape_of
+from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.sampling import Field, SampledField, every_nth_voxel, sample_field
 from itk_nir.engine.settings import DeformableSettings, SamplingSettings
-from itk_nir.engine.velocity_field import Lattices, VelocityField
+from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.model import DisplacementField
 from tests.engine.pairs import velocity

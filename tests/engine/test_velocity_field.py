@@ -16,8 +16,9 @@ from itk_nir.engine.coordinate_networks import FieldConfig
 from itk_nir.engine.deformable import describe, optimise, restore
 from itk_nir.engine.images import sizes, spacings
 from itk_nir.engine.lattice import Domain, shape_of
+from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.ops import reference
-from itk_nir.engine.velocity_field import Lattices, VelocityField
+from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.geometry import Geometry
 from tests.engine.pairs import SMALL, N, gap, quick, velocity
 from tests.grids import turned

@@ -14,7 +14,8 @@ import torch
 
 from itk_nir.engine.images import sizes, spacings
 from itk_nir.engine.lattice import Domain, shape_of
-from itk_nir.engine.velocity_field import Lattices, VelocityField
+from itk_nir.engine.lattices import Lattices
+from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
 from itk_nir.neural_field import NeuralField, load_field

@@ -50,7 +50,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "outprefix": ("honoured", "start of all file names; '' puts them into a new temporary folder, where they stay"),
     "mask": ("honoured", "above 0 where the fixed image counts"),
     "moving_mask": ("honoured", "above 0 where the moving image counts"),
-    "mask_all_stages": ("approximated", "masks count in every stage, as with True"),
+    "mask_all_stages": ("honoured", "masks count in every stage, as with True; False leaves them in as well"),
     "grad_step": ("refused", "set learning_rates= (voxels, one a level)"),
     "flow_sigma": ("refused", "set velocity_smoothness= (weight of the smoothness of the update, one a level)"),
     "total_sigma": ("refused", "set smoothness= (weight of the smoothness of the total, one a level)"),

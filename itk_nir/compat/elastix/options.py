@@ -31,6 +31,11 @@ METRICS = {
 }
 #: Penalties, in place of which our own regularity stands.
 PENALTIES = ("TransformBendingEnergyPenalty",)
+#: Values that cannot be had as elastix has them, and what there is in their place.
+REPLACED = {
+    "TransformRigidityPenalty": "instead of FixedRigidityImageName, give rigid_regions= a label map of the fixed "
+    "image: its regions become exactly rigid",
+}
 #: Bins of mutual information where nothing is said, as in elastix.
 BINS = 32
 

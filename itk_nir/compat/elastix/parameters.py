@@ -22,6 +22,7 @@ from itk_nir.compat.elastix.options import (
     ORDERS,
     PENALTIES,
     PIXELS,
+    REPLACED,
     TRANSFORMS,
     WEAKER,
     has_no_meaning,
@@ -224,7 +225,8 @@ def _check(name: str, values: list[str], label: str) -> None:
         for value in values:
             if value not in ONLY[name]:
                 known = ", ".join(repr(v) for v in ONLY[name])
-                raise OptionError(f"{label}: {value!r} cannot be had here; it may be {known}")
+                hint = f"; {REPLACED[value]}" if value in REPLACED else ""
+                raise OptionError(f"{label}: {value!r} cannot be had here; it may be {known}{hint}")
     elif name not in HONOURED and not has_no_meaning(name) and not is_of_metric(name):
         close = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.75)
         hint = f"did you mean {close[0]}?" if close else "remove it if the alignment does not depend on it"

@@ -1,0 +1,145 @@
+"""Rows of `trust.py`: lesions, halves of objects, regions that keep their shape or volume. All on the phantom."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from cases import Case, Figures, Line, array, carried, each, error, mask_of, phantom, points_of
+
+CENTRE = np.array([28.0, 5.0, 15.0])
+
+
+def like(values: np.ndarray, grid: Any) -> Any:
+    image = sitk.GetImageFromArray(values)
+    image.CopyInformation(grid)
+    return image
+
+
+@cache
+def places() -> tuple[np.ndarray, np.ndarray]:
+    """Points of the fixed grid (which is the moving one too), and where the truth takes them."""
+    made, fixed, _ = phantom()
+    points = points_of(fixed)
+    return points, points + made.displacement
+
+
+def lesion(_: Path) -> Iterator[Line]:
+    """A ball in one image alone: as it is, masked, given as lesion; and without it. True error within 10 mm of it."""
+    made, fixed, moving = phantom()
+    points, there = places()
+    for radius, side in itertools.product((10, 20), ("fixed", "moving")):
+        ball = np.linalg.norm(points - CENTRE, axis=-1) <= radius
+        near = np.linalg.norm((points if side == "fixed" else there) - CENTRE, axis=-1) <= radius + 10
+        score = error(made.displacement, near & (made.fixed_labels > 0))
+        values = array(fixed if side == "fixed" else moving).copy()
+        values[ball] = 250
+        spoilt = like(values, fixed)
+        images = (spoilt, moving) if side == "fixed" else (fixed, spoilt)
+        what = f"ball of {2 * radius} mm, {side} image"
+        yield from each(
+            [
+                Case(f"{what}: none", fixed, moving, score),
+                Case(f"{what}: not told", *images, score),
+                Case(f"{what}: masked", *images, score, {f"{side}_mask": mask_of(~ball)}),
+                Case(f"{what}: lesion", *images, score, {f"{side}_lesion": mask_of(ball)}),
+            ]
+        )
+
+
+def half(_: Path) -> Iterator[Line]:
+    """Half of the phantom in one image, the rest background or cropped. True error in the half that both have."""
+    made, fixed, moving = phantom()
+    points, there = places()
+    for side, axis in itertools.product(("fixed", "moving"), range(3)):
+        keep = points[..., axis] > 0
+        both = (made.fixed_labels > 0) & ((points if side == "fixed" else there)[..., axis] > 0)
+        score = _with_determinants(error(made.displacement, both), fixed)
+        image = fixed if side == "fixed" else moving
+        cut = like(array(image) * keep, fixed)
+        images = (cut, moving) if side == "fixed" else (fixed, cut)
+        what = f"{side} image, half along {'xyz'[axis]}"
+        yield from each(
+            [
+                Case(f"{what}: no mask", *images, score),
+                Case(f"{what}: masked", *images, score, {f"{side}_mask": mask_of(keep)}),
+            ]
+        )
+        if side == "moving":
+            start = [0, 0, 0]
+            start[axis] = fixed.GetSize()[axis] // 2
+            part = sitk.RegionOfInterest(image, [n - s for n, s in zip(fixed.GetSize(), start, strict=True)], start)
+            yield from each([Case(f"{what}: cropped, no mask", fixed, part, score)])
+
+
+def _with_determinants(score: Callable[[np.ndarray], Figures], grid: Any) -> Callable[[np.ndarray], Figures]:
+    def both(u: np.ndarray) -> Figures:
+        det = determinants(u, grid)
+        return score(u) | {"least det": float(det.min()), "largest det": float(det.max())}
+
+    return both
+
+
+def determinants(u: np.ndarray, grid: Any) -> np.ndarray:
+    """Of the Jacobian of a map whose displacements on a grid are given."""
+    vectors = sitk.GetImageFromArray(np.ascontiguousarray(u, dtype=np.float64), isVector=True)
+    vectors.CopyInformation(grid)
+    return array(sitk.DisplacementFieldJacobianDeterminant(vectors))
+
+
+def regions(_: Path) -> Iterator[Line]:
+    """Balls and a thalamus that stay rigid or keep their volume: how well, and Dice of the labels around them."""
+    made, fixed, moving = phantom()
+    points, _there = places()
+    labels = np.zeros(made.fixed.shape, np.uint8)
+    for number, (centre, radius) in enumerate((((28, 5, 15), 12), ((-35, -30, 5), 16), ((10, -50, 0), 10)), 1):
+        labels[np.linalg.norm(points - np.array(centre), axis=-1) <= radius] = number
+    thalamus = ((made.fixed_labels == 5) & (points[..., 0] > 0)).astype(np.uint8)
+    for what, chosen in (
+        ("a ball of 24 mm", labels * (labels == 1)),
+        ("three balls", labels),
+        ("a thalamus", thalamus),
+    ):
+        score = _region_score(chosen)
+        given = like(chosen, fixed)
+        yield from each(
+            [
+                Case(f"{what}: free", fixed, moving, score, before=False),
+                Case(f"{what}: rigid", fixed, moving, score, {"rigid_regions": given}, before=False),
+                Case(f"{what}: volume kept", fixed, moving, score, {"volume_regions": given}, before=False),
+            ]
+        )
+
+
+def _region_score(labels: np.ndarray) -> Callable[[np.ndarray], Figures]:
+    made, fixed, _ = phantom()
+    points, _there = places()
+    outside, seg = labels == 0, like(made.moving_labels, fixed)
+
+    def score(u: np.ndarray) -> Figures:
+        det = determinants(u, fixed)
+        numbers = [k for k in np.unique(labels) if k]
+        found = carried(seg, u, fixed, sitk.sitkNearestNeighbor)
+        both = [((made.fixed_labels == k) & outside, (found == k) & outside) for k in np.unique(made.fixed_labels) if k]
+        return {
+            "from rigid, most mm": max(_from_rigid(points[labels == k], u[labels == k]) for k in numbers),
+            "volume, most off": max(abs(float(det[labels == k].mean()) - 1) for k in numbers),
+            "Dice around": float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in both])),
+            "least det": float(det.min()),
+        }
+
+    return score
+
+
+def _from_rigid(points: np.ndarray, u: np.ndarray) -> float:
+    """The largest distance of mapped points from the nearest rigid map of them."""
+    mapped = points + u
+    a, b = points - points.mean(0), mapped - mapped.mean(0)
+    left, _, right = np.linalg.svd(b.T @ a)
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(left @ right))])
+    return float(np.linalg.norm(a @ ((left * signs) @ right).T - b, axis=1).max())

@@ -1,0 +1,165 @@
+"""Lesions, holes of masks and halves of objects: what has no counterpart is not looked at."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import itk_nir
+from itk_nir.checks import beyond_cuts, holes
+from itk_nir.engine.filling import continued
+from itk_nir.engine.jacobian import jacobian_determinant
+from itk_nir.errors import InputError, OptionError, VerdictWarning
+from itk_nir.images import to_sitk
+from itk_nir.phantom import Phantom, brain_phantom
+
+SIDES = pytest.mark.parametrize("side", ["fixed", "moving"])
+
+
+# --- the image is continued ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 36), (20, 24, 28)])
+def test_an_image_is_continued_without_an_edge(shape: tuple[int, ...]) -> None:
+    z, y, x = np.meshgrid(*(np.linspace(0, 1, n) for n in shape), indexing="ij")
+    smooth = torch.from_numpy(100 + 50 * x + 30 * y + 20 * z).float()
+    false = torch.zeros(shape, dtype=torch.bool)
+    false[..., 10:20, 12:24] = True
+    spoilt = torch.where(false, torch.full_like(smooth, 1e4), smooth)
+    out = continued(spoilt, false)
+    assert torch.equal(out[~false], smooth[~false])
+    assert float((out - smooth).abs().max()) < 10
+    assert torch.equal(out, continued(torch.where(false, torch.full_like(smooth, -3.0), smooth), false))
+    flat = continued(torch.where(false, spoilt, torch.full_like(smooth, 7.0)), false)
+    assert float((flat - 7).abs().max()) < 1e-4
+
+
+# --- lesions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Phantom:
+    return brain_phantom(3, (56, 66, 56), seed=3)
+
+
+def registered(phantom: Phantom, fixed: np.ndarray, moving: np.ndarray, **options: Any) -> tuple[np.ndarray, Any]:
+    """The error in mm, and the result."""
+    grid = phantom.geometry
+    result = itk_nir.register(to_sitk(fixed, grid), to_sitk(moving, grid), preset="fast", threads=2, **options)
+    return np.linalg.norm(result.mapping.displacement_on(grid).vectors - phantom.displacement, axis=-1), result
+
+
+@pytest.fixture(scope="module")
+def plain(phantom: Phantom) -> np.ndarray:
+    return registered(phantom, phantom.fixed, phantom.moving)[0]
+
+
+def spoilt(phantom: Phantom, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The image of a side with a ball of 20 mm in it; the ball; the fixed voxels within 10 mm of it."""
+    points, centre = phantom.geometry.grid(), np.array([28.0, 5.0, 15.0])
+    ball = np.linalg.norm(points - centre, axis=-1) <= 10
+    image = (phantom.fixed if side == "fixed" else phantom.moving).copy()
+    image[ball] = 250
+    there = points if side == "fixed" else points + phantom.displacement
+    near = (np.linalg.norm(there - centre, axis=-1) <= 20) & (phantom.fixed_labels > 0)
+    return image, ball, near
+
+
+@SIDES
+@pytest.mark.parametrize("how", ["lesion", "mask"])
+def test_around_a_lesion_the_error_is_as_without(phantom: Phantom, plain: np.ndarray, side: str, how: str) -> None:
+    image, ball, near = spoilt(phantom, side)
+    fixed, moving = (image, phantom.moving) if side == "fixed" else (phantom.fixed, image)
+    given = ball if how == "lesion" else ~ball
+    options = {f"{side}_{how}": to_sitk(given.astype(np.uint8), phantom.geometry)}
+    error, _ = registered(phantom, fixed, moving, **options)
+    assert error[near].mean() < 1.2 * plain[near].mean()
+
+
+@SIDES
+@pytest.mark.parametrize("how", ["lesion", "mask"])
+def test_what_a_lesion_looks_like_does_not_matter(side: str, how: str) -> None:
+    phantom = brain_phantom(2, (64, 76), seed=3)
+    points = phantom.geometry.grid()
+    ball = np.linalg.norm(points - [28, 5], axis=-1) <= 10
+    maps = []
+    for value in (250.0, 20.0):
+        images = {"fixed": phantom.fixed.copy(), "moving": phantom.moving.copy()}
+        images[side][ball] = value
+        given = {f"{side}_{how}": to_sitk((ball if how == "lesion" else ~ball).astype(np.uint8), phantom.geometry)}
+        _, result = registered(phantom, images["fixed"], images["moving"], **given)
+        maps.append(result.mapping.displacement_on(phantom.geometry).vectors)
+    assert np.array_equal(*maps)
+
+
+def test_lesions_that_leave_nothing_are_refused() -> None:
+    phantom = brain_phantom(2, (32, 36), seed=3)
+    grid, ones = phantom.geometry, np.ones(phantom.fixed.shape, np.uint8)
+    fixed, moving = to_sitk(phantom.fixed, grid), to_sitk(phantom.moving, grid)
+    with pytest.raises(InputError, match="fixed lesion: leaves nothing of its image;"):
+        itk_nir.register(fixed, moving, fixed_lesion=to_sitk(ones, grid))
+    part = ones.copy()
+    part[:10] = 0
+    with pytest.raises(InputError, match="moving lesion: leaves nothing of its image inside the mask"):
+        itk_nir.register(fixed, moving, moving_mask=to_sitk(part, grid), moving_lesion=to_sitk(part, grid))
+    with pytest.raises(OptionError, match="'paper' knows no moving_lesion"):
+        itk_nir.register(fixed, moving, preset="paper", moving_lesion=to_sitk(part, grid))
+
+
+# --- holes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(50, 40), (20, 30, 25)])
+def test_holes_are_what_no_path_joins_to_the_border(shape: tuple[int, ...]) -> None:
+    from scipy.ndimage import binary_fill_holes
+
+    mask = np.random.default_rng(0).random(shape) > 0.6
+    found = holes(mask.astype(np.float32))
+    assert np.array_equal(found, binary_fill_holes(mask) & ~mask)
+    assert found.sum() > 30
+    few = np.ones(shape, np.float32)
+    few[(10,) * len(shape)] = 0
+    assert not holes(few).any()
+
+
+# --- halves ----------------------------------------------------------------------------------------------------------
+
+
+@SIDES
+@pytest.mark.parametrize("masked", [False, True])
+def test_half_an_object(phantom: Phantom, side: str, masked: bool) -> None:
+    points, grid = phantom.geometry.grid(), phantom.geometry
+    keep = points[..., 1] > 0
+    images = {"fixed": phantom.fixed, "moving": phantom.moving}
+    images[side] = images[side] * keep
+    there = points if side == "fixed" else points + phantom.displacement
+    both = (phantom.fixed_labels > 0) & (there[..., 1] > 0)
+    options = {f"{side}_mask": to_sitk(keep.astype(np.uint8), grid)} if masked else {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        error, result = registered(phantom, images["fixed"], images["moving"], **options)
+    assert error[both].mean() < 1.0
+    vectors = np.moveaxis(result.mapping.displacement_on(grid).vectors, -1, 0).copy()
+    determinant = jacobian_determinant(torch.from_numpy(vectors), grid.spacing)
+    assert 0.2 < float(determinant.min()) < float(determinant.max()) < 5
+    told = [str(w.message) for w in caught if issubclass(w.category, VerdictWarning)]
+    said = f"the images share only part of what they show: {side} image is cut off across y"
+    assert (said in str(result.report.verdict)) is not masked
+    assert any(said in text for text in told) is not masked
+
+
+def test_only_cuts_are_cuts() -> None:
+    y, x = np.mgrid[:60, :50]
+    disc = (x - 25) ** 2 + (y - 28) ** 2 < 400
+    assert beyond_cuts(disc)[1] == []
+    half = disc & (y < 30)
+    beyond, axes = beyond_cuts(half)
+    assert axes == ["y"]
+    assert np.array_equal(beyond, y >= 30)
+    square = (abs(x - 25) < 12) & (abs(y - 28) < 15)
+    assert beyond_cuts(square)[1] == [], "cut at both ends: the object is a box"
+    assert beyond_cuts(half[:30])[1] == [], "the image ends there"
