@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from itk_nir.checks import check_dimensions, check_pair, match_mask
+from itk_nir.correspondences import Given, read_given
 from itk_nir.engine.execution import device_named, thread_count
 from itk_nir.engine.images import Pair, as_volume
 from itk_nir.engine.metrics import channel_metrics
@@ -40,6 +41,8 @@ class Problem:
         Fixed and moving image of the further channels.
     fixed_mask, moving_mask : Volume or None
         On their image's grid, zeros and ones.
+    given : Given or None
+        Landmarks and labels.
     start : CompositeTransform or None
         The caller's initial transform, fixed → moving.
     settings : Settings
@@ -65,6 +68,7 @@ class Problem:
     more: tuple[tuple[Volume, Volume], ...]
     fixed_mask: Volume | None
     moving_mask: Volume | None
+    given: Given | None
     start: CompositeTransform | None
     settings: Settings
     linear: str
@@ -86,6 +90,11 @@ class Problem:
         deformable: bool = True,
         fixed_mask: Any = None,
         moving_mask: Any = None,
+        fixed_landmarks: Any = None,
+        moving_landmarks: Any = None,
+        landmark_weights: Any = None,
+        fixed_labels: Any = None,
+        moving_labels: Any = None,
         initial_transform: Any = None,
         seed: int = 0,
         device: str = "auto",
@@ -105,6 +114,10 @@ class Problem:
             Whether a deformable stage follows.
         fixed_mask, moving_mask : image or path, optional
             Above 0 where the image counts.
+        fixed_landmarks, moving_landmarks, landmark_weights : array_like or path, optional
+            Corresponding points, ``(N, d)`` LPS mm, and how much each pair counts, ``(N,)``.
+        fixed_labels, moving_labels : image or path, optional
+            Label maps.
         initial_transform : transform, optional
             Anything that `itk_nir.load_transform` takes, fixed → moving.
         seed : int
@@ -121,7 +134,7 @@ class Problem:
         Raises
         ------
         InputError
-            An image, mask or transform that cannot be used.
+            An image, mask, transform, landmark or label map that cannot be used.
         OptionError
             An argument that it cannot be.
         """
@@ -143,9 +156,15 @@ class Problem:
             notes.extend(found)
             return on_grid
 
+        given = read_given(
+            a, b, settings, channels=1 + len(more), fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
+            landmark_weights=landmark_weights, fixed_labels=fixed_labels, moving_labels=moving_labels,
+        )  # fmt: skip
         masks = matched(fixed_mask, a, "fixed mask"), matched(moving_mask, b, "moving mask")
         notes = [*check_pair(a, b, start, linear=linear), *notes]
-        return cls(a, b, more, *masks, start, settings, linear, deformable, seed, where, count, tuple(notes), clock)
+        return cls(
+            a, b, more, *masks, given, start, settings, linear, deformable, seed, where, count, tuple(notes), clock
+        )  # fmt: skip
 
     @property
     def tail(self) -> CompositeTransform | None:
@@ -172,7 +191,7 @@ class Problem:
             others = [self._seen_through(self.tail, m) for m in others]
         elif self.start is not None:
             linear = field_then_linear(self.start).transforms[-1].matrix  # type: ignore[union-attr]
-        return Pair.make(
+        pair = Pair.make(
             self._tensor(self.fixed.array),
             grid,
             self._tensor(source.array),
@@ -182,6 +201,10 @@ class Problem:
             None if mask is None else self._tensor(mask.array),
             [(self._tensor(f.array), self._tensor(m.array)) for (f, _), m in zip(self.more, others, strict=True)],
         )
+        if self.given is None:
+            return pair
+        known = self.given.for_engine(self.fixed, self.moving, self.tail, self.settings, self.device)
+        return replace(pair, known=known)
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return as_volume(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device))

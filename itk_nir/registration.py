@@ -25,7 +25,7 @@ from itk_nir.engine.execution import (
 )
 from itk_nir.engine.images import Pair
 from itk_nir.engine.linear import Start, find_start, optimise_linear
-from itk_nir.engine.metrics import AUTO, channel_metrics, mean_of
+from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.engine.sampling import SampledField, sample_field
 from itk_nir.errors import VerdictWarning, warn_caller
@@ -35,7 +35,7 @@ from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
 from itk_nir.settings import Options, Settings, make_settings, options_of, public_options
 from itk_nir.transforms.model import LinearTransform
-from itk_nir.verdict import Verdict, judge, worse
+from itk_nir.verdict import Verdict, judge, known, worse
 from itk_nir.version import __version__
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ def register(
     deformable: bool = True,
     fixed_mask: Any = None,
     moving_mask: Any = None,
+    fixed_landmarks: Any = None,
+    moving_landmarks: Any = None,
+    landmark_weights: Any = None,
+    fixed_labels: Any = None,
+    moving_labels: Any = None,
     initial_transform: Any = None,
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -83,6 +88,13 @@ def register(
         False stops after the linear stage: the result is a linear map (and `initial_transform`).
     fixed_mask, moving_mask : image or path, optional
         Above 0 where the image counts, in every stage.
+    fixed_landmarks, moving_landmarks : array_like or path, optional
+        Corresponding points, ``(N, d)`` LPS mm or a CSV file with columns ``x, y[, z]``, row k to row k. Pairs that the
+        others contradict are not believed, and the report says which.
+    landmark_weights : array_like, optional
+        ``(N,)``, 0 and more: how much each pair counts; left out, all the same.
+    fixed_labels, moving_labels : image or path, optional
+        Label maps, whole numbers with 0 as the background, on any grids.
     initial_transform : RegistrationResult, transform, matrix, path or list, optional
         Where to start from, fixed → moving: anything that `itk_nir.load_transform` takes; a list in ANTs' order. It is
         composed into the result, never lost.
@@ -97,7 +109,7 @@ def register(
     **options : Options
         Public options of the preset: `metric`, `channel_weights`, `linear_metric`, `iterations`, `shrink_factors`,
         `smoothing_sigmas`, `radius`, `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`,
-        `symmetric`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
+        `symmetric`, `landmark_weight`, `label_weight`, `labels`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
         ``itk-nir presets PRESET`` say what each means and may be.
 
     Returns
@@ -146,6 +158,11 @@ def register(
         deformable=deformable,
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
+        fixed_landmarks=fixed_landmarks,
+        moving_landmarks=moving_landmarks,
+        landmark_weights=landmark_weights,
+        fixed_labels=fixed_labels,
+        moving_labels=moving_labels,
         initial_transform=initial_transform,
         seed=seed,
         device=device,
@@ -204,6 +221,8 @@ class _Run:
         problem = self.problem
         reset_peak_device_memory(problem.device)
         began = pair = problem.pair()
+        self.landmarks = None if pair.known is None else pair.known.landmarks
+        self._tell_of_landmarks()
         start = self._start(pair)
         self._choose(pair if start is None else replace(pair, linear=pair.linear @ start.matrix))
         self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
@@ -216,7 +235,9 @@ class _Run:
             report = self._report(
                 stop=stop, similarity=self.similarity_linear, affine_matrix=affine.matrix.tolist()
             )  # fmt: skip
-            return RegistrationResult(problem.fixed, problem.moving, affine, initial=problem.tail, report=report)
+            return self._with_what_was_given(
+                RegistrationResult(problem.fixed, problem.moving, affine, initial=problem.tail, report=report)
+            )
 
         done = self._deformable(pair)
         ops.release_memory()  # many small arrays are done with, a few large ones follow
@@ -235,7 +256,32 @@ class _Run:
         kind = problem.settings.deformable.kind
         trained = NeuralField(kind, done.field, affine, problem.tail, about | {"settings": report.settings})
         self._tell_end(done)
-        return RegistrationResult.of_field(problem.fixed, problem.moving, trained, sampled, report)
+        return self._with_what_was_given(
+            RegistrationResult.of_field(problem.fixed, problem.moving, trained, sampled, report)
+        )
+
+    def _tell_of_landmarks(self) -> None:
+        """A note where some pairs of landmarks are not believed."""
+        if self.landmarks is None or self.landmarks.believed.all():
+            return
+        rows = [str(k + 1) for k, believed in enumerate(self.landmarks.believed) if not believed]
+        self.notes.append(
+            f"landmarks: the pair{'' if len(rows) == 1 else 's'} in row {', '.join(rows)} of {len(self.landmarks.fixed)} "
+            "contradict the others and took no part; check them"
+        )
+
+    def _with_what_was_given(self, result: RegistrationResult) -> RegistrationResult:
+        """The result, with what became of landmarks and labels in its report."""
+        given, problem = self.problem.given, self.problem
+        if given is None:
+            return result
+        believed = np.ones(0, bool) if self.landmarks is None else self.landmarks.believed
+        report = replace(
+            result.report,
+            landmarks=given.distances(believed, problem.start, result.mapping),
+            labels=given.overlaps(problem.start, result.mapping, problem.threads),
+        )
+        return replace(result, report=report)
 
     def _start(self, pair: Pair) -> Start | None:
         """Where the linear stage begins; None where it begins as the images lie, or there is none."""
@@ -243,7 +289,8 @@ class _Run:
         if problem.linear == "none" or problem.start is not None:
             return None
         found = find_start(
-            pair, problem.linear, self.settings.linear, threads=problem.threads,
+            pair, problem.linear, self.settings.linear, images=self.settings.linear.linear_metric != NONE
+            and look_at_images(self._channel_metrics(pair, self.settings.deformable.metric)), threads=problem.threads,
             callback=self._share(0.0, 0.05), clock=problem.clock,
         )  # fmt: skip
         self.cancelled = found.cancelled
@@ -318,9 +365,12 @@ class _Run:
     def _given_up(self, done: Any, linear: Measures, end: Measures) -> tuple[Any, Measures]:
         """No deformation in place of one that is worse, and what is measured then."""
         gain = end.metric - linear.metric
-        if not worse(end, linear, clearly=False) and gain >= self.least_gain * abs(linear.metric):
+        better, against = known(end, linear)
+        if better and not against:
             return done, end
-        found = worse(end, linear)
+        if not against and not worse(end, linear, clearly=False) and gain >= self.least_gain * abs(linear.metric):
+            return done, end
+        found = [*against, *worse(end, linear)]
         if found:
             self.doubts.append(f"the deformation was given up: with it, {' and '.join(found)}")
         else:

@@ -53,6 +53,9 @@ class Options(TypedDict, total=False):
     grid_spacing: float | Sequence[float]
     transform_model: Literal["velocity", "displacement"]
     symmetric: bool
+    landmark_weight: float
+    label_weight: float
+    labels: Sequence[int]
     convergence_window: int
     convergence_threshold: float
 
@@ -339,8 +342,9 @@ def unknown_option(name: str, settings: Settings, known: Sequence[str] | dict[st
 
 #: The arguments of `itk_nir.register` that are no options of a preset.
 ARGUMENTS = (
-    "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "initial_transform", "seed",
-    "device", "threads", "callback",
+    "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "fixed_landmarks",
+    "moving_landmarks", "landmark_weights", "fixed_labels", "moving_labels", "initial_transform", "seed", "device",
+    "threads", "callback",
 )  # fmt: skip
 
 

@@ -140,6 +140,8 @@ def _train(
     unit = min(pair.fixed_geometry.spacing)
     margin = 2 * settings.shrink_factors[-1] * unit if pair.fixed_weight is None else 8 * unit
     domain = common_domain(pair, margin)
+    if pair.known is not None:
+        domain = pair.known.reached(domain, pair.fixed_geometry)
     settings = settings.for_pair(domain.size, len(pair.channels))
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
@@ -167,6 +169,8 @@ def _train(
         channels = LevelChannels.of(pair, grids, normalised, sigma, radius, threads)
         if number == settings.levels - 1:
             normalised.clear()
+        if pair.known is not None and not report.trace:
+            model.begin(pair.known.start(pair, lattices, model.velocity.number, threads))
         with ops.reused_memory():
             try:
                 level = Level.make(number, settings, pair, domain, channels, grids, model)
@@ -180,8 +184,8 @@ def _train(
             if descent.returned:
                 returned.append(number)
             if number == last or stop == CANCELLED:
-                measured = _before_and_after(level, model)
-                if not measured[1] >= measured[0]:  # coarse levels may have led astray what the finest cannot mend
+                measured, gain = _before_and_after(level, model)
+                if not gain >= 0:  # coarse levels may have led astray what the finest cannot mend
                     rest, measured = True, (measured[0], measured[0])
                     returned = [k for k in range(number + 1) if settings.iterations[k]]
             del level, descent
@@ -191,11 +195,14 @@ def _train(
     return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned)), domain
 
 
-def _before_and_after(level: Level, model: FieldInTraining) -> tuple[float, float]:
-    """The metric without any deformation and with the field, over the same positions."""
+def _before_and_after(level: Level, model: FieldInTraining) -> tuple[tuple[float, float], float]:
+    """The metric without any deformation and with the field, over the same positions; and what it gains, see `Level`."""
     with torch.no_grad():
         u = model.displaced(model.velocity())
-        return float(level.similarity(torch.zeros_like(u))), float(level.similarity(u))
+        still = torch.zeros_like(u)
+        before, after = level.similarity(still), level.similarity(u)
+        gain = float(level.agreement(u, after)) - float(level.agreement(still, before))
+        return (float(before), float(after)), gain
 
 
 class _Descent:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from itk_nir.engine.lattice import Domain
 from itk_nir.geometry import Geometry
+
+if TYPE_CHECKING:
+    from itk_nir.engine.correspondences import Correspondences
 
 F64 = NDArray[np.float64]
 
@@ -172,6 +176,8 @@ class Pair:
         Masks as 0 … 1, on their image's grid.
     more : tuple of Channel
         Further channels on the same grids.
+    known : Correspondences or None
+        Landmarks and labels.
     """
 
     fixed: Tensor
@@ -184,6 +190,7 @@ class Pair:
     fixed_weight: Tensor | None = None
     moving_weight: Tensor | None = None
     more: tuple[Channel, ...] = ()
+    known: Correspondences | None = None
 
     @classmethod
     def make(

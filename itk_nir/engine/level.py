@@ -2,7 +2,7 @@
 
     1 - similarity  +  w_u E(u)  +  w_v / |Ω| ∫ |∇v|²  +  w_j / |Ω| ∫ max(margin - det ∇phi, 0)²
 
-with ``|Ω|`` the volume that is compared and ``E`` the regulariser's energy (`itk_nir.engine.regularisers`): all terms
+and, where the user gave landmarks or labels, a term of theirs (`itk_nir.engine.correspondences`); with ``|Ω|`` the volume that is compared and ``E`` the regulariser's energy (`itk_nir.engine.regularisers`): all terms
 are dimensionless, so that weights hold for any image size, spacing and lattice. Everything is evaluated on the level's
 lattice and carried to voxels by separable splines.
 """
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from itk_nir.engine import ops
+from itk_nir.engine.correspondences import LevelCorrespondences
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Banded, Domain
 from itk_nir.engine.level_channels import LevelChannels
@@ -141,6 +142,18 @@ class FieldInTraining:
         assert config is not None
         return self.velocity.add_network(config, torch.Generator().manual_seed(self.seed))
 
+    def begin(self, control_points: Tensor | None) -> None:
+        """Begin with a deformation other than none.
+
+        Parameters
+        ----------
+        control_points : Tensor or None
+            ``(3, z, y, x)`` mm along the image axes, on the present lattice; None changes nothing.
+        """
+        if control_points is not None:
+            with torch.no_grad():
+                self.velocity.control_points.copy_(control_points)
+
     def freeze(self) -> None:
         """Keep the velocity as the coarse one, and begin another at zero."""
         self.coarse = self.velocity.requires_grad_(False)
@@ -219,6 +232,8 @@ class Level:
         Adam's smallest number, for gradients per mm.
     backward : _BackwardMetric or None
         The similarity of the other direction, where that counts too.
+    known : LevelCorrespondences or None
+        Landmarks and labels.
     threads : int
         CPU threads of the native ops.
     """
@@ -234,6 +249,7 @@ class Level:
     factor: float
     epsilon: float
     backward: _BackwardMetric | None
+    known: LevelCorrespondences | None
     threads: int
 
     @classmethod
@@ -271,7 +287,8 @@ class Level:
         """
         moving = channels.images[0].moving
         threads, h = field.threads, field.spacing
-        spline = [a.evaluate(p) for a, p in zip(field.lattices.axes[field.velocity.number], grids.fixed, strict=True)]
+        axes = field.lattices.axes[field.velocity.number]
+        spline = [a.evaluate(p) for a, p in zip(axes, grids.fixed, strict=True)]
         index, vector = grids.voxel_map(pair, pair.linear)
         vector = vector * h
         with torch.no_grad():
@@ -298,6 +315,11 @@ class Level:
             other = exchanged.metric(chosen, weight)
             if other.count >= 1:  # not where the moving image is flat
                 backward = _BackwardMetric(settings, other, np.diag(h / np.array(voxel)), h, threads)
+        known = None
+        if pair.known is not None:
+            size = settings.shrink_factors[number] * min(pair.fixed_geometry.spacing)
+            sigma = settings.smoothing_sigmas[number]
+            known = pair.known.on_lattice(pair, grids, axes, h, size, weight, sigma, threads)
         return cls(
             number, settings, metric, index, vector, spline,
             energy=regulariser_named(settings.regulariser).energy(lattice),
@@ -307,6 +329,7 @@ class Level:
             # or the size of the image and the unit of length would show.
             epsilon=EPSILON_SHARE / (metric.count * min(pair.fixed_geometry.spacing)),
             backward=backward,
+            known=known,
             threads=threads,
         )  # fmt: skip
 
@@ -323,10 +346,30 @@ class Level:
         Tensor
             Scalar.
         """
-        return self.metric(View(u, self.grid_to_moving, self.displacement_to_moving, self.spline, self.threads))
+        return self.metric(self._view(u))
+
+    def agreement(self, u: Tensor, similarity: Tensor) -> Tensor:
+        """A similarity, less what landmarks and labels still ask for; the similarity itself without any.
+
+        Parameters
+        ----------
+        u : Tensor
+            ``(3, z, y, x)`` displacement on the lattice, in its units.
+        similarity : Tensor
+            Scalar, that it has.
+
+        Returns
+        -------
+        Tensor
+            Scalar.
+        """
+        return similarity if self.known is None else similarity - self.known(u, self._view(u))
+
+    def _view(self, u: Tensor) -> View:
+        return View(u, self.grid_to_moving, self.displacement_to_moving, self.spline, self.threads)
 
     def similarity_of(self, field: FieldInTraining) -> Tensor:
-        """What is maximised: the metric under a field, the mean of both directions where both count.
+        """What is maximised: the metric under a field, the mean of both directions where both count, see `agreement`.
 
         Parameters
         ----------
@@ -339,7 +382,8 @@ class Level:
             Scalar.
         """
         v = field.velocity()
-        return self._both_ways(field, v, field.displaced(v))
+        u = field.displaced(v)
+        return self.agreement(u, self._both_ways(field, v, u))
 
     def _both_ways(self, field: FieldInTraining, v: Tensor, u: Tensor) -> Tensor:
         forward = self.similarity(u)
@@ -348,7 +392,7 @@ class Level:
         return (forward + self.backward(v, field.outer, self.spline)) / 2
 
     def loss(self, field: FieldInTraining, iteration: int) -> tuple[Tensor, Tensor]:
-        """The similarity that the field has here, and the loss of this iteration.
+        """The similarity that the field has here (see `agreement`), and the loss of this iteration.
 
         Parameters
         ----------
@@ -365,7 +409,7 @@ class Level:
         settings, threads, number = self.settings, self.threads, self.number
         v = field.velocity()
         u = field.displaced(v)
-        similarity = self._both_ways(field, v, u)
+        similarity = self.agreement(u, self._both_ways(field, v, u))
         loss = 1 - similarity
         if settings.smoothness[number]:
             loss = loss + self.factor * settings.smoothness[number] * self.energy(u)

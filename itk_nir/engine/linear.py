@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import linear_starts, ops
+from itk_nir.engine.correspondences import LinearCorrespondences
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shrink_factor
-from itk_nir.engine.metrics import LevelMetric, Metric, MutualInformation, mean_of
+from itk_nir.engine.metrics import LevelMetric, Metric, MutualInformation, NoMetric, look_at_images, mean_of
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.settings import LinearSettings
@@ -104,6 +105,10 @@ class _Level:
         extent = linear_starts.grid_extent(pair.moving_geometry) / scale / voxel
         if self.moving_weight is not None:
             extent *= float((self.moving_weight > 0.5).double().mean())
+        #: Landmarks and labels, as far as there are any.
+        self.known = None
+        if pair.known is not None:
+            self.known = LinearCorrespondences.of(pair.known, pair, grids, self.weight, self.voxel, threads)
         #: Positions that there can be at most: those of the fixed image, or as many as the moving image fills.
         self.most = max(1.0, min(counted, extent))
 
@@ -131,7 +136,7 @@ class _Level:
         images = tuple(replace(i, axes=index[:, :3]) for i in self.channels.images)
         metric = LevelChannels(images).metric(metrics, weight)
         share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
-        return _Near(self, metric, index, vector, share if metric.count >= 1 else 0.0)
+        return _Near(self, metric, linear, index, vector, share if metric.count >= 1 else 0.0)
 
     def displacement(self, model: _Map, x: Tensor) -> Tensor:
         """``(3, Z, Y, X)`` mm along the fixed axes: of the parameters of a map."""
@@ -149,20 +154,36 @@ class _Near:
 
     level: _Level
     metric: LevelMetric
+    linear: F64
     grid_to_moving: F64
     displacement_to_moving: F64
     share: float
 
-    def similarity(self, u: Tensor) -> Tensor:
-        """Under ``(3, Z, Y, X)`` mm along the fixed axes, with its gradient."""
-        return self.metric(View(u, self.grid_to_moving, self.displacement_to_moving, threads=self.level.threads))
+    def _view(self, u: Tensor) -> View:
+        return View(u, self.grid_to_moving, self.displacement_to_moving, threads=self.level.threads)
+
+    def agreement(self, model: _Map, x: Tensor) -> Tensor:
+        """Under the parameters of a map, with its gradient: the similarity, less what landmarks and labels ask for."""
+        view, known = self._view(self.level.displacement(model, x)), self.level.known
+        out = self.metric(view)
+        return out if known is None else out - known(*model.parts(x), self.linear, view)
+
+    def agreed(self) -> float:
+        """Under the map itself: its `value`, less what landmarks and labels still ask for."""
+        out, known = self.value(), self.level.known
+        if known is None:
+            return out
+        still = self.level.still
+        with torch.no_grad():
+            eye, zero = torch.eye(3, device=still.device), torch.zeros(3, device=still.device)
+            return out - float(known(eye, zero, self.linear, self._view(still)))
 
     def value(self) -> float:
         """Under the map itself, times the share of the positions."""
         if self.share == 0:
             return 0.0
         with torch.no_grad():
-            return float(self.similarity(self.level.still)) * self.share
+            return float(self.metric(self._view(self.level.still))) * self.share
 
 
 class _Map:
@@ -266,7 +287,9 @@ def optimise_linear(
     # By the metric and by mutual information, each times the overlap.
     measures = metrics, [(w, MutualInformation()) for w, _ in metrics]
     found, at_start = ([value(levels[-1], m, by) for by in measures] for m in (base, begin))
-    if not cancelled:
+    # A map that brings landmarks or labels together need not please the images too.
+    known = pair.known is not None and agreed(levels[-1], base, metrics) > agreed(levels[-1], begin, metrics)
+    if not cancelled and not known and look_at_images(metrics):
         little, chance = mean_of(metrics, "little_evidence"), CHANCE / levels[-1].most
         # Few positions hold much information by chance; a metric of another kind may know better.
         little_found = found[0] < LEAST_EVIDENCE * little or (found[1] < chance and found[0] < max(little, chance))
@@ -302,8 +325,8 @@ class Start:
 
 
 def find_start(
-    pair: Pair, kind: str, settings: LinearSettings, *, threads: int = 1, callback: Callback | None = None,
-    clock: float | None = None,
+    pair: Pair, kind: str, settings: LinearSettings, *, images: bool = True, threads: int = 1,
+    callback: Callback | None = None, clock: float | None = None,
 ) -> Start:  # fmt: skip
     """Follow several starts for a few steps, by mutual information, which holds for like and unlike contrasts.
 
@@ -315,6 +338,8 @@ def find_start(
         The map that is to be found, as of `optimise_linear`; a translation turns nothing.
     settings : LinearSettings
         What the stage is told.
+    images : bool
+        Whether the images count; else landmarks and labels alone.
     threads : int
         CPU threads of the native ops; no result depends on it.
     callback, clock
@@ -327,7 +352,8 @@ def find_start(
     """
     clock = time.perf_counter() if clock is None else clock
     normalised = pair.normalised()
-    metrics = [(1.0, MutualInformation())] * len(pair.channels)
+    metric: Metric = MutualInformation() if images else NoMetric()
+    metrics = [(1.0, metric)] * len(pair.channels)
     tiny, level = (
         _Level(pair, normalised, size, 1, threads) for size in (settings.linear_search_size, settings.linear_size[0])
     )
@@ -342,8 +368,11 @@ def find_start(
         starts = starts[1:]
     if kind != "translation":
         turns = linear_starts.along_principal_axes(pair, *masses) + linear_starts.turned(pair, *masses)
-        ranked = sorted(range(len(turns)), key=lambda k: -value(tiny, turns[k], metrics))
+        ranked = sorted(range(len(turns)), key=lambda k: -agreed(tiny, turns[k], metrics))
         starts += [turns[k] for k in ranked[: settings.linear_turned_starts]]
+    if pair.known is not None and pair.known.landmarks is not None:
+        on_landmarks = pair.known.landmarks.matrix(kind, pair.linear)
+        starts += [] if on_landmarks is None else [on_landmarks]
     kept: list[F64] = []
     for start in starts:
         if all(_apart(pair, start, other) > 0.5 * level.voxel for other in kept):
@@ -356,7 +385,7 @@ def find_start(
         part = "translation" if kind == "translation" else "rigid"
         base, cost, cancelled = descent.run(0, start, part, settings.linear_start_iterations)
         handicap = 1.0 if linear_starts.angle(start) <= GREAT_TURN else TURNED_GAIN
-        tried.append(((cost - 1) * handicap, k, base))
+        tried.append(((cost - 1) * handicap if cost < 1 else (cost - 1) / handicap, k, base))
         if cancelled:
             break
     return Start(min(tried)[2], cancelled, tuple(notes))
@@ -374,7 +403,7 @@ def _needed(descent: _Descent, plain: F64, base: F64, gain: float) -> F64:
     levels, evaluations = descent.levels, descent.settings.linear_iterations
     for level in range(1, len(levels)):
         plain = descent.run(level, plain, "rigid", evaluations[level])[0]
-    stretched, rigid = (value(levels[-1], m, descent.metrics) for m in (base, plain))
+    stretched, rigid = (agreed(levels[-1], m, descent.metrics) for m in (base, plain))
     return base if stretched - rigid > gain * abs(rigid) else plain
 
 
@@ -395,6 +424,21 @@ def value(level: _Level, base: F64, metrics: Sequence[tuple[float, Metric]]) -> 
     float
     """
     return level.under(base, metrics).value()
+
+
+def agreed(level: _Level, base: F64, metrics: Sequence[tuple[float, Metric]]) -> float:
+    """`value`, less what landmarks and labels still ask for.
+
+    Parameters
+    ----------
+    level, base, metrics
+        As of `value`.
+
+    Returns
+    -------
+    float
+    """
+    return level.under(base, metrics).agreed()
 
 
 class _Descent:
@@ -422,7 +466,7 @@ class _Descent:
         best, kept, done, ended, cancelled = np.inf, base, 0, False, False
         while True:
             near = here.under(base, self.metrics)
-            cost = 1 - near.value()
+            cost = 1 - near.agreed()
             gained = best - cost
             if gained >= 0:
                 best, kept = cost, base
@@ -431,7 +475,7 @@ class _Descent:
 
             def function(x: Tensor, near: _Near = near) -> tuple[float, Tensor]:
                 at = x.detach().requires_grad_()
-                loss = 1 - near.similarity(here.displacement(model, at))
+                loss = 1 - near.agreement(model, at)
                 loss.backward()
                 assert at.grad is not None
                 return float(loss.detach()), at.grad.double()

@@ -46,14 +46,17 @@ __all__ = [
     "MIND",
     "MSE",
     "NCC",
+    "NONE",
     "LevelImages",
     "LevelMetric",
     "Metric",
     "MetricNames",
     "MutualInformation",
+    "NoMetric",
     "Tuning",
     "WeightedSum",
     "channel_metrics",
+    "look_at_images",
     "mean_of",
     "mean_tuning",
     "metric_named",
@@ -319,6 +322,33 @@ class _LevelMIND:
 
 
 @dataclass(frozen=True)
+class NoMetric:
+    """Measures nothing: landmarks and labels alone bring the images together."""
+
+    def prepare(self, images: LevelImages) -> LevelMetric:
+        """Count the positions that there are.
+
+        Parameters
+        ----------
+        images : LevelImages
+            Of the level.
+
+        Returns
+        -------
+        LevelMetric
+        """
+        return _LevelNothing(float(images.inside().sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class _LevelNothing:
+    count: float
+
+    def __call__(self, view: View) -> Tensor:
+        return view.displacement.new_zeros(())
+
+
+@dataclass(frozen=True)
 class WeightedSum:
     """The weighted mean of several metrics.
 
@@ -372,6 +402,9 @@ METRICS: dict[str, Metric] = {
 
 #: The word for the metric that `itk_nir.engine.choice` picks for a pair.
 AUTO = "auto"
+
+#: The word for no metric at all.
+NONE = "none"
 
 _TERM = re.compile(r"\s*(?:([0-9.eE+-]+)\s*\*\s*)?([^\s*+][^*+]*?)\s*")
 
@@ -443,12 +476,29 @@ def metric_named(metric: str | Metric) -> Metric:
         return metric
     if metric == AUTO:  # `itk_nir.engine.choice` has chosen for whoever asked; the engine alone takes this one
         return METRICS["lncc"]
+    if metric == NONE:
+        return NoMetric()
     if metric in METRICS:
         return METRICS[metric]
     terms = _terms(metric)
     if terms is None:
         raise KeyError(metric)
     return WeightedSum(tuple((w, METRICS[name]) for w, name in terms))
+
+
+def look_at_images(metrics: Sequence[tuple[float, Metric]]) -> bool:
+    """Whether any metric is more than ``"none"``.
+
+    Parameters
+    ----------
+    metrics : sequence of (float, Metric)
+        Weight and metric of each channel.
+
+    Returns
+    -------
+    bool
+    """
+    return not all(isinstance(m, NoMetric) for _, m in metrics)
 
 
 def channel_metrics(
