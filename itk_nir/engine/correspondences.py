@@ -1,7 +1,7 @@
 """What a user knows of a pair of images: landmarks and labels, as a term of the loss of every stage.
 
-The term is ``landmark_weight`` times the mean of ``log(1 + r²)`` over the landmarks, with ``r`` the distance that is
-left in voxels of the level, plus ``label_weight`` times one minus the mean soft Dice of the labels: free of units, and
+The term is ``landmark_weight`` times the mean of ``s² log(1 + r²/s²)`` over the landmarks, with ``r`` the distance that
+is left and ``s`` a voxel of the level, both in voxels of the fixed image, plus ``label_weight`` times one minus the mean soft Dice of the labels: free of units, and
 0 where all that is known holds.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from itk_nir.engine.images import Pair
 from itk_nir.engine.labels import Labels, LevelLabels
-from itk_nir.engine.landmarks import Landmarks, LatticeLandmarks
+from itk_nir.engine.landmarks import Landmarks, LatticeLandmarks, left
 from itk_nir.engine.lattice import Axis, Domain
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.velocity_field import Lattices
@@ -47,6 +47,20 @@ class Correspondences:
     labels: Labels | None
     landmark_weight: float
     label_weight: float
+
+    def supported(self, kind: str) -> str:
+        """The linear map that there is enough known for without the images, see `Landmarks.supported`.
+
+        Parameters
+        ----------
+        kind : str
+            ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
+
+        Returns
+        -------
+        str
+        """
+        return kind if self.landmarks is None or self.labels is not None else self.landmarks.supported(kind)
 
     def on_lattice(
         self, pair: Pair, grids: LevelGrids, axes: list[Axis], spacing: float, voxel: float, weight: Tensor | None,
@@ -271,9 +285,8 @@ class LinearCorrespondences:
             ours, theirs = (self._along_axes(p).to(matrix) for p in (at, at + landmarks.wanted(linear)))
             apart = matrix @ ours + shift[:, None] - theirs
             shares = torch.from_numpy(landmarks.shares).to(matrix)
-            out = out + self.known.landmark_weight * (
-                shares @ torch.log1p(apart.square().sum(0) / self.voxel**2)
-            )
+            unit = min(self.geometry.spacing)
+            out = out + self.known.landmark_weight * left(apart / unit, shares, self.voxel / unit)
         if self.labels is not None:
             out = out + self.known.label_weight * self.labels(view)
         return out

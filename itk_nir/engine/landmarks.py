@@ -38,6 +38,9 @@ FEWEST_OTHERS, MOST_WRONG = 3, 0.4
 #: Rounds in which pairs are left out and come back in, about.
 MOST_ROUNDS = 100
 
+#: Pairs that an affine map is fitted to, at least, for each of its ``d + 1`` columns.
+AFFINE_PAIRS = 4
+
 #: Variance of the error of a single pair, over that of the field across the median distance of neighbours.
 NUGGET = 0.1
 
@@ -127,8 +130,7 @@ class Landmarks:
         Parameters
         ----------
         kind : str
-            ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``. An affine map needs more pairs than it
-            has free numbers for; with fewer it is a similarity.
+            ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``, see `supported`.
         linear : ndarray
             ``(d + 1, d + 1)`` LPS mm, fixed → moving, that follows it.
 
@@ -137,7 +139,23 @@ class Landmarks:
         ndarray or None
             ``(d + 1, d + 1)`` LPS mm; None where the pairs do not determine one.
         """
-        return fitted(self.fixed, self.fixed + self.wanted(linear), self.shares, kind)
+        return fitted(self.fixed, self.fixed + self.wanted(linear), self.shares, self.supported(kind))
+
+    def supported(self, kind: str) -> str:
+        """The linear map that there are enough pairs for: few that an affine map fits say little of it elsewhere.
+
+        Parameters
+        ----------
+        kind : str
+            ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
+
+        Returns
+        -------
+        str
+            ``"similarity"`` in place of ``"affine"`` with less than `AFFINE_PAIRS` believed pairs an axis.
+        """
+        few = (self.shares > 0).sum() < AFFINE_PAIRS * (self.fixed.shape[1] + 1)
+        return "similarity" if kind == "affine" and few else kind
 
     def smooth_displacement(self, linear: F64, points: F64) -> F64:
         """A smooth deformation that brings the believed pairs together.
@@ -183,7 +201,9 @@ class LatticeLandmarks:
     shares : Tensor
         ``(N,)``, summing to 1.
     unit : float
-        A voxel of the level, in units of the lattice.
+        A voxel of the fixed image along its finest axis, in units of the lattice.
+    scale : float
+        A voxel of the level, in voxels of the fixed image.
     """
 
     index: Tensor
@@ -191,6 +211,7 @@ class LatticeLandmarks:
     wanted: Tensor
     shares: Tensor
     unit: float
+    scale: float
 
     @classmethod
     def of(
@@ -239,11 +260,11 @@ class LatticeLandmarks:
 
         return cls(
             torch.from_numpy(np.stack(index, 1)).to(device), tensor(np.stack(spline, 1)), tensor(wanted),
-            tensor(landmarks.shares[kept]), voxel / spacing,
+            tensor(landmarks.shares[kept]), min(geometry.spacing) / spacing, voxel / min(geometry.spacing),
         )  # fmt: skip
 
     def __call__(self, u: Tensor) -> Tensor:
-        """The mean of ``log(1 + r²)``, with ``r`` the distance that is left, in voxels of the level.
+        """What is left: the mean over the pairs, see `left`.
 
         Parameters
         ----------
@@ -256,7 +277,30 @@ class LatticeLandmarks:
             Scalar, with its gradient by `u`.
         """
         reached = (u.reshape(3, -1)[:, self.index.reshape(-1)].reshape(3, *self.index.shape) * self.spline).sum(-1)
-        return self.shares @ torch.log1p((reached - self.wanted).square().sum(0) / self.unit**2)
+        return left((reached - self.wanted) / self.unit, self.shares, self.scale)
+
+
+def left(apart: Tensor, shares: Tensor, scale: float) -> Tensor:
+    """The mean of ``s² log(1 + r²/s²)`` over the pairs, with ``r`` the distance that is left.
+
+    Small distances count by their square, large ones hardly more than middling ones; the coarser a level, the later
+    that begins.
+
+    Parameters
+    ----------
+    apart : Tensor
+        ``(3, N)`` voxels of the fixed image along its finest axis.
+    shares : Tensor
+        ``(N,)``, summing to 1.
+    scale : float
+        ``s``, a voxel of the level in the same unit.
+
+    Returns
+    -------
+    Tensor
+        Scalar.
+    """
+    return shares @ torch.log1p(apart.square().sum(0) / scale**2) * scale**2
 
 
 def fitted(a: F64, b: F64, weights: F64, kind: str) -> F64 | None:
@@ -296,7 +340,7 @@ def fitted(a: F64, b: F64, weights: F64, kind: str) -> F64 | None:
         size = float(spread @ sign) / float(weights @ np.square(x).sum(1)) if kind in ("similarity", "affine") else 1.0
         out[:d, :d] = size * turn
         normal = x.T @ (weights[:, None] * x)
-        if kind == "affine" and (weights > 0).sum() >= 2 * (d + 1) and np.linalg.cond(normal) < 1e4:
+        if kind == "affine" and np.linalg.cond(normal) < 1e4:
             out[:d, :d] = y.T @ (weights[:, None] * x) @ np.linalg.inv(normal)
     out[:d, d] = target - out[:d, :d] @ centre
     return out

@@ -266,6 +266,8 @@ def optimise_linear(
     LinearResult
     """
     clock = time.perf_counter() if clock is None else clock
+    if pair.known is not None and not look_at_images(metrics):
+        kind = pair.known.supported(kind)
     normalised = pair.normalised()
     radius = settings.linear_radius
     levels = [_Level(pair, normalised, size, radius, threads) for size in settings.linear_size]

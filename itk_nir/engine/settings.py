@@ -98,8 +98,10 @@ class DeformableSettings:
         public=True,
     )
     landmark_weight: float = option(
-        0.1, "weight of the mean of log(1 + r²) over the landmarks, with r the distance that is left in voxels of the "
-        "level", at_least=0, public=True,
+        0.003,
+        "weight of the mean of s² log(1 + r²/s²) over the landmarks: r is the distance that is left, in voxels of the "
+        "fixed image along its finest axis, s the shrink factor of the level",
+        at_least=0, public=True,
     )  # fmt: skip
     label_weight: float = option(
         1.0, "weight of one minus the mean soft Dice overlap of the labels", at_least=0, public=True
