@@ -79,8 +79,8 @@ class Given:
             ours, theirs = (m.array for m in self.maps)
             if tail is not None:
                 theirs = resample_array(theirs, moving.geometry, tail, fixed.geometry, "nearest")
-            numbers = (as_volume(torch.from_numpy(np.ascontiguousarray(a)).to(device)) for a in (ours, theirs))
-            labels = Labels(*numbers, self.values)
+            a, b = (as_volume(torch.from_numpy(np.ascontiguousarray(x)).to(device)) for x in (ours, theirs))
+            labels = Labels(a, b, self.values)
         weights_of = settings.deformable
         return Correspondences(landmarks, labels, weights_of.landmark_weight, weights_of.label_weight)
 
@@ -241,7 +241,9 @@ def _read_points(source: Any, image: Volume, role: str) -> F64:
         try:
             points = np.array(source, float)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{role}: is an (N, {d}) array of LPS mm or a CSV file, got {type(source).__name__}") from error
+            raise InputError(
+                f"{role}: is an (N, {d}) array of LPS mm or a CSV file, got {type(source).__name__}"
+            ) from error
         if points.ndim != 2 or points.shape[1] != d:
             raise InputError(f"{role}: has shape {points.shape}, but {image.name} is {d}D; give (N, {d}) LPS mm")
     if len(points) == 0:
@@ -264,10 +266,10 @@ def _label_maps(
     maps = [_read_labels(*one) for one in ((ours, fixed, "fixed labels"), (theirs, moving, "moving labels"))]
     present = [set(np.unique(m.array).tolist()) - {0} for m in maps]
     common = present[0] & present[1]
-    for m, values in zip(maps, present, strict=True):
-        missing = sorted(set(wanted) - values)
+    for m, there in zip(maps, present, strict=True):
+        missing = sorted(set(wanted) - there)
         if missing:
-            raise InputError(f"{m.name}: has no label {_list(missing)}; it has {_list(sorted(values))}")
+            raise InputError(f"{m.name}: has no label {_list(missing)}; it has {_list(sorted(there))}")
     values = tuple(sorted(set(wanted))) if wanted else tuple(sorted(common))
     if not values:
         raise InputError(
@@ -276,7 +278,8 @@ def _label_maps(
         )
     if len(values) > MOST_LABELS:
         raise InputError(
-            f"the label maps have {len(values)} values in common, at most {MOST_LABELS} can be used; name some in labels"
+            f"the label maps have {len(values)} values in common, at most {MOST_LABELS} can be used; name some of them in "
+            "labels"
         )
     lookup = np.array(values)
     numbered = []
@@ -289,12 +292,16 @@ def _label_maps(
 def _read_labels(source: Any, image: Volume, role: str) -> Volume:
     volume = load_image(source, role, native=True)
     if volume.dimension != image.dimension:
-        raise InputError(f"{volume.name}: is {volume.dimension}D but {image.name} is {image.dimension}D; give its own map")
+        raise InputError(
+            f"{volume.name}: is {volume.dimension}D but {image.name} is {image.dimension}D; give its own map"
+        )
     array = volume.array
     if array.dtype.kind == "f" and (array != np.rint(array)).any():
         raise InputError(f"{volume.name}: has values that are not whole numbers; give a label map, not probabilities")
     if array.min() < 0:
-        raise InputError(f"{volume.name}: has the negative value {array.min():g}; labels are above 0, the background is 0")
+        raise InputError(
+            f"{volume.name}: has the negative value {array.min():g}; labels are above 0, the background is 0"
+        )
     array = array.astype(np.int64)
     if not volume.geometry.same_grid(image.geometry):
         array = nearest_on(array, volume.geometry, image.geometry)

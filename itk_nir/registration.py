@@ -109,7 +109,8 @@ def register(
     **options : Options
         Public options of the preset: `metric`, `channel_weights`, `linear_metric`, `iterations`, `shrink_factors`,
         `smoothing_sigmas`, `radius`, `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`,
-        `symmetric`, `landmark_weight`, `label_weight`, `labels`, `convergence_window`, `convergence_threshold`. ``docs/options.md`` and
+        `symmetric`, `landmark_weight`, `label_weight`, `labels`, `convergence_window`, `convergence_threshold`.
+        ``docs/options.md`` and
         ``itk-nir presets PRESET`` say what each means and may be.
 
     Returns
@@ -265,9 +266,10 @@ class _Run:
         if self.landmarks is None or self.landmarks.believed.all():
             return
         rows = [str(k + 1) for k, believed in enumerate(self.landmarks.believed) if not believed]
+        several = len(rows) > 1
         self.notes.append(
-            f"landmarks: the pair{'' if len(rows) == 1 else 's'} in row {', '.join(rows)} of {len(self.landmarks.fixed)} "
-            "contradict the others and took no part; check them"
+            f"landmarks: the pair{'s' if several else ''} in row {', '.join(rows)} of {len(self.landmarks.fixed)} "
+            f"contradict{'' if several else 's'} the others and took no part; check {'them' if several else 'it'}"
         )
 
     def _with_what_was_given(self, result: RegistrationResult) -> RegistrationResult:

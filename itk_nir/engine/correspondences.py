@@ -1,8 +1,8 @@
 """What a user knows of a pair of images: landmarks and labels, as a term of the loss of every stage.
 
 The term is ``landmark_weight`` times the mean of ``s² log(1 + r²/s²)`` over the landmarks, with ``r`` the distance that
-is left and ``s`` a voxel of the level, both in voxels of the fixed image, plus ``label_weight`` times one minus the mean soft Dice of the labels: free of units, and
-0 where all that is known holds.
+is left and ``s`` a voxel of the level, both in voxels of the fixed image, plus ``label_weight`` times one minus the
+mean soft Dice of the labels: free of units, and 0 where all that is known holds.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def _train(
 
 
 def _before_and_after(level: Level, model: FieldInTraining) -> tuple[tuple[float, float], float]:
-    """The metric without any deformation and with the field, over the same positions; and what it gains, see `Level`."""
+    """The metric without a deformation and with the field, over the same positions; and what `agreement` gains."""
     with torch.no_grad():
         u = model.displaced(model.velocity())
         still = torch.zeros_like(u)

@@ -83,8 +83,9 @@ class Comparison:
             for field, u, weight in zip(fields, displacements, weights, strict=True):
                 view = View(u, index, vector, threads=self.threads)
                 values = [float(m(view)) if m.count >= 1 else 0.0 for m in (chosen, information)]
-                known = self._known(linear, field, view)
-                out.append(Measures(*values, float(weight.sum()) / self.most, *known, look_at_images(self.metrics)))
+                distance, overlap = self._known(linear, field, view)
+                share, images = float(weight.sum()) / self.most, look_at_images(self.metrics)
+                out.append(Measures(values[0], values[1], share, distance, overlap, images))
         return out
 
     def _known(self, linear: NDArray, field: Field | None, view: View) -> tuple[float | None, float | None]:

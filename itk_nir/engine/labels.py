@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itk_nir.engine.images import Pair, spacings
+from itk_nir.engine.images import Pair
 from itk_nir.engine.level_grids import LevelGrids, smoothed_samples
 from itk_nir.engine.views import View
 
 #: Labels that are compared in one pass: what the native operation has channels for, few and many.
 FEW, MANY = 4, 12
 
-#: Least amplitude of a label in its eight bits: labels are weighted by it.
+#: Least amplitude of a label in its eight bits: labels are weighted by it, and one that is larger begins a new group.
 LEAST = 1 / 16
 
 
@@ -99,13 +99,16 @@ class LevelLabels:
             (labels.moving, pair.moving_geometry, grids.moving, grids.moving_factors),
         )
         # How many voxels of the fixed level a voxel of the moving one fills.
-        voxel, theirs = (float(np.prod([f * s for f, s in zip(side[3][:d], spacings(side[1]))])) for side in sides)
+        voxel, theirs = (
+            float(np.prod([f * s for f, s in zip(side[3][:d], side[1].spacing, strict=True)])) for side in sides
+        )
         larger = theirs / voxel / abs(float(np.linalg.det(pair.linear[:d, :d])))
         inside = 1.0 if weight is None else (weight > 0.5).float()
         maps: list[tuple[float, Tensor, Tensor]] = []
         for number in range(1, len(labels.values) + 1):
             f, m = (
-                smoothed_samples((numbers == number).float(), *where, sigma, threads) for numbers, *where in sides
+                smoothed_samples((numbers == number).float(), grid, positions, factors, sigma, threads)
+                for numbers, grid, positions, factors in sides
             )
             size = float((f * inside).square().sum(dtype=torch.float64)) + larger * float(
                 m.square().sum(dtype=torch.float64)
@@ -115,9 +118,12 @@ class LevelLabels:
         if not maps:
             return None
         maps.sort(key=lambda one: one[0])
-        wide = FEW if len(maps) <= FEW else MANY
-        groups = tuple(_group(maps[k : k + wide], wide, len(maps)) for k in range(0, len(maps), wide))
-        return cls(groups, weight)
+        groups = [[maps[0]]]
+        for one in maps[1:]:
+            if len(groups[-1]) == MANY or one[0] * LEAST**2 > groups[-1][0][0]:
+                groups.append([])
+            groups[-1].append(one)
+        return cls(tuple(_group(g, len(maps)) for g in groups), weight)
 
     def __call__(self, view: View) -> Tensor:
         """One minus the mean soft Dice under a map.
@@ -136,12 +142,13 @@ class LevelLabels:
         return torch.stack(parts).sum()
 
 
-def _group(maps: Sequence[tuple[float, Tensor, Tensor]], channels: int, count: int) -> _Group:
-    """Labels as channels; one of another size than the first gets another amplitude, so that its Dice counts the same."""
-    first = maps[0][0]
+def _group(maps: Sequence[tuple[float, Tensor, Tensor]], count: int) -> _Group:
+    """Labels as channels, with the amplitudes by which the Dice of each counts the same."""
+    first, channels = maps[0][0], FEW if len(maps) <= FEW else MANY
     packed = [torch.zeros((*like.shape, 16), dtype=torch.uint8, device=like.device) for like in maps[0][1:]]
     for channel, (size, *both) in enumerate(maps):
-        amplitude = max(LEAST, (first / size) ** 0.5)
+        amplitude = (first / size) ** 0.5
         for out, values in zip(packed, both, strict=True):
             out[..., channel] = (255 * amplitude * values).round().to(torch.uint8)
-    return _Group(*packed, channels, channels / (first * count))
+    fixed, moving = packed
+    return _Group(fixed, moving, channels, channels / (first * count))

@@ -2,9 +2,10 @@
 
     1 - similarity  +  w_u E(u)  +  w_v / |Ω| ∫ |∇v|²  +  w_j / |Ω| ∫ max(margin - det ∇phi, 0)²
 
-and, where the user gave landmarks or labels, a term of theirs (`itk_nir.engine.correspondences`); with ``|Ω|`` the volume that is compared and ``E`` the regulariser's energy (`itk_nir.engine.regularisers`): all terms
-are dimensionless, so that weights hold for any image size, spacing and lattice. Everything is evaluated on the level's
-lattice and carried to voxels by separable splines.
+and, where the user gave landmarks or labels, a term of theirs (`itk_nir.engine.correspondences`); with ``|Ω|`` the
+volume that is compared and ``E`` the regulariser's energy (`itk_nir.engine.regularisers`): all terms are dimensionless,
+so that weights hold for any image size, spacing and lattice. Everything is evaluated on the level's lattice and carried
+to voxels by separable splines.
 """
 
 from __future__ import annotations
