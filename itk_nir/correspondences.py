@@ -278,8 +278,8 @@ def _label_maps(
         )
     if len(values) > MOST_LABELS:
         raise InputError(
-            f"the label maps have {len(values)} values in common, at most {MOST_LABELS} can be used; name some of them in "
-            "labels"
+            f"the label maps have {len(values)} values in common, at most {MOST_LABELS} can be used; name some of "
+            "them in labels"
         )
     lookup = np.array(values)
     numbered = []

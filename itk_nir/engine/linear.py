@@ -25,12 +25,12 @@ from itk_nir.engine.correspondences import LinearCorrespondences
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shrink_factor
+from itk_nir.engine.linear_map import LinearMap
 from itk_nir.engine.metrics import LevelMetric, Metric, MutualInformation, NoMetric, look_at_images, mean_of
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.settings import LinearSettings
 from itk_nir.engine.views import View
-from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
 
@@ -138,7 +138,7 @@ class _Level:
         share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
         return _Near(self, metric, linear, index, vector, share if metric.count >= 1 else 0.0)
 
-    def displacement(self, model: _Map, x: Tensor) -> Tensor:
+    def displacement(self, model: LinearMap, x: Tensor) -> Tensor:
         """``(3, Z, Y, X)`` mm along the fixed axes: of the parameters of a map."""
         matrix, shift = model.parts(x)
         u = (matrix - torch.eye(3, device=matrix.device)) @ self.points + shift[:, None]
@@ -162,7 +162,7 @@ class _Near:
     def _view(self, u: Tensor) -> View:
         return View(u, self.grid_to_moving, self.displacement_to_moving, threads=self.level.threads)
 
-    def agreement(self, model: _Map, x: Tensor) -> Tensor:
+    def agreement(self, model: LinearMap, x: Tensor) -> Tensor:
         """Under the parameters of a map, with its gradient: the similarity, less what landmarks and labels ask for."""
         view, known = self._view(self.level.displacement(model, x)), self.level.known
         out = self.metric(view)
@@ -184,49 +184,6 @@ class _Near:
             return 0.0
         with torch.no_grad():
             return float(self.metric(self._view(self.level.still))) * self.share
-
-
-class _Map:
-    """The parameters: a shift in mm, a rotation vector, a stretch and a matrix in mm at the rim of the image."""
-
-    def __init__(self, geometry: Geometry, kind: str) -> None:
-        self.geometry, self.d, self.radius = geometry, geometry.dimension, geometry.half_extent
-        free = np.zeros(16, bool)
-        free[: self.d] = True
-        if kind != "translation":
-            free[[3, 4, 5] if self.d == 3 else [5]] = True
-        if kind == "similarity":
-            free[6] = True
-        if kind == "affine":
-            free[7:] = np.pad(np.ones((self.d, self.d), bool), (0, 3 - self.d)).ravel()
-        #: Which of the 16 parameters move.
-        self.free = torch.from_numpy(np.flatnonzero(free))
-
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Matrix ``(3, 3)`` and shift ``(3,)`` in mm along the fixed axes, about the centre of the fixed grid."""
-        full = x.new_zeros(16).index_copy(0, self.free.to(x.device), x).float()
-        a, b, c = (full[3:6] / self.radius).unbind()
-        o = torch.zeros_like(a)
-        skew = torch.stack([torch.stack([o, -c, b]), torch.stack([c, o, -a]), torch.stack([-b, a, o])])
-        eye = torch.eye(3, device=x.device)
-        stretch = torch.exp(full[6] / self.radius) * (eye + full[7:].reshape(3, 3) / self.radius)
-        if self.d == 2:  # nothing moves out of the plane
-            flat = torch.diag(eye.new_tensor([1.0, 1.0, 0.0]))
-            stretch = flat @ stretch @ flat + torch.diag(eye.new_tensor([0.0, 0.0, 1.0]))
-        return torch.matrix_exp(skew) @ stretch, full[:3]
-
-    def zero(self, device: torch.device) -> Tensor:
-        """The parameters of the identity."""
-        return torch.zeros(len(self.free), dtype=torch.float64, device=device)
-
-    def in_lps(self, x: Tensor) -> F64:
-        """``(d + 1, d + 1)`` LPS."""
-        d, rotation, centre = self.d, self.geometry.rotation, self.geometry.centre
-        matrix, shift = (p.detach().double().cpu().numpy() for p in self.parts(x))
-        out = np.eye(d + 1)
-        out[:d, :d] = rotation @ matrix[:d, :d] @ rotation.T
-        out[:d, d] = centre + rotation @ shift[:d] - out[:d, :d] @ centre
-        return out
 
 
 def optimise_linear(
@@ -455,7 +412,7 @@ class _Descent:
 
     def run(self, level: int, base: F64, kind: str, evaluations: int) -> tuple[F64, float, bool]:
         """Improve a map at one level: the best, one minus its similarity, and whether the caller cancelled."""
-        here, model = self.levels[level], _Map(self.pair.fixed_geometry, kind)
+        here, model = self.levels[level], LinearMap(self.pair.fixed_geometry, kind)
         corners = self._corners().to(here.fixed.device)
 
         def reach(a: Tensor, b: Tensor) -> float:

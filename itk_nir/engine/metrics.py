@@ -36,6 +36,7 @@ from itk_nir.engine.metric_protocol import (
     mean_tuning,
     weighted_sum,
 )
+from itk_nir.engine.no_metric import NONE, NoMetric, look_at_images
 from itk_nir.engine.views import View
 from itk_nir.errors import OptionError
 
@@ -322,33 +323,6 @@ class _LevelMIND:
 
 
 @dataclass(frozen=True)
-class NoMetric:
-    """Measures nothing: landmarks and labels alone bring the images together."""
-
-    def prepare(self, images: LevelImages) -> LevelMetric:
-        """Count the positions that there are.
-
-        Parameters
-        ----------
-        images : LevelImages
-            Of the level.
-
-        Returns
-        -------
-        LevelMetric
-        """
-        return _LevelNothing(float(images.inside().sum()))
-
-
-@dataclass(frozen=True, eq=False)
-class _LevelNothing:
-    count: float
-
-    def __call__(self, view: View) -> Tensor:
-        return view.displacement.new_zeros(())
-
-
-@dataclass(frozen=True)
 class WeightedSum:
     """The weighted mean of several metrics.
 
@@ -402,9 +376,6 @@ METRICS: dict[str, Metric] = {
 
 #: The word for the metric that `itk_nir.engine.choice` picks for a pair.
 AUTO = "auto"
-
-#: The word for no metric at all.
-NONE = "none"
 
 _TERM = re.compile(r"\s*(?:([0-9.eE+-]+)\s*\*\s*)?([^\s*+][^*+]*?)\s*")
 
@@ -484,21 +455,6 @@ def metric_named(metric: str | Metric) -> Metric:
     if terms is None:
         raise KeyError(metric)
     return WeightedSum(tuple((w, METRICS[name]) for w, name in terms))
-
-
-def look_at_images(metrics: Sequence[tuple[float, Metric]]) -> bool:
-    """Whether any metric is more than ``"none"``.
-
-    Parameters
-    ----------
-    metrics : sequence of (float, Metric)
-        Weight and metric of each channel.
-
-    Returns
-    -------
-    bool
-    """
-    return not all(isinstance(m, NoMetric) for _, m in metrics)
 
 
 def channel_metrics(
