@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from itk_nir.engine.metric_protocol import LevelImages, LevelMetric, Metric
+from itk_nir.engine.metric_protocol import LevelImages, LevelMetric, Metric, Tuning
 from itk_nir.engine.views import View
 
 #: The word for it.
@@ -17,6 +17,9 @@ NONE = "none"
 @dataclass(frozen=True)
 class NoMetric:
     """Measures nothing: landmarks and labels alone bring the images together."""
+
+    #: Nothing but them stands against the penalties, which are tuned for images that pull at every voxel.
+    tuning = Tuning(smoothness=0.1)
 
     def prepare(self, images: LevelImages) -> LevelMetric:
         """Count the positions that there are.
