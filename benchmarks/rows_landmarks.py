@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-
 from cases import Case, Line, array, each, landmarks, overlap_of, phantom, phantom_case, points_of, read
 from score import read_points
 
 #: Labels of FreeSurfer that are scored; every second one is given.
-BRAIN = (2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 28, 31, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 60, 63)  # fmt: skip
+BRAIN = (
+    2, 3, 4, 7, 8, 10, 11, 12, 13, 14, 15, 16, 17, 18, 24, 28, 31, 41, 42, 43, 46, 47, 49, 50, 51, 52, 53, 54, 60, 63,
+)  # fmt: skip
 
 
 def _half(case: Case, ours: np.ndarray, theirs: np.ndarray, given: np.ndarray) -> Iterator[Line]:

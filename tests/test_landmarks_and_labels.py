@@ -30,9 +30,8 @@ def images(p: Phantom) -> tuple[Any, Any]:
 
 
 def labels(p: Phantom) -> dict[str, Any]:
-    return {
-        "fixed_labels": to_sitk(p.fixed_labels, p.geometry), "moving_labels": to_sitk(p.moving_labels, p.moving_geometry)
-    }  # fmt: skip
+    ours, theirs = to_sitk(p.fixed_labels, p.geometry), to_sitk(p.moving_labels, p.moving_geometry)
+    return {"fixed_labels": ours, "moving_labels": theirs}
 
 
 def points(p: Phantom, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
