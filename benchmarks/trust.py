@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rows_landmarks
 import SimpleITK as sitk
 from cases import (
     THREADS,
@@ -482,6 +483,9 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "both": both,
     "edges": edges,
     "epi": epi,
+    "landmarks": rows_landmarks.given_landmarks,
+    "hands": rows_landmarks.hands,
+    "labels": rows_landmarks.given_labels,
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from itk_nir.checks import beyond_cuts, check_dimensions, check_pair, holes, match_labels, match_mask
+from itk_nir.correspondences import Given, read_given
 from itk_nir.engine.execution import device_named, thread_count
 from itk_nir.engine.images import Pair, as_volume, background
 from itk_nir.engine.metrics import channel_metrics
@@ -47,6 +48,8 @@ class Problem:
         what lies beyond a cut through the object.
     rigid_regions, volume_regions : Volume or None
         Label maps on the fixed grid.
+    given : Given or None
+        Landmarks and labels.
     start : CompositeTransform or None
         The caller's initial transform, fixed → moving.
     settings : Settings
@@ -78,6 +81,7 @@ class Problem:
     moving_lesion: Volume | None
     rigid_regions: Volume | None
     volume_regions: Volume | None
+    given: Given | None
     start: CompositeTransform | None
     settings: Settings
     linear: str
@@ -104,6 +108,11 @@ class Problem:
         moving_lesion: Any = None,
         rigid_regions: Any = None,
         volume_regions: Any = None,
+        fixed_landmarks: Any = None,
+        moving_landmarks: Any = None,
+        landmark_weights: Any = None,
+        fixed_labels: Any = None,
+        moving_labels: Any = None,
         initial_transform: Any = None,
         seed: int = 0,
         device: str = "auto",
@@ -127,6 +136,10 @@ class Problem:
             Above 0 where the image shows what has no counterpart in the other.
         rigid_regions, volume_regions : image or path, optional
             Label maps of the fixed image: regions that keep their shape, or their volume.
+        fixed_landmarks, moving_landmarks, landmark_weights : array_like or path, optional
+            Corresponding points, ``(N, d)`` LPS mm, and how much each pair counts, ``(N,)``.
+        fixed_labels, moving_labels : image or path, optional
+            Label maps.
         initial_transform : transform, optional
             Anything that `itk_nir.load_transform` takes, fixed → moving.
         seed : int
@@ -143,7 +156,7 @@ class Problem:
         Raises
         ------
         InputError
-            An image, mask or transform that cannot be used.
+            An image, mask, transform, landmark or label map that cannot be used.
         OptionError
             An argument that it cannot be.
         """
@@ -166,6 +179,11 @@ class Problem:
             notes.extend(found)
             return on_grid
 
+        given = read_given(
+            a, b, settings, channels=1 + len(more), fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
+            landmark_weights=landmark_weights, fixed_labels=fixed_labels, moving_labels=moving_labels,
+        )  # fmt: skip
+
         def labels(given: Any, role: str) -> Volume | None:
             if given is None:
                 return None
@@ -180,15 +198,15 @@ class Problem:
         _check_lesions(masks, lesions, settings)
         doubts: tuple[str, ...] = ()
         if settings.deformable.kind == "deformable":
-            given = [v for v in (*masks, *lesions) if v is not None]
+            drawn = [v for v in (*masks, *lesions) if v is not None]
             lesions = _with_holes(masks[0], lesions[0]), _with_holes(masks[1], lesions[1])
             (whole, cut_fixed), (other, cut_moving) = _with_cuts(a, lesions[0]), _with_cuts(b, lesions[1])
             lesions = whole, other
             # Who gives a mask knows.
-            doubts = () if given else (*cut_fixed, *cut_moving)
+            doubts = () if drawn else (*cut_fixed, *cut_moving)
         notes = [*check_pair(a, b, start, linear=linear), *notes]
         return cls(
-            a, b, more, *masks, *lesions, rigid, volume, start, settings, linear, deformable, seed, where, count,
+            a, b, more, *masks, *lesions, rigid, volume, given, start, settings, linear, deformable, seed, where, count,
             tuple(notes), doubts, clock,
         )  # fmt: skip
 
@@ -240,7 +258,11 @@ class Problem:
             None if self.fixed_lesion is None else self._tensor(self.fixed_lesion.array) > 0,
             None if lesion is None else self._tensor(lesion.array) > 0,
         )
-        return replace(pair, regions=regions_in(rigid, volume))
+        pair = replace(pair, regions=regions_in(rigid, volume))
+        if self.given is None:
+            return pair
+        known = self.given.for_engine(self.fixed, self.moving, self.tail, self.settings, self.device)
+        return replace(pair, known=known)
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return as_volume(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device))

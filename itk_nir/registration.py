@@ -25,7 +25,7 @@ from itk_nir.engine.execution import (
 )
 from itk_nir.engine.images import Pair
 from itk_nir.engine.linear import Start, find_start, optimise_linear
-from itk_nir.engine.metrics import AUTO, channel_metrics, mean_of
+from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.engine.regions import kept
 from itk_nir.engine.sampling import SampledField, Target, sample_field
@@ -37,7 +37,7 @@ from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
 from itk_nir.settings import Options, Settings, make_settings, options_of, public_options
 from itk_nir.transforms.model import LinearTransform
-from itk_nir.verdict import Verdict, judge, worse
+from itk_nir.verdict import Verdict, judge, known, worse
 from itk_nir.version import __version__
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ def register(
     moving_lesion: Any = None,
     rigid_regions: Any = None,
     volume_regions: Any = None,
+    fixed_landmarks: Any = None,
+    moving_landmarks: Any = None,
+    landmark_weights: Any = None,
+    fixed_labels: Any = None,
+    moving_labels: Any = None,
     initial_transform: Any = None,
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -96,6 +101,14 @@ def register(
     rigid_regions, volume_regions : image or path, optional
         Label maps of the fixed image, any grid: 0 is no region; every other value is a region that keeps its shape
         (the map is rigid there, to 0.001 voxel), or its volume. Their surroundings adapt to them.
+        Above 0 where the image counts, in every stage.
+    fixed_landmarks, moving_landmarks : array_like or path, optional
+        Corresponding points, ``(N, d)`` LPS mm or a CSV file with columns ``x, y[, z]``, row k to row k. Pairs that the
+        others contradict are not believed, and the report says which.
+    landmark_weights : array_like, optional
+        ``(N,)``, 0 and more: how much each pair counts; left out, all the same.
+    fixed_labels, moving_labels : image or path, optional
+        Label maps, whole numbers with 0 as the background, on any grids.
     initial_transform : RegistrationResult, transform, matrix, path or list, optional
         Where to start from, fixed → moving: anything that `itk_nir.load_transform` takes; a list in ANTs' order. It is
         composed into the result, never lost.
@@ -110,8 +123,9 @@ def register(
     **options : Options
         Public options of the preset: `metric`, `channel_weights`, `linear_metric`, `iterations`, `shrink_factors`,
         `smoothing_sigmas`, `radius`, `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`,
-        `symmetric`, `search`, `restrict`, `region_weight`, `convergence_window`,
-        `convergence_threshold`. ``docs/options.md`` and ``itk-nir presets PRESET`` say what each means and may be.
+        `symmetric`, `search`, `restrict`, `region_weight`, `landmark_weight`, `label_weight`, `labels`,
+        `convergence_window`, `convergence_threshold`. ``docs/options.md`` and ``itk-nir presets PRESET`` say what each
+        means and may be.
 
     Returns
     -------
@@ -163,6 +177,11 @@ def register(
         moving_lesion=moving_lesion,
         rigid_regions=rigid_regions,
         volume_regions=volume_regions,
+        fixed_landmarks=fixed_landmarks,
+        moving_landmarks=moving_landmarks,
+        landmark_weights=landmark_weights,
+        fixed_labels=fixed_labels,
+        moving_labels=moving_labels,
         initial_transform=initial_transform,
         seed=seed,
         device=device,
@@ -226,6 +245,8 @@ class _Run:
         problem = self.problem
         reset_peak_device_memory(problem.device)
         began = pair = problem.pair()
+        self.landmarks = None if pair.known is None else pair.known.landmarks
+        self._tell_of_landmarks()
         start = self._start(pair)
         self._choose(pair if start is None else replace(pair, linear=pair.linear @ start.matrix))
         self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
@@ -238,7 +259,9 @@ class _Run:
             report = self._report(
                 stop=stop, similarity=self.similarity_linear, affine_matrix=affine.matrix.tolist()
             )  # fmt: skip
-            return RegistrationResult(problem.fixed, problem.moving, affine, initial=problem.tail, report=report)
+            return self._with_what_was_given(
+                RegistrationResult(problem.fixed, problem.moving, affine, initial=problem.tail, report=report)
+            )
 
         done = self._deformable(pair)
         ops.release_memory()  # many small arrays are done with, a few large ones follow
@@ -261,7 +284,33 @@ class _Run:
         kind = problem.settings.deformable.kind
         trained = NeuralField(kind, done.field, affine, problem.tail, about | {"settings": report.settings})
         self._tell_end(done)
-        return RegistrationResult.of_field(problem.fixed, problem.moving, trained, sampled, report)
+        return self._with_what_was_given(
+            RegistrationResult.of_field(problem.fixed, problem.moving, trained, sampled, report)
+        )
+
+    def _tell_of_landmarks(self) -> None:
+        """A note where some pairs of landmarks are not believed."""
+        if self.landmarks is None or self.landmarks.believed.all():
+            return
+        rows = [str(k + 1) for k, believed in enumerate(self.landmarks.believed) if not believed]
+        several = len(rows) > 1
+        self.notes.append(
+            f"landmarks: the pair{'s' if several else ''} in row {', '.join(rows)} of {len(self.landmarks.fixed)} "
+            f"contradict{'' if several else 's'} the others and took no part; check {'them' if several else 'it'}"
+        )
+
+    def _with_what_was_given(self, result: RegistrationResult) -> RegistrationResult:
+        """The result, with what became of landmarks and labels in its report."""
+        given, problem = self.problem.given, self.problem
+        if given is None:
+            return result
+        believed = np.ones(0, bool) if self.landmarks is None else self.landmarks.believed
+        report = replace(
+            result.report,
+            landmarks=given.distances(believed, problem.start, result.mapping),
+            labels=given.overlaps(problem.start, result.mapping, problem.threads),
+        )
+        return replace(result, report=report)
 
     def _start(self, pair: Pair) -> Start | None:
         """Where the linear stage begins; None where it begins as the images lie, or there is none."""
@@ -269,7 +318,8 @@ class _Run:
         if problem.linear == "none" or problem.start is not None:
             return None
         found = find_start(
-            pair, problem.linear, self.settings.linear, threads=problem.threads,
+            pair, problem.linear, self.settings.linear, images=self.settings.linear.linear_metric != NONE
+            and look_at_images(self._channel_metrics(pair, self.settings.deformable.metric)), threads=problem.threads,
             callback=self._share(0.0, 0.05), clock=problem.clock, restrict=problem.restrict,
         )  # fmt: skip
         self.cancelled = found.cancelled
@@ -352,9 +402,12 @@ class _Run:
     def _given_up(self, pair: Pair, done: Any, linear: Measures, end: Measures) -> tuple[Any, Measures]:
         """No deformation in place of one that is worse, and what is measured then."""
         gain = end.metric - linear.metric
-        if not worse(end, linear, clearly=False) and gain >= self.least_gain * abs(linear.metric):
+        better, against = known(end, linear)
+        if better and not against:
             return done, end
-        found = worse(end, linear)
+        if not against and not worse(end, linear, clearly=False) and gain >= self.least_gain * abs(linear.metric):
+            return done, end
+        found = [*against, *worse(end, linear)]
         if found:
             self.doubts.append(f"the deformation was given up: with it, {' and '.join(found)}")
         else:

@@ -15,6 +15,23 @@ from itk_nir.verdict import Verdict
 
 
 @dataclass(frozen=True)
+class LandmarkDistances:
+    """How far the landmarks of a registration are apart in the space of the moving image, in the order they came in.
+
+    Parameters
+    ----------
+    before, after : tuple of float
+        mm, under the map that the registration began with and under its result.
+    believed : tuple of bool
+        False for the pairs that the others contradict: they took no part.
+    """
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    believed: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """Numbers about a registration. None stands for what a stage that did not run, or an engine, does not measure.
 
@@ -36,6 +53,10 @@ class Report:
     evidence : dict of str to Measures
         The chosen metric, mutual information and the overlap at ``"start"`` (the map that the registration began with),
         after the ``"linear"`` stage, and at the ``"end"``. The last two are taken over the same positions.
+    landmarks : LandmarkDistances or None
+        Distances of the landmarks before and after, and which were believed.
+    labels : dict of int to tuple of float
+        Dice overlap of every label that counted, before and after.
     returned_levels : tuple of int
         Levels of the deformable stage, coarsest 0, that ended less alike than they began and gave their start back.
     search : str
@@ -99,6 +120,8 @@ class Report:
     metric_reason: str = ""
     verdict: Verdict | None = None
     evidence: dict[str, Measures] = field(default_factory=dict)
+    landmarks: LandmarkDistances | None = None
+    labels: dict[int, tuple[float, float]] = field(default_factory=dict)
     returned_levels: tuple[int, ...] = ()
     search: str = ""
     trace: tuple[Iteration, ...] = ()

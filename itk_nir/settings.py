@@ -56,6 +56,9 @@ class Options(TypedDict, total=False):
     search: Literal["auto", "always", "never"]
     restrict: Sequence[float]
     region_weight: float
+    landmark_weight: float
+    label_weight: float
+    labels: Sequence[int]
     convergence_window: int
     convergence_threshold: float
 
@@ -343,7 +346,8 @@ def unknown_option(name: str, settings: Settings, known: Sequence[str] | dict[st
 #: The arguments of `itk_nir.register` that are no options of a preset.
 ARGUMENTS = (
     "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "fixed_lesion",
-    "moving_lesion", "rigid_regions", "volume_regions", "initial_transform", "seed", "device", "threads", "callback",
+    "moving_lesion", "rigid_regions", "volume_regions", "fixed_landmarks", "moving_landmarks", "landmark_weights",
+    "fixed_labels", "moving_labels", "initial_transform", "seed", "device", "threads", "callback",
 )  # fmt: skip
 
 

@@ -13,6 +13,9 @@ Grade = Literal["good", "doubtful", "worse than the start"]
 #: interpolates, which blurs the moving image and costs information wherever things belong.
 TOLERANCE, INFORMATION_TOLERANCE = 0.005, 0.02
 
+#: Difference in the mean overlap of labels, and in the mean distance of landmarks (voxels), that tells two maps apart.
+LABEL_TOLERANCE, LANDMARK_TOLERANCE = 0.005, 0.25
+
 #: Overlap below which a result is doubtful, and mutual information below which two images tell nothing of each other.
 LEAST_OVERLAP, LEAST_INFORMATION = 0.4, 0.01
 
@@ -39,8 +42,31 @@ class Verdict:
         return self.grade + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
 
 
+def known(now: Measures, before: Measures) -> tuple[list[str], list[str]]:
+    """What landmarks and labels say of one map beside another.
+
+    Parameters
+    ----------
+    now, before : Measures
+        Under either map.
+
+    Returns
+    -------
+    better, worse : list of str
+        With the figures; both empty without landmarks and labels, or where they tell no difference.
+    """
+    better, bad = list[str](), list[str]()
+    for what, a, b, sign, tolerance in (
+        ("the landmarks' mean distance in voxels", now.landmark_voxels, before.landmark_voxels, -1, LANDMARK_TOLERANCE),
+        ("the labels' mean overlap", now.label_overlap, before.label_overlap, 1, LABEL_TOLERANCE),
+    ):
+        if a is not None and b is not None and abs(a - b) > tolerance:
+            (better if sign * (a - b) > 0 else bad).append(f"{what} is {a:.3f}, before {b:.3f}")
+    return better, bad
+
+
 def worse(now: Measures, before: Measures, *, clearly: bool = True) -> list[str]:
-    """The measures by which one map is worse than another.
+    """The measures of the images by which one map is worse than another.
 
     Parameters
     ----------
@@ -54,6 +80,8 @@ def worse(now: Measures, before: Measures, *, clearly: bool = True) -> list[str]
     list of str
         With the figures.
     """
+    if not now.images:
+        return []
     found = [
         (name, a * now.overlap, b * before.overlap, tolerance)
         for name, a, b, tolerance in (
@@ -95,14 +123,15 @@ def judge(
     Verdict
     """
     found = worse(end, start)
-    if found:
-        return Verdict("worse than the start", tuple(found))
-    reasons = list(doubts)
-    if end.metric < little_evidence:
+    better, against = known(end, start)
+    if (found and not better) or (against and (found or not end.images)):
+        return Verdict("worse than the start", (*against, *found))
+    reasons = [*doubts, *against, *(f"{what}, although {' and '.join(better)}" for what in found)]
+    if end.images and end.metric < little_evidence:
         reasons.append(
             f"the images have little in common (metric {end.metric:.2f}, little evidence below {little_evidence:.2f})"
         )
-    elif end.mutual_information < LEAST_INFORMATION:
+    elif end.images and end.mutual_information < LEAST_INFORMATION:
         reasons.append(f"the images tell next to nothing of each other (NMI {end.mutual_information:.3f})")
     if end.overlap < LEAST_OVERLAP:
         reasons.append(f"the moving image covers {100 * end.overlap:.0f} % of what counts of the fixed image")

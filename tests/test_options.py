@@ -126,7 +126,7 @@ def test_public_options_are_few_and_but_for_a_metric_of_the_deformable_stage() -
     assert public_options("default") == public[0] | public[1]
     assert public[1] == {"linear_metric"}
     assert not any(what.public for what in options_in(SamplingSettings).values())
-    assert len(public_options("default")) == 18
+    assert len(public_options("default")) == 21
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------

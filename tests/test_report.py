@@ -91,7 +91,7 @@ def test_report_of_a_run(results: dict[str, itk_nir.RegistrationResult], kind: s
         "similarity_start", "folded_voxels", "folded_percent", "jacobian_range", "log_jacobian_sd",
         "inverse_error_mean_voxels", "inverse_error_p99_voxels", "field_spacing_voxels", "interpolation_error_voxels",
     }  # fmt: skip
-    assert missing == {"peak_device_memory_mb"} | (deformation if kind == "linear" else set())
+    assert missing == {"peak_device_memory_mb", "landmarks"} | (deformation if kind == "linear" else set())
     assert (report.preset, report.seed, report.threads, report.device) == ("fast", 5, 1, "cpu")
     assert set(report.settings) == {"deformable", "linear", "sampling"}
     assert report.settings["deformable"]["iterations"] == [3, 3, 3]

@@ -21,7 +21,7 @@ FORMATS = ("itk", "ants", "elastix", "slicer", "nifti")
 PUBLIC_OPTIONS = (
     "metric", "channel_weights", "iterations", "shrink_factors", "smoothing_sigmas", "radius", "learning_rates",
     "regulariser", "smoothness", "grid_spacing", "transform_model", "symmetric", "search", "restrict", "region_weight",
-    "convergence_window", "convergence_threshold", "linear_metric",
+    "landmark_weight", "label_weight", "labels", "convergence_window", "convergence_threshold", "linear_metric",
 )  # fmt: skip
 
 #: Arguments of `itk_nir.register` that are no setting of a preset: the flag for each, None where there is none.
@@ -37,6 +37,11 @@ REGISTER_FLAGS: dict[str, str | None] = {
     "moving_lesion": "--moving-lesion",
     "rigid_regions": "--rigid-regions",
     "volume_regions": "--volume-regions",
+    "fixed_landmarks": "--fixed-landmarks",
+    "moving_landmarks": "--moving-landmarks",
+    "landmark_weights": "--landmark-weights",
+    "fixed_labels": "--fixed-labels",
+    "moving_labels": "--moving-labels",
     "initial_transform": "--initial-transform",
     "seed": "--seed",
     "device": "--device",
@@ -77,7 +82,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         if name == "symmetric":
             actions[name] = group.add_argument(flag, dest=target, action="store_const", const=True)
         else:
-            actions[name] = group.add_argument(flag, dest=target, type=level_values, metavar="VALUE")
+            kind = metric_names if name.endswith("metric") else level_values
+            actions[name] = group.add_argument(flag, dest=target, type=kind, metavar="VALUE")
     plain = parser.format_help
 
     def format_help() -> str:
@@ -105,6 +111,26 @@ def level_values(text: str) -> Any:
     parts = text.replace("x", ",").split(",") if text[:1].isdigit() else text.split(",")
     values = tuple(_value(part.strip()) for part in parts)
     return values[0] if len(values) == 1 else values
+
+
+def metric_names(text: str) -> Any:
+    """Read the name of a metric, or one a channel, for argparse: ``none`` is one of them.
+
+    Examples
+    --------
+    >>> metric_names("none"), metric_names("lncc,nmi")
+    ('none', ('lncc', 'nmi'))
+    """
+    value = level_values(text)
+    return "none" if value is None else value
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Read ``A,B,...``, numbers, for argparse."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between, got {text!r}") from None
 
 
 def given_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -197,7 +223,7 @@ def parse_settings(
             instead = "is not an option of the command line" if flag is None else f"give it as {flag} {text}"
             raise OptionError(f"{option} {assignment}: {name} is no setting of a preset, {instead}")
         try:
-            settings[name] = _value(text)
+            settings[name] = metric_names(text) if text.lower() == "none" and name.endswith("metric") else _value(text)
         except (RecursionError, MemoryError):  # of Python's parser, which says so for deep nesting
             raise OptionError(f"{option} {name}=...: the value is nested too deeply to be read") from None
     return settings

@@ -13,6 +13,7 @@ from itk_nir.cli.arguments import (
     add_common,
     add_options,
     given_options,
+    numbers,
     one_or_list,
     parse_settings,
     settings_of,
@@ -57,6 +58,17 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="label map of the fixed image: regions (values other than 0) that keep their shape",
     )
     parser.add_argument("--volume-regions", metavar="IMAGE", help="the same for regions that keep their volume")
+    parser.add_argument(
+        "--fixed-landmarks", metavar="FILE", help="points in the fixed image, LPS mm: CSV with columns x,y[,z]"
+    )
+    parser.add_argument("--moving-landmarks", metavar="FILE", help="the same points in the moving image, row by row")
+    parser.add_argument(
+        "--landmark-weights", type=numbers, metavar="W,W,...", help="how much each pair of landmarks counts"
+    )
+    for side in ("fixed", "moving"):
+        parser.add_argument(
+            f"--{side}-labels", metavar="IMAGE", help=f"label map of the {side} image, 0 the background"
+        )
     parser.add_argument(
         "--initial-transform",
         action="append",
@@ -115,6 +127,11 @@ def run(options: argparse.Namespace) -> int:
             moving_lesion=options.moving_lesion,
             rigid_regions=options.rigid_regions,
             volume_regions=options.volume_regions,
+            fixed_landmarks=options.fixed_landmarks,
+            moving_landmarks=options.moving_landmarks,
+            landmark_weights=options.landmark_weights,
+            fixed_labels=options.fixed_labels,
+            moving_labels=options.moving_labels,
             initial_transform=one_or_list(options.initial_transform),
             seed=options.seed,
             device=options.device,

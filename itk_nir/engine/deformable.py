@@ -39,7 +39,7 @@ from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids
-from itk_nir.engine.metrics import channel_metrics
+from itk_nir.engine.metrics import channel_metrics, look_at_images
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.regions import kept
@@ -150,6 +150,8 @@ def _train(
     unit = min(pair.fixed_geometry.spacing)
     margin = 2 * settings.shrink_factors[-1] * unit if pair.fixed_weight is None else 8 * unit
     domain = common_domain(pair, margin)
+    if pair.known is not None:
+        domain = pair.known.reached(domain, pair.fixed_geometry)
     settings = settings.for_pair(domain.size, len(pair.channels))
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
@@ -177,6 +179,13 @@ def _train(
         channels = LevelChannels.of(pair, grids, normalised, sigma, radius, threads)
         if number == settings.levels - 1:
             normalised.clear()
+        known = (
+            None
+            if pair.known is None or report.trace
+            else pair.known.start(pair, lattices, model.velocity.number, threads)
+        )
+        if known is not None:
+            model.begin_at(known)
         with ops.reused_memory():
             make = partial(Level.make, number, settings, pair, domain, channels, grids, model)
             del channels
@@ -185,7 +194,7 @@ def _train(
             except NothingToCompare as error:  # a mask may be too small for a coarse level to see
                 nothing = error
                 continue
-            search = _Search(pair, settings, make) if number == 0 and settings.search != "never" else None
+            search = _Search.of(pair, settings, make) if number == 0 else None
             del make
             descent = _Descent(level, model, report.goes_on, callback is not None, search)
             del level
@@ -195,8 +204,8 @@ def _train(
             if descent.returned:
                 returned.append(number)
             if number == last or stop == CANCELLED:
-                measured = _before_and_after(descent.level, model)
-                if not measured[1] >= measured[0]:  # coarse levels may have led astray what the finest cannot mend
+                measured, gain = _before_and_after(descent.level, model)
+                if not gain >= 0:  # coarse levels may have led astray what the finest cannot mend
                     rest, measured = True, (measured[0], measured[0])
                     returned = [k for k in range(number + 1) if settings.iterations[k]]
             del descent
@@ -206,11 +215,14 @@ def _train(
     return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned), searched), domain
 
 
-def _before_and_after(level: Level, model: FieldInTraining) -> tuple[float, float]:
-    """The metric without any deformation and with the field, over the same positions."""
+def _before_and_after(level: Level, model: FieldInTraining) -> tuple[tuple[float, float], float]:
+    """The metric without a deformation and with the field, over the same positions; and what `agreement` gains."""
     with torch.no_grad():
         u = model.displaced(model.velocity())
-        return float(level.similarity(torch.zeros_like(u))), float(level.similarity(u))
+        still = torch.zeros_like(u)
+        before, after = level.similarity(still), level.similarity(u)
+        gain = float(level.agreement(u, after)) - float(level.agreement(still, before))
+        return (float(before), float(after)), gain
 
 
 class _Search:
@@ -230,6 +242,12 @@ class _Search:
         self.pair, self.settings, self.level = pair, settings, level
         #: What became of it, in words.
         self.outcome = "not needed"
+
+    @classmethod
+    def of(cls, pair: Pair, settings: Settings, level: Callable[[], Level]) -> _Search | None:
+        """A search where one is allowed, and there are images to look at."""
+        images = look_at_images(channel_metrics(settings.metric, settings.channel_weights, len(pair.channels)))
+        return cls(pair, settings, level) if images and settings.search != "never" else None
 
     def begin(self, model: FieldInTraining) -> Level:
         """Let the field begin at what is found; the level from there."""

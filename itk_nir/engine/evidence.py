@@ -16,7 +16,7 @@ from torch import Tensor
 from itk_nir.engine.images import Pair
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
-from itk_nir.engine.metrics import METRICS, Metric
+from itk_nir.engine.metrics import METRICS, Metric, look_at_images
 from itk_nir.engine.progress import Measures
 from itk_nir.engine.sampling import Field
 from itk_nir.engine.views import View
@@ -50,6 +50,10 @@ class Comparison:
         mask = pair.fixed_counts
         counted = float(fixed.numel() if mask is None else (self.grids.fixed_mask(mask) > 0.5).sum())
         self.most = max(1.0, counted)
+        self.labels = None
+        if pair.known is not None:
+            weight = None if mask is None else self.grids.fixed_mask(mask)
+            self.labels = pair.known.labels_at(pair, self.grids, weight, 0.5, threads)
 
     def under(self, linear: NDArray, fields: Sequence[Field | None]) -> list[Measures]:
         """How alike the images are under a linear map after each of some deformations, over the same positions.
@@ -76,11 +80,24 @@ class Comparison:
         information = self.channels.metric([(w, METRICS["nmi"]) for w, _ in self.metrics], both)
         out = []
         with torch.no_grad():
-            for u, weight in zip(displacements, weights, strict=True):
+            for field, u, weight in zip(fields, displacements, weights, strict=True):
                 view = View(u, index, vector, threads=self.threads)
                 values = [float(m(view)) if m.count >= 1 else 0.0 for m in (chosen, information)]
-                out.append(Measures(values[0], values[1], float(weight.sum()) / self.most))
+                distance, overlap = self._known(linear, field, view)
+                share, images = float(weight.sum()) / self.most, look_at_images(self.metrics)
+                out.append(Measures(values[0], values[1], share, distance, overlap, images))
         return out
+
+    def _known(self, linear: NDArray, field: Field | None, view: View) -> tuple[float | None, float | None]:
+        """The mean distance of the landmarks and the mean overlap of the labels, as far as there are any."""
+        known = self.pair.known
+        if known is None:
+            return None, None
+        distance = None
+        if known.landmarks is not None:
+            u = None if field is None else field.displacement(known.landmarks.fixed)
+            distance = known.landmarks.distance(linear, u) / min(self.pair.fixed_geometry.spacing)
+        return distance, None if self.labels is None else 1 - float(self.labels(view))
 
     def _weight(self, u: Tensor, index: NDArray, vector: NDArray) -> Tensor:
         moving = self.channels.images[0].moving

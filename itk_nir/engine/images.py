@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from itk_nir.engine.filling import continued
 from itk_nir.engine.lattice import Domain
 from itk_nir.engine.region_labels import Region
 from itk_nir.geometry import Geometry
+
+if TYPE_CHECKING:
+    from itk_nir.engine.correspondences import Correspondences
 
 F64 = NDArray[np.float64]
 
@@ -183,6 +187,8 @@ class Pair:
         (`itk_nir.engine.filling`), and it never counts.
     regions : tuple of Region
         Of the fixed image, which stay rigid or keep their volume under the whole map.
+    known : Correspondences or None
+        Landmarks and labels.
     """
 
     fixed: Tensor
@@ -198,6 +204,7 @@ class Pair:
     fixed_lesion: Tensor | None = None
     moving_lesion: Tensor | None = None
     regions: tuple[Region, ...] = ()
+    known: Correspondences | None = None
 
     @classmethod
     def make(

@@ -2,9 +2,10 @@
 
     1 - similarity  +  w_u E(u)  +  w_v / |Ω| ∫ |∇v|²  +  w_j / |Ω| ∫ max(margin - det ∇phi, 0)²
 
-with ``|Ω|`` the volume that is compared and ``E`` the regulariser's energy (`itk_nir.engine.regularisers`): all terms
-are dimensionless, so that weights hold for any image size, spacing and lattice. Everything is evaluated on the level's
-lattice and carried to voxels by separable splines.
+and, where the user gave landmarks or labels, a term of theirs (`itk_nir.engine.correspondences`); with ``|Ω|`` the
+volume that is compared and ``E`` the regulariser's energy (`itk_nir.engine.regularisers`): all terms are dimensionless,
+so that weights hold for any image size, spacing and lattice. Everything is evaluated on the level's lattice and carried
+to voxels by separable splines.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from itk_nir.engine import ops
+from itk_nir.engine.correspondences import LevelCorrespondences
 from itk_nir.engine.flow import flowed
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Banded, Domain
@@ -28,6 +30,7 @@ from itk_nir.engine.level_grids import LevelGrids, counting_weight, thickness
 from itk_nir.engine.metrics import LevelMetric, channel_metrics, mean_of
 from itk_nir.engine.regions import RegionPenalty
 from itk_nir.engine.regularisers import LevelLattice, regulariser_named
+from itk_nir.engine.restriction import held_axes
 from itk_nir.engine.settings import DeformableSettings
 from itk_nir.engine.velocity_field import SplineVelocity, VelocityField
 from itk_nir.engine.views import View
@@ -171,9 +174,10 @@ class FieldInTraining:
         Parameters
         ----------
         displacement : Tensor
-            ``(3, z, y, x)`` mm, on the lattice.
+            ``(3, z, y, x)`` mm, on the lattice; what moves along held axes is cleared.
         """
-        points = self.velocity.control_points
+        points, held = self.velocity.control_points, held_axes(self.lattices.restrict)
+        displacement[held] = 0
         with torch.no_grad():
             points.copy_(displacement)
             for _ in range(4):  # a few steps towards the velocity that makes it
@@ -238,6 +242,8 @@ class Level:
         The similarity of the other direction, where that counts too.
     regions : RegionPenalty or None
         Of the regions that stay rigid or keep their volume, where there are such.
+    known : LevelCorrespondences or None
+        Landmarks and labels.
     threads : int
         CPU threads of the native ops.
     """
@@ -254,6 +260,7 @@ class Level:
     epsilon: float
     backward: _BackwardMetric | None
     regions: RegionPenalty | None
+    known: LevelCorrespondences | None
     threads: int
 
     @classmethod
@@ -291,7 +298,8 @@ class Level:
         """
         moving = channels.images[0].moving
         threads, h = field.threads, field.spacing
-        spline = [a.evaluate(p) for a, p in zip(field.lattices.axes[field.velocity.number], grids.fixed, strict=True)]
+        axes = field.lattices.axes[field.velocity.number]
+        spline = [a.evaluate(p) for a, p in zip(axes, grids.fixed, strict=True)]
         index, vector = grids.voxel_map(pair, pair.linear)
         vector = vector * h
         with torch.no_grad():
@@ -322,6 +330,11 @@ class Level:
         if pair.regions:
             axes, volume = field.lattices.axes[field.velocity.number], metric.count * math.prod(present)
             regions = RegionPenalty(pair, axes, h, grids.factors, volume, settings.region_weight, threads)
+        known = None
+        if pair.known is not None:
+            size = settings.shrink_factors[number] * min(pair.fixed_geometry.spacing)
+            sigma = settings.smoothing_sigmas[number]
+            known = pair.known.on_lattice(pair, grids, axes, h, size, weight, sigma, threads)
         return cls(
             number, settings, metric, index, vector, spline,
             energy=regulariser_named(settings.regulariser).energy(lattice),
@@ -332,6 +345,7 @@ class Level:
             epsilon=EPSILON_SHARE / (metric.count * min(pair.fixed_geometry.spacing)),
             backward=backward,
             regions=regions,
+            known=known,
             threads=threads,
         )  # fmt: skip
 
@@ -348,10 +362,30 @@ class Level:
         Tensor
             Scalar.
         """
-        return self.metric(View(u, self.grid_to_moving, self.displacement_to_moving, self.spline, self.threads))
+        return self.metric(self._view(u))
+
+    def agreement(self, u: Tensor, similarity: Tensor) -> Tensor:
+        """A similarity, less what landmarks and labels still ask for; the similarity itself without any.
+
+        Parameters
+        ----------
+        u : Tensor
+            ``(3, z, y, x)`` displacement on the lattice, in its units.
+        similarity : Tensor
+            Scalar, that it has.
+
+        Returns
+        -------
+        Tensor
+            Scalar.
+        """
+        return similarity if self.known is None else similarity - self.known(u, self._view(u))
+
+    def _view(self, u: Tensor) -> View:
+        return View(u, self.grid_to_moving, self.displacement_to_moving, self.spline, self.threads)
 
     def similarity_of(self, field: FieldInTraining) -> Tensor:
-        """What is maximised: the metric under a field, the mean of both directions where both count.
+        """What is maximised: the metric under a field, the mean of both directions where both count, see `agreement`.
 
         Parameters
         ----------
@@ -364,7 +398,8 @@ class Level:
             Scalar.
         """
         v = field.velocity()
-        return self._both_ways(field, v, field.displaced(v))
+        u = field.displaced(v)
+        return self.agreement(u, self._both_ways(field, v, u))
 
     def _both_ways(self, field: FieldInTraining, v: Tensor, u: Tensor) -> Tensor:
         forward = self.similarity(u)
@@ -373,7 +408,7 @@ class Level:
         return (forward + self.backward(v, field.outer, self.spline)) / 2
 
     def loss(self, field: FieldInTraining, iteration: int) -> tuple[Tensor, Tensor]:
-        """The similarity that the field has here, and the loss of this iteration.
+        """The similarity that the field has here (see `agreement`), and the loss of this iteration.
 
         Parameters
         ----------
@@ -390,7 +425,7 @@ class Level:
         settings, threads, number = self.settings, self.threads, self.number
         v = field.velocity()
         u = field.displaced(v)
-        similarity = self._both_ways(field, v, u)
+        similarity = self.agreement(u, self._both_ways(field, v, u))
         loss = 1 - similarity
         if settings.smoothness[number]:
             loss = loss + self.factor * settings.smoothness[number] * self.energy(u)

@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import linear_starts, ops
+from itk_nir.engine.correspondences import LinearCorrespondences
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shrink_factor
-from itk_nir.engine.metrics import LevelMetric, Metric, MutualInformation, mean_of
+from itk_nir.engine.linear_map import LinearMap
+from itk_nir.engine.metrics import LevelMetric, Metric, MutualInformation, NoMetric, look_at_images, mean_of
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.quasi_newton import minimise
-from itk_nir.engine.restriction import free_parameters, held_axes, without_held_axes
+from itk_nir.engine.restriction import held_axes, without_held_axes
 from itk_nir.engine.settings import LinearSettings
 from itk_nir.engine.views import View
-from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
 
@@ -106,6 +107,10 @@ class _Level:
         extent = linear_starts.grid_extent(pair.moving_geometry) / scale / voxel
         if self.moving_weight is not None:
             extent *= float((self.moving_weight > 0.5).double().mean())
+        #: Landmarks and labels, as far as there are any.
+        self.known = None
+        if pair.known is not None:
+            self.known = LinearCorrespondences.of(pair.known, pair, grids, self.weight, self.voxel, threads)
         #: Positions that there can be at most: those of the fixed image, or as many as the moving image fills.
         self.most = max(1.0, min(counted, extent))
 
@@ -133,9 +138,9 @@ class _Level:
         images = tuple(replace(i, axes=index[:, :3]) for i in self.channels.images)
         metric = LevelChannels(images).metric(metrics, weight)
         share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
-        return _Near(self, metric, index, vector, share if metric.count >= 1 else 0.0)
+        return _Near(self, metric, linear, index, vector, share if metric.count >= 1 else 0.0)
 
-    def displacement(self, model: _Map, x: Tensor) -> Tensor:
+    def displacement(self, model: LinearMap, x: Tensor) -> Tensor:
         """``(3, Z, Y, X)`` mm along the fixed axes: of the parameters of a map."""
         matrix, shift = model.parts(x)
         u = (matrix - torch.eye(3, device=matrix.device)) @ self.points + shift[:, None]
@@ -151,55 +156,36 @@ class _Near:
 
     level: _Level
     metric: LevelMetric
+    linear: F64
     grid_to_moving: F64
     displacement_to_moving: F64
     share: float
 
-    def similarity(self, u: Tensor) -> Tensor:
-        """Under ``(3, Z, Y, X)`` mm along the fixed axes, with its gradient."""
-        return self.metric(View(u, self.grid_to_moving, self.displacement_to_moving, threads=self.level.threads))
+    def _view(self, u: Tensor) -> View:
+        return View(u, self.grid_to_moving, self.displacement_to_moving, threads=self.level.threads)
+
+    def agreement(self, model: LinearMap, x: Tensor) -> Tensor:
+        """Under the parameters of a map, with its gradient: the similarity, less what landmarks and labels ask for."""
+        view, known = self._view(self.level.displacement(model, x)), self.level.known
+        out = self.metric(view)
+        return out if known is None else out - known(*model.parts(x), self.linear, view)
+
+    def agreed(self) -> float:
+        """Under the map itself: its `value`, less what landmarks and labels still ask for."""
+        out, known = self.value(), self.level.known
+        if known is None:
+            return out
+        still = self.level.still
+        with torch.no_grad():
+            eye, zero = torch.eye(3, device=still.device), torch.zeros(3, device=still.device)
+            return out - float(known(eye, zero, self.linear, self._view(still)))
 
     def value(self) -> float:
         """Under the map itself, times the share of the positions."""
         if self.share == 0:
             return 0.0
         with torch.no_grad():
-            return float(self.similarity(self.level.still)) * self.share
-
-
-class _Map:
-    """The parameters: a shift in mm, a rotation vector, a stretch and a matrix in mm at the rim of the image."""
-
-    def __init__(self, geometry: Geometry, kind: str, restrict: Sequence[float] = ()) -> None:
-        self.geometry, self.d, self.radius = geometry, geometry.dimension, geometry.half_extent
-        #: Which of the 16 parameters move.
-        self.free = torch.from_numpy(np.flatnonzero(free_parameters(self.d, kind, restrict)))
-
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Matrix ``(3, 3)`` and shift ``(3,)`` in mm along the fixed axes, about the centre of the fixed grid."""
-        full = x.new_zeros(16).index_copy(0, self.free.to(x.device), x).float()
-        a, b, c = (full[3:6] / self.radius).unbind()
-        o = torch.zeros_like(a)
-        skew = torch.stack([torch.stack([o, -c, b]), torch.stack([c, o, -a]), torch.stack([-b, a, o])])
-        eye = torch.eye(3, device=x.device)
-        stretch = torch.exp(full[6] / self.radius) * (eye + full[7:].reshape(3, 3) / self.radius)
-        if self.d == 2:  # nothing moves out of the plane
-            flat = torch.diag(eye.new_tensor([1.0, 1.0, 0.0]))
-            stretch = flat @ stretch @ flat + torch.diag(eye.new_tensor([0.0, 0.0, 1.0]))
-        return torch.matrix_exp(skew) @ stretch, full[:3]
-
-    def zero(self, device: torch.device) -> Tensor:
-        """The parameters of the identity."""
-        return torch.zeros(len(self.free), dtype=torch.float64, device=device)
-
-    def in_lps(self, x: Tensor) -> F64:
-        """``(d + 1, d + 1)`` LPS."""
-        d, rotation, centre = self.d, self.geometry.rotation, self.geometry.centre
-        matrix, shift = (p.detach().double().cpu().numpy() for p in self.parts(x))
-        out = np.eye(d + 1)
-        out[:d, :d] = rotation @ matrix[:d, :d] @ rotation.T
-        out[:d, d] = centre + rotation @ shift[:d] - out[:d, :d] @ centre
-        return out
+            return float(self.metric(self._view(self.level.still))) * self.share
 
 
 def optimise_linear(
@@ -242,6 +228,8 @@ def optimise_linear(
     LinearResult
     """
     clock = time.perf_counter() if clock is None else clock
+    if pair.known is not None and not look_at_images(metrics):
+        kind = pair.known.supported(kind)
     normalised = pair.normalised()
     radius = settings.linear_radius
     levels = [_Level(pair, normalised, size, radius, threads) for size in settings.linear_size]
@@ -263,7 +251,9 @@ def optimise_linear(
     # By the metric and by mutual information, each times the overlap.
     measures = metrics, [(w, MutualInformation()) for w, _ in metrics]
     found, at_start = ([value(levels[-1], m, by) for by in measures] for m in (base, begin))
-    if not cancelled:
+    # A map that brings landmarks or labels together need not please the images too.
+    known = pair.known is not None and agreed(levels[-1], base, metrics) > agreed(levels[-1], begin, metrics)
+    if not cancelled and not known and look_at_images(metrics):
         little, chance = mean_of(metrics, "little_evidence"), CHANCE / levels[-1].most
         # Few positions hold much information by chance; a metric of another kind may know better.
         little_found = found[0] < LEAST_EVIDENCE * little or (found[1] < chance and found[0] < max(little, chance))
@@ -301,8 +291,8 @@ class Start:
 
 
 def find_start(
-    pair: Pair, kind: str, settings: LinearSettings, *, threads: int = 1, callback: Callback | None = None,
-    clock: float | None = None, restrict: Sequence[float] = (),
+    pair: Pair, kind: str, settings: LinearSettings, *, images: bool = True, threads: int = 1,
+    callback: Callback | None = None, clock: float | None = None, restrict: Sequence[float] = (),
 ) -> Start:  # fmt: skip
     """Follow several starts for a few steps, by mutual information, which holds for like and unlike contrasts.
 
@@ -314,6 +304,8 @@ def find_start(
         The map that is to be found, as of `optimise_linear`; a translation turns nothing.
     settings : LinearSettings
         What the stage is told.
+    images : bool
+        Whether the images count; else landmarks and labels alone.
     threads : int
         CPU threads of the native ops; no result depends on it.
     callback, clock, restrict
@@ -326,7 +318,8 @@ def find_start(
     """
     clock = time.perf_counter() if clock is None else clock
     normalised = pair.normalised()
-    metrics = [(1.0, MutualInformation())] * len(pair.channels)
+    metric: Metric = MutualInformation() if images else NoMetric()
+    metrics = [(1.0, metric)] * len(pair.channels)
     tiny, level = (
         _Level(pair, normalised, size, 1, threads) for size in (settings.linear_search_size, settings.linear_size[0])
     )
@@ -342,8 +335,11 @@ def find_start(
         starts = starts[1:]
     if kind != "translation" and not held_axes(restrict):
         turns = linear_starts.along_principal_axes(pair, *masses) + linear_starts.turned(pair, *masses)
-        ranked = sorted(range(len(turns)), key=lambda k: -value(tiny, turns[k], metrics))
+        ranked = sorted(range(len(turns)), key=lambda k: -agreed(tiny, turns[k], metrics))
         starts += [turns[k] for k in ranked[: settings.linear_turned_starts]]
+    if pair.known is not None and pair.known.landmarks is not None:
+        on_landmarks = pair.known.landmarks.matrix(kind, pair.linear)
+        starts += [] if on_landmarks is None else [without_held_axes(on_landmarks, pair.fixed_geometry, restrict)]
     kept: list[F64] = []
     for start in starts:
         if all(_apart(pair, start, other) > 0.5 * level.voxel for other in kept):
@@ -356,7 +352,7 @@ def find_start(
         part = "translation" if kind == "translation" else "rigid"
         base, cost, cancelled = descent.run(0, start, part, settings.linear_start_iterations)
         handicap = 1.0 if linear_starts.angle(start) <= GREAT_TURN else TURNED_GAIN
-        tried.append(((cost - 1) * handicap, k, base))
+        tried.append(((cost - 1) * handicap if cost < 1 else (cost - 1) / handicap, k, base))
         if cancelled:
             break
     return Start(min(tried)[2], cancelled, tuple(notes))
@@ -374,7 +370,7 @@ def _needed(descent: _Descent, plain: F64, base: F64, gain: float) -> F64:
     levels, evaluations = descent.levels, descent.settings.linear_iterations
     for level in range(1, len(levels)):
         plain = descent.run(level, plain, "rigid", evaluations[level])[0]
-    stretched, rigid = (value(levels[-1], m, descent.metrics) for m in (base, plain))
+    stretched, rigid = (agreed(levels[-1], m, descent.metrics) for m in (base, plain))
     return base if stretched - rigid > gain * abs(rigid) else plain
 
 
@@ -397,6 +393,21 @@ def value(level: _Level, base: F64, metrics: Sequence[tuple[float, Metric]]) -> 
     return level.under(base, metrics).value()
 
 
+def agreed(level: _Level, base: F64, metrics: Sequence[tuple[float, Metric]]) -> float:
+    """`value`, less what landmarks and labels still ask for.
+
+    Parameters
+    ----------
+    level, base, metrics
+        As of `value`.
+
+    Returns
+    -------
+    float
+    """
+    return level.under(base, metrics).agreed()
+
+
 class _Descent:
     """The evaluations of the linear stage, counted over all of it."""
 
@@ -410,7 +421,7 @@ class _Descent:
 
     def run(self, level: int, base: F64, kind: str, evaluations: int) -> tuple[F64, float, bool]:
         """Improve a map at one level: the best, one minus its similarity, and whether the caller cancelled."""
-        here, model = self.levels[level], _Map(self.pair.fixed_geometry, kind, self.restrict)
+        here, model = self.levels[level], LinearMap(self.pair.fixed_geometry, kind, self.restrict)
         corners = self._corners().to(here.fixed.device)
 
         def reach(a: Tensor, b: Tensor) -> float:
@@ -423,7 +434,7 @@ class _Descent:
         best, kept, done, ended, cancelled = np.inf, base, 0, False, False
         while True:
             near = here.under(base, self.metrics)
-            cost = 1 - near.value()
+            cost = 1 - near.agreed()
             gained = best - cost
             if gained >= 0:
                 best, kept = cost, base
@@ -432,7 +443,7 @@ class _Descent:
 
             def function(x: Tensor, near: _Near = near) -> tuple[float, Tensor]:
                 at = x.detach().requires_grad_()
-                loss = 1 - near.similarity(here.displacement(model, at))
+                loss = 1 - near.agreement(model, at)
                 loss.backward()
                 assert at.grad is not None
                 return float(loss.detach()), at.grad.double()

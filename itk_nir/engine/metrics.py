@@ -38,6 +38,7 @@ from itk_nir.engine.metric_protocol import (
     mean_tuning,
     weighted_sum,
 )
+from itk_nir.engine.no_metric import NONE, NoMetric, look_at_images
 from itk_nir.engine.views import View
 from itk_nir.errors import OptionError
 
@@ -48,14 +49,17 @@ __all__ = [
     "MIND",
     "MSE",
     "NCC",
+    "NONE",
     "LevelImages",
     "LevelMetric",
     "Metric",
     "MetricNames",
     "MutualInformation",
+    "NoMetric",
     "Tuning",
     "WeightedSum",
     "channel_metrics",
+    "look_at_images",
     "mean_of",
     "mean_tuning",
     "metric_named",
@@ -453,6 +457,8 @@ def metric_named(metric: str | Metric) -> Metric:
         return metric
     if metric == AUTO:  # `itk_nir.engine.choice` has chosen for whoever asked; the engine alone takes this one
         return METRICS["lncc"]
+    if metric == NONE:
+        return NoMetric()
     if metric in METRICS:
         return METRICS[metric]
     terms = _terms(metric)

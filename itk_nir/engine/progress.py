@@ -107,11 +107,21 @@ class Measures:
         Normalised mutual information, 0 for independent images.
     overlap : float
         Share of the positions of the fixed image that count that the moving image covers.
+    landmark_voxels : float or None
+        Mean distance of the landmarks that are believed, in voxels of the fixed image along its finest axis; None
+        without any.
+    label_overlap : float or None
+        Mean soft Dice of the labels, each counting the same; None without any.
+    images : bool
+        Whether the images were to be made alike at all (metric ``"none"``: they were not).
     """
 
     metric: float
     mutual_information: float
     overlap: float
+    landmark_voxels: float | None = None
+    label_overlap: float | None = None
+    images: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from itk_nir.engine.coordinate_networks import FieldConfig
-from itk_nir.engine.metrics import METRICS, Metric, MetricNames, channel_metrics, mean_tuning
+from itk_nir.engine.metrics import METRICS, NONE, Metric, MetricNames, channel_metrics, mean_tuning
 from itk_nir.engine.regularisers import REGULARISERS, Regulariser
 from itk_nir.engine.restriction import check_restriction
 from itk_nir.errors import OptionError
@@ -44,8 +44,8 @@ class DeformableSettings:
         "auto",
         "similarity metric: a name, a weighted sum such as '0.5*nmi + 0.5*mind', or an object with the protocol of "
         "`itk_nir.engine.metrics.Metric`; one for all channels of the images, or one for each. 'auto' looks at the "
-        "pair and picks, and the report says which and why",
-        choices=MetricNames(METRICS, ("auto",)), public=True,
+        "pair and picks, and the report says which and why; 'none' leaves landmarks and labels alone",
+        choices=MetricNames(METRICS, ("auto", NONE)), public=True,
     )  # fmt: skip
     channel_weights: tuple[float, ...] = option(
         (), "weight of each channel of the images in the similarity; left out, all count the same", above=0, public=True
@@ -117,6 +117,18 @@ class DeformableSettings:
         "the end they do so exactly, whatever the weight",
         at_least=0, public=True,
     )  # fmt: skip
+    landmark_weight: float = option(
+        0.003,
+        "weight of the mean of s² log(1 + r²/s²) over the landmarks: r is the distance that is left, in voxels of the "
+        "fixed image along its finest axis, s the shrink factor of the level",
+        at_least=0, public=True,
+    )  # fmt: skip
+    label_weight: float = option(
+        1.0, "weight of one minus the mean soft Dice overlap of the labels", at_least=0, public=True
+    )
+    labels: tuple[int, ...] = option(
+        (), "values of the label maps that count; left out, all above 0 that both maps have", at_least=1, public=True
+    )
     convergence_window: int = option(10, "iterations over which convergence is judged", at_least=1, public=True)
     convergence_threshold: float = option(
         0.0,
@@ -300,7 +312,7 @@ class LinearSettings:
     linear_metric: str | Metric | tuple[str | Metric, ...] = option(
         "same",
         "similarity metric of the linear stage, as `metric`; 'same' is that of the deformable stage",
-        choices=MetricNames(METRICS, ("same",)), public=True,
+        choices=MetricNames(METRICS, ("same", NONE)), public=True,
     )  # fmt: skip
     linear_size: tuple[int, ...] = option(
         (28, 56),

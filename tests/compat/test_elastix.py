@@ -29,6 +29,7 @@ from itk_nir.compat.elastix import (
     registration_method,
     understand,
 )
+from itk_nir.compat.elastix.options import POINTS
 from itk_nir.compat.elastix.parameters import read_maps
 from itk_nir.compat.options import engine_options
 from itk_nir.engine.metrics import NCC, MutualInformation, WeightedSum
@@ -625,7 +626,7 @@ def test_own_folder_goes_when_python_ends() -> None:
 def test_docs_name_every_parameter_and_run(tmp_path: Path, monkeypatch: Any) -> None:
     text = (DOCS / "coming_from_elastix.md").read_text(encoding="utf-8")
     meaningless = [name for names in NO_MEANING.values() for name in names]
-    for name in (*HONOURED, *ONLY, *meaningless, *TRANSFORMS, *PENALTIES, *INTERPOLATORS, *REFUSED):
+    for name in (*HONOURED, *ONLY, *meaningless, *TRANSFORMS, *PENALTIES, POINTS, *INTERPOLATORS, *REFUSED):
         assert f"`{name}`" in text, name
     for name, ours in METRICS.items():
         assert f"| `{name}` | `{ours}`" in text
@@ -647,3 +648,38 @@ def test_docs_name_every_parameter_and_run(tmp_path: Path, monkeypatch: Any) -> 
     assert np.abs(ours - itk.array_from_image(fixed)).mean() < 8
     seen = inside(read_elastix(names["parameters"]), fixed_grid, moving_grid)
     assert np.abs(ours - theirs)[seen].max() <= 1e-4 * RANGE
+
+
+def test_corresponding_points_are_landmarks(tmp_path: Path) -> None:
+    """As elastix writes them: a file of points, a file of indices; their weight beside that of the similarity."""
+    from itk_nir.phantom import brain_phantom
+
+    phantom = brain_phantom(2, (56, 64), seed=1)
+    fixed, moving = (to_itk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
+    index = np.argwhere(phantom.fixed_labels > 0)[::300]
+    p = phantom.geometry.index_to_physical(index[:, ::-1].astype(float))
+    q = p + phantom.displacement[tuple(index.T)]
+    files = [tmp_path / "f.txt", tmp_path / "m.txt"]
+    for file, word, rows in zip(files, ("index", "point"), (index[:, ::-1], q), strict=True):
+        text = "\n".join(" ".join(f"{x:.6f}" for x in row) for row in rows)
+        file.write_text(f"{word}\n{len(rows)}\n{text}\n")
+    spline = SPLINE | {"Metric": ["AdvancedNormalizedCorrelation", POINTS], "Metric1Weight": "0.5"}
+    assert understand(read_maps(spline)).with_metrics({})["landmark_weight"] == pytest.approx(0.5 * 0.003)
+    assert understand(read_maps(SPLINE | {"Metric": [POINTS]})).metric == "none"
+    names = {"fixed_point_set_file_name": str(files[0]), "moving_point_set_file_name": str(files[1])}
+    quick = {"preset": "fast", "device": "cpu", "number_of_threads": 1, "iterations": (12, 6, 3)}
+    apart = []
+    for given in (names, {"fixed_points": p, "moving_points": q}):
+        maps = SPLINE | {"Metric": [POINTS]}
+        _, parameters = registration_method(fixed, moving, maps, **given, **quick)
+        end = read_elastix(parameters, phantom.geometry).map(p)
+        apart.append(np.linalg.norm(end - q, axis=1).mean())
+    assert apart[0] == pytest.approx(apart[1], abs=0.05)
+    assert apart[0] < 0.5 * np.linalg.norm(p - q, axis=1).mean()
+    with pytest.raises(OptionError, match=f"fixed_point_set_file_name.* without {POINTS}"):
+        registration_method(fixed, moving, SPLINE, **names, **quick)
+    with pytest.raises(OptionError, match=f"{POINTS} needs one of moving_point_set_file_name, moving_points"):
+        registration_method(fixed, moving, maps, fixed_points=p, **quick)
+    files[1].write_text("point\n3\n1 2\n")
+    with pytest.raises(InputError, match="no point file of elastix"):
+        registration_method(fixed, moving, maps, **names, **quick)

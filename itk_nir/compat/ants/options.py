@@ -82,7 +82,11 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "aff_smoothing_sigmas": ("refused", "the levels of the linear stage are smoothed as their size asks for"),
     "write_composite_transform": ("honoured", "Composite.h5 and InverseComposite.h5 in place of the single files"),
     "verbose": ("honoured", "prints one line a level"),
-    "multivariate_extras": ("refused", "one image pair only; a sum of metrics of it is metric='0.5*nmi + 0.5*lncc'"),
+    "multivariate_extras": (
+        "refused",
+        "one image pair only; a sum of metrics of it is metric='0.5*nmi + 0.5*lncc', points and labels are "
+        "fixed_landmarks=, moving_landmarks=, fixed_labels=, moving_labels=",
+    ),
     "restrict_transformation": (
         "honoured",
         "along which axes of the fixed image things may move, 1 or 0 an axis, in every stage; a weight between the two "

@@ -154,6 +154,9 @@ def registration(
     kind, options = register_options(given, kwargs)
     # Before the work and not after it.
     check_output_prefix(outprefix or os.path.join(tempfile.gettempdir(), ""))
+    for name in ("fixed_labels", "moving_labels"):
+        if options.get(name) is not None:
+            options[name] = as_volume(options[name], name.replace("_", " "))
     if verbose:
         options["callback"] = _printing(options.get("callback"))
     result = run_kind(

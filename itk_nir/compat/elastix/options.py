@@ -36,6 +36,12 @@ REPLACED = {
     "TransformRigidityPenalty": "instead of FixedRigidityImageName, give rigid_regions= a label map of the fixed "
     "image: its regions become exactly rigid",
 }
+#: The metric of corresponding points, which are landmarks here.
+POINTS = "CorrespondingPointsEuclideanDistanceMetric"
+#: Keywords for these points: files and sets in memory.
+POINT_KEYWORDS = {
+    "fixed": ("fixed_point_set_file_name", "fixed_points"), "moving": ("moving_point_set_file_name", "moving_points"),
+}  # fmt: skip
 #: Bins of mutual information where nothing is said, as in elastix.
 BINS = 32
 
@@ -67,7 +73,7 @@ HONOURED = (
 
 #: Parameters of which only these values can be had: any other is an error.
 ONLY: dict[str, tuple[str, ...]] = {
-    "Metric": (*METRICS, *PENALTIES),
+    "Metric": (*METRICS, *PENALTIES, POINTS),
     "AutomaticTransformInitializationMethod": ("GeometricalCenter", "CenterOfGravity"),
     "HowToCombineTransforms": ("Compose",),
     "UseDirectionCosines": ("true",),
@@ -137,10 +143,6 @@ INSTEAD: dict[str, str] = {
 
 #: Keywords of ``itk.elastix_registration_method`` that cannot be had, and what to do instead.
 REFUSED = {
-    "fixed_point_set_file_name": "landmarks do not take part in a registration",
-    "moving_point_set_file_name": "landmarks do not take part in a registration",
-    "fixed_points": "landmarks do not take part in a registration",
-    "moving_points": "landmarks do not take part in a registration",
     "log_to_file": "log_to_console=True prints the same lines; or give callback=",
     "log_file_name": "log_to_console=True prints the same lines; or give callback=",
     "log_level": "log_to_console=True prints what there is",

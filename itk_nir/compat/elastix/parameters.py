@@ -22,6 +22,7 @@ from itk_nir.compat.elastix.options import (
     ORDERS,
     PENALTIES,
     PIXELS,
+    POINTS,
     REPLACED,
     TRANSFORMS,
     WEAKER,
@@ -51,6 +52,8 @@ class Request:
         Of the deformable stage, where its map names one.
     linear_metric : str or Metric, optional
         Of the linear stage, where its maps name one: that of the last of them.
+    points : float or None
+        Weight of the corresponding points beside that of a similarity, where a map names their metric.
     search : bool
         Whether the linear stage may look for a start of its own.
     seed : int
@@ -71,6 +74,7 @@ class Request:
     deformable: bool = True
     metric: str | Metric | None = None
     linear_metric: str | Metric | None = None
+    points: float | None = None
     search: bool = True
     seed: int = 0
     interpolation: str = "bspline"
@@ -92,6 +96,10 @@ class Request:
         dict of str to object
         """
         out = dict(options)
+        if self.points is not None:
+            from itk_nir.engine.settings import DeformableSettings
+
+            out.setdefault("landmark_weight", self.points * DeformableSettings().landmark_weight)
         if "metric" not in options:
             if self.metric is not None:
                 out["metric"] = self.metric
@@ -136,6 +144,7 @@ def understand(maps: Sequence[ParameterMap]) -> Request:
         deformable=deformable,
         metric=deforming,
         linear_metric=next((m for m in reversed(metrics) if m is not None), None),
+        points=_points_weight(maps),
         search=_flag(first, "AutomaticTransformInitialization", True),
         seed=int(_number(first, "RandomSeed", 0)),
         interpolation=kind or ORDERS[order],
@@ -245,7 +254,10 @@ def _metric(parameters: ParameterMap, where: str) -> str | Metric | None:
     # Of values for each resolution, the last ones count: those of full resolution.
     last = {name: values[-1:] for name, values in parameters.items()}
     weight_name = "RelativeWeight" if _flag(last, "UseRelativeWeights", False) else "Weight"
-    similarities = [(n, name) for n, name in enumerate(parameters.get("Metric", ())) if name not in PENALTIES]
+    names = parameters.get("Metric", ())
+    similarities = [(n, name) for n, name in enumerate(names) if name not in (*PENALTIES, POINTS)]
+    if not similarities and POINTS in names:
+        return "none"
     parts: list[tuple[float, str | Metric]] = []
     for n, name in similarities:
         weight = _number(last, f"Metric{n}{weight_name}", 1.0)
@@ -261,6 +273,26 @@ def _metric(parameters: ParameterMap, where: str) -> str | Metric | None:
     if all(isinstance(metric, str) for _, metric in parts):
         return " + ".join(f"{weight:.15g}*{metric}" for weight, metric in parts)
     return WeightedSum(tuple((weight, metric_named(metric)) for weight, metric in parts))
+
+
+def _points_weight(maps: Sequence[ParameterMap]) -> float | None:
+    """Weight of the corresponding points over the mean one of the similarities, in the last map that has them."""
+    for one in reversed(maps):
+        names = list(one.get("Metric", ()))
+        if POINTS not in names:
+            continue
+        last = {name: values[-1:] for name, values in one.items()}
+        word = "RelativeWeight" if _flag(last, "UseRelativeWeights", False) else "Weight"
+        weights = {
+            name: _number(last, f"Metric{n}{word}", 1.0)
+            for n, name in enumerate(names)
+            if _flag(last, f"Metric{n}Use", True) and name not in PENALTIES
+        }
+        if weights.get(POINTS, 0.0) < 0:
+            raise OptionError(f"elastix parameter Metric{names.index(POINTS)}{word}: cannot be below 0")
+        others = [w for name, w in weights.items() if name != POINTS and w > 0]
+        return weights.get(POINTS, 0.0) / (sum(others) / len(others) if others else 1.0)
+    return None
 
 
 def _with_bins(parameters: ParameterMap, where: str) -> str | Metric:

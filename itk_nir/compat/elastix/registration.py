@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from itk_nir.compat.elastix.files import as_pixel_type, result_maps, write_result
-from itk_nir.compat.elastix.options import REFUSED
+from itk_nir.compat.elastix.options import POINT_KEYWORDS, POINTS, REFUSED
 from itk_nir.compat.elastix.parameters import check_dimensions, import_itk_elastix, read_maps, understand
+from itk_nir.compat.elastix.points import read_points
 from itk_nir.compat.options import Device
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
@@ -39,6 +40,10 @@ def registration_method(
     external_initial_transform: Any = None,
     initial_transform_parameter_object: Any = None,
     initial_transform_parameter_file_name: str | os.PathLike[str] | None = None,
+    fixed_point_set_file_name: str | os.PathLike[str] | None = None,
+    moving_point_set_file_name: str | os.PathLike[str] | None = None,
+    fixed_points: Any = None,
+    moving_points: Any = None,
     output_directory: str | os.PathLike[str] | None = None,
     log_to_console: bool = False,
     number_of_threads: int = 0,
@@ -64,6 +69,10 @@ def registration_method(
         A result of elastix to start from.
     initial_transform_parameter_file_name : path, optional
         The last ``TransformParameters.N.txt`` of a result of elastix to start from.
+    fixed_point_set_file_name, moving_point_set_file_name : path, optional
+        Corresponding points, elastix' files; a map must name ``CorrespondingPointsEuclideanDistanceMetric``.
+    fixed_points, moving_points : itk.PointSet or array_like, optional
+        The same points in memory, LPS mm.
     output_directory : path, optional
         An existing folder for ``TransformParameters.N.txt``, the displacement field they name, and
         ``result.N.FORMAT``. Left out: the field goes to a folder of its own for this result under the system's
@@ -133,12 +142,19 @@ def registration_method(
     if start is None and not request.search:
         start = load_transform(np.eye(fixed.dimension + 1))
 
+    landmarks = _landmarks(
+        {"fixed_point_set_file_name": fixed_point_set_file_name, "fixed_points": fixed_points,
+         "moving_point_set_file_name": moving_point_set_file_name, "moving_points": moving_points},
+        request.points, fixed.geometry, moving.geometry,
+    )  # fmt: skip
+
     if log_to_console and request.unused:
         print(f"elastix parameters without a meaning here: {', '.join(request.unused)}", flush=True)
     result = register(
         fixed, moving, preset=settings, linear=request.linear, deformable=request.deformable, fixed_mask=fixed_mask,
         moving_mask=moving_mask, initial_transform=start, seed=request.seed, device=device,
         threads=number_of_threads or None, callback=_printing(callback) if log_to_console else callback,
+        **landmarks,
     )  # fmt: skip
     warped = resample_array(
         moving.array, moving.geometry, result.mapping, fixed.geometry, request.interpolation, request.default,
@@ -162,6 +178,26 @@ def _check_keywords(options: Mapping[str, Any], number_of_threads: Any) -> None:
     number = whole_number(number_of_threads)
     if number is None or number < 0:
         raise OptionError(f"number_of_threads is a whole number, 0 for all, got {number_of_threads!r}")
+
+
+def _landmarks(given: Mapping[str, Any], weight: float | None, fixed: Geometry, moving: Geometry) -> dict[str, Any]:
+    """The corresponding points as arguments of `register`."""
+    present = [name for name, value in given.items() if value is not None]
+    if weight is None:
+        if present:
+            raise OptionError(
+                f"elastix: {', '.join(present)} without {POINTS} in any map has no effect; name it in Metric"
+            )
+        return {}
+    out = {}
+    for side, grid in (("fixed", fixed), ("moving", moving)):
+        names = [name for name in POINT_KEYWORDS[side] if name in present]
+        if len(names) != 1:
+            raise OptionError(
+                f"elastix: {POINTS} needs one of {', '.join(POINT_KEYWORDS[side])}, got {names or 'none'}"
+            )
+        out[f"{side}_landmarks"] = read_points(given[names[0]], grid, names[0])
+    return out
 
 
 def _start(given: Mapping[str, Any], grid: Geometry) -> CompositeTransform | None:

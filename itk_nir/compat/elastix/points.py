@@ -1,0 +1,69 @@
+"""Corresponding points as elastix takes them: files of points or of indices, point sets in memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from itk_nir.errors import InputError
+from itk_nir.geometry import Geometry
+
+F64 = NDArray[np.float64]
+
+#: First word of a point file → whether its numbers are voxel indices.
+WORDS = {"point": False, "index": True}
+
+
+def read_points(source: Any, grid: Geometry, role: str) -> F64:
+    """The points of one image.
+
+    Parameters
+    ----------
+    source : path, itk.PointSet or array_like
+        A file of elastix (``point`` or ``index``, the number of points, then their coordinates), a point set, or
+        ``(N, d)`` LPS mm.
+    grid : Geometry
+        Of the image, for indices.
+    role : str
+        Name of the keyword, for messages.
+
+    Returns
+    -------
+    ndarray
+        ``(N, d)`` LPS mm.
+
+    Raises
+    ------
+    InputError
+        No such file, or none of elastix'.
+    """
+    d = grid.dimension
+    if hasattr(source, "GetPoints"):
+        count = source.GetNumberOfPoints()
+        return np.array([[source.GetPoint(k)[a] for a in range(d)] for k in range(count)], float).reshape(-1, d)
+    if not isinstance(source, (str, os.PathLike)):
+        try:
+            return np.array(source, float)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{role}: is a file, an itk.PointSet or (N, {d}) numbers, got {source!r}") from error
+    file = Path(source)
+    if not file.is_file():
+        raise InputError(f"{role} {file}: no such file; check the path")
+    words = file.read_text(encoding="utf-8", errors="replace").split()
+    kind = words[0].lower() if words else ""
+    try:
+        count = int(words[1])
+        points = np.array([float(word) for word in words[2 : 2 + count * d]]).reshape(count, d)
+        known = kind in WORDS and len(words) == 2 + count * d
+    except (IndexError, ValueError):
+        known = False
+    if not known:
+        raise InputError(
+            f"{role} {file}: is no point file of elastix: 'point' or 'index', the number of points, then {d} numbers "
+            "for each"
+        )
+    return grid.index_to_physical(points) if WORDS[kind] else points

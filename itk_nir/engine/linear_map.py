@@ -1,0 +1,93 @@
+"""A linear map by the parameters that the linear stage moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from itk_nir.engine.restriction import free_parameters
+from itk_nir.geometry import Geometry
+
+F64 = NDArray[np.float64]
+
+
+class LinearMap:
+    """The parameters: a shift in mm, a rotation vector, a stretch and a matrix in mm at the rim of the image.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The fixed grid.
+    kind : str
+        ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
+    restrict : sequence of float
+        See `itk_nir.engine.restriction.free_parameters`.
+    """
+
+    def __init__(self, geometry: Geometry, kind: str, restrict: Sequence[float] = ()) -> None:
+        self.geometry, self.d, self.radius = geometry, geometry.dimension, geometry.half_extent
+        #: Which of the 16 parameters move.
+        self.free = torch.from_numpy(np.flatnonzero(free_parameters(self.d, kind, restrict)))
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The map as a matrix and a shift.
+
+        Parameters
+        ----------
+        x : Tensor
+            The parameters that move.
+
+        Returns
+        -------
+        tuple of Tensor
+            ``(3, 3)`` and ``(3,)`` in mm along the fixed axes, about the centre of the fixed grid.
+        """
+        full = x.new_zeros(16).index_copy(0, self.free.to(x.device), x).float()
+        a, b, c = (full[3:6] / self.radius).unbind()
+        o = torch.zeros_like(a)
+        skew = torch.stack([torch.stack([o, -c, b]), torch.stack([c, o, -a]), torch.stack([-b, a, o])])
+        eye = torch.eye(3, device=x.device)
+        stretch = torch.exp(full[6] / self.radius) * (eye + full[7:].reshape(3, 3) / self.radius)
+        if self.d == 2:  # nothing moves out of the plane
+            flat = torch.diag(eye.new_tensor([1.0, 1.0, 0.0]))
+            stretch = flat @ stretch @ flat + torch.diag(eye.new_tensor([0.0, 0.0, 1.0]))
+        return torch.matrix_exp(skew) @ stretch, full[:3]
+
+    def zero(self, device: torch.device) -> Tensor:
+        """The parameters of the identity.
+
+        Parameters
+        ----------
+        device : torch.device
+            Where they are.
+
+        Returns
+        -------
+        Tensor
+            As many as move.
+        """
+        return torch.zeros(len(self.free), dtype=torch.float64, device=device)
+
+    def in_lps(self, x: Tensor) -> F64:
+        """The map as a homogeneous matrix.
+
+        Parameters
+        ----------
+        x : Tensor
+            The parameters that move.
+
+        Returns
+        -------
+        ndarray
+            ``(d + 1, d + 1)`` LPS mm.
+        """
+        d, rotation, centre = self.d, self.geometry.rotation, self.geometry.centre
+        matrix, shift = (p.detach().double().cpu().numpy() for p in self.parts(x))
+        out = np.eye(d + 1)
+        out[:d, :d] = rotation @ matrix[:d, :d] @ rotation.T
+        out[:d, d] = centre + rotation @ shift[:d] - out[:d, :d] @ centre
+        return out
