@@ -57,6 +57,7 @@ from pairs import OASIS, NoPairs, Pair, data_folder
 from rows_edges import edges
 from rows_epi import epi
 from rows_masks import half, lesion, regions
+from rows_motion import anatomies, far, sections_of_tissue, sliding
 from score import load_manifest, read_points
 from study import rotation_about_a_skew_axis
 
@@ -481,6 +482,10 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "sections": sections,
     "auto": auto,
     "both": both,
+    "far": far,
+    "tissue": sections_of_tissue,
+    "sliding": sliding,
+    "anatomies": anatomies,
     "edges": edges,
     "epi": epi,
     "landmarks": rows_landmarks.given_landmarks,

@@ -35,10 +35,7 @@ ENGINES: dict[str, str] = {"deformable": "itk_nir.engine.deformable", "paper": "
 
 
 class Options(TypedDict, total=False):
-    """The public options: what `itk_nir.register` takes as keywords beside its own arguments.
-
-    One value stands for all levels where an option has one a level. ``docs/options.md`` says what each means.
-    """
+    """The public options, keywords of `itk_nir.register`: one value stands for all levels; see ``docs/options.md``."""
 
     metric: str | Metric | Sequence[str | Metric]
     linear_metric: str | Metric | Sequence[str | Metric]

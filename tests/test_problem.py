@@ -26,7 +26,7 @@ from tests.grids import turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 #: Without the network, whose first steps are long.
-FEW = make_settings("fast", iterations=1, network=None, linear_iterations=2, linear_start_iterations=1)
+FEW = make_settings("fast", iterations=1, network=None, search="never", linear_iterations=2, linear_start_iterations=1)
 
 
 def images(d: int, kind: str = "sitk") -> tuple[Any, Any, Geometry]:

@@ -17,7 +17,7 @@ from itk_nir.engine.folds import remove_folds
 from itk_nir.engine.images import sizes
 from itk_nir.engine.lattice import Domain, shape_of
 from itk_nir.engine.lattices import Lattices
-from itk_nir.engine.linear import _Map
+from itk_nir.engine.linear_map import LinearMap
 from itk_nir.engine.restriction import free_parameters, without_held_axes
 from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.errors import OptionError
@@ -167,7 +167,7 @@ def test_linear_maps_displace_along_free_axes_alone(seed: int, kind: str, restri
     grid = Geometry.make(
         [20, 24, 18][:d], [1.0, 1.5, 2.0][:d], rng.uniform(-50, 50, d), turned(d, *rng.uniform(-2, 2, 2))
     )
-    model = _Map(grid, kind, restrict)
+    model = LinearMap(grid, kind, restrict)
     matrix = model.in_lps(torch.from_numpy(rng.uniform(-8, 8, len(model.free))))
     points = grid.grid().reshape(-1, d)
     moved = LinearTransform(matrix).map(points) - points

@@ -224,7 +224,7 @@ void match_costs(ConstantBytes fixed, ConstantBytes fixed_counts, ConstantBytes 
                         costs.data(), threads);
 }
 
-void best_matches(Costs costs, Constant wanted, std::vector<int> reach, float weight, Array found, Array cost,
+void best_matches(ConstantCosts costs, Constant wanted, std::vector<int> reach, float weight, Array found, Array cost,
                   int threads) {
   const Size r = three(reach, 0, "best_matches: reach must be three numbers of 0 to 256");
   const size_t nodes = costs.shape(0);

@@ -48,7 +48,7 @@ double mind_difference_spline(ConstantBytes fixed, OptionalConstant weight, Cons
 // `costs` is (nodes, labels); `reach` and `block` are x, y, z.
 void match_costs(ConstantBytes fixed, ConstantBytes fixed_counts, ConstantBytes moving, ConstantBytes moving_counts,
                  std::vector<int> reach, std::vector<int> block, int unrelated, Costs costs, int threads);
-void best_matches(Costs costs, Constant wanted, std::vector<int> reach, float weight, Array found, Array cost,
+void best_matches(ConstantCosts costs, Constant wanted, std::vector<int> reach, float weight, Array found, Array cost,
                   int threads);
 
 void pack(Constant planar, Array packed, float scale, int threads);

@@ -36,6 +36,11 @@ FLAGS = REGISTER_FLAGS | {
     "moving_lesion": "--movingLesion",
     "rigid_regions": "--rigidRegions",
     "volume_regions": "--volumeRegions",
+    "fixed_labels": "--fixedLabels",
+    "moving_labels": "--movingLabels",
+    "fixed_landmarks": None,
+    "moving_landmarks": None,
+    "landmark_weights": None,
     "initial_transform": "--initialTransform",
 }
 
@@ -96,6 +101,8 @@ def _register(options: argparse.Namespace) -> None:
         moving_lesion=options.movingLesion or None,
         rigid_regions=options.rigidRegions or None,
         volume_regions=options.volumeRegions or None,
+        fixed_labels=options.fixedLabels or None,
+        moving_labels=options.movingLabels or None,
         initial_transform=options.initialTransform or None,
         seed=options.seed,
         device=options.device,

@@ -54,9 +54,10 @@ __all__ = ["Settings", "describe", "optimise", "restore"]
 NETWORK_TOLERANCE = 1e-5
 
 #: Motion that control points alone find (95th percentile), in voxels of the first level, from which on it is searched
-#: for what they may have missed; and the share of the loss that the search must save: a field through matches is free
-#: to follow what does not belong together.
-FAR, SEARCH_GAIN = 1.5, 0.02
+#: for what they may have missed, or which a part of the image has (99th percentile) that moves so many times as far as
+#: the rest (90th); and the share of what is left that the search must save: a field through matches is free to follow
+#: what does not belong together.
+FAR, PART, SEARCH_GAIN = 1.5, 5.0, 0.02
 
 CONVERGED, CANCELLED, DONE = "converged", "cancelled", "all iterations done"
 
@@ -309,8 +310,7 @@ class _Descent:
         # Control points that lost gave their start back: no motion is left to tell by.
         motion = math.inf if self.returned else self._motion()
         if self.search is not None and not first:
-            called_for = self.settings.search == "always" or self.level.factor > 1 or motion > FAR
-            ended = self._try_search(self.search) if called_for else None
+            ended = self._try_search(self.search) if self._search_is_called_for(motion) else None
             if ended is not None:
                 return ended
         if self.warmup and not first and motion > self.settings.network_above:
@@ -333,11 +333,11 @@ class _Descent:
         self.level = search.begin(self.model)
         self.before, self.best, self.returned = self.before + self.iterations, None, False
         stop = self._train_control_points(0)
-        found, loss = velocity.control_points.detach().clone(), self._loss()
+        found, left = velocity.control_points.detach().clone(), self._left()
         with torch.no_grad():
             velocity.control_points.copy_(alone)
-        # Both losses at the positions and in the weights of the better evidence.
-        if loss < (1 - SEARCH_GAIN) * self._loss():
+        # Both at the positions and in the weights of the better evidence.
+        if left < (1 - SEARCH_GAIN) * self._left():
             search.keep()
             with torch.no_grad():
                 velocity.control_points.copy_(found)
@@ -365,13 +365,28 @@ class _Descent:
         with torch.no_grad():
             return float(self.level.loss(self.model, 0)[1])
 
-    def _motion(self) -> float:
-        """The 95th percentile of the displacements of the nodes, in voxels of the level."""
+    def _left(self) -> float:
+        """The loss, in which what is unlike counts twice: what slides along a wall has to pay for it."""
+        with torch.no_grad():
+            similarity, loss = self.level.loss(self.model, 0)
+            return float(loss) + 1 - float(similarity)
+
+    def _motion(self, share: float = 0.95) -> float:
+        """A percentile of the displacements of the nodes, in voxels of the level."""
         model = self.model
         with torch.no_grad():
             length = (model.displaced(model.velocity()) * model.spacing).norm(dim=0).flatten()
         voxel = self.settings.shrink_factors[self.level.number] * self.unit
-        return float(length.kthvalue(max(1, round(0.95 * len(length)))).values) / voxel
+        return float(length.kthvalue(max(1, round(share * len(length)))).values) / voxel
+
+    def _search_is_called_for(self, motion: float) -> bool:
+        """Where things moved far, a part of them alone, where there was little evidence to begin with, or landmarks."""
+        if self.settings.search == "always" or self.level.factor > 1 or motion > FAR:
+            return True
+        if self.level.known is not None and self.level.known.landmarks is not None:
+            return True  # who gives them holds that the images alone do not tell enough
+        part = self._motion(0.99)
+        return part > FAR and part > PART * self._motion(0.9)
 
     def _train_network(self, network: nn.Module) -> str:
         """The network alone, its control points at rest; no loss is ever above that of the start."""

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine.images import Pair
+from itk_nir.engine.labels import LevelLabels
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.metrics import METRICS, Metric, look_at_images
 from itk_nir.engine.progress import Measures
 from itk_nir.engine.sampling import Field
 from itk_nir.engine.views import View
+
+F64 = NDArray[np.float64]
 
 #: Voxels that the longest axis has where maps are compared, about.
 SIZE = 96
@@ -41,6 +45,15 @@ class Comparison:
         CPU threads; no result depends on it.
     """
 
+    pair: Pair
+    metrics: Sequence[tuple[float, Metric]]
+    threads: int
+    grids: LevelGrids
+    channels: LevelChannels
+    still: Tensor
+    most: float
+    labels: LevelLabels | None
+
     def __init__(self, pair: Pair, metrics: Sequence[tuple[float, Metric]], threads: int = 1) -> None:
         self.pair, self.metrics, self.threads = pair, metrics, threads
         self.grids = LevelGrids.whole(pair, SIZE)
@@ -55,7 +68,7 @@ class Comparison:
             weight = None if mask is None else self.grids.fixed_mask(mask)
             self.labels = pair.known.labels_at(pair, self.grids, weight, 0.5, threads)
 
-    def under(self, linear: NDArray, fields: Sequence[Field | None]) -> list[Measures]:
+    def under(self, linear: F64, fields: Sequence[Field | None]) -> list[Measures]:
         """How alike the images are under a linear map after each of some deformations, over the same positions.
 
         Parameters
@@ -88,7 +101,7 @@ class Comparison:
                 out.append(Measures(values[0], values[1], share, distance, overlap, images))
         return out
 
-    def _known(self, linear: NDArray, field: Field | None, view: View) -> tuple[float | None, float | None]:
+    def _known(self, linear: F64, field: Field | None, view: View) -> tuple[float | None, float | None]:
         """The mean distance of the landmarks and the mean overlap of the labels, as far as there are any."""
         known = self.pair.known
         if known is None:
@@ -99,7 +112,7 @@ class Comparison:
             distance = known.landmarks.distance(linear, u) / min(self.pair.fixed_geometry.spacing)
         return distance, None if self.labels is None else 1 - float(self.labels(view))
 
-    def _weight(self, u: Tensor, index: NDArray, vector: NDArray) -> Tensor:
+    def _weight(self, u: Tensor, index: F64, vector: F64) -> Tensor:
         moving = self.channels.images[0].moving
         weight = counting_weight(self.pair, self.grids, u, moving, index, vector, self.threads)
         return torch.ones_like(u[0]) if weight is None else (weight > 0.5).float()

@@ -234,6 +234,12 @@ class RegionPenalty:
     det)²`` of the whole map.
     """
 
+    map: WholeMap
+    spacing: float
+    weight: float
+    threads: int
+    voxel: float
+
     def __init__(
         self, pair: Pair, axes: list[Axis], spacing: float, factors: tuple[int, int, int], volume: float,
         weight: float, threads: int,

@@ -42,10 +42,14 @@ MARGIN = 8
 
 #: The weights of the rounds of picking: of the squared distance from what the neighbours agree on, which is 1 at half
 #: the reach, against a cost that is 1 where nothing belongs together.
-ROUNDS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+ROUNDS = (0.0, 0.003, 0.01, 0.03, 0.1)
 
 #: How far from home the way there and back may lead, voxels, for a match to be trusted.
 HOME = 2.0
+
+#: Step between neighbouring matches, voxels, from which on it is held for one between things that slide along each
+#: other; and how often the smooth field through them is found anew.
+STEP, REWEIGHTINGS = 0.5, 5
 
 #: Trust in a match that is not to be trusted: what its neighbours do is worth a thousand times as much.
 LEAST_TRUST = 1e-3
@@ -266,23 +270,34 @@ def _seen_through(field: Tensor, displacement: Tensor, block: ops.Whole) -> Tens
 
 
 def _smooth_through(displacement: Tensor, trust: Tensor) -> Tensor:
-    """The field of least ``sum trust |u - displacement|² + |grad u|²``, by conjugate gradients."""
+    """The field of least ``sum trust |u - displacement|² + sum s² log(1 + |grad u|² / s²)``.
+
+    The logarithm lets what slides along a wall keep its motion, and the wall its own; by reweighting a quadratic.
+    """
+    axes = [axis for axis in (1, 2, 3) if displacement.shape[axis] > 1]
+    bonds = {axis: torch.ones_like(displacement[:1].diff(dim=axis)) for axis in axes}
+    u = _around(displacement * trust) / _around(trust[None])
+    for _ in range(REWEIGHTINGS):
+        u = _least_squares(displacement, trust, bonds, u)
+        bonds = {axis: 1 / (1 + u.diff(dim=axis).square().sum(0, keepdim=True) / STEP**2) for axis in axes}
+    return u
+
+
+def _least_squares(displacement: Tensor, trust: Tensor, bonds: dict[int, Tensor], u: Tensor) -> Tensor:
+    """The field of least ``sum trust |u - displacement|² + sum bonds |grad u|²``, by conjugate gradients from `u`."""
 
     def normal(u: Tensor) -> Tensor:
         out = trust * u
-        for axis in (1, 2, 3):
-            n = u.shape[axis]
-            if n > 1:
-                step = u.diff(dim=axis)
-                out.narrow(axis, 0, n - 1).sub_(step)
-                out.narrow(axis, 1, n - 1).add_(step)
+        for axis, bond in bonds.items():
+            n, step = u.shape[axis], bond * u.diff(dim=axis)
+            out.narrow(axis, 0, n - 1).sub_(step)
+            out.narrow(axis, 1, n - 1).add_(step)
         return out
 
-    u = _around(displacement * trust) / _around(trust[None])
     residual = trust * displacement - normal(u)
     direction, size = residual.clone(), residual.square().sum()
-    least = 1e-8 * float((trust * displacement).square().sum()) + 1e-20
-    for _ in range(200):
+    least = 1e-6 * float((trust * displacement).square().sum()) + 1e-20
+    for _ in range(100):
         if not float(size) > least:
             break
         along = normal(direction)

@@ -101,8 +101,8 @@ class DeformableSettings:
     search: Literal["auto", "always", "never"] = option(
         "auto",
         "search for large motion that a gradient cannot find, by matching the images over long distances, and begin "
-        "with what is found where the first level ends better from there. 'auto' searches where things move far or the "
-        "images have little in common to begin with",
+        "with what is found where the first level ends better from there. 'auto' searches where things, or a part of "
+        "them, move far, where the images have little in common to begin with, or where landmarks are given",
         choices=("auto", "always", "never"), public=True,
     )  # fmt: skip
     restrict: tuple[bool | float, ...] = option(
@@ -119,8 +119,8 @@ class DeformableSettings:
     )  # fmt: skip
     landmark_weight: float = option(
         0.003,
-        "weight of the mean of s² log(1 + r²/s²) over the landmarks: r is the distance that is left, in voxels of the "
-        "fixed image along its finest axis, s the shrink factor of the level",
+        "weight of the mean of s^2 log(1 + r^2/s^2) over the landmarks: r is the distance that is left, in voxels of "
+        "the fixed image along its finest axis, s the shrink factor of the level",
         at_least=0, public=True,
     )  # fmt: skip
     label_weight: float = option(

@@ -48,7 +48,9 @@ def test_sums_that_are_spelt_out(text: str) -> None:
 
 @pytest.mark.parametrize("text", BAD)
 def test_what_is_no_metric_is_refused(text: str) -> None:
-    with pytest.raises(OptionError, match="metric must be one of 'auto', 'lncc', 'ncc', 'mse', 'nmi', 'mi', 'mind'"):
+    with pytest.raises(
+        OptionError, match="metric must be one of 'auto', 'none', 'lncc', 'ncc', 'mse', 'nmi', 'mi', 'mind'"
+    ):
         make_settings("default", metric=text)
     with pytest.raises(OptionError, match="metric"):
         make_settings("default", metric=("lncc", text))

@@ -136,7 +136,7 @@ def test_metric_of_the_user(make_case: Callable[..., Any], d: int) -> None:
         assert metric_named("mean squares") is metric
         named = optimise(case.pair, quick(metric="mean squares"))
     assert torch.equal(named.field.forward, result.field.forward)
-    with pytest.raises(OptionError, match="metric must be one of 'auto', 'lncc', 'ncc'"):
+    with pytest.raises(OptionError, match="metric must be one of 'auto', 'none', 'lncc', 'ncc'"):
         quick(metric="mean squares")
 
 

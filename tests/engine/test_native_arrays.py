@@ -115,6 +115,17 @@ FUNCTIONS = {
          "gradient": floats(*FIELD)},
         ("gradient",), ("weight", "gradient"), ("moving",),
     ),
+    "match_costs": Function(
+        {"fixed": counts(Z, Y, X, 16), "fixed_counts": counts(Z, Y, X), "moving": counts(Z + 2, Y + 2, X + 4, 16),
+         "moving_counts": counts(Z + 2, Y + 2, X + 4), "reach": [2, 1, 1], "block": [3, 3, 2], "unrelated": 900,
+         "costs": np.zeros((8, 45), np.uint16)},
+        ("costs",),
+    ),
+    "best_matches": Function(
+        {"costs": np.ones((8, 45), np.uint16), "wanted": floats(3, 8), "reach": [2, 1, 1], "weight": 0.1,
+         "found": floats(3, 8), "cost": floats(8)},
+        ("found", "cost"),
+    ),
     "pack": Function({"planar": floats(*FIELD), "packed": floats(*PACKED), "scale": 1.0}, ("packed",)),
     "unpack": Function({"packed": floats(*PACKED), "planar": floats(*FIELD), "scale": 1.0}, ("planar",)),
     "compose": Function({"outer": floats(*PACKED), "inner": floats(*PACKED), "out": floats(*PACKED)}, ("out",)),
@@ -192,8 +203,11 @@ def test_outputs_are_written(name: str, array: str) -> None:
     assert not np.array_equal(out, given)
 
 
+OTHER = {"float32": np.float64, "float64": np.float32, "int32": np.int64, "uint8": np.int8, "uint16": np.int16}
+
+
 def other_type(a: Array) -> Array:
-    return a.astype({"float32": np.float64, "float64": np.float32, "int32": np.int64, "uint8": np.int8}[a.dtype.name])
+    return a.astype(OTHER[a.dtype.name])
 
 
 def strided(a: Array) -> Array:

@@ -1,0 +1,120 @@
+"""Rows of `trust.py`: motion that a gradient does not find, and pairs of kinds that no other row has."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from cases import Case, Figures, Line, array, do, each, landmarks, overlap_of, read
+from score import read_points
+
+#: With and without the search.
+SEARCHES: tuple[tuple[str, dict[str, Any]], ...] = (("", {}), (", no search", {"search": "never"}))
+
+
+def _searched(case: Case, told: bool = True) -> Iterator[Line]:
+    for what, options in SEARCHES:
+        line, _, result = do(Case(case.what + what, case.fixed, case.moving, case.score, case.options | options,
+                                  case.before, case.linear))  # fmt: skip
+        found = result.report.search
+        line = Line(**{**vars(line), "verdict": line.verdict + (f"; search: {found}" if told and found else "")})
+        yield line
+
+
+def far(data: Path) -> Iterator[Line]:
+    """Far apart: two CT scans of a chest, 35 mm, without a linear stage; two hands. Distance of the landmarks."""
+    folder = data / "lung_ct"
+    fixed, moving = folder / "fixed.nii.gz", folder / "moving.nii.gz"
+    ours, theirs = (read_points(folder / f"{side}_landmarks.csv", 3)[1] for side in ("fixed", "moving"))
+    options = {"fixed_mask": folder / "fixed_mask.nii.gz", "linear": "none"}
+    yield from _searched(Case("chest, with a mask", fixed, moving, landmarks(read(fixed), ours, theirs), options))
+    folder = data / "hands_xray"
+    fixed, moving = folder / "fixed.mha", folder / "moving.mha"
+    ours, theirs = (read_points(folder / f"{side}_landmarks.csv", 2)[1] for side in ("fixed", "moving"))
+    yield from _searched(Case("hands", fixed, moving, landmarks(read(fixed), ours, theirs), linear=True))
+
+
+def sections_of_tissue(data: Path) -> Iterator[Line]:
+    """Neighbouring sections in unlike stains. Distance of the landmarks, pixels (named TRE mm)."""
+    folder = data / "histology_lung"
+    fixed = folder / "He.nii.gz"
+    ours = read_points(folder / "He_landmarks.csv", 2)[1]
+    for stain in ("CD31-3", "proSPC-4"):
+        theirs = read_points(folder / f"{stain}_landmarks.csv", 2)[1]
+        score = landmarks(read(fixed), ours, theirs)
+        yield from _searched(Case(f"He ← {stain}", fixed, folder / f"{stain}.nii.gz", score, linear=True))
+    folder = data / "histology_2d"
+    names = ("rat_kidney_HE", "rat_kidney_PanCytokeratin")
+    points = [_pixels(folder / f"{name}.csv") for name in names]
+    common = min(map(len, points))
+    images = [_grey(folder / f"{name}.jpg") for name in names]
+    score = landmarks(images[0], points[0][:common], points[1][:common])
+    yield from _searched(Case("kidney, HE ← PanCytokeratin, grey", *images, score, linear=True))
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with path.open(encoding="utf-8") as file:
+        return np.array([[float(row["X"]), float(row["Y"])] for row in csv.DictReader(file)])
+
+
+def _grey(path: Path) -> Any:
+    return sitk.GetImageFromArray(array(read(path)).astype(np.float32).mean(axis=-1))
+
+
+def sliding(_: Path) -> Iterator[Line]:
+    """Two organs that slide by 25 mm along a still wall, slices of 4 mm, no linear stage. True error in the organs."""
+    from itk_nir.images import to_sitk
+    from itk_nir.phantom import sliding_phantom
+
+    for seed in (0, 1):
+        made = sliding_phantom(seed=seed)
+        fixed, moving = to_sitk(made.fixed, made.geometry), to_sitk(made.moving, made.geometry)
+        organs = (made.fixed_labels == 2) | (made.fixed_labels == 3)
+        mask = to_sitk(organs.astype(np.uint8), made.geometry)
+        score = _errors(made.displacement, {"organs": organs, "wall": made.fixed_labels == 1})
+        case = Case(f"phantom {seed}", fixed, moving, score, {"linear": "none"})
+        yield from _searched(case)
+        masked = Case(
+            f"phantom {seed}, mask of the organs", fixed, moving, _errors(made.displacement, {"organs": organs}),
+            case.options | {"fixed_mask": mask},
+        )  # fmt: skip
+        yield from _searched(masked)
+
+
+def _errors(truth: np.ndarray, parts: dict[str, np.ndarray]) -> Callable[[np.ndarray], Figures]:
+    """Mean and 95th percentile of the distance from the true displacement, part by part."""
+
+    def score(u: np.ndarray) -> Figures:
+        far = np.linalg.norm(u - truth, axis=-1)
+        out: Figures = {}
+        for name, part in parts.items():
+            out[f"{name}, mean mm"] = float(far[part].mean())
+            out[f"{name}, 95 % mm"] = float(np.percentile(far[part], 95))
+        return out
+
+    return score
+
+
+def anatomies(data: Path) -> Iterator[Line]:
+    """Mice (six ordered pairs), fetal templates, chest radiographs, default call. Mean Dice of all labels."""
+    folder = data / "mouse_fvb"
+    for i, j in itertools.permutations((1, 2, 3), 2):
+        yield from each([_labelled(f"mouse {i} ← {j}", *(
+            (folder / f"fvb{k}_t1.nii.gz", folder / f"fvb{k}_seg.nii.gz") for k in (i, j)))])  # fmt: skip
+    folder = data / "fetal_spina_bifida"
+    yield from each([_labelled("fetal templates", *(
+        (folder / f"{side}.nii.gz", folder / f"{side}_seg.nii.gz") for side in ("fixed", "moving")))])  # fmt: skip
+    folder = data / "chest_xray"
+    yield from _searched(_labelled("chest radiographs", *(
+        (folder / f"cxr{k}_t1.nii.gz", folder / f"cxr{k}_seg.nii.gz") for k in (1, 2))))  # fmt: skip
+
+
+def _labelled(what: str, fixed: tuple[Path, Path], moving: tuple[Path, Path]) -> Case:
+    ours, theirs = read(fixed[1]), read(moving[1])
+    labels = tuple(int(v) for v in np.unique(array(ours)) if v)
+    return Case(what, fixed[0], moving[0], overlap_of(ours, theirs, labels), linear=True)
