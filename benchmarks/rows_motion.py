@@ -42,19 +42,20 @@ def far(data: Path) -> Iterator[Line]:
 def sections_of_tissue(data: Path) -> Iterator[Line]:
     """Neighbouring sections in unlike stains. Distance of the landmarks, pixels (named TRE mm)."""
     folder = data / "histology_lung"
-    fixed = folder / "He.nii.gz"
     ours = read_points(folder / "He_landmarks.csv", 2)[1]
     for stain in ("CD31-3", "proSPC-4"):
         theirs = read_points(folder / f"{stain}_landmarks.csv", 2)[1]
-        score = landmarks(read(fixed), ours, theirs)
-        yield from _searched(Case(f"He ← {stain}", fixed, folder / f"{stain}.nii.gz", score, linear=True))
+        score = landmarks(read(folder / "He.nii.gz"), ours, theirs)
+        yield from _searched(
+            Case(f"He ← {stain}", folder / "He.nii.gz", folder / f"{stain}.nii.gz", score, linear=True)
+        )
     folder = data / "histology_2d"
     names = ("rat_kidney_HE", "rat_kidney_PanCytokeratin")
     points = [_pixels(folder / f"{name}.csv") for name in names]
     common = min(map(len, points))
-    images = [_grey(folder / f"{name}.jpg") for name in names]
-    score = landmarks(images[0], points[0][:common], points[1][:common])
-    yield from _searched(Case("kidney, HE ← PanCytokeratin, grey", *images, score, linear=True))
+    fixed, moving = (_grey(folder / f"{name}.jpg") for name in names)
+    score = landmarks(fixed, points[0][:common], points[1][:common])
+    yield from _searched(Case("kidney, HE ← PanCytokeratin, grey", fixed, moving, score, linear=True))
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -104,17 +105,17 @@ def anatomies(data: Path) -> Iterator[Line]:
     """Mice (six ordered pairs), fetal templates, chest radiographs, default call. Mean Dice of all labels."""
     folder = data / "mouse_fvb"
     for i, j in itertools.permutations((1, 2, 3), 2):
-        yield from each([_labelled(f"mouse {i} ← {j}", *(
-            (folder / f"fvb{k}_t1.nii.gz", folder / f"fvb{k}_seg.nii.gz") for k in (i, j)))])  # fmt: skip
+        names = (f"fvb{i}_t1", f"fvb{i}_seg"), (f"fvb{j}_t1", f"fvb{j}_seg")
+        yield from each([_labelled(f"mouse {i} ← {j}", folder, *names)])
     folder = data / "fetal_spina_bifida"
-    yield from each([_labelled("fetal templates", *(
-        (folder / f"{side}.nii.gz", folder / f"{side}_seg.nii.gz") for side in ("fixed", "moving")))])  # fmt: skip
+    yield from each([_labelled("fetal templates", folder, ("fixed", "fixed_seg"), ("moving", "moving_seg"))])
     folder = data / "chest_xray"
-    yield from _searched(_labelled("chest radiographs", *(
-        (folder / f"cxr{k}_t1.nii.gz", folder / f"cxr{k}_seg.nii.gz") for k in (1, 2))))  # fmt: skip
+    yield from _searched(_labelled("chest radiographs", folder, ("cxr1_t1", "cxr1_seg"), ("cxr2_t1", "cxr2_seg")))
 
 
-def _labelled(what: str, fixed: tuple[Path, Path], moving: tuple[Path, Path]) -> Case:
-    ours, theirs = read(fixed[1]), read(moving[1])
+def _labelled(what: str, folder: Path, fixed: tuple[str, str], moving: tuple[str, str]) -> Case:
+    """Image and labels of both sides."""
+    ours, theirs = (read(folder / f"{names[1]}.nii.gz") for names in (fixed, moving))
     labels = tuple(int(v) for v in np.unique(array(ours)) if v)
-    return Case(what, fixed[0], moving[0], overlap_of(ours, theirs, labels), linear=True)
+    images = [folder / f"{names[0]}.nii.gz" for names in (fixed, moving)]
+    return Case(what, images[0], images[1], overlap_of(ours, theirs, labels), linear=True)
