@@ -41,8 +41,9 @@ SIZE, REACH, BLOCK = {2: 256, 3: 56}, {2: 0.1, 3: 0.16}, {2: 6, 3: 3}
 MARGIN = 8
 
 #: The weights of the rounds of picking: of the squared distance from what the neighbours agree on, which is 1 at half
-#: the reach, against a cost that is 1 where nothing belongs together.
-ROUNDS = (0.0, 0.003, 0.01, 0.03, 0.1)
+#: the reach, against a cost that is 1 where nothing belongs together. The first holds to no motion: where nothing
+#: counts all costs are equal.
+ROUNDS = (1e-4, 0.003, 0.01, 0.03, 0.1)
 
 #: How far from home the way there and back may lead, voxels, for a match to be trusted.
 HOME = 2.0
@@ -227,7 +228,7 @@ def _matched(
     found = torch.zeros(3, known.numel(), device=known.device)
     for weight in ROUNDS:
         wanted = found.reshape(3, *shape)
-        for _ in range(2 if weight else 0):
+        for _ in range(2):
             wanted = _around(wanted * share) / _around(share[None])
         found, _ = ops.best_matches(costs, wanted.reshape(3, -1).contiguous(), reach, weight * scale, threads)
     return found.reshape(3, *shape), known

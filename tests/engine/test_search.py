@@ -102,6 +102,20 @@ def test_masks_say_where_to_look(make_case: Callable[..., Any]) -> None:
     assert np.linalg.norm(u @ case.fixed.rotation.T - truth, axis=-1).mean() < 2.0
 
 
+def test_far_from_all_that_counts_nothing_is_made_up(make_case: Callable[..., Any]) -> None:
+    """Nodes without a voxel that counts have no best displacement: they follow those that have."""
+    case = far_apart(make_case, 2)
+    corner = np.zeros(case.fixed.shape, np.float32)
+    corner[20:30, 14:24] = 1
+    found = find_matches(changed(case.pair, fixed_weight=as_volume(torch.from_numpy(corner))), True)
+    length = found.displacement.norm(dim=0)
+    inside = found.on_grid([np.arange(14.0, 24.0), np.arange(20.0, 30.0), np.zeros(1)]).norm(dim=0)
+    assert float(length.max()) < 1.2 * float(inside.max())
+    nothing = find_matches(changed(case.pair, fixed_weight=torch.zeros_like(case.pair.fixed)), True)
+    assert float(nothing.displacement.abs().max()) < 1e-3
+    assert nothing.consistent == 0.0
+
+
 @BOTH
 def test_field_begins_with_what_is_found(make_case: Callable[..., Any], d: int) -> None:
     case = far_apart(make_case, d)
