@@ -43,7 +43,7 @@ from itk_nir.engine.metrics import channel_metrics, look_at_images
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.regions import kept
-from itk_nir.engine.search import find_matches
+from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.engine.settings import DeformableSettings as Settings
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.errors import NothingToCompare
@@ -250,12 +250,14 @@ class _Search:
         images = look_at_images(channel_metrics(settings.metric, settings.channel_weights, len(pair.channels)))
         return cls(pair, settings, level) if images and settings.search != "never" else None
 
-    def begin(self, model: FieldInTraining) -> Level:
-        """Let the field begin at what is found; the level from there."""
+    def begin(self, model: FieldInTraining) -> Level | None:
+        """Let the field begin at what is found; the level from there, None where the matches say nothing."""
         metrics = channel_metrics(self.settings.metric, self.settings.channel_weights, len(self.pair.channels))
         one_contrast = all(getattr(m, "one_contrast", False) for _, m in metrics)
         found = find_matches(self.pair, one_contrast, model.threads, self.settings.restrict)
         self.outcome = f"not kept, {100 * found.consistent:.0f} % of the matches lead back"
+        if found.consistent < CONSISTENT:
+            return None
         axes = model.lattices.axes[model.velocity.number]
         model.begin_at(found.on_grid([a.positions for a in axes]))
         return self.level()
@@ -329,8 +331,10 @@ class _Descent:
     def _try_search(self, search: _Search) -> str | None:
         """The level once more, from what a search finds; what ended it where that field is kept, else None."""
         velocity, level, returned = self.model.velocity, self.level, self.returned
-        alone = velocity.control_points.detach().clone()
-        self.level = search.begin(self.model)
+        alone, begun = velocity.control_points.detach().clone(), search.begin(self.model)
+        if begun is None:
+            return None
+        self.level = begun
         self.before, self.best, self.returned = self.before + self.iterations, None, False
         stop = self._train_control_points(0)
         found, left = velocity.control_points.detach().clone(), self._left()
