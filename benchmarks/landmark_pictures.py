@@ -56,7 +56,7 @@ def main() -> int:
         result = itk_nir.register(fixed, moving, **known)
         error = np.linalg.norm(result.mapping.displacement_on(grid).vectors - phantom.displacement, axis=-1)
         drawn = axes.imshow(np.where(brain, error, np.nan), cmap="magma", vmin=0, vmax=MOST)
-        axes.set_title(f"{title}: {error[brain].mean():.2f} mm", fontsize=9)
+        axes.set_title(f"{title}\n{error[brain].mean():.2f} mm", fontsize=9)
         print(f"{title}: {error[brain].mean():.3f} mm, {result.report.verdict}")
     right = np.ones(len(p), bool)
     right[[3, 8]] = False
