@@ -16,6 +16,7 @@ References
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,9 @@ F64 = NDArray[np.float64]
 #: By dimension: voxels of the block's longest axis, about; the farthest displacement as a share of it; voxels of a
 #: block, a match each, along an axis.
 SIZE, REACH, BLOCK = {2: 256, 3: 56}, {2: 0.1, 3: 0.16}, {2: 6, 3: 3}
+
+#: Voxels times displacements that are compared at most: about half a second on two threads.
+MOST_WORK = 8e8
 
 #: Around the block that is worked on, in voxels of the fixed image.
 MARGIN = 8
@@ -140,13 +144,16 @@ def find_matches(pair: Pair, one_contrast: bool, threads: int = 1, restrict: Seq
     dimension, unit = geometry.dimension, min(geometry.spacing)
     domain = common_domain(pair, MARGIN * unit)
     longest = max(n * s for n, s in zip(domain.size, spacings(geometry), strict=True))
-    grids = LevelGrids.of(pair, domain, max(1.0, longest / SIZE[dimension] / unit))
-    voxel = grids.voxel(geometry)
-    size: ops.Whole = tuple(len(p) for p in grids.fixed)  # type: ignore[assignment]
-    reach: ops.Whole = tuple(  # type: ignore[assignment]
-        0 if n == 1 or axis in held_axes(restrict) else round(REACH[dimension] * longest / v)
-        for axis, (n, v) in enumerate(zip(size, voxel, strict=True))
-    )
+    factor, work = longest / SIZE[dimension] / unit, math.inf
+    while work > MOST_WORK:  # voxels are shrunk by whole numbers: there may be many more than wanted
+        grids = LevelGrids.of(pair, domain, max(1.0, factor))
+        voxel = grids.voxel(geometry)
+        size: ops.Whole = tuple(len(p) for p in grids.fixed)  # type: ignore[assignment]
+        reach: ops.Whole = tuple(  # type: ignore[assignment]
+            0 if n == 1 or axis in held_axes(restrict) else round(REACH[dimension] * longest / v)
+            for axis, (n, v) in enumerate(zip(size, voxel, strict=True))
+        )
+        work, factor = math.prod(size) * math.prod(2 * r + 1 for r in reach), 1.3 * max(1.0, factor)
     block: ops.Whole = tuple(BLOCK[dimension] if n > 1 else 1 for n in size)  # type: ignore[assignment]
     fixed, moving = _sides(pair, grids, reach, one_contrast, threads)
     there, known = _matched(fixed.within(reach), moving, reach, block, threads)

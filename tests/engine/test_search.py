@@ -142,6 +142,14 @@ def test_nothing_is_searched_where_little_moves(make_case: Callable[..., Any], d
     assert torch.equal(never.field.forward, always.field.forward)
 
 
+def test_images_a_little_longer_than_the_search_take_no_longer(make_case: Callable[..., Any]) -> None:
+    """Voxels are shrunk by whole numbers: of 80 there would be 80, and eight times the displacements."""
+    case = make_case(3, 80, amplitude=0.0)
+    found = find_matches(case.pair, True)
+    assert all(len(p) <= 20 for p in found.positions)
+    assert float(found.displacement.abs().max()) < 1.0
+
+
 def test_turned_objects(make_case: Callable[..., Any]) -> None:
     turn = np.eye(4)
     turn[:3, :3] = turned(3, 0.3, 0.0)
