@@ -35,7 +35,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "free lattice": ("one free velocity lattice, refined from level to level", LATTICE),
     "composed lattices": ("the default without its network", {"network": None}),
     "no search": ("the default without the search for large motion", {"search": "never"}),
-    "no search, no network": ("the default without either", {"search": "never", "network": None}),
+    "neither": ("the default without search and network", {"search": "never", "network": None}),
     "not composed": ("the default as one field: network and lattice, refined from level to level", {"composed": False}),
     "network alone": (
         "all iterations of the first level for the network",

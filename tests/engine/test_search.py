@@ -65,14 +65,15 @@ def test_oblique_grids_and_thick_slices(make_case: Callable[..., Any], d: int) -
 
 
 @BOTH
-def test_no_result_depends_on_threads_or_on_the_unit_of_length(make_case: Callable[..., Any], d: int) -> None:
+def test_no_result_depends_on_threads(make_case: Callable[..., Any], d: int) -> None:
     case = far_apart(make_case, d)
     found = [find_matches(case.pair, True, threads=n) for n in (1, 3)]
     assert torch.equal(found[0].displacement, found[1].displacement)
-    large = far_apart(make_case, d, scale=1000.0)
-    torch.testing.assert_close(
-        find_matches(large.pair, True).displacement, 1000 * found[0].displacement, rtol=1e-3, atol=1.0
-    )  # fmt: skip
+
+
+def test_no_result_depends_on_the_unit_of_length(make_case: Callable[..., Any]) -> None:
+    small, large = (find_matches(far_apart(make_case, 2, scale=scale).pair, True) for scale in (1.0, 1000.0))
+    torch.testing.assert_close(large.displacement, 1000 * small.displacement, rtol=1e-3, atol=1.0)
 
 
 def test_images_of_different_things_have_no_matches(make_case: Callable[..., Any]) -> None:
@@ -121,12 +122,12 @@ def test_field_begins_with_what_is_found(make_case: Callable[..., Any], d: int) 
     case = far_apart(make_case, d)
     some = quick(smoothness=(0.3, 0.1), network=None)
     goals = {}
-    for search in ("never", "auto", "always"):
+    for search in ("never", "auto"):
         done = optimise(case.pair, replace(some, search=search))
         p = case.points()
         goals[search] = float(np.linalg.norm(done.field.displacement(p) - wanted(case), axis=-1).mean())
         assert done.search.startswith("kept") == (search != "never")
-    assert goals["always"] == goals["auto"] < 0.4
+    assert goals["auto"] < 0.4
     assert goals["never"] > 4 * goals["auto"]
 
 
