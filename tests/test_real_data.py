@@ -140,9 +140,7 @@ def test_brain(brain: list[sitk.Image]) -> None:
 
 
 def test_brain_with_the_paper_preset(brain: list[sitk.Image]) -> None:
-    phases = tuple(
-        replace(phase, iterations=n) for phase, n in zip(options_of("paper")["phases"], (9, 3), strict=True)
-    )
+    phases = tuple(replace(phase, iterations=n) for phase, n in zip(options_of("paper")["phases"], (9, 3), strict=True))
     settings = itk_nir.make_settings("paper", phases=phases, field_spacing=4)
     result = itk_nir.register(brain[0], brain[1], preset=settings, linear="none", **RUN)
     assert overlap(result, brain) > overlap(None, brain) + 0.01
