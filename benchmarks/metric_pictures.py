@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from panels import save_panels
 
 METRICS = ("lncc", "ncc", "mse", "nmi", "mind")
 COLOURS = {"lncc": "#c1272d", "ncc": "#e08a1e", "mse": "#8a8a8a", "nmi": "#3b5b7a", "mind": "#4b8a4b"}
@@ -88,14 +89,7 @@ def main() -> int:
         print(f"{name}: {error[brain].mean():.3f} mm, {result.report.verdict}; {result.report.metric_reason}")
     before = np.linalg.norm(phantom.displacement, axis=-1)[brain].mean()
     print(f"before: {before:.3f} mm")
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, shown, most) in zip(figure.subplots(1, 4), panels, strict=True):
-        drawn = axes.imshow(shown, cmap="gray" if most is None else "magma", vmin=0, vmax=most)
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
-    figure.colorbar(drawn, ax=figure.axes, shrink=0.7, label="mm")
-    figure.savefig(options.output / "unlike_contrasts.png", dpi=110)
+    save_panels(panels, options.output / "unlike_contrasts.png")
     return 0
 
 

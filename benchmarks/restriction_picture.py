@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from metric_pictures import other_contrast
+from panels import save_panels
 
 
 def off_resonance(points: np.ndarray, brain: np.ndarray) -> np.ndarray:
@@ -26,8 +27,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "docs" / "images")
     options = parser.parse_args()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     import itk_nir
     from itk_nir.images import to_sitk
@@ -59,14 +58,7 @@ def main() -> int:
         along_x = np.abs(u[..., 0]).max()
         panels.append((f"{title}: true error {error[brain].mean():.2f} mm", np.where(brain, error, np.nan), 2.0))
         print(f"{title}: {error[brain].mean():.2f} mm, x moves by up to {along_x:.2f} mm; {result.report.metric}")
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (title, shown, most) in zip(figure.subplots(1, 4), panels, strict=True):
-        drawn = axes.imshow(shown, cmap="gray" if most is None else "magma", vmin=0, vmax=most)
-        axes.set_title(title, fontsize=9)
-        axes.set_axis_off()
-    figure.colorbar(drawn, ax=figure.axes, shrink=0.7, label="mm")
-    figure.savefig(options.output / "echo_planar.png", dpi=110)
+    save_panels(panels, options.output / "echo_planar.png")
     return 0
 
 

@@ -101,7 +101,6 @@ def register(
     rigid_regions, volume_regions : image or path, optional
         Label maps of the fixed image, any grid: 0 is no region; every other value is a region that keeps its shape
         (the map is rigid there, to 0.001 voxel), or its volume. Their surroundings adapt to them.
-        Above 0 where the image counts, in every stage.
     fixed_landmarks, moving_landmarks : array_like or path, optional
         Corresponding points, ``(N, d)`` LPS mm or a CSV file with columns ``x, y[, z]``, row k to row k. Pairs that the
         others contradict are not believed, and the report says which.

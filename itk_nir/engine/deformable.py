@@ -180,13 +180,10 @@ def _train(
         channels = LevelChannels.of(pair, grids, normalised, sigma, radius, threads)
         if number == settings.levels - 1:
             normalised.clear()
-        known = (
-            None
-            if pair.known is None or report.trace
-            else pair.known.start(pair, lattices, model.velocity.number, threads)
-        )
-        if known is not None:
-            model.begin_at(known)
+        if pair.known is not None and not report.trace:
+            known = pair.known.start(pair, lattices, model.velocity.number, threads)
+            if known is not None:
+                model.begin_at(known)
         with ops.reused_memory():
             make = partial(Level.make, number, settings, pair, domain, channels, grids, model)
             del channels
@@ -233,28 +230,28 @@ class _Search:
     ----------
     pair : Pair
         The images.
-    settings : DeformableSettings
-        What the stage is told.
+    one_contrast : bool
+        Whether the metric is for images of one contrast.
     level : callable
         Makes the level anew, beginning with the field as it then is.
     """
 
-    def __init__(self, pair: Pair, settings: Settings, level: Callable[[], Level]) -> None:
-        self.pair, self.settings, self.level = pair, settings, level
+    def __init__(self, pair: Pair, one_contrast: bool, level: Callable[[], Level]) -> None:
+        self.pair, self.one_contrast, self.level = pair, one_contrast, level
         #: What became of it, in words.
         self.outcome = "not needed"
 
     @classmethod
     def of(cls, pair: Pair, settings: Settings, level: Callable[[], Level]) -> _Search | None:
         """A search where one is allowed, and there are images to look at."""
-        images = look_at_images(channel_metrics(settings.metric, settings.channel_weights, len(pair.channels)))
-        return cls(pair, settings, level) if images and settings.search != "never" else None
+        metrics = channel_metrics(settings.metric, settings.channel_weights, len(pair.channels))
+        if settings.search == "never" or not look_at_images(metrics):
+            return None
+        return cls(pair, all(getattr(m, "one_contrast", False) for _, m in metrics), level)
 
     def begin(self, model: FieldInTraining) -> Level | None:
         """Let the field begin at what is found; the level from there, None where the matches say nothing."""
-        metrics = channel_metrics(self.settings.metric, self.settings.channel_weights, len(self.pair.channels))
-        one_contrast = all(getattr(m, "one_contrast", False) for _, m in metrics)
-        found = find_matches(self.pair, one_contrast, model.threads, self.settings.restrict)
+        found = find_matches(self.pair, self.one_contrast, model.threads, model.lattices.restrict)
         self.outcome = f"not kept, {100 * found.consistent:.0f} % of the matches lead back"
         if found.consistent < CONSISTENT:
             return None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from itk_nir.engine.lattice import Axis, shape_of
 from itk_nir.engine.lattice_values import neighbours
+from itk_nir.engine.point_fits import fitted
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -301,49 +302,6 @@ def left(apart: Tensor, shares: Tensor, scale: float) -> Tensor:
         Scalar.
     """
     return shares @ torch.log1p(apart.square().sum(0) / scale**2) * scale**2
-
-
-def fitted(a: F64, b: F64, weights: F64, kind: str) -> F64 | None:
-    """The linear map that takes points ``a`` to ``b`` with the least weighted squared distance.
-
-    Parameters
-    ----------
-    a, b : ndarray
-        ``(N, d)``.
-    weights : ndarray
-        ``(N,)``, summing to 1.
-    kind : str
-        ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
-
-    Returns
-    -------
-    ndarray or None
-        ``(d + 1, d + 1)``; None where the points do not determine a rotation.
-
-    References
-    ----------
-    Umeyama, "Least-squares estimation of transformation parameters between two point patterns", IEEE Trans. Pattern
-    Anal. Mach. Intell. 13(4), 1991.
-    """
-    d = a.shape[1]
-    centre, target = weights @ a, weights @ b
-    x, y = a - centre, b - target
-    out = np.eye(d + 1)
-    if kind != "translation":
-        u, spread, vt = np.linalg.svd(y.T @ (weights[:, None] * x))
-        # In d dimensions d - 1 directions determine a rotation; coincident or collinear points do not.
-        if spread[d - 2] <= 1e-9 * max(spread[0], 1e-300):
-            return None
-        sign = np.ones(d)
-        sign[-1] = np.sign(np.linalg.det(u @ vt))
-        turn = (u * sign) @ vt
-        size = float(spread @ sign) / float(weights @ np.square(x).sum(1)) if kind in ("similarity", "affine") else 1.0
-        out[:d, :d] = size * turn
-        normal = x.T @ (weights[:, None] * x)
-        if kind == "affine" and np.linalg.cond(normal) < 1e4:
-            out[:d, :d] = y.T @ (weights[:, None] * x) @ np.linalg.inv(normal)
-    out[:d, d] = target - out[:d, :d] @ centre
-    return out
 
 
 def _distances(a: F64, b: F64) -> F64:

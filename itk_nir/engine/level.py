@@ -328,7 +328,7 @@ class Level:
                 backward = _BackwardMetric(settings, other, np.diag(h / np.array(voxel)), h, threads)
         regions = None
         if pair.regions:
-            axes, volume = field.lattices.axes[field.velocity.number], metric.count * math.prod(present)
+            volume = metric.count * math.prod(present)
             regions = RegionPenalty(pair, axes, h, grids.factors, volume, settings.region_weight, threads)
         known = None
         if pair.known is not None:

@@ -24,6 +24,7 @@ from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Axis, Banded, gaussian_matrix
 from itk_nir.engine.ops import reference
 from itk_nir.engine.overlay import Overlay
+from itk_nir.engine.point_fits import rigid_fit
 from itk_nir.engine.region_labels import Region
 from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.geometry import Geometry
@@ -118,33 +119,6 @@ class WholeMap:
         back = np.linalg.inv(self.linear)
         moved = targets @ back[:-1, :-1].T + back[:-1, -1]
         return np.asarray((moved - points) @ self.geometry.rotation)
-
-
-def rigid_fit(points: F64, targets: F64) -> tuple[F64, F64]:
-    """The rotation and shift that take points nearest to targets, in the least-squares sense [1]_.
-
-    Parameters
-    ----------
-    points, targets : ndarray
-        ``(N, d)``.
-
-    Returns
-    -------
-    rotation : ndarray
-        ``(d, d)``, of determinant 1.
-    shift : ndarray
-        ``(d,)``: a point ``p`` goes to ``rotation @ p + shift``.
-
-    References
-    ----------
-    .. [1] Kabsch, "A solution for the best rotation to relate two sets of vectors", Acta Cryst. A32, 1976.
-    """
-    a, b = points.mean(0), targets.mean(0)
-    u, _, v = np.linalg.svd((targets - b).T @ (points - a))
-    signs = np.ones(len(a))
-    signs[-1] = np.sign(np.linalg.det(u @ v))
-    rotation = (u * signs) @ v
-    return rotation, b - rotation @ a
 
 
 @dataclass(frozen=True, eq=False)

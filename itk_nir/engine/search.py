@@ -29,6 +29,7 @@ from itk_nir.engine import ops
 from itk_nir.engine.images import Pair, common_domain, sizes, spacings
 from itk_nir.engine.lattice import gaussian_matrix
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image
+from itk_nir.engine.ops.reference_matching import with_neighbours
 from itk_nir.engine.restriction import held_axes
 from itk_nir.engine.views import View
 
@@ -236,7 +237,7 @@ def _matched(
     for weight in ROUNDS:
         wanted = found.reshape(3, *shape)
         for _ in range(2):
-            wanted = _around(wanted * share) / _around(share[None])
+            wanted = with_neighbours(wanted * share) / with_neighbours(share[None])
         found, _ = ops.best_matches(costs, wanted.reshape(3, -1).contiguous(), reach, weight * scale, threads)
     return found.reshape(3, *shape), known
 
@@ -256,18 +257,7 @@ def _counted(counts: Tensor, block: ops.Whole) -> Tensor:
     out = (counts != 0).float()
     for axis, edge in zip((2, 1, 0), block, strict=True):
         out = torch.stack([part.sum(axis) / edge for part in out.split(edge, axis)], axis)
-    return _around(out[None])[0] / 3 ** sum(n > 1 for n in out.shape)
-
-
-def _around(values: Tensor) -> Tensor:
-    """The sums of ``(c, z, y, x)`` over the neighbours and the node itself; beyond the grid there is nothing."""
-    for axis in (1, 2, 3):
-        n = values.shape[axis]
-        out = values.clone()
-        out.narrow(axis, 0, n - 1).add_(values.narrow(axis, 1, n - 1))
-        out.narrow(axis, 1, n - 1).add_(values.narrow(axis, 0, n - 1))
-        values = out
-    return values
+    return with_neighbours(out) / 3 ** sum(n > 1 for n in out.shape)
 
 
 def _seen_through(field: Tensor, displacement: Tensor, block: ops.Whole) -> Tensor:
@@ -284,7 +274,7 @@ def _smooth_through(displacement: Tensor, trust: Tensor) -> Tensor:
     """
     axes = [axis for axis in (1, 2, 3) if displacement.shape[axis] > 1]
     bonds = {axis: torch.ones_like(displacement[:1].diff(dim=axis)) for axis in axes}
-    u = _around(displacement * trust) / _around(trust[None])
+    u = with_neighbours(displacement * trust) / with_neighbours(trust[None])
     for _ in range(REWEIGHTINGS):
         u = _least_squares(displacement, trust, bonds, u)
         bonds = {axis: 1 / (1 + u.diff(dim=axis).square().sum(0, keepdim=True) / STEP**2) for axis in axes}

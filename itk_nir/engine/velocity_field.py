@@ -291,7 +291,8 @@ class VelocityField:
         h = self.spacing
         with torch.no_grad():
             if self.transform_model == "displacement":
-                return ops.invert(self.forward / h, -self.forward / h, self.threads)[0] * h
+                u = self.forward / h
+                return ops.invert(u, -u, self.threads)[0] * h
             u = ops.exponential(self.fine(), self.integration_steps, -1 / h, self.threads)
             if self.coarse_displacements is not None:
                 u = ops.compose(u, self.coarse_displacements[1], self.threads)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from itk_nir.engine.landmarks import Landmarks, LatticeLandmarks, fitted
+from itk_nir.engine.landmarks import Landmarks, LatticeLandmarks
 from itk_nir.engine.lattice import Axis
+from itk_nir.engine.point_fits import fitted
 from itk_nir.geometry import Geometry
 from itk_nir.phantom import brain_phantom
 

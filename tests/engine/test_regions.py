@@ -13,8 +13,9 @@ import itk_nir
 from itk_nir.engine.images import Pair, as_volume, sizes
 from itk_nir.engine.jacobian import jacobian_determinant
 from itk_nir.engine.lattice import Domain, shape_of
+from itk_nir.engine.point_fits import rigid_fit
 from itk_nir.engine.region_labels import regions_in
-from itk_nir.engine.regions import RegionPenalty, rigid_fit
+from itk_nir.engine.regions import RegionPenalty
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk

@@ -38,8 +38,20 @@ def _block_sums(values: Tensor, block: Whole) -> Tensor:
     return values
 
 
-def _with_neighbours(values: Tensor) -> Tensor:
-    for axis in range(3):
+def with_neighbours(values: Tensor) -> Tensor:
+    """The sums over three neighbours along each of the last three axes; beyond the grid there is nothing.
+
+    Parameters
+    ----------
+    values : Tensor
+        ``(..., z, y, x)``.
+
+    Returns
+    -------
+    Tensor
+        Like `values`.
+    """
+    for axis in (-3, -2, -1):
         n = values.shape[axis]
         out = values.clone()
         out.narrow(axis, 0, n - 1).add_(values.narrow(axis, 1, n - 1))
@@ -79,7 +91,7 @@ def match_costs(
         far = torch.where(there[seen], far, far.new_tensor(unrelated)) * counts
         sums = _block_sums(far, block)
         around = 3 ** sum(n > 1 for n in sums.shape)
-        cost = _with_neighbours(sums).float() * (COST_SCALE / (whole * around)) + 0.5
+        cost = with_neighbours(sums).float() * (COST_SCALE / (whole * around)) + 0.5
         out.append(cost.clamp(max=65535).flatten().int())
     return torch.stack(out, 1).to(torch.uint16)
 

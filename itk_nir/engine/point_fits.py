@@ -1,0 +1,80 @@
+"""Linear maps that take points to others, in the least-squares sense."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+
+
+def fitted(a: F64, b: F64, weights: F64, kind: str) -> F64 | None:
+    """The linear map that takes points ``a`` to ``b`` with the least weighted squared distance.
+
+    Parameters
+    ----------
+    a, b : ndarray
+        ``(N, d)``.
+    weights : ndarray
+        ``(N,)``, summing to 1.
+    kind : str
+        ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
+
+    Returns
+    -------
+    ndarray or None
+        ``(d + 1, d + 1)``; None where the points do not determine a rotation.
+
+    References
+    ----------
+    Umeyama, "Least-squares estimation of transformation parameters between two point patterns", IEEE Trans. Pattern
+    Anal. Mach. Intell. 13(4), 1991.
+    """
+    d = a.shape[1]
+    centre, target = weights @ a, weights @ b
+    x, y = a - centre, b - target
+    out = np.eye(d + 1)
+    if kind != "translation":
+        turn, spread = _nearest_rotation(y.T @ (weights[:, None] * x))
+        # In d dimensions d - 1 directions determine a rotation; coincident or collinear points do not.
+        if spread[d - 2] <= 1e-9 * max(spread[0], 1e-300):
+            return None
+        size = float(spread.sum()) / float(weights @ np.square(x).sum(1)) if kind in ("similarity", "affine") else 1.0
+        out[:d, :d] = size * turn
+        normal = x.T @ (weights[:, None] * x)
+        if kind == "affine" and np.linalg.cond(normal) < 1e4:
+            out[:d, :d] = y.T @ (weights[:, None] * x) @ np.linalg.inv(normal)
+    out[:d, d] = target - out[:d, :d] @ centre
+    return out
+
+
+def rigid_fit(points: F64, targets: F64) -> tuple[F64, F64]:
+    """The rotation and shift that take points nearest to targets, in the least-squares sense [1]_.
+
+    Parameters
+    ----------
+    points, targets : ndarray
+        ``(N, d)``.
+
+    Returns
+    -------
+    rotation : ndarray
+        ``(d, d)``, of determinant 1.
+    shift : ndarray
+        ``(d,)``: a point ``p`` goes to ``rotation @ p + shift``.
+
+    References
+    ----------
+    .. [1] Kabsch, "A solution for the best rotation to relate two sets of vectors", Acta Cryst. A32, 1976.
+    """
+    a, b = points.mean(0), targets.mean(0)
+    rotation, _ = _nearest_rotation((targets - b).T @ (points - a))
+    return rotation, b - rotation @ a
+
+
+def _nearest_rotation(covariance: F64) -> tuple[F64, F64]:
+    """The rotation nearest to a matrix (Kabsch), and its singular values, the last of a mirror image negative."""
+    u, spread, vt = np.linalg.svd(covariance)
+    sign = np.ones(len(covariance))
+    sign[-1] = np.sign(np.linalg.det(u @ vt))
+    return (u * sign) @ vt, spread * sign
