@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.errors import InputError
+from itk_nir.findings import Finding, warning
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume
 from itk_nir.resample import nearest_on
@@ -51,8 +52,8 @@ def check_dimensions(fixed: Volume, moving: Volume, initial: CompositeTransform 
 
 def check_pair(
     fixed: Volume, moving: Volume, initial: CompositeTransform | None = None, *, linear: str = "affine"
-) -> list[str]:
-    """Refuse what cannot be registered; return warnings, one line each. Masks are `match_mask`'s to judge.
+) -> list[Finding]:
+    """Refuse what cannot be registered; tell what is odd. Masks are `match_mask`'s to judge.
 
     Parameters
     ----------
@@ -65,8 +66,8 @@ def check_pair(
 
     Returns
     -------
-    list of str
-        What is odd, a sentence each.
+    list of Finding
+        What is odd.
 
     Raises
     ------
@@ -75,14 +76,14 @@ def check_pair(
         could bring the images together.
     """
     check_dimensions(fixed, moving, initial)
-    found = [*fixed.warnings, *moving.warnings]
+    found = [*fixed.findings, *moving.findings]
     for image in (fixed, moving):
         found += _check_image(image)
     return found + _check_overlap(fixed, moving, initial, linear)
 
 
-def match_mask(mask: Volume, image: Volume) -> tuple[Volume, list[str]]:
-    """A mask on its image's grid, as float32 zeros and ones, and warnings.
+def match_mask(mask: Volume, image: Volume) -> tuple[Volume, list[Finding]]:
+    """A mask on its image's grid, as float32 zeros and ones, and what is odd about it.
 
     A mask on the same grid (to 1e-3 voxel: headers are rounded) is taken as it is; any other is resampled, each image
     voxel taking the nearest mask voxel, and 0 outside the mask's grid.
@@ -98,8 +99,8 @@ def match_mask(mask: Volume, image: Volume) -> tuple[Volume, list[str]]:
     -------
     Volume
         The mask on the image's grid.
-    list of str
-        What is odd, a sentence each.
+    list of Finding
+        What is odd.
 
     Raises
     ------
@@ -111,18 +112,20 @@ def match_mask(mask: Volume, image: Volume) -> tuple[Volume, list[str]]:
     inside = mask.array > 0
     if not inside.any():
         raise InputError(f"{mask.name}: is empty; it must be above 0 where the image counts")
-    warnings = list(mask.warnings)
+    found = list(mask.findings)
     if not mask.geometry.same_grid(image.geometry):
         inside = nearest_on(inside, mask.geometry, image.geometry)
-        warnings.append(
-            f"{mask.name}: is on another grid than {image.name}; resampled to it (nearest voxel, "
-            f"{inside.mean():.1%} of the image inside)"
+        found.append(
+            warning(
+                f"{mask.name}: is on another grid than {image.name}",
+                f"resampled to it (nearest voxel, {inside.mean():.1%} of the image inside)",
+            )
         )
         if not inside.any():
             raise InputError(
                 f"{mask.name}: does not reach {image.name} in physical space; check the origin and direction of both"
             )
-    return replace(mask, array=inside.astype(np.float32), geometry=image.geometry), warnings
+    return replace(mask, array=inside.astype(np.float32), geometry=image.geometry), found
 
 
 def holes(mask: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -201,8 +204,8 @@ def beyond_cuts(foreground: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[
     return beyond, cut
 
 
-def match_labels(labels: Volume, image: Volume) -> tuple[Volume, list[str]]:
-    """A label map on its image's grid, each voxel taking the label of the nearest one, and warnings.
+def match_labels(labels: Volume, image: Volume) -> tuple[Volume, list[Finding]]:
+    """A label map on its image's grid, each voxel taking the label of the nearest one, and what is odd about it.
 
     Parameters
     ----------
@@ -215,8 +218,8 @@ def match_labels(labels: Volume, image: Volume) -> tuple[Volume, list[str]]:
     -------
     Volume
         The label map on the image's grid, int64; 0 outside its own grid.
-    list of str
-        What is odd, a sentence each.
+    list of Finding
+        What is odd.
 
     Raises
     ------
@@ -228,13 +231,13 @@ def match_labels(labels: Volume, image: Volume) -> tuple[Volume, list[str]]:
     whole = np.rint(labels.array).astype(np.int64)
     if not np.array_equal(whole, labels.array):
         raise InputError(f"{labels.name}: has values that are no whole numbers; give a label map, 0 outside regions")
-    warnings = list(labels.warnings)
+    found = list(labels.findings)
     if not labels.geometry.same_grid(image.geometry):
         whole = np.rint(nearest_on(whole.astype(np.float64), labels.geometry, image.geometry)).astype(np.int64)
-        warnings.append(f"{labels.name}: is on another grid than {image.name}; resampled to it (nearest voxel)")
+        found.append(warning(f"{labels.name}: is on another grid than {image.name}", "resampled to it (nearest voxel)"))
     if not whole.any():
         raise InputError(f"{labels.name}: has no voxel but 0 on the grid of {image.name}; check that they belong")
-    return replace(labels, array=whole, geometry=image.geometry), warnings
+    return replace(labels, array=whole, geometry=image.geometry), found
 
 
 def overlap(fixed: Geometry, moving: Geometry, initial: CompositeTransform | None = None) -> float:
@@ -282,7 +285,7 @@ def check_output_prefix(prefix: str | os.PathLike[str]) -> None:
         raise InputError(f"output prefix {os.fspath(prefix)}: the folder {parent} is not writable; choose another")
 
 
-def _check_image(image: Volume) -> list[str]:
+def _check_image(image: Volume) -> list[Finding]:
     low, high = float(image.array.min()), float(image.array.max())
     if low == high:
         raise InputError(f"{image.name}: is constant (every voxel is {low:g}); give an image with some contrast")
@@ -293,11 +296,12 @@ def _check_image(image: Volume) -> list[str]:
             f"{image.name}: has size {'x'.join(map(str, size))}, at least {FEWEST} voxels an axis are needed{hint}"
         )
     if min(size) < FEW:
-        return [f"{image.name}: has only {min(size)} voxels along one axis; expect little from that direction"]
+        text = f"{image.name}: has only {min(size)} voxels along one axis"
+        return [warning(text, "expect little from that direction", voxels=min(size))]
     return []
 
 
-def _check_overlap(fixed: Volume, moving: Volume, initial: CompositeTransform | None, linear: str) -> list[str]:
+def _check_overlap(fixed: Volume, moving: Volume, initial: CompositeTransform | None, linear: str) -> list[Finding]:
     share = overlap(fixed.geometry, moving.geometry, initial)
     if share > 0.25:
         return []
@@ -305,4 +309,4 @@ def _check_overlap(fixed: Volume, moving: Volume, initial: CompositeTransform | 
     if share == 0 and linear == "none":
         remedy = "use linear='affine', which first brings the centres together" if initial is None else "check it"
         raise InputError(f"{moving.name}: does not overlap {fixed.name} {where}; {remedy}")
-    return [f"{moving.name}: covers only {share:.0%} of {fixed.name} {where}"]
+    return [warning(f"{moving.name}: covers only {share:.0%} of {fixed.name} {where}", share=share)]

@@ -18,6 +18,7 @@ from itk_nir.engine.metrics import channel_metrics
 from itk_nir.engine.region_labels import regions_in
 from itk_nir.engine.restriction import check_length
 from itk_nir.errors import InputError, OptionError
+from itk_nir.findings import Finding
 from itk_nir.images import Volume, load_channels, load_image
 from itk_nir.loading import load_transform
 from itk_nir.options import whole_number
@@ -64,8 +65,8 @@ class Problem:
         Where everything is computed.
     threads : int
         CPU threads.
-    notes : tuple of str
-        What was found odd, one sentence each.
+    findings : tuple of Finding
+        What was found odd.
     doubts : tuple of str
         What the verdict is to name.
     clock : float
@@ -89,7 +90,7 @@ class Problem:
     seed: int
     device: torch.device
     threads: int
-    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
     doubts: tuple[str, ...]
     clock: float
 
@@ -170,7 +171,7 @@ class Problem:
             start = load_transform(initial_transform, a.geometry, role="initial transform")
         check_dimensions(a, b, start)
         check_length(_restriction(settings), a.dimension)
-        notes: list[str] = []
+        notes: list[Finding] = []
 
         def matched(mask: Any, image: Volume, role: str) -> Volume | None:
             if mask is None:

@@ -31,6 +31,7 @@ from itk_nir.engine.regions import kept
 from itk_nir.engine.sampling import SampledField, Target, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.errors import VerdictWarning, warn_caller
+from itk_nir.findings import texts
 from itk_nir.neural_field import NeuralField
 from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
@@ -186,12 +187,13 @@ def register(
         device=device,
         threads=threads,
     )
-    for note in problem.notes:
+    told = texts(problem.findings)
+    for note in told:
         warnings.warn(note, UserWarning, stacklevel=2)
     with torch_on_one_thread(problem.device) as found:
         result = _Run(problem, None if callback is None else with_torch_threads(callback, found)).result()
     verdict = result.report.verdict
-    for note in result.report.warnings[len(problem.notes) :]:
+    for note in result.report.warnings[len(told) :]:
         category = VerdictWarning if verdict is not None and str(verdict) in note else UserWarning
         warnings.warn(note, category, stacklevel=2)
     return result
@@ -229,7 +231,7 @@ class _Run:
     def __init__(self, problem: Problem, callback: Callback | None) -> None:
         self.problem, self.callback = problem, callback
         self.seconds = {"read": time.perf_counter() - problem.clock}
-        self.notes, self.doubts, self.remarks = list(problem.notes), list(problem.doubts), list[str]()
+        self.notes, self.doubts, self.remarks = list(texts(problem.findings)), list(problem.doubts), list[str]()
         self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
         self.cancelled = False
         self.similarity_linear: float | None = None

@@ -10,6 +10,7 @@ import pytest
 
 from itk_nir.checks import check_dimensions, check_output_prefix, check_pair, match_mask, overlap
 from itk_nir.errors import InputError
+from itk_nir.findings import warning
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, save_image
 from itk_nir.transforms import CompositeTransform, LinearTransform
@@ -42,8 +43,8 @@ def test_good_pair_has_no_warnings() -> None:
 
 
 def test_warnings_of_the_readers_are_passed_on() -> None:
-    odd = replace(volume(G3), warnings=("fixed image /a/f.nii.gz: odd",))
-    assert check_pair(odd, volume(G3, MOVING)) == ["fixed image /a/f.nii.gz: odd"]
+    odd = replace(volume(G3), findings=(warning("fixed image /a/f.nii.gz: odd"),))
+    assert list(map(str, check_pair(odd, volume(G3, MOVING)))) == ["fixed image /a/f.nii.gz: odd"]
 
 
 def test_unlike_dimensions() -> None:
@@ -77,7 +78,7 @@ def test_tiny_images() -> None:
     thin = Geometry.make([20, 20, 8])
     warnings = check_pair(volume(thin), volume(thin, MOVING))
     assert len(warnings) == 2
-    assert "only 8 voxels" in warnings[0]
+    assert "only 8 voxels" in str(warnings[0])
 
 
 def test_empty_mask() -> None:
@@ -102,7 +103,7 @@ def test_mask_on_another_grid_is_resampled_to_the_nearest_voxel(grid: Geometry) 
     mask = volume(fine, "moving mask /a/k.nii.gz", ball)
     matched, warnings = match_mask(mask, volume(grid))
     assert len(warnings) == 1
-    assert "another grid" in warnings[0]
+    assert "another grid" in str(warnings[0])
     distance = np.linalg.norm(grid.grid() - grid.centre, axis=-1)
     assert set(np.unique(matched.array)) == {0, 1}
     assert matched.array[distance < radius - 0.8].all()
@@ -117,8 +118,8 @@ def test_mask_elsewhere() -> None:
 
 
 def test_warnings_of_the_mask_are_passed_on() -> None:
-    odd = replace(mask_of(G3), warnings=("fixed mask /a/m.nii.gz: odd",))
-    assert match_mask(odd, volume(G3))[1] == ["fixed mask /a/m.nii.gz: odd"]
+    odd = replace(mask_of(G3), findings=(warning("fixed mask /a/m.nii.gz: odd"),))
+    assert list(map(str, match_mask(odd, volume(G3))[1])) == ["fixed mask /a/m.nii.gz: odd"]
 
 
 def test_overlap_is_a_share_of_the_fixed_grid() -> None:
@@ -134,7 +135,7 @@ def test_images_that_lie_apart() -> None:
     fixed, moving = volume(G3), volume(shifted(G3, 0, 300, 0), MOVING)
     with pytest.raises(InputError, match=r"does not overlap .* in physical space; use linear='affine'"):
         check_pair(fixed, moving, linear="none")
-    assert check_pair(fixed, moving, linear="affine") == [
+    assert list(map(str, check_pair(fixed, moving, linear="affine"))) == [
         f"{MOVING}: covers only 0% of fixed image /a/f.nii.gz in physical space"
     ]
     there = CompositeTransform((LinearTransform.make(np.eye(3), [0, 300, 0]),))

@@ -176,7 +176,7 @@ def test_plain_problem(d: int) -> None:
     begin = time.perf_counter()
     p = prepared(d)
     assert begin <= p.clock <= time.perf_counter()
-    assert p.notes == ()
+    assert p.findings == ()
     assert (p.linear, p.deformable, p.seed, p.start, p.tail) == ("affine", True, 0, None, None)
     assert (p.fixed.kind, p.moving.name) == ("sitk", "moving image")
     pair = p.pair()
@@ -198,7 +198,7 @@ def test_masks_lie_on_the_grids_of_their_images(d: int) -> None:
     assert p.fixed_mask.geometry == p.fixed.geometry
     assert p.moving_mask.geometry == p.moving.geometry
     assert set(np.unique(p.moving_mask.array)) == {0, 1}
-    assert [note.split(":")[0] for note in p.notes] == ["moving mask"]
+    assert [note.split(":")[0] for note in map(str, p.findings)] == ["moving mask"]
     pair = p.pair()
     assert pair.fixed_weight is not None
     assert torch.equal(pair.counted, pair.fixed_weight > 0.5)
@@ -245,7 +245,7 @@ def test_start_that_leads_out_of_the_moving_image() -> None:
     _, _, grid = images(2)
     away = DisplacementField(grid, np.full((*grid.shape, 2), 3000.0, np.float32))
     p = prepared(initial_transform=away)
-    assert any("covers only 0%" in note for note in p.notes)
+    assert any("covers only 0%" in note for note in map(str, p.findings))
     with pytest.raises(InputError, match="initial transform: takes the fixed image wholly outside"):
         p.pair()
 
@@ -256,7 +256,7 @@ def test_what_is_odd_is_noted_in_order() -> None:
     away = to_sitk(sitk.GetArrayFromImage(fixed), Geometry.make(grid.size, grid.spacing, np.asarray(grid.origin) + 40))
     coarse = Geometry.make([12, 12], [5.0, 5.0], grid.centre - 27.5)
     p = Problem.prepare(fixed, away, FEW, fixed_mask=mask_like(coarse), device="cpu")
-    assert [note.split(":")[0] for note in p.notes] == ["moving image", "fixed mask"]
+    assert [note.split(":")[0] for note in map(str, p.findings)] == ["moving image", "fixed mask"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.errors import InputError, one_line
+from itk_nir.findings import Finding, warning
 
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz")
 #: Data types of NIfTI that NumPy has too: one real number a voxel.
@@ -262,7 +263,7 @@ def refuse_not_finite(values: NDArray[Any], label: str) -> None:
         )
 
 
-def orientation_warnings(header: Header, label: str) -> list[str]:
+def orientation_warnings(header: Header, label: str) -> list[Finding]:
     """Say where the two orientations of a header disagree.
 
     Parameters
@@ -274,8 +275,8 @@ def orientation_warnings(header: Header, label: str) -> list[str]:
 
     Returns
     -------
-    list of str
-        One line if sform and qform place a voxel more than a quarter of a voxel apart, else nothing.
+    list of Finding
+        One if sform and qform place a voxel more than a quarter of a voxel apart, else nothing.
     """
     if header.sform is None or header.qform is None:
         return []
@@ -290,8 +291,12 @@ def orientation_warnings(header: Header, label: str) -> list[str]:
         return []
     used = "sform" if header.sform_code == 1 else "qform"
     return [
-        f"{label}: its sform (code {header.sform_code}) and qform (code {header.qform_code}) differ by up to "
-        f"{distance:.3g} mm; like ITK, the {used} is used"
+        warning(
+            f"{label}: its sform (code {header.sform_code}) and qform (code {header.qform_code}) differ by up to "
+            f"{distance:.3g} mm",
+            f"like ITK, the {used} is used",
+            distance=distance,
+        )
     ]
 
 

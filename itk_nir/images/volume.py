@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.errors import InputError, one_line
+from itk_nir.findings import Finding
 from itk_nir.geometry import Geometry
 from itk_nir.images.itk_classes import image_view, matrix_array
 from itk_nir.images.nifti import is_nifti, orientation_warnings, read_voxels, refuse_not_finite, scaled
@@ -39,8 +40,8 @@ class Volume:
         Where it came from, and so what results are given as.
     pixel_type : numpy.dtype
         Type of the source's pixels.
-    warnings : tuple of str
-        What the reader found odd, one line each.
+    findings : tuple of Finding
+        What the reader found odd.
     """
 
     array: NDArray[Any]
@@ -48,7 +49,7 @@ class Volume:
     name: str
     kind: str
     pixel_type: np.dtype[Any]
-    warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def dimension(self) -> int:

@@ -82,7 +82,7 @@ def test_files_round_trip(d: int, suffix: str, tmp_path: Path) -> None:
     save_image(array, grid, path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     volume = load_image(path, "fixed image")
-    assert (volume.kind, volume.name, volume.warnings) == ("path", f"fixed image {path}", ())
+    assert (volume.kind, volume.name, volume.findings) == ("path", f"fixed image {path}", ())
     np.testing.assert_array_equal(volume.array, array)
     assert volume.geometry.same_grid(grid)
     np.testing.assert_array_equal(load_image(str(path), "fixed image").array, array)
@@ -268,8 +268,8 @@ def test_sform_and_qform_that_disagree_are_told(tmp_path: Path) -> None:
     for code, used, place in ((1, "sform", 0.0), (2, "qform", -4.0)):
         _patched(path, (252, "2h", (1, code)), (268, "f", (-grid.origin[0] + 4,)))
         volume = load_image(path, "fixed image")
-        assert len(volume.warnings) == 1
-        assert f"differ by up to 4 mm; like ITK, the {used} is used" in volume.warnings[0]
+        assert len(volume.findings) == 1
+        assert f"differ by up to 4 mm; like ITK, the {used} is used" in str(volume.findings[0])
         np.testing.assert_allclose(volume.geometry.origin[0], grid.origin[0] + place, atol=1e-4)
 
 
@@ -328,7 +328,7 @@ def test_image_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 def test_real_files_have_the_grid_that_itk_sees(data: Path, name: str) -> None:
     image = sitk.ReadImage(str(data / name))
     volume: Volume = load_image(data / name, "fixed image", native=True)
-    assert volume.warnings == ()
+    assert volume.findings == ()
     np.testing.assert_array_equal(volume.array, sitk.GetArrayViewFromImage(image))
     last = [n - 1 for n in image.GetSize()]
     np.testing.assert_allclose(
