@@ -1,0 +1,20 @@
+"""Pixels that nothing can be registered by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from campaign import Case
+
+import itk_nir
+
+
+def _constant(folder: Path) -> float:
+    flat = sitk.GetImageFromArray(np.full((12, 12), 3, np.float32))
+    itk_nir.register(flat, flat, preset="fast")
+    return 0.0
+
+
+CASES = [Case("constant image", _constant, refused=r"is constant \(every voxel is 3\)")]

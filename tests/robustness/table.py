@@ -1,0 +1,46 @@
+"""Print what became of every odd or bad input as the page docs/robustness.md.
+
+python tests/robustness/table.py > docs/robustness.md
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from campaign import Outcome, all_cases, outcome
+
+HEAD = """# Odd and bad inputs
+
+Every row is an input that something is odd about, tried by `pytest tests/robustness`, and what became of it: a right
+result (with its error, in voxels or as a share of the intensity range), or an error of this package that says what was
+got, what was wanted and what to do. This page is printed by `python tests/robustness/table.py`.
+"""
+
+
+def main() -> int:
+    """Try all cases and print the page; 1 if any ended otherwise."""
+    found: dict[str, list[tuple[str, Outcome]]] = {}
+    for family, case in all_cases():
+        with tempfile.TemporaryDirectory() as folder:
+            result = outcome(case, Path(folder))
+            text = re.sub(re.escape(folder) + "/?", "", result.text)
+        found.setdefault(family, []).append((case.name, Outcome(result.kind, text)))
+    kinds = Counter(o.kind for rows in found.values() for _, o in rows)
+    print(HEAD)
+    print(f"{sum(kinds.values())} inputs: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) + ".")
+    for family, rows in found.items():
+        print(f"\n## {family.capitalize()}\n\n| input | outcome | |\n|--|--|--|")
+        for name, result in rows:
+            text = result.text.replace("|", "\\|").replace("\n", " ")
+            print(f"| {name} | {result.kind} | {text} |")
+    return int(any(not o.good for rows in found.values() for _, o in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
