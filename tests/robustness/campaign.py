@@ -1,14 +1,13 @@
 """Odd and bad inputs, one `Case` each, and what became of them: a right result, or one of our own errors.
 
-A module ``cases_<family>.py`` beside this one has a list ``CASES``; `all_cases` gathers them, ``test_campaign.py`` tries
-each, and ``python tests/robustness/table.py`` prints the table of docs/robustness.md.
+A module ``cases_<family>.py`` beside this one has a list ``CASES``; `all_cases` gathers them, ``test_campaign.py``
+tries each, and ``python -m tests.robustness.table`` prints the page docs/robustness.md.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,10 +96,7 @@ def outcome(case: Case, folder: Path) -> Outcome:
 
 def all_cases() -> Iterator[tuple[str, Case]]:
     """Every case with the name of its family."""
-    here = Path(__file__).parent
-    if str(here) not in sys.path:
-        sys.path.insert(0, str(here))
-    for path in sorted(here.glob("cases_*.py")):
+    for path in sorted(Path(__file__).parent.glob("cases_*.py")):
         family = path.stem.removeprefix("cases_").replace("_", " ")
-        for case in importlib.import_module(path.stem).CASES:
+        for case in importlib.import_module(f"tests.robustness.{path.stem}").CASES:
             yield family, case

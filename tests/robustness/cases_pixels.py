@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from campaign import Case
 
 import itk_nir
+from tests.robustness.campaign import Case
 
 
 def _constant(folder: Path) -> float:

@@ -1,25 +1,22 @@
 """Print what became of every odd or bad input as the page docs/robustness.md.
 
-python tests/robustness/table.py > docs/robustness.md
+python -m tests.robustness.table > docs/robustness.md
 """
 
 from __future__ import annotations
 
 import re
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from campaign import Outcome, all_cases, outcome
+from tests.robustness.campaign import Outcome, all_cases, outcome
 
 HEAD = """# Odd and bad inputs
 
 Every row is an input that something is odd about, tried by `pytest tests/robustness`, and what became of it: a right
 result (with its error, in voxels or as a share of the intensity range), or an error of this package that says what was
-got, what was wanted and what to do. This page is printed by `python tests/robustness/table.py`.
+got, what was wanted and what to do. This page is printed by `python -m tests.robustness.table`.
 """
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from campaign import Case, all_cases, outcome
+
+from tests.robustness.campaign import Case, all_cases, outcome
 
 CASES = list(all_cases())
 
