@@ -325,7 +325,7 @@ def auto(data: Path) -> Iterator[Line]:
 
 def _picked(fixed: Path, moving: Path, options: dict[str, Any]) -> tuple[str, str]:
     from itk_nir.engine.choice import choose_metric
-    from itk_nir.engine.linear import find_start
+    from itk_nir.engine.linear_search import find_start
     from itk_nir.problem import Problem
     from itk_nir.settings import make_settings
 

@@ -24,7 +24,8 @@ from itk_nir.engine.execution import (
     with_torch_threads,
 )
 from itk_nir.engine.images import Pair
-from itk_nir.engine.linear import Start, find_start, optimise_linear
+from itk_nir.engine.linear import optimise_linear
+from itk_nir.engine.linear_search import Start, find_start
 from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.engine.regions import kept
@@ -324,6 +325,7 @@ class _Run:
             callback=self._share(0.0, 0.05), clock=problem.clock, restrict=problem.restrict,
         )  # fmt: skip
         self.cancelled = found.cancelled
+        self.doubts.extend(found.doubts)
         return found
 
     def _choose(self, pair: Pair) -> None:

@@ -29,9 +29,11 @@ class LinearMap:
     """
 
     def __init__(self, geometry: Geometry, kind: str, restrict: Sequence[float] = ()) -> None:
-        self.geometry, self.d, self.radius = geometry, geometry.dimension, geometry.half_extent
+        self.geometry: Geometry = geometry
+        self.d: int = geometry.dimension
+        self.radius: float = geometry.half_extent
         #: Which of the 16 parameters move.
-        self.free = torch.from_numpy(np.flatnonzero(free_parameters(self.d, kind, restrict)))
+        self.free: Tensor = torch.from_numpy(np.flatnonzero(free_parameters(self.d, kind, restrict)))
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The map as a matrix and a shift.

@@ -137,6 +137,27 @@ def turned(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
     return [about(axes @ t @ axes.T, a, b) for t in turns]
 
 
+def mirrored(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
+    """Rotations about the centre of mass of a section that was turned over.
+
+    Parameters
+    ----------
+    pair : Pair
+        Two sections.
+    fixed, moving : Mass
+        Of `masses`.
+
+    Returns
+    -------
+    list of ndarray
+        ``(3, 3)`` LPS, with a determinant of -1, the centres of mass on each other.
+    """
+    axes = pair.fixed_geometry.rotation
+    over = axes @ np.diag([-1.0, 1.0]) @ axes.T
+    back = about(over, fixed.centre, fixed.centre)
+    return [turn @ back for turn in turned(pair, fixed, moving)]
+
+
 def about(turn: F64, fixed_point: F64, moving_point: F64) -> F64:
     """A rotation that takes one point to another.
 

@@ -13,7 +13,8 @@ import torch
 
 from itk_nir.engine import linear
 from itk_nir.engine.images import Pair, as_volume
-from itk_nir.engine.linear import LinearResult, find_start, optimise_linear
+from itk_nir.engine.linear import LinearResult, optimise_linear
+from itk_nir.engine.linear_search import find_start
 from itk_nir.engine.metrics import METRICS, Metric
 from itk_nir.engine.progress import Progress
 from itk_nir.engine.settings import LinearSettings
@@ -217,7 +218,7 @@ def test_map_that_a_measure_holds_to_be_worse_is_given_up(
     case = make_case(2, 56, linear=np.eye(3), amplitude=0.0)
     away = np.eye(3)
     away[0, 2] = 9.0
-    monkeypatch.setattr(linear._Descent, "run", lambda self, level, base, kind, count: (away, 0.0, False))
+    monkeypatch.setattr(linear.LinearDescent, "run", lambda self, level, base, kind, count: (away, 0.0, False))
     found = registered(case.pair, "rigid", metric, search=False)
     np.testing.assert_array_equal(found.matrix, np.eye(3))
     assert any("was kept" in note for note in found.notes)
