@@ -13,7 +13,9 @@ from itk_nir.version import __version__ as __version__
 
 # Public name → its module.
 _MODULES = {
+    "Check": "itk_nir.checking",
     "FieldConfig": "itk_nir.engine.coordinate_networks",
+    "Finding": "itk_nir.findings",
     "Geometry": "itk_nir.geometry",
     "InputError": "itk_nir.errors",
     "ItkNirError": "itk_nir.errors",
@@ -27,6 +29,7 @@ _MODULES = {
     "Settings": "itk_nir.settings",
     "VerdictWarning": "itk_nir.errors",
     "apply": "itk_nir.applying",
+    "check": "itk_nir.checking",
     "load_field": "itk_nir.neural_field",
     "load_transform": "itk_nir.loading",
     "make_settings": "itk_nir.settings",
@@ -34,7 +37,9 @@ _MODULES = {
 }
 
 __all__ = [
+    "Check",
     "FieldConfig",
+    "Finding",
     "Geometry",
     "InputError",
     "ItkNirError",
@@ -48,6 +53,7 @@ __all__ = [
     "Settings",
     "VerdictWarning",
     "apply",
+    "check",
     "load_field",
     "load_transform",
     "make_settings",

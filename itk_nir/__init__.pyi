@@ -1,4 +1,6 @@
 from itk_nir.applying import apply as apply
+from itk_nir.checking import Check as Check
+from itk_nir.checking import check as check
 from itk_nir.engine.coordinate_networks import FieldConfig as FieldConfig
 from itk_nir.engine.progress import Progress as Progress
 from itk_nir.errors import InputError as InputError
@@ -7,6 +9,7 @@ from itk_nir.errors import OptionError as OptionError
 from itk_nir.errors import RegistrationCancelled as RegistrationCancelled
 from itk_nir.errors import SelfCheckWarning as SelfCheckWarning
 from itk_nir.errors import VerdictWarning as VerdictWarning
+from itk_nir.findings import Finding as Finding
 from itk_nir.geometry import Geometry as Geometry
 from itk_nir.loading import load_transform as load_transform
 from itk_nir.neural_field import NeuralField as NeuralField
@@ -18,7 +21,9 @@ from itk_nir.settings import Settings as Settings
 from itk_nir.settings import make_settings as make_settings
 
 __all__ = [
+    "Check",
     "FieldConfig",
+    "Finding",
     "Geometry",
     "InputError",
     "ItkNirError",
@@ -32,6 +37,7 @@ __all__ = [
     "Settings",
     "VerdictWarning",
     "apply",
+    "check",
     "load_field",
     "load_transform",
     "make_settings",

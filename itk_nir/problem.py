@@ -18,7 +18,7 @@ from itk_nir.engine.metrics import channel_metrics
 from itk_nir.engine.region_labels import regions_in
 from itk_nir.engine.restriction import check_length
 from itk_nir.errors import InputError, OptionError
-from itk_nir.findings import Finding
+from itk_nir.findings import Finding, texts
 from itk_nir.images import Volume, load_channels, load_image
 from itk_nir.loading import load_transform
 from itk_nir.options import whole_number
@@ -115,6 +115,7 @@ class Problem:
         fixed_labels: Any = None,
         moving_labels: Any = None,
         initial_transform: Any = None,
+        strict_input: bool = False,
         seed: int = 0,
         device: str = "auto",
         threads: int | None = None,
@@ -143,6 +144,8 @@ class Problem:
             Label maps.
         initial_transform : transform, optional
             Anything that `itk_nir.load_transform` takes, fixed → moving.
+        strict_input : bool
+            Whether warnings about the input are errors.
         seed : int
             Of every random draw.
         device : str
@@ -206,6 +209,8 @@ class Problem:
             # Who gives a mask knows.
             doubts = () if drawn else (*cut_fixed, *cut_moving)
         notes = [*check_pair(a, b, start, linear=linear), *notes]
+        if strict_input and (odd := texts(notes)):
+            raise InputError(f"{odd[0]} ({len(odd)} warning(s) in all; strict_input makes them errors)")
         return cls(
             a, b, more, *masks, *lesions, rigid, volume, given, start, settings, linear, deformable, seed, where, count,
             tuple(notes), doubts, clock,

@@ -70,6 +70,7 @@ def register(
     fixed_labels: Any = None,
     moving_labels: Any = None,
     initial_transform: Any = None,
+    strict_input: bool = False,
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
@@ -113,6 +114,8 @@ def register(
     initial_transform : RegistrationResult, transform, matrix, path or list, optional
         Where to start from, fixed → moving: anything that `itk_nir.load_transform` takes; a list in ANTs' order. It is
         composed into the result, never lost.
+    strict_input : bool
+        Make warnings about the input errors (`itk_nir.check` lists them).
     seed : int
         Every random draw comes from it.
     device : str
@@ -184,6 +187,7 @@ def register(
         fixed_labels=fixed_labels,
         moving_labels=moving_labels,
         initial_transform=initial_transform,
+        strict_input=strict_input,
         seed=seed,
         device=device,
         threads=threads,

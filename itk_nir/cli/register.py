@@ -35,9 +35,18 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "with --format, the transforms as another program's files.",
     )
     parser.set_defaults(run=run)
+    parser.add_argument("--output", required=True, metavar="PREFIX", help="start of the names of all files written")
+    add_inputs(parser)
+    add_outputs(parser)
+    add_common(parser)
+    add_options(parser)
+    return parser
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Add what a registration is told of, but its preset and options."""
     parser.add_argument("--fixed", required=True, metavar="IMAGE", help="image that stays")
     parser.add_argument("--moving", required=True, metavar="IMAGE", help="image that is brought onto it")
-    parser.add_argument("--output", required=True, metavar="PREFIX", help="start of the names of all files written")
     parser.add_argument(
         "--linear",
         choices=("none", "translation", "rigid", "similarity", "affine"),
@@ -84,6 +93,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="override one setting of the preset (`itk-nir presets` lists them); may be given several times",
     )
     parser.add_argument(
+        "--strict-input",
+        action="store_true",
+        help="warnings about the input are errors (`itk-nir check` lists them)",
+    )
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """Add what is written and how."""
+    parser.add_argument(
         "--format",
         choices=FORMATS,
         default="itk",
@@ -97,18 +115,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="exit status 3 unless the verdict on the result is 'good'; files are written",
     )
     parser.add_argument("--picture", action="store_true", help="write PREFIXregistration.png too")
-    add_common(parser)
-    add_options(parser)
-    return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Register the images, write all files or none, and print one line about the result; the exit status."""
-    given = parse_settings(options.set)
-    for name, value in given_options(options).items():
-        if name in given:
-            raise OptionError(f"--set {name}={given[name]}: --{name.replace('_', '-')} is given too; leave one out")
-        given[name] = value
+    given = all_options(options)
     fixed = _checked_output(options)
     with progress() as callback:
         from itk_nir.engine import ops
@@ -117,31 +128,35 @@ def run(options: argparse.Namespace) -> int:
         ops.return_blocks_from(8 << 20)
         began = time.perf_counter()
         result = register(
-            fixed,
-            options.moving,
-            preset=settings_of(options.preset, given),
-            linear=options.linear,
-            fixed_mask=options.fixed_mask,
-            moving_mask=options.moving_mask,
-            fixed_lesion=options.fixed_lesion,
-            moving_lesion=options.moving_lesion,
-            rigid_regions=options.rigid_regions,
-            volume_regions=options.volume_regions,
-            fixed_landmarks=options.fixed_landmarks,
-            moving_landmarks=options.moving_landmarks,
-            landmark_weights=options.landmark_weights,
-            fixed_labels=options.fixed_labels,
-            moving_labels=options.moving_labels,
-            initial_transform=one_or_list(options.initial_transform),
-            seed=options.seed,
-            device=options.device,
-            threads=options.threads,
+            fixed, options.moving, preset=settings_of(options.preset, given), **inputs_of(options),
             callback=callback,
-        )
+        )  # fmt: skip
     paths = _save_with_picture(result, options) if options.picture else result.save(options.output, options.format)
     tell(f"{summary(result)}, {time.perf_counter() - began:.1f} s; wrote {names(paths.values())}")
     verdict = result.report.verdict
     return UNSUPPORTED if options.strict and verdict is not None and verdict.grade != "good" else SUCCESS
+
+
+def all_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of the preset that were given, by flags or by ``--set``."""
+    given = parse_settings(options.set)
+    for name, value in given_options(options).items():
+        if name in given:
+            raise OptionError(f"--set {name}={given[name]}: --{name.replace('_', '-')} is given too; leave one out")
+        given[name] = value
+    return given
+
+
+def inputs_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `itk_nir.register` but the two images, the preset and the callback."""
+    same = (
+        "linear", "fixed_mask", "moving_mask", "fixed_lesion", "moving_lesion", "rigid_regions", "volume_regions",
+        "fixed_landmarks", "moving_landmarks", "landmark_weights", "fixed_labels", "moving_labels", "strict_input",
+        "seed", "device", "threads",
+    )  # fmt: skip
+    return {name: getattr(options, name) for name in same} | {
+        "initial_transform": one_or_list(options.initial_transform)
+    }
 
 
 def _save_with_picture(result: RegistrationResult, options: argparse.Namespace) -> dict[str, Path]:
