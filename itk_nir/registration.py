@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("itk_nir")
 
+#: The share of what images of one contrast are short of likeness that a deformation must gain.
+LEAST_GAIN = 0.01
+
 
 def register(
     fixed: Any,
@@ -412,7 +415,11 @@ class _Run:
         better, against = known(end, linear)
         if better and not against:
             return done, end
-        if not against and not worse(end, linear, clearly=False) and gain >= self.least_gain * abs(linear.metric):
+        least = self.least_gain * abs(linear.metric)
+        if all(getattr(metric, "one_contrast", False) for _, metric in self.metrics):
+            # Of 1, which two images of one contrast reach, an image is short of by its flat windows alone.
+            least = max(least, LEAST_GAIN * (1 - linear.metric))
+        if not against and not worse(end, linear, clearly=False) and gain >= least:
             return done, end
         found = [*against, *worse(end, linear)]
         if found:
