@@ -191,8 +191,8 @@ FILES: tuple[tuple[tuple[str, ...], Callable[[Path, Spaces, str], CompositeTrans
 
 #: Endings of files that are known and cannot be read, and what to do.
 REFUSED = {
-    ".dat": "FreeSurfer's register.dat names no geometry of the two volumes; lta_convert (or tkregister2 --ltaout) makes "
-    "a .lta of it, which can be read",
+    ".dat": "FreeSurfer's register.dat names no geometry of the two volumes; lta_convert (or tkregister2 --ltaout) "
+    "makes a .lta of it, which can be read",
     ".m3z": "FreeSurfer's .m3z cannot be read; mri_warp_convert --outitk FIELD.nii.gz makes a field of it",
     ".mif": "MRtrix' images cannot be read; warpconvert and mrconvert make a NIfTI field of it",
     ".brik": "AFNI's datasets cannot be read; 3dAFNItoNIFTI makes a NIfTI file of it",

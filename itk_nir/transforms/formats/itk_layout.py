@@ -122,8 +122,8 @@ def check_matlab(path: Path, label: str) -> None:
     raw = path.read_bytes()
     if raw.startswith(b"MATLAB 5.0"):
         raise InputError(
-            f"{label}: is a MATLAB 5 file, SPM's perhaps, no transform of ITK's; make a field of it (y_*.nii) or give the "
-            "matrix"
+            f"{label}: is a MATLAB 5 file, SPM's perhaps, no transform of ITK's; make a field of it (y_*.nii) or give "
+            "the matrix"
         )
     first, at = _variable(raw, 0, label)
     second, end = _variable(raw, at, label)
@@ -156,26 +156,44 @@ def _numbers(line: str, label: str) -> np.ndarray:
     if re.search(r"[^0-9eE+\-. ]", " ".join(cells[:2000])) or any(not _NUMBER.fullmatch(c) for c in cells[-100:]):
         raise _damaged(label, "a parameter is no finite number")
     try:
-        values = np.array(cells, dtype=np.float64)
+        return np.array(cells, dtype=np.float64)
     except ValueError as error:
         raise _damaged(label, str(error)) from error
-    if not np.isfinite(values).all():
-        raise _damaged(label, "a parameter is no finite number")
-    return values
+
+
+def wrong_sizes(name: str, d: int, parameters: np.ndarray, fixed: np.ndarray) -> str:
+    """Say whether a transform of ITK's has other numbers of parameters than its class, or some that are not finite.
+
+    Parameters
+    ----------
+    name : str
+        The class.
+    d : int
+        The dimension.
+    parameters, fixed : numpy.ndarray
+        Parameters and fixed parameters, one axis each.
+
+    Returns
+    -------
+    str
+        What is wrong; empty where nothing is, or the class is not known.
+    """
+    if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
+        return f"a {name} with parameters that are not finite"
+    if name in _ON_A_GRID:
+        right = len(fixed) == d * (3 + d) and len(parameters) == d * int(np.prod(fixed[:d]))
+    elif name in _SIZES:
+        count, allowed = _SIZES[name]
+        right = len(parameters) == count(d) and len(fixed) in [d if n < 0 else n for n in allowed]
+    else:
+        return ""
+    return "" if right else f"a {name} with {len(parameters)} parameters and {len(fixed)} fixed ones"
 
 
 def _check_sizes(name: str, d: int, parameters: np.ndarray, fixed: np.ndarray, label: str) -> None:
-    if name in _ON_A_GRID:
-        wanted_fixed: tuple[int, ...] = (d * (3 + d),)
-        right = len(fixed) == wanted_fixed[0] and len(parameters) == d * int(np.prod(fixed[:d]))
-    elif name in _SIZES:
-        count, allowed = _SIZES[name]
-        wanted_fixed = tuple(d if n < 0 else n for n in allowed)
-        right = len(parameters) == count(d) and len(fixed) in wanted_fixed
-    else:
-        return
-    if not right:
-        raise _damaged(label, f"a {name} with {len(parameters)} parameters and {len(fixed)} fixed ones")
+    problem = wrong_sizes(name, d, parameters, fixed)
+    if problem:
+        raise _damaged(label, problem)
 
 
 def _variable(raw: bytes, at: int, label: str) -> tuple[tuple[str, np.ndarray], int]:
@@ -196,8 +214,6 @@ def _variable(raw: bytes, at: int, label: str) -> tuple[tuple[str, np.ndarray], 
         if len(raw) < start + size or not name.endswith(b"\0") or not name[:-1].isascii():
             break
         values = np.frombuffer(raw, order + ("f8" if width == 0 else "f4"), rows * columns, start)
-        if not np.isfinite(values).all():
-            raise _damaged(label, "a parameter is no finite number")
         return (name[:-1].decode("ascii"), values), start + size
     raise _damaged(label, f"its {len(raw)} bytes are not what its header words say")
 

@@ -22,8 +22,8 @@ F64 = NDArray[np.float64]
 
 #: The convention of a field image whose values are displacements in LPS mm, whatever they look like.
 DISPLACEMENTS = "displacements"
-#: What a user calls a convention -> the coordinates of the matrix. ``lps`` and ``ras`` map fixed to moving points in mm;
-#: ``fsl`` maps FLIRT's moving to its fixed ("ref") coordinates, voxels scaled to mm.
+#: What a user calls a convention -> the coordinates of the matrix. ``lps`` and ``ras`` map fixed to moving points in
+#: mm; ``fsl`` maps FLIRT's moving to its fixed ("ref") coordinates, voxels scaled to mm.
 CONVENTIONS = {
     "lps": "lps", "itk": "lps", "afni": "lps",
     "ras": "ras", "greedy": "ras", "c3d": "ras", "niftyreg": "ras", "mrtrix": "ras",
@@ -234,7 +234,7 @@ def _lines(text: str) -> list[list[str]]:
 def _told(path: Path, comments: str, label: str) -> str | None:
     """The convention that a file tells by its name or its comments."""
     name = path.name.lower()
-    if "parameters" in comments and "3d" in comments or name.endswith(".param.1d"):
+    if ("parameters" in comments and "3d" in comments) or name.endswith(".param.1d"):
         raise InputError(
             f"{label}: holds AFNI's parameters (shifts, angles, scales), no matrix; save the matrix with "
             "-1Dmatrix_save, or cat_matvec makes it"
@@ -253,7 +253,7 @@ def _matrix(rows: list[list[str]], label: str, ends: bool) -> F64:
     if sizes in ([12], [4, 4, 4]):
         if not ends:
             raise InputError(f"{label}: its last line is not complete, as of a truncated file; get a fresh copy")
-        return np.vstack([np.array(sum(rows, []), float).reshape(3, 4), [0, 0, 0, 1]])
+        return np.vstack([np.array([cell for row in rows for cell in row], float).reshape(3, 4), [0, 0, 0, 1]])
     d = len(rows) - 1
     if d not in (2, 3) or sizes != [d + 1] * (d + 1):
         raise InputError(
@@ -294,6 +294,6 @@ def _refuse_oblique(spaces: Spaces, label: str) -> None:
     for grid in (spaces.fixed, spaces.moving):
         if grid is not None and np.abs(np.abs(grid.rotation) - np.rint(np.abs(grid.rotation))).max() > 1e-3:
             raise InputError(
-                f"{label}: AFNI takes oblique images as if their axes were along x, y and z, so its matrix does not fit "
-                "their place; run AFNI again on images from 3dWarp -deoblique"
+                f"{label}: AFNI takes oblique images as if their axes were along x, y and z, so its matrix does not "
+                "fit their place; run AFNI again on images from 3dWarp -deoblique"
             )

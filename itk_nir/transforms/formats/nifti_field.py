@@ -83,7 +83,7 @@ def intent_of(path: Path, label: str) -> Intent | None:
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     try:
-        with gzip.open(path) if packed else open(path, "rb") as file:  # type: ignore[attr-defined]
+        with gzip.open(path) if packed else open(path, "rb") as file:
             raw = file.read(540)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{label}: damaged gzip file ({one_line(error)}); get a fresh copy") from error
@@ -119,9 +119,9 @@ def refuse_by_intent(intent: Intent, label: str) -> None:
     """
     if intent.code in _FSL:
         raise InputError(
-            f"{label}: is {_FSL[intent.code]} (intent {intent.code}), which is in FSL's coordinates of two images; make "
-            "positions of it (applywarp and convertwarp use it as it is, fnirtfileutils makes a field of coefficients) "
-            "with wb_command -convert-warpfield -from-fnirt WARP MOVING -to-itk FIELD.nii.gz"
+            f"{label}: is {_FSL[intent.code]} (intent {intent.code}), which is in FSL's coordinates of two images; "
+            "fnirtfileutils makes a field of coefficients, and wb_command -convert-warpfield -from-fnirt WARP MOVING "
+            "-to-itk FIELD.nii.gz an LPS field of that, which can be read"
         )
 
 
@@ -161,10 +161,9 @@ def read_by_intent(
             f"{label}: a file of NiftyReg, {what} (intent_p1 {intent.first:g}), cannot be read; reg_transform -def "
             "makes a deformation field of it"
         )
-    found = read_voxels(path, label)
-    if found is None or found[1] is None:
+    header, stored = read_voxels(path, label) or (None, None)
+    if header is None or stored is None:
         raise InputError(f"{label}: its values are no real numbers, as a field's are; get a fresh copy")
-    header, stored = found
     grid = _grid(header, label)
     d = grid.dimension
     if stored.size != d * int(np.prod(grid.size)):
