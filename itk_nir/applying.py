@@ -76,15 +76,15 @@ def apply(
         geometry = reference
     else:
         geometry = load_image(reference, "reference image").geometry
-    about = spaces(volume.geometry, geometry, inverse, told=reference is not None)
-    chain = load_transform(transform, **about, convention=convention)
+    fixed, moving = spaces(volume.geometry, geometry, inverse, told=reference is not None)
+    chain = load_transform(transform, fixed, moving=moving, convention=convention)
     if inverse:
         chain = chain.inverse()
     array = resample(volume, chain, geometry, interpolation, default, threads=threads)
     return like(array, geometry, volume.kind)
 
 
-def spaces(image: Geometry, output: Geometry, inverse: bool, told: bool) -> dict[str, Geometry | None]:
+def spaces(image: Geometry, output: Geometry, inverse: bool, told: bool) -> tuple[Geometry | None, Geometry | None]:
     """What is known of the two spaces of a transform that an image is carried through.
 
     Parameters
@@ -98,9 +98,9 @@ def spaces(image: Geometry, output: Geometry, inverse: bool, told: bool) -> dict
 
     Returns
     -------
-    dict of str to Geometry or None
-        ``reference`` and ``moving`` of `itk_nir.load_transform`.
+    fixed, moving : Geometry or None
+        As ``reference`` and ``moving`` of `itk_nir.load_transform`.
     """
     if inverse:
-        return {"reference": image, "moving": output if told else None}
-    return {"reference": output, "moving": image if told else None}
+        return image, output if told else None
+    return output, image if told else None

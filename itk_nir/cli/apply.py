@@ -109,11 +109,8 @@ def _apply_to_image(options: argparse.Namespace) -> None:
 
     volume = load_image(options.image, "image", native=True)
     reference = load_image(options.reference, "reference image").geometry if options.reference else volume.geometry
-    transform = load_transform(
-        one_or_list(options.transform),
-        **spaces(volume.geometry, reference, options.inverse, told=bool(options.reference)),
-        convention=options.convention,
-    )
+    fixed, moving = spaces(volume.geometry, reference, options.inverse, told=bool(options.reference))
+    transform = load_transform(one_or_list(options.transform), fixed, moving=moving, convention=options.convention)
     transform = transform.inverse() if options.inverse else transform
     mode = "nearest" if options.labels else options.interpolation
     if mode == "auto":

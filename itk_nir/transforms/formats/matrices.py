@@ -158,8 +158,9 @@ def from_matrix(matrix: F64, spaces: Spaces, label: str, told: str | None = None
     if convention in (None, DISPLACEMENTS):
         raise InputError(
             f"{label}: is a matrix in text, which tells neither its coordinates nor its direction; give its convention "
-            "(convention=, --convention): fsl (FLIRT; needs the reference and the moving image), ras (greedy, c3d, "
-            "NiftyReg, MRtrix), lps (this package, AFNI), all but fsl fixed -> moving in mm"
+            "(convention= of load_transform, --convention of itk-nir convert and apply): fsl (FLIRT; needs the "
+            "reference and the moving image), ras (greedy, c3d, NiftyReg, MRtrix), lps (this package, AFNI); all but "
+            "fsl are fixed -> moving in mm"
         )
     frame = CONVENTIONS[str(convention)]
     if frame == "fsl":
