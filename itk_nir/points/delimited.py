@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ class Table:
     ----------
     delimiter : str
         What separates the cells.
+    ending : str
+        Of the file's name, which may stand for it.
     comma : bool
         Whether numbers have a decimal comma.
     columns : tuple of str
@@ -36,6 +38,7 @@ class Table:
     """
 
     delimiter: str
+    ending: str
     comma: bool
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -97,7 +100,13 @@ def read(raw: bytes, file: Path, dimension: int | None, frame: str | None) -> Po
     rows = tuple(tuple(row) for _, row in table[1:])
     label = next((i for i, c in enumerate(columns) if c.strip().lower() in _NAMES), None)
     names = () if label is None else tuple(row[label] if label < len(row) else "" for row in rows)
-    return PointFile(turned(points, frame), "csv", frame, names, Table(delimiter, comma, columns, rows, tuple(at)))
+    return PointFile(
+        turned(points, frame),
+        "csv",
+        frame,
+        names,
+        Table(delimiter, file.suffix.lower(), comma, columns, rows, tuple(at)),
+    )
 
 
 def write(source: PointFile, points: F64, path: Path) -> bytes:
@@ -121,14 +130,14 @@ def write(source: PointFile, points: F64, path: Path) -> bytes:
     if not isinstance(table, Table):
         d = points.shape[1]
         rows = tuple((name, *[""] * d) for name in numbered(source.names, len(points)))
-        table = Table("\t" if tabs else ",", False, ("name", *"xyz"[:d]), rows, tuple(range(1, d + 1)))
+        table = Table("\t" if tabs else ",", "", False, ("name", *"xyz"[:d]), rows, tuple(range(1, d + 1)))
         frame = "lps"
     else:
         frame = source.frame
-        # A .tsv has tabs; a .csv that was one before has not.
-        delimiter = "\t" if tabs else "," if path.name.lower().endswith(".csv") and table.delimiter == "\t" else None
-        if delimiter is not None:
-            table = Table(delimiter, False, table.columns, table.rows, table.at)
+        # A .tsv has tabs, and what was one has none as a .csv.
+        commas = table.ending == ".tsv" and path.suffix.lower() == ".csv"
+        if tabs or commas:
+            table = replace(table, delimiter="\t" if tabs else ",", comma=False)
     out = io.StringIO()
     writer = csv.writer(out, delimiter=table.delimiter, lineterminator="\n")
     writer.writerow(table.columns)

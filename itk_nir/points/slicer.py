@@ -25,6 +25,8 @@ from itk_nir.points.table import (
 )
 
 _SYSTEMS = {"0": "ras", "ras": "ras", "1": "lps", "lps": "lps"}
+#: Cells at the end of a row of Slicer's that its header does not name.
+_UNNAMED = 2
 _COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
 
 
@@ -72,7 +74,7 @@ def read_fcsv(raw: bytes, file: Path, dimension: int | None, frame: str | None) 
     points = np.empty((len(rows), 3))
     for row, line_number, point in zip(rows, at, points, strict=True):
         where = f"points file {file}: line {line_number}"
-        if len(row) <= max(xyz) or len(row) > len(columns):
+        if len(row) <= max(xyz) or len(row) > len(columns) + _UNNAMED:
             raise InputError(f"{where} has {len(row)} cells, the columns are {len(columns)}")
         point[:] = [number(row[i], where) for i in xyz]
     label = columns.index("label") if "label" in columns else None
