@@ -43,6 +43,8 @@ from itk_nir.transforms.model import CompositeTransform, DisplacementField, inte
 _RAS, _LPS = 1006, 1007
 #: Displacements are in double precision where rounding to single would cost more than this, in voxels.
 _ROUNDING = 1e-4
+#: A shift of a grid that is none, in voxels.
+_SHIFT = 1e-5
 #: How far the linear part of a field may be from that of positions to be taken for one. A true map that stretches
 #: everything by more than this share of a doubling is taken for what it is.
 _LIKE_POSITIONS = 0.35
@@ -92,7 +94,8 @@ class FieldImage:
         only = transform.transforms[0] if len(transform.transforms) == 1 else None
         if reference is None and not isinstance(only, DisplacementField):
             raise needs_reference(label, "the transform is more than one displacement field and has to be sampled")
-        if isinstance(only, DisplacementField) and reference is None:
+        as_it_is = isinstance(only, DisplacementField) and nifti_grid(only.geometry) is only.geometry
+        if isinstance(only, DisplacementField) and reference is None and (as_it_is or not is_nifti(place.start)):
             return [self._file("transform", place.start, transform, only.geometry, place, points, only.vectors)]
         grid = reference or transform.fields[0].geometry
         return [self._file("transform", place.start, transform, grid, place, points)]
@@ -123,6 +126,8 @@ class FieldImage:
         points: Points,
         vectors: NDArray[Any] | None = None,
     ) -> SavedFile:
+        if vectors is None and is_nifti(name):
+            grid = nifti_grid(grid)
         values = displacements(transform, grid) if vectors is None else vectors
         path = place.stage / name
         write_vectors(values, grid, path, ras=self.ras)
@@ -136,6 +141,25 @@ class FieldImage:
             lambda p: p + interpolate_vectors(values, grid.physical_to_index(p)),
             transform if vectors is None else None,
         )
+
+
+def nifti_grid(grid: Geometry) -> Geometry:
+    """Give the grid next to another whose origin a NIfTI header holds, which is in single precision.
+
+    Parameters
+    ----------
+    grid : Geometry
+        Any grid.
+
+    Returns
+    -------
+    Geometry
+        The grid itself where the rounding of its origin is below a hundred-thousandth of a voxel.
+    """
+    origin = np.asarray(grid.origin, np.float32).astype(np.float64)
+    if np.abs(origin - grid.origin).max() <= _SHIFT * min(grid.spacing):
+        return grid
+    return Geometry.make(grid.size, grid.spacing, origin, grid.direction)
 
 
 def displacements(transform: CompositeTransform, grid: Geometry) -> NDArray[Any]:
