@@ -43,8 +43,8 @@ from itk_nir.transforms.model import CompositeTransform, DisplacementField, inte
 _RAS, _LPS = 1006, 1007
 #: Displacements are in double precision where rounding to single would cost more than this, in voxels.
 _ROUNDING = 1e-4
-#: A shift of a grid that is none, in voxels.
-_SHIFT = 1e-5
+#: A shift of a grid that is none, and one that leaves voxels of an image out, in voxels.
+_SHIFT, _MISSED = 1e-5, 0.75
 #: How far the linear part of a field may be from that of positions to be taken for one. A true map that stretches
 #: everything by more than this share of a doubling is taken for what it is.
 _LIKE_POSITIONS = 0.35
@@ -154,10 +154,13 @@ def nifti_grid(grid: Geometry) -> Geometry:
     Returns
     -------
     Geometry
-        The grid itself where the rounding of its origin is below a hundred-thousandth of a voxel.
+        The grid itself where the rounding of its origin is below a hundred-thousandth of a voxel, and where it is so
+        large that the other grid would miss the image (the self-check tells then).
     """
-    origin = np.asarray(grid.origin, np.float32).astype(np.float64)
-    if np.abs(origin - grid.origin).max() <= _SHIFT * min(grid.spacing):
+    with np.errstate(over="ignore"):
+        origin = np.asarray(grid.origin, np.float32).astype(np.float64)
+    shift = np.abs(origin - grid.origin).max() / min(grid.spacing)
+    if not _SHIFT < shift < _MISSED:
         return grid
     return Geometry.make(grid.size, grid.spacing, origin, grid.direction)
 
