@@ -99,7 +99,8 @@ def test_other_readers_in_any_unit(d: int, unit: float, away: float, tmp_path: P
         readers["SimpleITK RAS field"] = field_of("nifti_DisplacementField.nii.gz").TransformPoint
     for name, reader in readers.items():
         found = np.array([reader(q.tolist()) for q in p])
-        sampled = 0.02 if "field" in name or "nrrd" in name or away > 1e6 else 0.0  # between the voxels
+        # What is sampled is exact at the voxels alone; so far away, on a grid that NIfTI's single precision holds.
+        sampled = 0.05 if "field" in name or "nrrd" in name or away > 1e6 else 0.0
         # ANTsPy hands points over in single precision.
         rounded = np.abs([p, wanted]).max() * 2.0**-23 if name.startswith("ANTs ") else 0.0
         assert np.abs(found - wanted).max() <= (1e-3 + sampled) * unit + rounded, name
