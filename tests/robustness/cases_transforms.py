@@ -262,7 +262,7 @@ CASES = [
     Case("a number less in .tfm", spoilt("t.tfm", lambda raw: raw.replace(b"1.1 ", b"", 1)), refused="5 parameters"),
     Case("NaN in .tfm", spoilt("t.tfm", lambda raw: raw.replace(b"1.1 ", b"nan ", 1)), refused="no finite number"),
     Case("elastix with a number less", spoilt("TransformParameters.1.txt", lambda raw: raw.replace(b" 1.1", b"", 1)),
-         refused="holds 5 of 6"),
+         refused="has 5 values, 6 are needed"),
     Case("elastix without its grid", spoilt("TransformParameters.1.txt", lambda raw: raw.replace(b"(Dir", b"//(", 1)),
          refused="lacks Direction"),
     Case("gzip with another checksum", spoilt("t.nii.gz", lambda raw: repacked(gzip.decompress(raw))),

@@ -346,6 +346,28 @@ def test_fields_that_are_refused_by_name(intent: int, name: str, first: float, w
     assert str(error.value).startswith(f"initial transform {path}: ")
 
 
+def test_dartels_flow_fields_are_refused(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.zeros((4, 5, 6, 1, 3), "f4"), GRID)
+    image.header["intent_code"], image.header["descrip"] = 1007, b"Flow Field"
+    nib.save(image, tmp_path / "u_rc1.nii")
+    with pytest.raises(InputError, match="flow field, as of SPM's DARTEL"):
+        read_transform(tmp_path / "u_rc1.nii")
+
+
+def test_niftyreg_in_2d(tmp_path: Path) -> None:
+    index = np.stack(np.meshgrid(np.arange(8), np.arange(9), indexing="ij"), -1)
+    p = index * [-2.0, -3.0] + [10, 20]
+    q = p * 1.1 + [1, 2] + np.sin(p / 9)
+    affine_ = np.diag([-2.0, -3, 1, 1])
+    affine_[:2, 3] = 10, 20
+    image = nib.Nifti1Image(q.reshape(8, 9, 1, 1, 2).astype("f4"), affine_)
+    image.header["intent_code"], image.header["intent_name"] = 1007, b"NREG_TRANS"
+    nib.save(image, tmp_path / "def.nii")
+    np.testing.assert_allclose(
+        read_transform(tmp_path / "def.nii").map(-p.reshape(-1, 2)), -q.reshape(-1, 2), atol=1e-4
+    )
+
+
 def test_4d_images_without_an_intent_are_refused(tmp_path: Path) -> None:
     p, q = positions()
     nib.save(nib.Nifti1Image((q - p).astype("f4"), GRID), tmp_path / "w.nii.gz")

@@ -13,7 +13,7 @@ import numpy as np
 from itk_nir.errors import InputError, warn_caller
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
-_CLASS = re.compile(r"(\w+?)_(?:float|double)_(\d+)_(\d+)")
+_CLASS = re.compile(r"(\w+?)_(?:float|double)_(\d+)_(\d+)(?:_\d+)?")
 _COUNT = "#Number of transforms: "
 
 

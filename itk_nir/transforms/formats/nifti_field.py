@@ -53,11 +53,14 @@ class Intent:
         The program's word.
     first : float
         The first parameter.
+    about : str
+        The description, in small letters.
     """
 
     code: int
     name: str
     first: float
+    about: str = ""
 
 
 def intent_of(path: Path, label: str) -> Intent | None:
@@ -98,7 +101,9 @@ def intent_of(path: Path, label: str) -> Intent | None:
             )  # fmt: skip
         else:
             continue
-        return Intent(code, name.split(b"\0")[0].decode("latin-1").strip(), first)
+        about = raw[148:228] if len(raw) < 540 or raw[344:347] in (b"n+1", b"ni1") else raw[240:320]
+        words = [text.split(b"\0")[0].decode("latin-1").strip() for text in (name, about)]
+        return Intent(code, words[0], first, words[1].lower())
     return None
 
 
@@ -115,8 +120,13 @@ def refuse_by_intent(intent: Intent, label: str) -> None:
     Raises
     ------
     InputError
-        Fields and coefficients of FSL's.
+        Fields and coefficients of FSL's, and velocities of SPM's DARTEL.
     """
+    if "flow field" in intent.about:
+        raise InputError(
+            f"{label}: is a flow field, as of SPM's DARTEL (u_*.nii), whose vectors are velocities in voxels; make a "
+            "deformation (y_*.nii) of it with SPM's Deformations"
+        )
     if intent.code in _FSL:
         raise InputError(
             f"{label}: is {_FSL[intent.code]} (intent {intent.code}), which is in FSL's coordinates of two images; "

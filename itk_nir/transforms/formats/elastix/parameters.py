@@ -99,8 +99,12 @@ def _refuse_cut(parameters: ParameterMap, path: Path) -> None:
             f"elastix: {path}: lacks {', '.join(missing)}, as a truncated file does; get a fresh copy, or add them"
         )
     told, values = parameters.get("NumberOfParameters"), parameters.get("TransformParameters", [])
-    if told and values and told != [str(len(values))]:
-        raise InputError(f"elastix: {path}: damaged, it holds {len(values)} of {told[0]} parameters; get a fresh copy")
+    binary = parameters.get("UseBinaryFormatForTransformationParameters") == ["true"]
+    if told and values and not binary and told != [str(len(values))]:
+        raise InputError(
+            f"elastix: {path}: damaged, TransformParameters has {len(values)} values, {told[0]} are needed; get a fresh "
+            "copy"
+        )
 
 
 def initial_file(parameters: ParameterMap) -> str | None:
