@@ -102,8 +102,8 @@ def _refuse_cut(parameters: ParameterMap, path: Path) -> None:
     binary = parameters.get("UseBinaryFormatForTransformationParameters") == ["true"]
     if told and values and not binary and told != [str(len(values))]:
         raise InputError(
-            f"elastix: {path}: damaged, TransformParameters has {len(values)} values, {told[0]} are needed; get a fresh "
-            "copy"
+            f"elastix: {path}: damaged, TransformParameters has {len(values)} values, {told[0]} are needed; get a "
+            "fresh copy"
         )
 
 
