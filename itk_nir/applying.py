@@ -18,6 +18,7 @@ def apply(
     interpolation: Literal["auto", "linear", "nearest", "bspline"] = "auto",
     default: float = 0.0,
     inverse: bool = False,
+    convention: str | None = None,
     threads: int | None = None,
 ) -> Any:
     """Resample a moving image on a reference grid.
@@ -37,6 +38,8 @@ def apply(
         Value of voxels that map outside the image (more than half a voxel from its outermost centres).
     inverse : bool
         Go through the inverse: an image in fixed space onto a grid of moving space (the moving image's for a result).
+    convention : str, optional
+        Of a transform that is a matrix in text, as of `itk_nir.load_transform`.
     threads : int, optional
         CPU threads; all that the process may use by default.
 
@@ -73,8 +76,31 @@ def apply(
         geometry = reference
     else:
         geometry = load_image(reference, "reference image").geometry
-    chain = load_transform(transform, geometry)
+    fixed, moving = spaces(volume.geometry, geometry, inverse, told=reference is not None)
+    chain = load_transform(transform, fixed, moving=moving, convention=convention)
     if inverse:
         chain = chain.inverse()
     array = resample(volume, chain, geometry, interpolation, default, threads=threads)
     return like(array, geometry, volume.kind)
+
+
+def spaces(image: Geometry, output: Geometry, inverse: bool, told: bool) -> tuple[Geometry | None, Geometry | None]:
+    """What is known of the two spaces of a transform that an image is carried through.
+
+    Parameters
+    ----------
+    image, output : Geometry
+        Grids of the image and of the result.
+    inverse : bool
+        Whether the image lies in fixed space.
+    told : bool
+        Whether the grid of the result is that of the other image, and not only the image's own again.
+
+    Returns
+    -------
+    fixed, moving : Geometry or None
+        As ``reference`` and ``moving`` of `itk_nir.load_transform`.
+    """
+    if inverse:
+        return image, output if told else None
+    return output, image if told else None

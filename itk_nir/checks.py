@@ -14,7 +14,7 @@ from itk_nir.findings import Finding, warning
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume
 from itk_nir.resample import nearest_on
-from itk_nir.transforms.model import CompositeTransform
+from itk_nir.transforms.model import CompositeTransform, LinearTransform
 
 #: Voxels along an axis: fewer are refused; fewer are warned of.
 FEWEST, FEW = 4, 16
@@ -79,6 +79,8 @@ def check_pair(
     found = [*fixed.findings, *moving.findings]
     for image in (fixed, moving):
         found += _check_image(image)
+    if initial is not None:
+        found += _check_handedness(initial)
     return found + _check_overlap(fixed, moving, initial, linear)
 
 
@@ -299,6 +301,14 @@ def _check_image(image: Volume) -> list[Finding]:
         text = f"{image.name}: has only {min(size)} voxels along one axis"
         return [warning(text, "expect little from that direction", voxels=min(size))]
     return []
+
+
+def _check_handedness(initial: CompositeTransform) -> list[Finding]:
+    mirrored = sum(np.linalg.det(s.matrix[:-1, :-1]) < 0 for s in initial.transforms if isinstance(s, LinearTransform))
+    if mirrored % 2 == 0:
+        return []
+    text = "initial transform: mirrors (its determinant is below 0), which turns left and right round"
+    return [warning(text, "check the signs of its matrix, unless one of the images is mirrored")]
 
 
 def _check_overlap(fixed: Volume, moving: Volume, initial: CompositeTransform | None, linear: str) -> list[Finding]:

@@ -242,7 +242,7 @@ def _read_points(source: Any, image: Volume, role: str) -> F64:
             points = np.array(source, float)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"{role}: is an (N, {d}) array of LPS mm or a CSV file, got {type(source).__name__}"
+                f"{role}: is an (N, {d}) array of LPS mm or a file of points, got {type(source).__name__}"
             ) from error
         if points.ndim != 2 or points.shape[1] != d:
             raise InputError(f"{role}: has shape {points.shape}, but {image.name} is {d}D; give (N, {d}) LPS mm")

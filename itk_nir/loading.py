@@ -6,13 +6,21 @@ import os
 from typing import Any
 
 from itk_nir.geometry import Geometry
+from itk_nir.images import load_image
 from itk_nir.neural_field import SUFFIX, NeuralField, load_field
 from itk_nir.result import RegistrationResult
 from itk_nir.transforms.load import read_transform
 from itk_nir.transforms.model import CompositeTransform, compose
 
 
-def load_transform(transform: Any, reference: Geometry | None = None, *, role: str = "transform") -> CompositeTransform:
+def load_transform(
+    transform: Any,
+    reference: Any = None,
+    *,
+    moving: Any = None,
+    convention: str | None = None,
+    role: str = "transform",
+) -> CompositeTransform:
     """Read a transform fixed → moving from whatever holds it.
 
     Parameters
@@ -21,11 +29,20 @@ def load_transform(transform: Any, reference: Geometry | None = None, *, role: s
         A result of `itk_nir.register`; a trained field or its ``.safetensors`` file; an itk or SimpleITK transform; a
         ``(d + 1, d + 1)`` homogeneous matrix (LPS mm); a `CompositeTransform` or one of its parts; a path to an ITK
         transform file (.h5, .tfm, .txt, .mat, .xfm) or to a displacement field image (.nii.gz, .mha, .nrrd, ...; LPS
-        mm, but RAS for NIfTI intent 1006); elastix' ``TransformParameters.N.txt``, ``itk.ParameterObject`` or list of
-        parameter maps; or a list of these in the order in which they meet a fixed point, which is the order of ANTs'
+        mm, but RAS for NIfTI intent 1006); the files of SPM, NiftyReg, FSL, greedy, AFNI, FreeSurfer, MINC and MRtrix
+        that docs/formats.md lists; elastix' ``TransformParameters.N.txt``, ``itk.ParameterObject`` or list of parameter
+        maps; or a list of these in the order in which they meet a fixed point, which is the order of ANTs'
         ``fwdtransforms``.
-    reference : Geometry, optional
-        Grid of the fixed image, on which transforms of other classes (B-spline, ...) are sampled.
+    reference : Geometry, image or path, optional
+        The fixed image: transforms of other classes (B-spline, ...) are sampled on its grid, and FSL's matrices are
+        about it.
+    moving : Geometry, image or path, optional
+        The moving image, which FSL's matrices are about too.
+    convention : str, optional
+        Whose convention files follow that do not tell it (matrices in text): ``"lps"``, ``"ras"`` (``"greedy"``,
+        ``"c3d"``, ``"niftyreg"``, ``"mrtrix"``), ``"afni"``, ``"itk"``, all fixed → moving in mm; ``"fsl"``, which
+        needs `reference` and `moving`. ``"displacements"`` tells of a field image that its values are displacements in
+        LPS mm, whatever they look like.
     role : str
         What it is in messages.
 
@@ -37,7 +54,9 @@ def load_transform(transform: Any, reference: Geometry | None = None, *, role: s
     Raises
     ------
     InputError
-        Missing, unreadable or truncated file, or an object that is no transform.
+        Missing, unreadable or truncated file, an object that is no transform, or a matrix in text without a convention.
+    OptionError
+        No such convention.
 
     Examples
     --------
@@ -52,9 +71,15 @@ def load_transform(transform: Any, reference: Geometry | None = None, *, role: s
         return transform.sample()
     if _is_field_file(transform):
         return load_field(transform).sample()
+    about: dict[str, Any] = {"moving": _grid(moving, "moving image"), "convention": convention, "role": role}
+    fixed = _grid(reference, "reference image")
     if isinstance(transform, (list, tuple)) and any(_is_ours(part) for part in transform):
-        return compose(*(load_transform(part, reference, role=role) for part in transform))
-    return read_transform(transform, reference, role=role)
+        return compose(*(load_transform(part, fixed, **about) for part in transform))
+    return read_transform(transform, fixed, **about)
+
+
+def _grid(image: Any, role: str) -> Geometry | None:
+    return image if image is None or isinstance(image, Geometry) else load_image(image, role).geometry
 
 
 def _is_ours(part: Any) -> bool:

@@ -171,7 +171,7 @@ class Problem:
         more = _paired(fixed_more, moving_more, settings)
         start = None
         if initial_transform is not None:
-            start = load_transform(initial_transform, a.geometry, role="initial transform")
+            start = load_transform(initial_transform, a.geometry, moving=b.geometry, role="initial transform")
         check_dimensions(a, b, start)
         check_length(_restriction(settings), a.dimension)
         notes: list[Finding] = []

@@ -108,7 +108,7 @@ def register(
         Label maps of the fixed image, any grid: 0 is no region; every other value is a region that keeps its shape
         (the map is rigid there, to 0.001 voxel), or its volume. Their surroundings adapt to them.
     fixed_landmarks, moving_landmarks : array_like or path, optional
-        Corresponding points, ``(N, d)`` LPS mm or a CSV file with columns ``x, y[, z]``, row k to row k. Pairs that the
+        Corresponding points, ``(N, d)`` LPS mm or a file of points (CSV, Slicer, ...), row k to row k. Pairs that the
         others contradict are not believed, and the report says which.
     landmark_weights : array_like, optional
         ``(N,)``, 0 and more: how much each pair counts; left out, all the same.

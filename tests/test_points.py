@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from itk_nir.errors import InputError
+from itk_nir.errors import InputError, OptionError
+from itk_nir.geometry import Geometry
 from itk_nir.images import load_image
-from itk_nir.points import load_points, save_points
+from itk_nir.points import beyond, load_points, save_points
 
 
 def test_points_keep_their_other_columns(tmp_path: Path) -> None:
@@ -63,3 +64,210 @@ def test_real_landmarks(data: Path) -> None:
     table = load_points(data / "lung_ct" / "fixed_landmarks.csv")
     assert table.points.shape == (51, 3)
     assert load_image(data / "lung_ct" / "fixed.nii.gz", "fixed image").geometry.contains(table.points).all()
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+P = np.array([[1.5, -2.25, 3.0], [-40.0, 55.5, 6.125]])
+SHIFT = np.array([1.0, 2.0, 3.0])
+
+FILES: dict[str, tuple[str, str | None]] = {
+    "comma.csv": ("x,y,z,name\n1.5,-2.25,3,tip\n-40,55.5,6.125,base\n", None),
+    "semicolon.csv": ("name;x;y;z\ntip;1,5;-2,25;3\nbase;-40;55,5;6,125\n", None),
+    "points.csv": ("name;X;Y;Z\ntip;1.5;-2.25;3\nbase;-40;55.5;6.125\n", None),
+    "tabs.csv": ("z\ty\tx\tname\n3\t-2.25\t1.5\ttip\n6.125\t55.5\t-40\tbase\n", None),
+    "bids.tsv": ("name\tx\ty\tz\ntip\t1.5\t-2.25\t3\nbase\t-40\t55.5\t6.125\n", None),
+    "ras.tsv": ("name\tx\ty\tz\ntip\t-1.5\t2.25\t3\nbase\t40\t-55.5\t6.125\n", "ras"),
+    "slicer.csv": ("label,l,p,s\ntip,1.5,-2.25,3\nbase,-40,55.5,6.125\n", None),
+    "slicer_ras.csv": ("label,r,a,s,defined\ntip,-1.5,2.25,3,1\nbase,40,-55.5,6.125,1\n", None),
+    "bom.csv": ("\ufeffx,y,z,label\r\n1.5,-2.25,3,tip\r\n-40,55.5,6.125,base\r\n", None),
+    "ants.csv": ("x,y,z,t,label\n1.5,-2.25,3,0,1\n-40,55.5,6.125,0,2\n", None),
+    "quoted.csv": ('"x","y","z","name"\n"1.5","-2.25","3","tip, left"\n-40,55.5,6.125,base\n', None),
+    "v4.fcsv": (
+        "# Markups fiducial file version = 4.10\n# CoordinateSystem = 0\n# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,"
+        "label,desc,associatedNodeID\nvtkMRML_0,-1.5,2.25,3,0,0,0,1,1,1,0,tip,,\nvtkMRML_1,40,-55.5,6.125,0,0,0,1,1,1,"
+        '0,"base, left",,\n',
+        None,
+    ),
+    "v5.fcsv": (
+        "# Markups fiducial file version = 5.2\n# CoordinateSystem = LPS\n# columns = id,x,y,z,ow,ox,oy,oz,vis,"
+        "sel,lock,label,desc,associatedNodeID\n1,1.5,-2.25,3,0,0,0,1,1,1,0,tip,,,2,0\n"
+        "2,-40,55.5,6.125,0,0,0,1,1,1,0,base,,,2,0\n",
+        None,
+    ),
+    "m.mrk.json": (
+        '{"markups": [{"type": "Fiducial", "coordinateSystem": "LPS", "coordinateUnits": "mm", "controlPoints": ['
+        '{"id": "1", "label": "tip", "position": [1.5, -2.25, 3], "positionStatus": "defined"},'
+        '{"id": "2", "label": "base", "position": [-40, 55.5, 6.125]}]}]}',
+        None,
+    ),
+    "ras.mrk.json": (
+        '{"markups": [{"coordinateSystem": "RAS", "coordinateUnits": ["mm", "UCUM", "millimeter"], "controlPoints": ['
+        '{"label": "tip", "position": [-1.5, 2.25, 3]}]}, {"coordinateSystem": "LPS", "controlPoints": ['
+        '{"label": "base", "position": [-40, 55.5, 6.125]}]}]}',
+        None,
+    ),
+    "p.vtk": (
+        "# vtk DataFile Version 4.2\ntitle\nASCII\nDATASET POLYDATA\nPOINTS 2 float\n1.5 -2.25 3 -40 55.5 6.125\n\n"
+        "VERTICES 2 4\n1 0\n1 1\n",
+        None,
+    ),
+    "slicer.vtk": (
+        "# vtk DataFile Version 5.1\n3D Slicer output. SPACE=RAS\nASCII\nDATASET POLYDATA\nPOINTS 2 double\n"
+        "-1.5 2.25 3\n40 -55.5 6.125\n",
+        None,
+    ),
+    "p.vtp": (
+        '<?xml version="1.0"?><VTKFile type="PolyData"><PolyData><Piece NumberOfPoints="2"><Points><DataArray '
+        'type="Float32" NumberOfComponents="3" format="ascii">1.5 -2.25 3\n-40 55.5 6.125</DataArray></Points></Piece>'
+        "</PolyData></VTKFile>",
+        None,
+    ),
+    "p.pts": ("point\n2\n1.5 -2.25 3\n-40 55.5 6.125\n", None),
+    "p.txt": ("point\n2\n1.5 -2.25 3\n-40 55.5 6.125\n", None),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_formats_in_and_out(name: str, tmp_path: Path) -> None:
+    """Read in LPS; written back moved, in the file's own format and frame, with all else as it was."""
+    text, frame = FILES[name]
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    table = load_points(path, frame=frame)
+    np.testing.assert_allclose(table.points, P, atol=1e-12)
+    out = tmp_path / f"moved_{name}"
+    save_points(table, P + SHIFT, out)
+    again = load_points(out, frame=frame)
+    np.testing.assert_allclose(again.points, P + SHIFT, atol=1e-5)
+    assert (again.frame, again.kind, again.names) == (table.frame, table.kind, table.names)
+    save_points(again, P, out)
+    kept = out.read_text(encoding="utf-8")
+    for word in ("tip", "left", "associatedNodeID", "SPACE=RAS", "VERTICES 2 4", ";", "\t", "UCUM"):
+        assert (word in kept) == (word in text), word
+    # The frame of the file itself: its first number has the sign that it had.
+    sign = "-1.5" if "-1.5" in text or "-1,5" in text else "1.5"
+    assert sign in kept.replace("1,5", "1.5")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".fcsv", ".mrk.json", ".vtk", ".vtp", ".pts"])
+@pytest.mark.parametrize("source", ["slicer_ras.csv", "v4.fcsv", "ras.mrk.json", "slicer.vtk", "p.vtp", "p.pts"])
+def test_the_ending_of_the_output_chooses_the_format(source: str, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / source
+    path.write_text(FILES[source][0])
+    table = load_points(path)
+    save_points(table, P, tmp_path / f"out{ending}")
+    again = load_points(tmp_path / f"out{ending}")
+    np.testing.assert_allclose(again.points, P, atol=1e-6)
+    if table.names and again.kind in ("csv", "fcsv", "markups"):
+        assert again.names == table.names
+
+
+def test_binary_vtk(tmp_path: Path) -> None:
+    head, tail = b"# vtk DataFile Version 4.2\nt\nBINARY\nDATASET POLYDATA\nPOINTS 2 float\n", b"\nVERTICES 0 0\n"
+    path = tmp_path / "b.vtk"
+    path.write_bytes(head + P.astype(">f4").tobytes() + tail)
+    table = load_points(path)
+    np.testing.assert_array_equal(table.points, P)
+    save_points(table, P + 1, path)
+    assert path.read_bytes() == head + (P + 1).astype(">f4").tobytes() + tail
+    path.write_bytes(head + P.astype(">f4").tobytes()[:-1])
+    with pytest.raises(InputError, match="truncated"):
+        load_points(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("p.csv", "x,y,z\n1,5,2,5,3,5\n", r"line 2 \(row 1\) has 6 cells but the header 3 columns.*decimal commas"),
+        ("p.csv", 'x,y\n"1,5",2\n', r"line 2.*'1,5' is no finite number; a decimal comma"),
+        ("p.csv", "x;y\n1,5;2.5\n", "decimal"),
+        ("p.csv", "x\ty\n1,5\t2\n", "decimal comma"),
+        ("p.csv", "x;y\n1,5,2;2\n", "no finite number"),
+        ("p.csv", "x,y,X\n1,2,3\n", "column x twice"),
+        ("p.csv", "x,y\n1_0,2\n", "'1_0' is no finite number"),
+        ("p.csv", "x,y\n1,2\n\n\n3,inf\n", r"line 5 \(row 2\): 'inf'"),
+        ("p.csv", "x,y\n0x10,2\n", "'0x10'"),
+        ("p.csv", "x,y\n1,\n", "'' is no finite number; remove that row"),
+        ("p.csv", 'x,y\n1,"2\n', "no CSV"),
+        ("p.csv", "1,2,3\n4,5,6\n", "no column"),
+        ("p.tsv", "x\ty\tz\n1\t2\tn/a\n", r"line 2 \(row 1\): 'n/a' is no finite number; remove that row"),
+        ("p.fcsv", "# CoordinateSystem = 2\n1,2,3\n", r"voxel indices \(IJK\)"),
+        ("p.fcsv", "# CoordinateSystem = IJK\n1,2,3\n", r"voxel indices \(IJK\)"),
+        ("p.fcsv", "a,1,2,3\n", "lacks Slicer's line"),
+        ("p.fcsv", "# CoordinateSystem = LPS\n# columns = id,x,y,z\na,1,2\n", "line 3 has 3 cells"),
+        ("p.fcsv", "# CoordinateSystem = LPS\n# columns = id,x,y,z\na,1,2,nan\n", "line 3: 'nan'"),
+        ("p.mrk.json", '{"markups": [{"controlPoints": []}]}', "coordinate system is 'None'"),
+        ("p.mrk.json", '{"markups": [{"coordinateSystem": "IJK", "controlPoints": []}]}', "voxel indices"),
+        ("p.mrk.json", '{"markups": [', "damaged"),
+        ("p.mrk.json", '{"a": 1}', "no markups"),
+        (
+            "p.mrk.json",
+            '{"markups": [{"coordinateSystem": "LPS", "controlPoints": [{"position": [1, 2, NaN]}]}]}',
+            "point 1 has no position",
+        ),
+        (
+            "p.mrk.json",
+            '{"markups": [{"coordinateSystem": "LPS", "controlPoints": '
+            '[{"position": [0, 0, 0], "positionStatus": "undefined"}]}]}',
+            "point 1 has no position",
+        ),
+        (
+            "p.mrk.json",
+            '{"markups": [{"coordinateSystem": "LPS", "coordinateUnits": "um", "controlPoints": []}]}',
+            "are in um",
+        ),
+        ("p.vtk", "# vtk DataFile Version 4.2\nt\nASCII\nDATASET POLYDATA\nPOINTS 2 float\n1 2 3 4 5", "truncated"),
+        ("p.vtk", "# vtk DataFile Version 4.2\nt\nASCII\nDATASET POLYDATA\nPOINTS 1 float\n1 2 3", "truncated"),
+        ("p.vtk", "# vtk DataFile Version 4.2\nt\nASCII\nDATASET POLYDATA\nPOINTS 1 int\n1 2 3\n", "type int"),
+        ("p.vtk", "# vtk DataFile Version 4.2\nt\nASCII\nDATASET STRUCTURED_POINTS\n", "no VTK file with points"),
+        ("p.vtp", '<VTKFile type="PolyData"><PolyData><Piece NumberOfPoints="1"><Points><DataArray format="binary" '
+         'NumberOfComponents="3">AAAA</DataArray></Points></Piece></PolyData></VTKFile>', "write the file as ASCII"),
+        ("p.vtp", '<VTKFile type="PolyData"><PolyData><Piece NumberOfPoints="2"><Points><DataArray format="ascii" '
+         'NumberOfComponents="3">1 2 3</DataArray></Points></Piece></PolyData></VTKFile>', "3 numbers for 2 points"),
+        ("p.vtp", "<VTKFile", "damaged"),
+        ("p.vtp", '<!DOCTYPE a [<!ENTITY b "c">]><VTKFile/>', "document type"),
+        ("p.pts", "point\n3\n1 2 3\n4 5 6\n", "says 3 points of 3 coordinates but has 2 rows"),
+        ("p.pts", "point\n2\n1 2 3\n4 5\n", "a row of 2 numbers"),
+        ("p.pts", "index\n1\n1 2 3\n", "voxel indices"),
+        ("p.pts", "1\n1 2 3\n", "voxel indices"),
+    ],
+)  # fmt: skip
+def test_bad_files_of_every_format(name: str, text: str, what: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(InputError, match=what) as error:
+        load_points(path)
+    assert str(error.value).startswith(f"points file {path}")
+    assert "\n" not in str(error.value)
+
+
+def test_frames(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("x,y\n1,2\n")
+    np.testing.assert_array_equal(load_points(tmp_path / "p.csv", frame="ras").points, [[-1, -2]])
+    (tmp_path / "p.fcsv").write_text(FILES["v4.fcsv"][0])
+    np.testing.assert_allclose(load_points(tmp_path / "p.fcsv", frame="ras").points, P)
+    with pytest.raises(InputError, match="says that it is in RAS, but the frame lps was given"):
+        load_points(tmp_path / "p.fcsv", frame="lps")
+    with pytest.raises(OptionError, match="frame is one of lps, ras, got 'RAS'"):
+        load_points(tmp_path / "p.fcsv", frame="RAS")
+    with pytest.raises(InputError, match=r"3D, 2D ones are needed"):
+        load_points(tmp_path / "p.fcsv", 2)
+
+
+def test_points_outside_a_grid_are_told() -> None:
+    grid = Geometry.make([5, 4], [2.0, 3.0], [10.0, 20.0])
+    assert beyond([[9.0, 18.5], [19.0, 30.5]], grid, "the image") is None
+    found = beyond([[12.0, 22], [9.0 - 30, 18.5], [12, 22], [14, 30.5 + 4]], grid, "the image")
+    assert found is not None
+    assert str(found).startswith("2 of 4 points lie outside the image (row 2, 4; up to 30 mm from it)")
+    assert found.values == {"outside": 2, "farthest": pytest.approx(30.0)}
+
+
+def test_small_units_keep_their_digits(tmp_path: Path) -> None:
+    p = np.array([[1.23456789e-6, 2e-6], [3e-6, 4.5678e-6]])
+    (tmp_path / "p.csv").write_text("x,y\n" + "\n".join(",".join(map(repr, row)) for row in p.tolist()) + "\n")
+    table = load_points(tmp_path / "p.csv")
+    np.testing.assert_allclose(table.points, p, rtol=1e-12)
+    save_points(table, p, tmp_path / "q.csv")
+    np.testing.assert_allclose(load_points(tmp_path / "q.csv").points, p, atol=1e-11)

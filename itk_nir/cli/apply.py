@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from itk_nir.cli.arguments import one_or_list
+from itk_nir.cli.arguments import add_convention, one_or_list
 from itk_nir.cli.console import names, tell
-from itk_nir.errors import InputError
+from itk_nir.errors import InputError, warn_caller
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -21,17 +21,32 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.set_defaults(run=run)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--image", metavar="IMAGE", help="image or label map in moving space")
-    what.add_argument("--points", metavar="CSV", help="table with a header x,y[,z] in LPS mm; other columns are kept")
+    what.add_argument(
+        "--points",
+        metavar="FILE",
+        help="table with a header x,y[,z] (CSV, .tsv), .fcsv, .mrk.json, .vtk, .vtp or transformix' points",
+    )
+    parser.add_argument(
+        "--frame", choices=("lps", "ras"), help="what a table of points is in, mm (default: what it says, or else lps)"
+    )
     parser.add_argument(
         "--transform",
         required=True,
         action="append",
         metavar="FILE",
-        help="transform file (ITK, elastix) or displacement field, fixed -> moving; several in the order in which "
-        "they meet a fixed point",
+        help="transform file or displacement field, fixed -> moving; several in the order in which they meet a fixed "
+        "point",
+    )
+    add_convention(parser)
+    parser.add_argument(
+        "--moving", metavar="IMAGE", help="with --points: moving image, which FSL's matrices are about too"
     )
     parser.add_argument("--inverse", action="store_true", help="through the inverse of the transform")
-    parser.add_argument("--reference", metavar="IMAGE", help="image that gives the output grid (default: --image)")
+    parser.add_argument(
+        "--reference",
+        metavar="IMAGE",
+        help="image that gives the output grid (default: --image); with --points the fixed image",
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="image or table to write")
     parser.add_argument(
         "--interpolation",
@@ -55,14 +70,29 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _apply_to_points(options: argparse.Namespace) -> None:
-    if options.reference or options.labels or options.interpolation != "auto":
-        raise InputError("--points takes no --reference, --labels or --interpolation; leave them out")
+    if options.labels or options.interpolation != "auto":
+        raise InputError("--points takes no --labels or --interpolation; leave them out")
+    from itk_nir.images import load_image
     from itk_nir.loading import load_transform
-    from itk_nir.points import load_points, save_points
+    from itk_nir.points import beyond, load_points, save_points
+    from itk_nir.transforms import DisplacementField
 
-    transform = load_transform(one_or_list(options.transform))
-    table = load_points(options.points, transform.dimension)
+    fixed, moving = (
+        None if name is None else load_image(name, f"{role} image").geometry
+        for name, role in ((options.reference, "reference"), (options.moving, "moving"))
+    )
+    transform = load_transform(
+        one_or_list(options.transform), fixed, moving=moving, convention=options.convention
+    )  # fmt: skip
+    table = load_points(options.points, transform.dimension, frame=options.frame)
     transform = transform.inverse() if options.inverse else transform
+    first = transform.transforms[0]
+    grid = moving if options.inverse else fixed
+    if grid is None and isinstance(first, DisplacementField):
+        grid = first.geometry
+    found = None if grid is None else beyond(table.points, grid, "the image that they belong to")
+    if found is not None:
+        warn_caller(f"points file {options.points}: {found}")
     save_points(table, transform.map(table.points), options.output)
     tell(f"{len(table.points)} points; wrote {names([options.output])}")
 
@@ -70,13 +100,17 @@ def _apply_to_points(options: argparse.Namespace) -> None:
 def _apply_to_image(options: argparse.Namespace) -> None:
     if options.labels and options.interpolation not in ("auto", "nearest"):
         raise InputError(f"--labels are never interpolated: --interpolation {options.interpolation} cannot be had")
+    if options.frame or options.moving:
+        raise InputError("--frame and --moving are for --points; leave them out")
+    from itk_nir.applying import spaces
     from itk_nir.images import load_image, save_image
     from itk_nir.loading import load_transform
     from itk_nir.resample import is_label_map, resample
 
     volume = load_image(options.image, "image", native=True)
     reference = load_image(options.reference, "reference image").geometry if options.reference else volume.geometry
-    transform = load_transform(one_or_list(options.transform), reference)
+    fixed, moving = spaces(volume.geometry, reference, options.inverse, told=bool(options.reference))
+    transform = load_transform(one_or_list(options.transform), fixed, moving=moving, convention=options.convention)
     transform = transform.inverse() if options.inverse else transform
     mode = "nearest" if options.labels else options.interpolation
     if mode == "auto":

@@ -183,6 +183,22 @@ def one_or_list(files: list[str] | None) -> Any:
     return files[0] if files is not None and len(files) == 1 else files
 
 
+def add_convention(parser: argparse.ArgumentParser) -> None:
+    """Add what tells how transform files are meant that do not tell it themselves.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        The command's.
+    """
+    parser.add_argument(
+        "--convention",
+        metavar="NAME",
+        help="of a matrix in text: lps, ras, fsl, or a program: greedy, c3d, niftyreg, mrtrix, afni, itk, flirt; "
+        "displacements says that a field is one in LPS mm, whatever it looks like",
+    )
+
+
 def parse_settings(
     assignments: Sequence[str], *, option: str = "--set", flags: Mapping[str, str | None] = REGISTER_FLAGS
 ) -> dict[str, Any]:

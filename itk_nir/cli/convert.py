@@ -6,7 +6,7 @@ import argparse
 import warnings
 from typing import Any
 
-from itk_nir.cli.arguments import FORMATS, one_or_list
+from itk_nir.cli.arguments import FORMATS, add_convention, one_or_list
 from itk_nir.cli.console import names, note_if_folder, tell
 from itk_nir.errors import SelfCheckWarning
 
@@ -34,6 +34,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         metavar="IMAGE",
         help="fixed image: where a conversion cannot be exact, the transform is sampled on its grid",
     )
+    parser.add_argument("--moving", metavar="IMAGE", help="moving image, which FSL's matrices are about too")
+    add_convention(parser)
     parser.add_argument(
         "--format",
         choices=FORMATS,
@@ -52,7 +54,9 @@ def run(options: argparse.Namespace) -> None:
     if options.format == "ants":
         note_if_folder(options.output)
     reference = load_image(options.reference, "reference image").geometry if options.reference else None
-    transform = load_transform(one_or_list(options.transform), reference)
+    transform = load_transform(
+        one_or_list(options.transform), reference, moving=options.moving, convention=options.convention
+    )
     paths, written = save_transform(transform, options.output, format=options.format, reference=reference)
     for sentence in written.failed:
         warnings.warn(sentence, SelfCheckWarning, stacklevel=2)

@@ -14,7 +14,8 @@ FloatArray = NDArray[np.float64]
 
 # A matrix whose smallest singular value is this share of its largest flattens space, as far as doubles can tell.
 _SINGULAR = 1e-14
-# How far from the origin a linear map is looked at: so far that the rounding of its translation does not count.
+# How far from the origin a linear map is looked at, and farther where its translation is longer: so far that the
+# rounding of the translation does not count. A power of two loses nothing in the division.
 _FAR = float(1 << 20)
 
 
@@ -114,7 +115,8 @@ class LinearTransform:
             The same map.
         """
         origin = np.array(function([0.0] * dimension), float)
-        columns = [(np.array(function(row.tolist()), float) - origin) / _FAR for row in np.eye(dimension) * _FAR]
+        far = max(_FAR, 2.0 ** np.ceil(np.log2(np.abs(origin).max(initial=1.0))))
+        columns = [(np.array(function(row.tolist()), float) - origin) / far for row in np.eye(dimension) * far]
         return cls.make(np.stack(columns, axis=1), origin)
 
     @property

@@ -10,17 +10,33 @@ from typing import Any
 
 import numpy as np
 
-from itk_nir.errors import InputError
+from itk_nir.errors import InputError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.as_itk import from_itk
 from itk_nir.transforms.as_simpleitk import from_sitk
+from itk_nir.transforms.formats.base import Spaces
 from itk_nir.transforms.formats.elastix import is_elastix_file, read_elastix
 from itk_nir.transforms.formats.field_image import read_field
-from itk_nir.transforms.formats.itk_text import read_itk_file
+from itk_nir.transforms.formats.freesurfer import read_lta
+from itk_nir.transforms.formats.itk_text import is_itk_file, read_itk_file
+from itk_nir.transforms.formats.matrices import (
+    check_convention,
+    from_matrix,
+    is_matrix_file,
+    read_matrix_file,
+    read_xfm,
+)
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, compose
 
 
-def read_transform(transform: Any, reference: Geometry | None = None, *, role: str = "transform") -> CompositeTransform:
+def read_transform(
+    transform: Any,
+    reference: Geometry | None = None,
+    *,
+    moving: Geometry | None = None,
+    convention: str | None = None,
+    role: str = "transform",
+) -> CompositeTransform:
     """Read a transform fixed -> moving from whatever holds it.
 
     Parameters
@@ -29,13 +45,21 @@ def read_transform(transform: Any, reference: Geometry | None = None, *, role: s
         One of
 
         - a transform of this package, of itk or of SimpleITK;
-        - a ``(d + 1, d + 1)`` homogeneous matrix (LPS mm);
+        - a ``(d + 1, d + 1)`` homogeneous matrix (LPS mm, or as `convention` says);
         - a path to an ITK transform file (.h5, .tfm, .txt, .mat, .xfm) or to a displacement field image (.nii.gz,
-          .mha, .nrrd, ...; LPS mm, but RAS for NIfTI intent 1006);
+          .mha, .nrrd, ...; LPS mm, but RAS for NIfTI intent 1006); SPM's ``y_*.nii`` and NiftyReg's files by their
+          intent;
+        - a path to another program's linear transform: a matrix in text (`convention`), AFNI's ``.aff12.1D``, MINC's or
+          FreeSurfer's ``.xfm``, FreeSurfer's ``.lta``;
         - elastix' ``TransformParameters.N.txt``, ``itk.ParameterObject`` or list of parameter maps;
         - a list of these in the order in which they meet a fixed point, which is the order of ANTs' ``fwdtransforms``.
     reference : Geometry, optional
-        Grid of the fixed image, on which transforms of other classes (B-spline, ...) are sampled.
+        Grid of the fixed image, on which transforms of other classes (B-spline, ...) are sampled; FSL's matrices are
+        about it.
+    moving : Geometry, optional
+        Grid of the moving image, which FSL's matrices are about too.
+    convention : str, optional
+        One of `formats.matrices.CONVENTIONS`, for files (and matrices) that do not tell theirs.
     role : str, default "transform"
         What it is in messages.
 
@@ -48,15 +72,19 @@ def read_transform(transform: Any, reference: Geometry | None = None, *, role: s
     ------
     InputError
         A missing, unreadable or truncated file, or an object that is no transform.
+    OptionError
+        No such convention.
 
     Examples
     --------
     >>> read_transform([[1, 0, 5], [0, 1, 0], [0, 0, 1]]).map([[1.0, 2.0]]).tolist()
     [[6.0, 2.0]]
     """
+    check_convention(convention)
+    spaces = Spaces(reference, moving, convention)
     for accepts, reader in OBJECTS:
         if accepts(transform):
-            return reader(transform, reference, role)
+            return reader(transform, spaces, role)
     raise InputError(
         f"{role}: cannot use an object of type {type(transform).__name__}; give an itk or SimpleITK transform, a "
         "homogeneous matrix (LPS mm) or a path"
@@ -85,43 +113,89 @@ def _is_itk(value: Any) -> bool:
     return hasattr(value, "TransformPoint") and hasattr(value, "GetInputSpaceDimension")
 
 
-def _read_list(parts: Any, reference: Geometry | None, role: str) -> CompositeTransform:
+def _read_list(parts: Any, spaces: Spaces, role: str) -> CompositeTransform:
     if not parts:
         raise InputError(f"{role}: an empty list; give at least one transform")
-    return compose(*(read_transform(part, reference, role=role) for part in parts))
+    return compose(
+        *(read_transform(p, spaces.fixed, moving=spaces.moving, convention=spaces.convention, role=role) for p in parts)
+    )
 
 
-def _read_path(path: str | os.PathLike[str], reference: Geometry | None, role: str) -> CompositeTransform:
+def _read_matrix(value: Any, spaces: Spaces, role: str) -> CompositeTransform:
+    try:
+        matrix = np.asarray(value, float)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{role}: rows that are no matrix of numbers ({one_line(error)})") from error
+    if spaces.convention is None:
+        return CompositeTransform((LinearTransform(matrix),))
+    if matrix.shape not in ((3, 3), (4, 4)):
+        raise InputError(f"{role}: a linear transform is a 3x3 (2D) or 4x4 (3D) matrix, got shape {matrix.shape}")
+    return from_matrix(matrix, spaces, role)
+
+
+def _read_path(path: str | os.PathLike[str], spaces: Spaces, role: str) -> CompositeTransform:
     file = Path(path)
     label = f"{role} {os.fspath(path)}"
     if file.is_dir():
         raise InputError(f"{label}: is a folder; give a transform file (.h5, .tfm, .mat, .txt) or a warp image")
     if not file.exists():
         raise InputError(f"{label}: no such file; check the path")
+    if not file.is_file():
+        raise InputError(f"{label}: is no file that can be read from its beginning again; give a plain file")
+    name = file.name.lower()
+    for ending, what in REFUSED.items():
+        if name.endswith(ending):
+            raise InputError(f"{label}: {what}")
     for endings, reader in FILES:
-        if file.name.lower().endswith(endings):
-            return reader(file, reference, label)
-    return CompositeTransform((read_field(file, label),))
+        if name.endswith(endings):
+            return reader(file, spaces, label)
+    # Matrices in text have any name.
+    if is_matrix_file(file):
+        return read_matrix_file(file, spaces, label)
+    return CompositeTransform((read_field(file, label, spaces),))
 
 
-def _read_text(path: Path, reference: Geometry | None, label: str) -> CompositeTransform:
-    return read_elastix(path, reference) if is_elastix_file(path) else read_itk_file(path, reference, label)
+def _read_text(path: Path, spaces: Spaces, label: str) -> CompositeTransform:
+    if is_elastix_file(path):
+        return read_elastix(path, spaces.fixed)
+    return _read_itk_or_matrix(path, spaces, label)
+
+
+def _read_itk_or_matrix(path: Path, spaces: Spaces, label: str) -> CompositeTransform:
+    if not is_itk_file(path) and is_matrix_file(path):
+        return read_matrix_file(path, spaces, label)
+    return read_itk_file(path, spaces.fixed, label)
 
 
 #: (does it accept the object?, reader). The first row that accepts reads. The tests must not import anything.
-OBJECTS: tuple[tuple[Callable[[Any], bool], Callable[[Any, Geometry | None, str], CompositeTransform]], ...] = (
-    (lambda t: isinstance(t, CompositeTransform), lambda t, reference, role: t),
-    (lambda t: isinstance(t, (LinearTransform, DisplacementField)), lambda t, reference, role: compose(t)),
+OBJECTS: tuple[tuple[Callable[[Any], bool], Callable[[Any, Spaces, str], CompositeTransform]], ...] = (
+    (lambda t: isinstance(t, CompositeTransform), lambda t, spaces, role: t),
+    (lambda t: isinstance(t, (LinearTransform, DisplacementField)), lambda t, spaces, role: compose(t)),
     (lambda t: isinstance(t, (str, os.PathLike)), _read_path),
-    (_is_matrix, lambda t, reference, role: CompositeTransform((LinearTransform(np.asarray(t, float)),))),
-    (_is_elastix, lambda t, reference, role: read_elastix(t, reference)),
+    (_is_matrix, _read_matrix),
+    (_is_elastix, lambda t, spaces, role: read_elastix(t, spaces.fixed)),
     (lambda t: isinstance(t, (list, tuple)), _read_list),
-    (_is_sitk, lambda t, reference, role: from_sitk(t, reference)),
-    (_is_itk, lambda t, reference, role: from_itk(t, reference)),
+    (_is_sitk, lambda t, spaces, role: from_sitk(t, spaces.fixed)),
+    (_is_itk, lambda t, spaces, role: from_itk(t, spaces.fixed)),
 )
 
-#: (endings of the name, reader). A file of any other name is read as an image of displacements.
-FILES: tuple[tuple[tuple[str, ...], Callable[[Path, Geometry | None, str], CompositeTransform]], ...] = (
+#: (endings of the name, reader). A file of any other name is a matrix in text, or else an image of displacements.
+FILES: tuple[tuple[tuple[str, ...], Callable[[Path, Spaces, str], CompositeTransform]], ...] = (
     ((".txt",), _read_text),
-    ((".h5", ".hdf5", ".hdf", ".tfm", ".mat", ".xfm"), read_itk_file),
+    ((".h5", ".hdf5", ".hdf"), lambda path, spaces, label: read_itk_file(path, spaces.fixed, label)),
+    ((".tfm", ".mat"), _read_itk_or_matrix),
+    ((".xfm",), lambda path, spaces, label: read_xfm(path, label)),
+    ((".lta",), read_lta),
+    ((".1d",), read_matrix_file),
 )
+
+#: Endings of files that are known and cannot be read, and what to do.
+REFUSED = {
+    ".dat": "FreeSurfer's register.dat names no geometry of the two volumes; lta_convert (or tkregister2 --ltaout) "
+    "makes a .lta of it, which can be read",
+    ".m3z": "FreeSurfer's .m3z cannot be read; mri_warp_convert --outitk FIELD.nii.gz makes a field of it",
+    ".mif": "MRtrix' images cannot be read; warpconvert and mrconvert make a NIfTI field of it",
+    ".brik": "AFNI's datasets cannot be read; 3dAFNItoNIFTI makes a NIfTI file of it",
+    ".head": "AFNI's datasets cannot be read; 3dAFNItoNIFTI makes a NIfTI file of it",
+    ".mnc": "MINC's grids cannot be read; mnc2nii makes a NIfTI file of it",
+}

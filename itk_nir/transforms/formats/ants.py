@@ -28,9 +28,9 @@ from itk_nir.transforms.formats.base import (
     has_ending,
     needs_reference,
 )
-from itk_nir.transforms.formats.field_image import FieldImage, read_field
+from itk_nir.transforms.formats.field_image import FieldImage, nifti_grid, read_field
 from itk_nir.transforms.formats.itk_text import ItkText, read_itk_file, write_itk_file
-from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
+from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
 
 WARP, AFFINE, INVERSE_WARP = "1Warp.nii.gz", "0GenericAffine.mat", "1InverseWarp.nii.gz"
 
@@ -64,12 +64,12 @@ class Ants:
         exact = transform.is_linear or (isinstance(first, DisplacementField) and len(transform.fields) == 1)
         if not exact and reference is None:
             raise needs_reference(label, "ANTs' files hold one warp, then one affine; this transform has to be sampled")
-        form = field_then_linear(transform, reference)
+        form = _held(field_then_linear(transform, reference))
         return _files(form, place, points, reference, transform, None)
 
     def save_both(self, directions: Directions, place: Place) -> list[SavedFile]:
         """Write ``1Warp.nii.gz``, ``0GenericAffine.mat`` and ``1InverseWarp.nii.gz``."""
-        form = field_then_linear(directions.forward, directions.fixed)
+        form = _held(field_then_linear(directions.forward, directions.fixed))
         return _files(form, place, directions.points, directions.fixed, directions.forward, directions.inverse)
 
 
@@ -98,7 +98,7 @@ def write_ants(
         Its ``invtransforms``, ``[0GenericAffine, 1InverseWarp]``; the affine counts as inverted
         (``whichtoinvert=[True, False]``, which is ANTsPy's default for such a list).
     """
-    form = field_then_linear(transform, grid)
+    form = _held(field_then_linear(transform, grid))
     folder, start = split_prefix(prefix)
     affine, warp, inverse_warp = (folder / f"{start}{name}" for name in (AFFINE, WARP, INVERSE_WARP))
     if grid is None and form.fields:
@@ -172,6 +172,18 @@ def _files(
         SavedFile("warp", warp, form, points, lambda p: last(there(p)), sampled_from=forward),
         SavedFile("inverse_warp", inverse_warp, form.inverse(), moved, lambda p: back(undo(p)), sampled_from=inverse),
     ]
+
+
+def _held(form: CompositeTransform) -> CompositeTransform:
+    """The transform with its fields on grids that NIfTI headers hold; itself unless they lie far from the origin."""
+
+    def held(step: Step) -> Step:
+        if isinstance(step, LinearTransform) or nifti_grid(step.geometry) is step.geometry:
+            return step
+        return CompositeTransform((step,)).displacement_on(nifti_grid(step.geometry))
+
+    back = form.inverse_transforms
+    return CompositeTransform(tuple(map(held, form.transforms)), None if back is None else tuple(map(held, back)))
 
 
 def _inverted(affine: Path) -> Mapping:

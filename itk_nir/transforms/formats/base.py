@@ -26,6 +26,26 @@ IMAGES = (*NIFTI, ".mha", ".mhd", ".nrrd")
 #: Every ending that tells what a file of one transform is.
 ENDINGS = (*HDF, *TEXT, *MATLAB, *IMAGES)
 
+
+@dataclass(frozen=True, eq=False)
+class Spaces:
+    """What a user says about a transform that a file leaves open.
+
+    Attributes
+    ----------
+    fixed : Geometry or None
+        Grid of the fixed image, on which what has to be sampled is sampled.
+    moving : Geometry or None
+        Grid of the moving image.
+    convention : str or None
+        Whose convention files follow that do not tell it themselves.
+    """
+
+    fixed: Geometry | None = None
+    moving: Geometry | None = None
+    convention: str | None = None
+
+
 _PARAMETER_FILE = re.compile(r"(.*)TransformParameters\.\d+\.txt$", re.DOTALL)
 
 

@@ -7,8 +7,10 @@ files with the intent 1006, NIfTI's own word for a displacement.
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.atomic import replacing
-from itk_nir.errors import InputError, one_line
+from itk_nir.errors import InputError, one_line, warn_caller
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.images.nifti import is_nifti, parse_header, read_voxels
@@ -30,14 +32,22 @@ from itk_nir.transforms.formats.base import (
     Place,
     Points,
     SavedFile,
+    Spaces,
     has_ending,
     needs_reference,
 )
+from itk_nir.transforms.formats.matrices import DISPLACEMENTS
+from itk_nir.transforms.formats.nifti_field import intent_of, read_by_intent, refuse_by_intent
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, interpolate_vectors
 
 _RAS, _LPS = 1006, 1007
 #: Displacements are in double precision where rounding to single would cost more than this, in voxels.
 _ROUNDING = 1e-4
+#: A shift of a grid that is none, and one that leaves voxels of an image out, in voxels.
+_SHIFT, _MISSED = 1e-5, 0.75
+#: How far the linear part of a field may be from that of positions to be taken for one. A true map that stretches
+#: everything by more than this share of a doubling is taken for what it is.
+_LIKE_POSITIONS = 0.35
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,8 @@ class FieldImage:
         only = transform.transforms[0] if len(transform.transforms) == 1 else None
         if reference is None and not isinstance(only, DisplacementField):
             raise needs_reference(label, "the transform is more than one displacement field and has to be sampled")
-        if isinstance(only, DisplacementField) and reference is None:
+        as_it_is = isinstance(only, DisplacementField) and nifti_grid(only.geometry) is only.geometry
+        if isinstance(only, DisplacementField) and reference is None and (as_it_is or not is_nifti(place.start)):
             return [self._file("transform", place.start, transform, only.geometry, place, points, only.vectors)]
         grid = reference or transform.fields[0].geometry
         return [self._file("transform", place.start, transform, grid, place, points)]
@@ -115,6 +126,8 @@ class FieldImage:
         points: Points,
         vectors: NDArray[Any] | None = None,
     ) -> SavedFile:
+        if vectors is None and is_nifti(name):
+            grid = nifti_grid(grid)
         values = displacements(transform, grid) if vectors is None else vectors
         path = place.stage / name
         write_vectors(values, grid, path, ras=self.ras)
@@ -128,6 +141,28 @@ class FieldImage:
             lambda p: p + interpolate_vectors(values, grid.physical_to_index(p)),
             transform if vectors is None else None,
         )
+
+
+def nifti_grid(grid: Geometry) -> Geometry:
+    """Give the grid next to another whose origin a NIfTI header holds, which is in single precision.
+
+    Parameters
+    ----------
+    grid : Geometry
+        Any grid.
+
+    Returns
+    -------
+    Geometry
+        The grid itself where the rounding of its origin is below a hundred-thousandth of a voxel, and where it is so
+        large that the other grid would miss the image (the self-check tells then).
+    """
+    with np.errstate(over="ignore"):
+        origin = np.asarray(grid.origin, np.float32).astype(np.float64)
+    shift = np.abs(origin - grid.origin).max() / min(grid.spacing)
+    if not _SHIFT < shift < _MISSED:
+        return grid
+    return Geometry.make(grid.size, grid.spacing, origin, grid.direction)
 
 
 def displacements(transform: CompositeTransform, grid: Geometry) -> NDArray[Any]:
@@ -193,15 +228,19 @@ def write_vectors(vectors: NDArray[Any], grid: Geometry, path: Path, *, ras: boo
                 plain.unlink(missing_ok=True)
 
 
-def read_field(path: Path, label: str) -> DisplacementField:
+def read_field(path: Path, label: str, spaces: Spaces | None = None) -> DisplacementField:
     """Read a vector image as a displacement field.
 
     Parameters
     ----------
     path : Path
-        The file. NIfTI files with intent 1006 hold RAS vectors, everything else LPS mm.
+        The file. NIfTI files with intent 1006 hold RAS vectors, those of SPM and NiftyReg what their intent says,
+        everything else LPS mm.
     label : str
         What opens every message.
+    spaces : Spaces, optional
+        The fixed image's grid, which NiftyReg's control points are sampled on; and the convention: ``"displacements"``
+        says that the values are displacements in LPS mm, whatever the file looks like.
 
     Returns
     -------
@@ -211,10 +250,18 @@ def read_field(path: Path, label: str) -> DisplacementField:
     Raises
     ------
     InputError
-        A file that is no image, is damaged, is not finite, or has another number of values a voxel than axes.
+        A file that is no image, is damaged, is not finite, or has another number of values a voxel than axes; one whose
+        values are positions, or FSL's.
     """
     import SimpleITK as sitk
 
+    asked = spaces or Spaces()
+    intent = intent_of(path, label) if is_nifti(path) else None
+    if intent is not None and asked.convention != DISPLACEMENTS:
+        refuse_by_intent(intent, label)
+        found = read_by_intent(path, intent, asked.fixed, label)
+        if found is not None:
+            return found
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -222,24 +269,83 @@ def read_field(path: Path, label: str) -> DisplacementField:
     except RuntimeError as error:
         raise InputError(f"{label}: neither a transform file nor an image ({one_line(error)})") from error
     d = reader.GetDimension()
+    if d == 4 and reader.GetSize()[3] in (2, 3) and reader.GetNumberOfComponents() == 1:
+        raise InputError(
+            f"{label}: is 4D with {reader.GetSize()[3]} volumes and says nowhere whether they are displacements or "
+            "positions, and in which coordinates; write displacements as a vector image (NIfTI: 5D; intent 1007 "
+            "for LPS mm, 1006 for RAS mm)"
+        )
     if d not in (2, 3) or reader.GetNumberOfComponents() != d:
         raise InputError(
             f"{label}: is a {d}D image with {reader.GetNumberOfComponents()} values a voxel, no displacement "
             "field; a field has as many values as axes (NIfTI: 5D with intent code 1007)"
         )
-    if d == 2 and reader.HasMetaDataKey("intent_code") and reader.GetMetaData("intent_code") == str(_RAS):
+    if d == 2 and intent is not None and intent.code == _RAS:
         raise InputError(
             f"{label}: is a 2D field with RAS vectors (NIfTI intent 1006), which ITK misreads; write it with LPS "
             "vectors and intent 1007"
         )
-    geometry = Geometry.make(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    try:
+        geometry = Geometry.make(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    except ValueError as error:
+        raise InputError(f"{label}: its grid cannot be used ({one_line(error)})") from error
+    if path.name.lower().endswith(".mha"):
+        _refuse_damaged(path, label)
     vectors = _nifti_vectors(path, geometry, label) if is_nifti(path) else None
     if vectors is None:
         try:
             vectors = sitk.GetArrayFromImage(reader.Execute()).astype(np.float32)
         except RuntimeError as error:
             raise InputError(f"{label}: neither a transform file nor an image ({one_line(error)})") from error
-    return DisplacementField(geometry, vectors)
+    try:
+        field = DisplacementField(geometry, vectors)
+    except InputError as error:
+        raise InputError(f"{label}: {error}") from error
+    if asked.convention != DISPLACEMENTS:
+        _question(field, label)
+    return field
+
+
+def _refuse_damaged(path: Path, label: str) -> None:
+    """Unpack a compressed MetaImage once: ITK's reader does not say that what comes out is damaged."""
+    raw = path.read_bytes()
+    head, mark, data = raw.partition(b"ElementDataFile = LOCAL\n")
+    if not mark or not re.search(rb"^CompressedData = True\s*$", head, re.MULTILINE):
+        return
+    try:
+        zlib.decompress(data)
+    except zlib.error as error:
+        raise InputError(f"{label}: damaged, what is packed in it cannot be unpacked ({error})") from error
+
+
+def _question(field: DisplacementField, label: str) -> None:
+    """Refuse a field whose vectors are positions; warn of one that takes most of its grid elsewhere.
+
+    Positions grow along the axes as the grid's own do (in RAS two of them the other way round), displacements hardly:
+    this looks at the linear map that fits the vectors best.
+    """
+    grid, d = field.geometry, field.dimension
+    step = [max(1, n // 16) for n in grid.shape]
+    part = tuple(slice(None, None, s) for s in step)
+    at = np.stack(np.meshgrid(*[np.arange(0, n, s) for n, s in zip(grid.shape, step, strict=True)], indexing="ij"), -1)
+    p = grid.index_to_physical(at[..., ::-1].reshape(-1, d))
+    u = field.vectors[part].reshape(-1, d).astype(np.float64)
+    centred = p - p.mean(axis=0)
+    slope = np.linalg.lstsq(centred, u - u.mean(axis=0), rcond=None)[0].T
+    extent = float(np.sqrt((centred**2).sum(axis=1).mean()))
+    for flip in (np.ones(d), np.array([-1.0, -1.0, 1.0])[:d]):
+        near = float(np.sqrt(((u - p * flip) ** 2).sum(axis=1).mean())) < extent
+        if near and np.linalg.norm(slope - np.diag(flip), 2) < _LIKE_POSITIONS:
+            frame = "LPS" if flip[0] > 0 else "RAS"
+            raise InputError(
+                f"{label}: looks like absolute positions in {frame} mm, not displacements; subtract the positions of "
+                "the voxels, or say with the convention 'displacements' that they are LPS displacements"
+            )
+    outside = float((~grid.contains(p + u)).mean())
+    if outside > 0.5 and np.linalg.norm(slope, 2) > 0.2:
+        warn_caller(
+            f"{label}: takes {outside:.0%} of its own grid outside itself; check that it holds displacements in LPS mm"
+        )
 
 
 def _nifti_vectors(path: Path, grid: Geometry, label: str) -> NDArray[np.float32] | None:

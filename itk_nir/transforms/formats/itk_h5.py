@@ -21,6 +21,7 @@ from itk_nir.atomic import replacing
 from itk_nir.errors import InputError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.formats.base import HDF, Directions, Mapping, Place, Points, SavedFile, has_ending
+from itk_nir.transforms.formats.itk_layout import wrong_sizes
 from itk_nir.transforms.model import (
     CompositeTransform,
     DisplacementField,
@@ -163,7 +164,10 @@ def read_h5(path: str | os.PathLike[str]) -> CompositeTransform:
         with h5py.File(path, "r") as file:
             if "TransformGroup" not in file:
                 raise InputError(f"{os.fspath(path)}: an HDF5 file without ITK transforms; give an ITK transform .h5")
-            groups = [file["TransformGroup"][k] for k in sorted(file["TransformGroup"], key=int)]
+            numbers = sorted(file["TransformGroup"], key=int)
+            if [int(n) for n in numbers] != list(range(len(numbers))):
+                raise InputError(f"{os.fspath(path)}: damaged, its transforms are numbered {', '.join(numbers)}")
+            groups = [file["TransformGroup"][k] for k in numbers]
             names = [_type_name(group, path) for group in groups]
             if names[0][0] == "CompositeTransform":
                 # ITK stores nested composites flattened, so there is one head at most.
@@ -171,7 +175,12 @@ def read_h5(path: str | os.PathLike[str]) -> CompositeTransform:
             elif len(groups) > 1:
                 raise InputError(f"{os.fspath(path)}: a list of {len(groups)} transforms; write one composite instead")
             steps = tuple(_decode(name, d, group) for (name, d), group in zip(names, groups, strict=True))
-    except (OSError, KeyError) as error:
+    except InputError as error:
+        if str(error).startswith(os.fspath(path)) or isinstance(error, UnknownTransformType):
+            raise
+        raise InputError(f"{os.fspath(path)}: {error}") from error
+    # What h5py raises for damage is of any kind.
+    except (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError, MemoryError, AttributeError) as error:
         raise InputError(f"{os.fspath(path)}: damaged or no transform file ({one_line(error)})") from error
     if not steps:
         raise InputError(f"{os.fspath(path)}: an empty composite transform")
@@ -203,8 +212,11 @@ def _decode(name: str, d: int, group: Any) -> Step:
     def values(key: str) -> NDArray[Any]:
         return np.asarray(group[key if key in group else key.replace("Transform", "Tranform")])
 
-    fixed = values("TransformFixedParameters").astype(np.float64)
-    parameters = values("TransformParameters")
+    fixed = values("TransformFixedParameters").astype(np.float64).ravel()
+    parameters = values("TransformParameters").ravel()
+    problem = wrong_sizes(name, d, parameters, fixed)
+    if problem:
+        raise InputError(f"damaged or no transform file ({problem})")
     if name == "DisplacementFieldTransform":
         size, origin, spacing, direction = np.split(fixed, [d, 2 * d, 3 * d])
         geometry = Geometry.make([int(n) for n in size], spacing, origin, direction)

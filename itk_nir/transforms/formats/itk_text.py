@@ -25,6 +25,7 @@ from itk_nir.transforms.formats.base import (
     parameter_file_prefix,
 )
 from itk_nir.transforms.formats.itk_h5 import UnknownTransformType, read_h5
+from itk_nir.transforms.formats.itk_layout import add_count, check_matlab, check_text
 from itk_nir.transforms.model import CompositeTransform
 
 
@@ -102,6 +103,26 @@ def write_itk_file(
         sitk.WriteTransform(to_sitk(transform, centre), os.fspath(path))
     except RuntimeError as error:
         raise OSError(f"{Path(path).name}: cannot be written ({one_line(error)})") from error
+    if has_ending(os.fspath(path), TEXT):
+        add_count(Path(path), len(transform.transforms))
+
+
+def is_itk_file(path: Path) -> bool:
+    """Tell whether a file begins as ITK's text or MATLAB files do.
+
+    Parameters
+    ----------
+    path : Path
+        An existing file.
+
+    Returns
+    -------
+    bool
+        Whether it does.
+    """
+    with open(path, "rb") as file:
+        head = file.read(16)
+    return head.startswith(b"#Insight") or b"\0" in head
 
 
 def read_itk_file(path: Path, reference: Geometry | None, label: str) -> CompositeTransform:
@@ -135,6 +156,10 @@ def read_itk_file(path: Path, reference: Geometry | None, label: str) -> Composi
             pass  # SimpleITK knows every class of ITK's
         except InputError as error:
             raise InputError(f"{label}: {str(error).removeprefix(str(path) + ': ')}") from error
+    if has_ending(path.name, MATLAB):
+        check_matlab(path, label)
+    elif has_ending(path.name, TEXT):
+        check_text(path, label)
     try:
         return from_sitk(sitk.ReadTransform(str(path)), reference)
     except RuntimeError as error:

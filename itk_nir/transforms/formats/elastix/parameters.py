@@ -20,6 +20,16 @@ ParameterMap = dict[str, list[str]]
 INITIAL = ("InitialTransformParameterFileName", "InitialTransformParametersFileName")
 #: What they hold in the file that is applied first.
 NONE = "NoInitialTransform"
+#: What every version of elastix writes and a map depends on, and what it does for some classes.
+_ALWAYS = ("HowToCombineTransforms", "Size", "Spacing", "Origin", "UseDirectionCosines", "Direction")
+_OF_KIND: dict[str, tuple[str, ...]] = {
+    "EulerTransform": ("TransformParameters",),
+    "SimilarityTransform": ("TransformParameters",),
+    "AffineTransform": ("TransformParameters",),
+    "TranslationTransform": ("TransformParameters",),
+    "BSplineTransform": ("TransformParameters", "GridSize", "GridIndex", "GridOrigin", "GridSpacing", "GridDirection"),
+    "DeformationFieldTransform": ("DeformationFieldFileName", "DeformationFieldInterpolationOrder"),
+}
 _ENTRY = re.compile(r'^\s*\(\s*([^\s"()]+)\s*(.*?)\s*\)\s*(?://.*)?$')
 _VALUE = re.compile(r'"([^"]*)"|(\S+)')
 
@@ -71,10 +81,30 @@ def parse(path: Path) -> ParameterMap:
         match = _ENTRY.match(text)
         if match is None:
             raise InputError(f"elastix: {path}: damaged or no parameter file, at {text[:60]!r}")
+        if match[1] in parameters:
+            raise InputError(f"elastix: {path}: damaged, it has {match[1]} twice")
         parameters[match[1]] = [quoted or plain for quoted, plain in _VALUE.findall(match[2])]
     if not parameters.get("Transform"):
         raise InputError(f"elastix: {path}: names no Transform; give a TransformParameters.N.txt")
+    _refuse_cut(parameters, path)
     return parameters
+
+
+def _refuse_cut(parameters: ParameterMap, path: Path) -> None:
+    """Refuse a file whose end is missing: what stands there has a default, which makes another map of the rest."""
+    kind = parameters["Transform"][0].removeprefix("Advanced").removeprefix("Recursive")
+    missing = [key for key in (*_ALWAYS, *_OF_KIND.get(kind, ())) if key not in parameters]
+    if missing:
+        raise InputError(
+            f"elastix: {path}: lacks {', '.join(missing)}, as a truncated file does; get a fresh copy, or add them"
+        )
+    told, values = parameters.get("NumberOfParameters"), parameters.get("TransformParameters", [])
+    binary = parameters.get("UseBinaryFormatForTransformationParameters") == ["true"]
+    if told and values and not binary and told != [str(len(values))]:
+        raise InputError(
+            f"elastix: {path}: damaged, TransformParameters has {len(values)} values, {told[0]} are needed; get a "
+            "fresh copy"
+        )
 
 
 def initial_file(parameters: ParameterMap) -> str | None:

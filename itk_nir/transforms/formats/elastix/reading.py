@@ -66,6 +66,10 @@ def read_elastix(source: Any, grid: Geometry | None = None, *, beside: bool = Fa
         return _composite(maps, grid, beside)
     except (KeyError, IndexError) as error:
         raise InputError(f"elastix: the parameters lack {error}; give a complete TransformParameters file") from error
+    except InputError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"elastix: the parameters do not fit together ({one_line(error)})") from error
 
 
 def _composite(maps: list[tuple[ParameterMap, Path | None]], grid: Geometry | None, beside: bool) -> CompositeTransform:
