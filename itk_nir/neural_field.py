@@ -258,7 +258,7 @@ class NeuralField:
         InputError
             Another ending, or no such folder.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         target = Path(path)
         if target.suffix != SUFFIX:
@@ -279,7 +279,7 @@ class NeuralField:
             header["start"] = _described(self.start.transforms, "start", tensors)
             header["start_inverse"] = _described(self.start.inverse().transforms, "start_inverse", tensors)
         with replacing(target) as temporary:
-            save_file(tensors, temporary, metadata={KEY: json.dumps(header, allow_nan=False)})
+            temporary.write_bytes(save(tensors, metadata={KEY: json.dumps(header, allow_nan=False)}))
         return target
 
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.atomic import replacing
 from itk_nir.errors import InputError, one_line
+from itk_nir.places import check_input
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,7 @@ def load_points(path: str | os.PathLike[str], dimension: int | None = None) -> P
     [[1.5, -2.0], [0.0, 4.0]]
     """
     file = Path(path)
+    check_input(path, f"points file {file}")
     if not file.is_file():
         raise InputError(f"points file {file}: no such file; check the path")
     try:

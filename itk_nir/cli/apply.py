@@ -7,7 +7,9 @@ from typing import Any
 
 from itk_nir.cli.arguments import one_or_list
 from itk_nir.cli.console import names, tell
+from itk_nir.cli.signals import requests
 from itk_nir.errors import InputError
+from itk_nir.places import named_files
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -59,21 +61,27 @@ def _apply_to_points(options: argparse.Namespace) -> None:
         raise InputError("--points takes no --reference, --labels or --interpolation; leave them out")
     from itk_nir.loading import load_transform
     from itk_nir.points import load_points, save_points
+    from itk_nir.saving import check_output_file
 
+    check_output_file(options.output, named_files(options.points, options.transform))
     transform = load_transform(one_or_list(options.transform))
     table = load_points(options.points, transform.dimension)
     transform = transform.inverse() if options.inverse else transform
     save_points(table, transform.map(table.points), options.output)
+    requests().written = True
     tell(f"{len(table.points)} points; wrote {names([options.output])}")
 
 
 def _apply_to_image(options: argparse.Namespace) -> None:
     if options.labels and options.interpolation not in ("auto", "nearest"):
         raise InputError(f"--labels are never interpolated: --interpolation {options.interpolation} cannot be had")
-    from itk_nir.images import load_image, save_image
+    from itk_nir.images import check_image_name, load_image, save_image
     from itk_nir.loading import load_transform
     from itk_nir.resample import is_label_map, resample
+    from itk_nir.saving import check_output_file
 
+    check_image_name(options.output)
+    check_output_file(options.output, named_files(options.image, options.reference, options.transform))
     volume = load_image(options.image, "image", native=True)
     reference = load_image(options.reference, "reference image").geometry if options.reference else volume.geometry
     transform = load_transform(one_or_list(options.transform), reference)
@@ -82,4 +90,5 @@ def _apply_to_image(options: argparse.Namespace) -> None:
     if mode == "auto":
         mode = "nearest" if is_label_map(volume.array) else "linear"
     save_image(resample(volume, transform, reference, mode, options.default), reference, options.output)
+    requests().written = True
     tell(f"{'x'.join(map(str, reference.size))} voxels, {mode}; wrote {names([options.output])}")

@@ -9,6 +9,7 @@ from itk_nir import __version__
 from itk_nir.cli import ants, apply, convert, demo, presets, register
 from itk_nir.cli.arguments import add_debug
 from itk_nir.cli.console import STATUSES, exit_status, standard_streams
+from itk_nir.cli.signals import handled
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,11 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises
     ------
     SystemExit
-        From ``--help``, ``--version``, wrong arguments, and when the process is asked to end.
+        From ``--help``, ``--version`` and wrong arguments.
     """
-    with standard_streams():
+    with handled(for_good=arguments is None), standard_streams():
         options = _parser().parse_args(arguments)
-        return exit_status(lambda: options.run(options), "interrupted; nothing was left behind", debug=options.debug)
+        return exit_status(lambda: options.run(options), debug=options.debug)
 
 
 def _parser() -> argparse.ArgumentParser:

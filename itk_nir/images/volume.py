@@ -22,6 +22,7 @@ from itk_nir.findings import Finding
 from itk_nir.geometry import Geometry
 from itk_nir.images.itk_classes import image_view, matrix_array
 from itk_nir.images.nifti import is_nifti, orientation_warnings, read_voxels, refuse_not_finite, scaled
+from itk_nir.places import check_input, itk_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +174,13 @@ def _read_path(path: str | os.PathLike[str], role: str, several: bool) -> Volume
 
     file = Path(path)
     label = f"{role} {file}"
+    check_input(path, label)
     if file.is_dir():
         raise InputError(f"{label}: is a folder; give an image file (.nii.gz, .nrrd, .mha, ...)")
     if not file.exists():
         raise InputError(f"{label}: no such file; check the path")
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
+    reader.SetFileName(itk_name(file))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
+from itk_nir.places import check_input
 from itk_nir.transforms.as_itk import from_itk
 from itk_nir.transforms.as_simpleitk import from_sitk
 from itk_nir.transforms.formats.elastix import is_elastix_file, read_elastix
@@ -94,6 +95,7 @@ def _read_list(parts: Any, reference: Geometry | None, role: str) -> CompositeTr
 def _read_path(path: str | os.PathLike[str], reference: Geometry | None, role: str) -> CompositeTransform:
     file = Path(path)
     label = f"{role} {os.fspath(path)}"
+    check_input(path, label)
     if file.is_dir():
         raise InputError(f"{label}: is a folder; give a transform file (.h5, .tfm, .mat, .txt) or a warp image")
     if not file.exists():

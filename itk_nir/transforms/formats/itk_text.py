@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from itk_nir.errors import InputError, one_line
+from itk_nir.errors import InputError, WriteError, one_line
 from itk_nir.geometry import Geometry
+from itk_nir.places import itk_name
 from itk_nir.transforms.as_simpleitk import from_sitk, to_sitk
 from itk_nir.transforms.formats.base import (
     HDF,
@@ -93,15 +94,23 @@ def write_itk_file(
 
     Raises
     ------
-    OSError
-        ITK cannot write it.
+    WriteError
+        ITK cannot write it, or what it wrote is not the transform.
     """
     import SimpleITK as sitk
 
+    name, written = itk_name(path), to_sitk(transform, centre)
     try:
-        sitk.WriteTransform(to_sitk(transform, centre), os.fspath(path))
+        sitk.WriteTransform(written, name)
+        found = sitk.ReadTransform(name)
     except RuntimeError as error:
-        raise OSError(f"{Path(path).name}: cannot be written ({one_line(error)})") from error
+        raise WriteError(f"{Path(path).name}: cannot be written ({one_line(error)}); check the disk") from error
+    # Both formats keep every bit, and a number that lost its end is another.
+    same = (
+        found.GetParameters() == written.GetParameters() and found.GetFixedParameters() == written.GetFixedParameters()
+    )
+    if not same:
+        raise WriteError(f"{Path(path).name}: read back, it is not what was written; the disk is full, make room")
 
 
 def read_itk_file(path: Path, reference: Geometry | None, label: str) -> CompositeTransform:
@@ -136,7 +145,7 @@ def read_itk_file(path: Path, reference: Geometry | None, label: str) -> Composi
         except InputError as error:
             raise InputError(f"{label}: {str(error).removeprefix(str(path) + ': ')}") from error
     try:
-        return from_sitk(sitk.ReadTransform(str(path)), reference)
+        return from_sitk(sitk.ReadTransform(itk_name(path)), reference)
     except RuntimeError as error:
         raise InputError(f"{label}: damaged or no ITK transform file ({one_line(error)})") from error
     except InputError as error:
@@ -146,5 +155,5 @@ def read_itk_file(path: Path, reference: Geometry | None, label: str) -> Composi
 def _apply(path: Path, points: Points) -> Points:
     import SimpleITK as sitk
 
-    transform = sitk.ReadTransform(str(path))
+    transform = sitk.ReadTransform(itk_name(path))
     return np.array([transform.TransformPoint(p.tolist()) for p in points])
