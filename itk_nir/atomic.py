@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from itk_nir.errors import InputError, ItkNirError, WriteError
-from itk_nir.places import refuse_other_kind
+from itk_nir.places import companions, refuse_other_kind
 
 #: What the names of hidden folders begin and end with.
 _START, _END, _UNREADY = ".itk-nir-", ".part", ".new"
@@ -433,6 +433,55 @@ def _explained(error: OSError, folder: Path) -> WriteError:
     reason = error.strerror or str(error) or type(error).__name__
     remedy = _REMEDIES.get(error.errno or 0, "choose another place")
     return WriteError(f"{folder / name}: cannot be written ({reason}); {remedy}; nothing was kept")
+
+
+def refuse_if_full(path: Path, size: int) -> None:
+    """Refuse to let a library write a file that there is no room for: some end the process where the disk is full.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it does not exist yet, and does not afterwards.
+    size : int
+        Bytes that it will have at most.
+
+    Raises
+    ------
+    OSError
+        There is less room.
+    """
+    try:
+        with open(path, "xb", buffering=0) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:  # macOS
+                for start in range(0, size, 1 << 20):
+                    file.write(bytes(min(1 << 20, size - start)))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def refuse_cut(path: Path) -> None:
+    """Refuse a file that a library may have left without its end: where there was no room for that, there is none now.
+
+    Parameters
+    ----------
+    path : Path
+        The file, and those that belong to it.
+
+    Raises
+    ------
+    OSError
+        Not one byte more can be written to it.
+    """
+    for part in (path, *map(Path, companions(str(path)))):
+        if not part.is_file():
+            continue
+        size = part.stat().st_size
+        with open(part, "r+b", buffering=0) as file:
+            file.seek(size)
+            file.write(b"\0")
+            file.truncate(size)
 
 
 def split_prefix(prefix: str | os.PathLike[str]) -> tuple[Path, str]:

@@ -224,7 +224,7 @@ def refuse_inputs(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[st
             if os.path.isdir(part):
                 folders.append((os.path.join(os.path.realpath(part), ""), os.fspath(source)))
     for output in outputs:
-        for part in (os.fspath(output), *_beside(os.fspath(output))):
+        for part in (os.fspath(output), *companions(os.fspath(output))):
             identity = _identity(part)
             real = os.path.realpath(part)
             found = there.get(identity) if identity is not None else None
@@ -349,7 +349,7 @@ def _parts_of(path: str, seen: set[str]) -> Iterator[str]:
         return
     seen.add(path)
     yield path
-    yield from _beside(path)
+    yield from companions(path)
     pattern = _NAMED.get(os.path.splitext(path)[1].lower())
     if pattern is None or not os.path.isfile(path):
         return
@@ -372,8 +372,19 @@ def _parts_of(path: str, seen: set[str]) -> Iterator[str]:
                 yield from _parts_of(os.path.join(folder, name), seen)
 
 
-def _beside(path: str) -> Iterator[str]:
-    """The files that belong to one by their names."""
+def companions(path: str) -> Iterator[str]:
+    """Give the files that belong to another by their names: the voxels of a ``.mhd``.
+
+    Parameters
+    ----------
+    path : str
+        A file.
+
+    Yields
+    ------
+    str
+        Names; the files need not exist.
+    """
     for ending, others in _BESIDE.items():
         if path.lower().endswith(ending):
             for other in others:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itk_nir.atomic import replacing
+from itk_nir.atomic import refuse_cut, refuse_if_full, replacing
 from itk_nir.errors import InputError, WriteError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.images.convert import to_sitk
@@ -34,6 +34,8 @@ _LOSSY = (".jpg", ".jpeg")
 _NIFTI_HEADER = 352
 #: The longest axis of a NIfTI-1 file.
 _NIFTI_LONGEST = 32767
+#: Bytes that a file may be longer than its voxels.
+_OVERHEAD = 1 << 15
 #: Bytes that are compressed at once.
 _BLOCK = 1 << 22
 
@@ -145,7 +147,10 @@ def _write_with_itk(array: NDArray[Any], geometry: Geometry, path: Path, compres
     import SimpleITK as sitk
 
     image = to_sitk(array, geometry)
+    refuse_if_full(path, array.nbytes + array.nbytes // 8 + _OVERHEAD)
     _execute(image, path, compression)
+    # Readers put zeros where a file ends too early.
+    refuse_cut(path)
     if path.suffix.lower() in (".mha", ".nrrd") and _ends_in(path, sitk.GetArrayViewFromImage(image)):
         return
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from itk_nir.atomic import refuse_cut, refuse_if_full
 from itk_nir.errors import InputError, WriteError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.places import itk_name
@@ -27,6 +28,9 @@ from itk_nir.transforms.formats.base import (
 )
 from itk_nir.transforms.formats.itk_h5 import UnknownTransformType, read_h5
 from itk_nir.transforms.model import CompositeTransform
+
+#: Bytes of the longest number, and more than those of a line of other text.
+_LINE = 26
 
 
 @dataclass(frozen=True)
@@ -94,17 +98,19 @@ def write_itk_file(
 
     Raises
     ------
-    WriteError
+    WriteError, OSError
         ITK cannot write it, or what it wrote is not the transform.
     """
     import SimpleITK as sitk
 
     name, written = itk_name(path), to_sitk(transform, centre)
+    refuse_if_full(Path(path), _LINE * (1 + len(written.GetParameters()) + len(written.GetFixedParameters())))
     try:
         sitk.WriteTransform(written, name)
         found = sitk.ReadTransform(name)
     except RuntimeError as error:
         raise WriteError(f"{Path(path).name}: cannot be written ({one_line(error)}); check the disk") from error
+    refuse_cut(Path(path))
     # Both formats keep every bit, and a number that lost its end is another.
     same = (
         found.GetParameters() == written.GetParameters() and found.GetFixedParameters() == written.GetFixedParameters()
