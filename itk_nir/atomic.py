@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 import shutil
 import signal
 import tempfile
@@ -23,13 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from itk_nir.errors import InputError, ItkNirError, WriteError
+from itk_nir.locks import file_number, host, lock, turn
 from itk_nir.places import companions, refuse_other_kind
 
 #: What the names of hidden folders begin and end with.
 _START, _END, _UNREADY = ".itk-nir-", ".part", ".new"
-_LOCK = ".itk-nir.lock"
-#: Seconds to wait for another process that renames its files.
-_PATIENCE = 60.0
 #: Seconds after which a hidden folder that nobody had time to lock is left over.
 _FORGOTTEN = 3600.0
 #: Failures of `os.fsync` that say that the file system has no such thing.
@@ -219,8 +216,8 @@ class _Stage:
         try:
             (base / "files").mkdir()
             owner = os.open(base / "owner", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-            os.write(owner, f"{os.getpid()} {_host()}\n".encode())
-            _lock(owner)
+            os.write(owner, f"{os.getpid()} {host()}\n".encode())
+            lock(owner)
             # Under this name others may look whether the process is there: it is locked by now.
             ready = base.with_name(base.name[: -len(_UNREADY)] + _END)
             os.rename(base, ready)
@@ -262,10 +259,10 @@ class _Stage:
             moving = {}  # nothing moved yet
         for name, number in moving.items():
             place = self.target / name
-            if not (old / name).exists() and _file_number(place) == number:
+            if not (old / name).exists() and file_number(place) == number:
                 place.unlink(missing_ok=True)
         for path in old.iterdir() if old.is_dir() else ():
-            if _file_number(self.target / path.name) in (None, moving.get(path.name)):
+            if file_number(self.target / path.name) in (None, moving.get(path.name)):
                 os.replace(path, self.target / path.name)
 
     def done(self) -> None:
@@ -284,7 +281,7 @@ def _move(stages: Sequence[_Stage]) -> None:
     """Give all files their names, or none."""
     with ExitStack() as held:
         for folder in sorted({stage.target.resolve() for stage in stages}):
-            held.enter_context(_turn(folder))
+            held.enter_context(turn(folder))
         try:
             for stage in stages:
                 stage.prepare()
@@ -297,64 +294,6 @@ def _move(stages: Sequence[_Stage]) -> None:
         for stage in stages:
             stage.done()
             stage.remove()
-
-
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: one process or thread at a time renames its files there.
-
-    Raises
-    ------
-    WriteError
-        Another process holds it for a minute.
-    """
-    path = folder / _LOCK
-    until = time.monotonic() + _PATIENCE
-    while True:
-        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-        locked = _lock(handle)
-        # Whoever held it before has removed it: then this is a file without a name.
-        if locked and _file_number(path) == os.fstat(handle).st_ino:
-            break
-        holder = os.read(handle, 200).decode(errors="replace").strip()
-        os.close(handle)
-        if time.monotonic() > until:
-            raise WriteError(
-                f"{folder}: another process ({holder or 'unknown'}) has been writing there for a minute; wait for it, "
-                f"or remove {path} if there is none"
-            )
-        time.sleep(0.01)
-    try:
-        os.truncate(handle, 0)
-        with suppress(OSError):  # for people to read; a full disk is no matter
-            os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _lock(handle: int) -> bool:
-    """Lock an open file until it is closed or the process ends; False where another holds it.
-
-    True too where the file system has no locks.
-    """
-    return _locked(handle) is not False
-
-
-def _locked(handle: int) -> bool | None:
-    """Lock an open file: whether it could be; None where the file system, or the machine, has no locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def _remove_left(target: Path) -> None:
@@ -375,35 +314,16 @@ def _remove_if_left(target: Path, base: Path) -> None:
         return
     owner = os.open(base / "owner", os.O_RDWR)
     try:
-        host = os.read(owner, 1000).decode(errors="replace").strip().partition(" ")[2]
-        if host != _host():
-            return
-        if not _locked(owner):  # alive, or no way to tell
+        where = os.read(owner, 1000).decode(errors="replace").strip().partition(" ")[2]
+        if where != host() or not lock(owner):  # another machine's, alive, or no way to tell
             return
         stage = _Stage(target, base, owner)
         if (base / "moving").exists():
-            with _turn(target.resolve()):
+            with turn(target.resolve()):
                 stage.undo()
         shutil.rmtree(base, ignore_errors=True)
     finally:
         os.close(owner)
-
-
-def _host() -> str:
-    """This machine, and the container: locks tell nothing about the processes of another."""
-    try:
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        space = ""
-    return f"{platform.node()} {space}".strip()
-
-
-def _file_number(path: Path) -> int | None:
-    """The file system's number of a file; None where there is none."""
-    try:
-        return os.lstat(path).st_ino
-    except OSError:
-        return None
 
 
 def _synchronise(path: Path) -> None:

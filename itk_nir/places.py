@@ -73,6 +73,22 @@ def itk_name(path: str | os.PathLike[str]) -> str:
         raise InputError(f"{_shown(path)}: the name is not UTF-8, and ITK cannot open such files; rename it") from None
 
 
+def as_file_name(text: str) -> str:
+    """Give the name of a file that a text file of ours or another program's holds, in the locale's encoding.
+
+    Parameters
+    ----------
+    text : str
+        The name as it was decoded from UTF-8.
+
+    Returns
+    -------
+    str
+        What `open` takes.
+    """
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
 def check_input(path: str | os.PathLike[str], label: str) -> None:
     """Refuse the name of a file that nobody could read, or that would never end. A file that is missing is not judged.
 
@@ -231,9 +247,7 @@ def refuse_inputs(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[st
             if found is None and identity is not None:
                 found = next((source for folder, source in folders if real.startswith(folder)), None)
             if found is not None:
-                what = (
-                    "is an input itself" if _shown(found) == _shown(part) else f"is part of the input {_shown(found)}"
-                )
+                what = "is an input itself" if found == part else f"is the input {_shown(found)}, or a part of it"
                 raise InputError(f"{_shown(part)}: {what}, and would be replaced; choose another name for the output")
 
 
@@ -332,7 +346,8 @@ def _kind(mode: int) -> str:
 
 
 def _shown(path: str | os.PathLike[str]) -> str:
-    return escaped(os.fsdecode(path))
+    """A name for a message: bytes that are no text are escaped, as line ends are."""
+    return escaped(os.fsdecode(path)).encode("utf-8", "backslashreplace").decode()
 
 
 def _identity(path: str) -> tuple[int, int] | None:

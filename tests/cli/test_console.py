@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from itk_nir import saving
 from itk_nir.cli import exit_status, main
 from itk_nir.cli.console import STATUSES, ProgressBar, names, note_if_folder, say, standard_streams, summary, tell
 from itk_nir.engine.progress import Progress
-from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled, SelfCheckWarning
+from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
 from itk_nir.report import Report
 from tests.cli.commands import STILL, error_line, process, register_arguments
 from tests.docs_blocks import DOCS
@@ -97,13 +98,12 @@ def test_success_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_self_check_that_failed_has_a_status_of_its_own(
     pair: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = saving.save_result
+    write = saving.write_both
 
-    def save_and_warn(*arguments: Any) -> Any:
-        warnings.warn("Composite.h5: is off by 0.1 mm", SelfCheckWarning, stacklevel=1)
-        return save(*arguments)
+    def write_badly(*arguments: Any) -> Any:
+        return replace(write(*arguments), failed=("Composite.h5: is off by 0.1 mm",))
 
-    monkeypatch.setattr(saving, "save_result", save_and_warn)
+    monkeypatch.setattr(saving, "write_both", write_badly)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as with PYTHONWARNINGS=ignore
         assert main(register_arguments(pair, tmp_path / "case_", "--linear", "none", *STILL)) == 4
