@@ -73,16 +73,29 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     if path.parent.parent.name.endswith(_END) and path.parent.name == "files":
         # In the hidden folder of a larger save, whose end decides.
         try:
-            yield path
+            with _named(path):
+                yield path
         except BaseException:
             path.unlink(missing_ok=True)
             raise
         return
     refuse_other_kind(path)
     with together([path.parent]) as (stage,):
-        yield stage / path.name
+        with _named(path):
+            yield stage / path.name
         if not (stage / path.name).exists():
             raise FileNotFoundError(errno.ENOENT, "was not written", str(path))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A failure that names no file, such as that of writing to an open one, gets the name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and not isinstance(error, ItkNirError):
+            error.filename = str(path)
+        raise
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def itk_name(path: str | os.PathLike[str]) -> str:
     try:
         return os.fsencode(path).decode("utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{_shown(path)}: the name is not UTF-8, and ITK cannot open such files; rename it") from None
+        raise InputError(f"{shown(path)}: the name is not UTF-8, and ITK cannot open such files; rename it") from None
 
 
 def as_file_name(text: str) -> str:
@@ -168,13 +168,13 @@ def check_outputs(files: Iterable[Path], label: str) -> None:
         missing.append(folder.name)
         folder = folder.parent
     if not folder.is_dir():
-        raise InputError(f"{label}: {_shown(folder)} is a file; choose another folder")
+        raise InputError(f"{label}: {shown(folder)} is a file; choose another folder")
     _check_lengths(folder, [*missing, *(path.name for path in whole)], label)
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".itk-nir-", suffix=".new", dir=folder))
     except OSError as error:
         raise InputError(
-            f"{label}: the folder {_shown(folder)} is not writable ({error.strerror}); choose another"
+            f"{label}: the folder {shown(folder)} is not writable ({error.strerror}); choose another"
         ) from error
     for path in whole:
         refuse_other_kind(path)
@@ -198,7 +198,7 @@ def refuse_other_kind(path: Path) -> None:
     except OSError:
         return
     if not stat.S_ISREG(mode):
-        raise InputError(f"{_shown(path)}: is a {_kind(mode)}, and would be replaced by a file; choose another name")
+        raise InputError(f"{shown(path)}: is a {_kind(mode)}, and would be replaced by a file; choose another name")
     begins = _BEGINS.get(path.suffix.lower())
     report = path.name.endswith("report.json")
     if begins is None and not report:
@@ -210,7 +210,7 @@ def refuse_other_kind(path: Path) -> None:
         return
     if head and (not head.startswith(begins) if begins else not _is_report(head)):
         raise InputError(
-            f"{_shown(path)}: is there already and was not written by this program (no {path.suffix} file of its kind);"
+            f"{shown(path)}: is there already and was not written by this program (no {path.suffix} file of its kind);"
             " move it away, or choose another name"
         )
 
@@ -247,8 +247,8 @@ def refuse_inputs(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[st
             if found is None and identity is not None:
                 found = next((source for folder, source in folders if real.startswith(folder)), None)
             if found is not None:
-                what = "is an input itself" if found == part else f"is the input {_shown(found)}, or a part of it"
-                raise InputError(f"{_shown(part)}: {what}, and would be replaced; choose another name for the output")
+                what = "is an input itself" if found == part else f"is the input {shown(found)}, or a part of it"
+                raise InputError(f"{shown(part)}: {what}, and would be replaced; choose another name for the output")
 
 
 def named_files(*values: Any) -> tuple[str, ...]:
@@ -301,7 +301,7 @@ def _checked_text(path: str | os.PathLike[str], label: str) -> str:
     if "\0" in text:
         raise InputError(f"{label}: a name cannot hold the character of value 0; give another")
     if _ADDRESS.match(text):
-        raise InputError(f"{_shown(text)}: is a web address, not a file; download it, and give the file")
+        raise InputError(f"{shown(text)}: is a web address, not a file; download it, and give the file")
     return text
 
 
@@ -314,7 +314,7 @@ def _exists(folder: Path, label: str) -> bool:
         A link that leads nowhere.
     """
     if os.path.lexists(folder) and not os.path.exists(folder):
-        raise InputError(f"{label}: {_shown(folder)} is a link that leads nowhere; choose another folder")
+        raise InputError(f"{label}: {shown(folder)} is a link that leads nowhere; choose another folder")
     return os.path.exists(folder)
 
 
@@ -327,7 +327,7 @@ def _check_lengths(folder: Path, names: Iterable[str], label: str) -> None:
         length = len(os.fsencode(name))
         if length > most:
             raise InputError(
-                f"{label}: the name {_shown(name)[:20]}...{_shown(name)[-20:]} would have {length} bytes, and the file "
+                f"{label}: the name {shown(name)[:20]}...{shown(name)[-20:]} would have {length} bytes, and the file "
                 f"system takes {most}; choose a shorter one"
             )
 
@@ -345,8 +345,19 @@ def _kind(mode: int) -> str:
     return next((word for is_it, word in _KINDS if is_it(mode)), "special file")
 
 
-def _shown(path: str | os.PathLike[str]) -> str:
-    """A name for a message: bytes that are no text are escaped, as line ends are."""
+def shown(path: str | os.PathLike[str]) -> str:
+    """Write a name for a message: bytes that are no text are escaped, as line ends are.
+
+    Parameters
+    ----------
+    path : path
+        The name.
+
+    Returns
+    -------
+    str
+        One line.
+    """
     return escaped(os.fsdecode(path)).encode("utf-8", "backslashreplace").decode()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from itk_nir.atomic import all_or_none, split_prefix
 from itk_nir.errors import InputError, SelfCheckWarning
 from itk_nir.images import save_image
-from itk_nir.places import check_name, check_outputs, refuse_inputs
+from itk_nir.places import check_name, check_outputs, refuse_inputs, shown
 from itk_nir.transforms.formats.base import has_ending, parameter_file_prefix
 from itk_nir.transforms.save import FORMATS, check_format, write_both
 
@@ -80,12 +80,44 @@ def check_output_prefix(
         A folder that cannot be made or written to, names that are too long, something that is no file of ours where one
         is to be, or an output that is an input.
     """
-    label = f"output prefix {os.fsdecode(prefix)}"
+    label = f"output prefix {shown(prefix)}"
     check_name(prefix, label)
     folder, start = split_prefix(prefix)
     files = [folder / f"{start}{name}" for name in names or ("x",)]
     check_outputs(files, label)
     refuse_inputs(files, inputs)
+
+
+def check_result(
+    prefix: str | os.PathLike[str],
+    kind: str,
+    more: Iterable[str] = (),
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> None:
+    """Refuse a prefix that no result can be written to. Nothing is left behind of the trial.
+
+    Parameters
+    ----------
+    prefix : path
+        Start of the names of all files.
+    kind : str
+        One of `itk_nir.transforms.save.FORMATS`.
+    more : iterable of str, optional
+        What follows the prefix in the names of other files.
+    inputs : iterable of path, optional
+        Files that are read, and must not be written over.
+
+    Raises
+    ------
+    InputError
+        As of `check_output_prefix`, or a name that the format's files cannot hold.
+    """
+    check_output_prefix(prefix, file_names(kind, *more), inputs)
+    if kind == "elastix" and any(mark in os.path.abspath(prefix) for mark in '"\n\r'):
+        raise InputError(
+            f"output prefix {shown(prefix)}: elastix' files cannot hold a name with a quotation mark or a line "
+            "end; choose another"
+        )
 
 
 def check_output_file(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
@@ -103,7 +135,7 @@ def check_output_file(path: str | os.PathLike[str], inputs: Iterable[str | os.Pa
     InputError
         As of `check_output_prefix`, or no such folder.
     """
-    label = f"output {os.fsdecode(path)}"
+    label = f"output {shown(path)}"
     check_name(path, label)
     if os.fsdecode(path).endswith(("/", os.sep)):
         raise InputError(f"{label}: is the name of a folder; give that of a file")
@@ -172,7 +204,7 @@ def save_result(
         As of `RegistrationResult.save`.
     """
     check_format(kind, result.mapping.dimension)
-    check_output_prefix(prefix, file_names(kind, *(name for name, _ in more.values())), result.inputs)
+    check_result(prefix, kind, [name for name, _ in more.values()], result.inputs)
     folder, start = split_prefix(prefix)
     with all_or_none(folder) as stage:
         written = write_both(kind, result.mapping, result.fixed.geometry, result.moving.geometry, stage, start, folder)
@@ -197,7 +229,7 @@ def save_result(
     others = of_other_runs(folder, start, names.values())
     if others:
         warnings.warn(
-            f"{os.fspath(prefix)}: {', '.join(others)} {'is' if len(others) == 1 else 'are'} of another run, not of "
+            f"{shown(prefix)}: {', '.join(others)} {'is' if len(others) == 1 else 'are'} of another run, not of "
             "this one; remove what is not needed",
             stacklevel=3,
         )

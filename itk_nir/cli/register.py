@@ -161,12 +161,12 @@ def _picture(result: RegistrationResult) -> dict[str, tuple[str, bytes]]:
 def _checked_output(options: argparse.Namespace) -> Any:
     """Refuse what cannot be written, before the work rather than after it; the fixed image, read where it had to be."""
     from itk_nir.places import named_files
-    from itk_nir.saving import PICTURE, check_output_prefix, file_names
+    from itk_nir.saving import PICTURE, check_result
 
     words = ("preset", "linear", "seed", "device", "threads", "landmark_weights")
     read = [getattr(options, name) for name, flag in REGISTER_FLAGS.items() if flag is not None and name not in words]
     more = (PICTURE,) if options.picture else ()
-    check_output_prefix(options.output, file_names(options.format, *more), named_files(*read))
+    check_result(options.output, options.format, more, named_files(*read))
     note_if_folder(options.output)
     if options.picture:
         require_matplotlib()

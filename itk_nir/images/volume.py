@@ -161,6 +161,9 @@ def _read_itk(image: Any, role: str, several: bool) -> Volume:
 def _read_sitk(image: Any, role: str, several: bool) -> Volume:
     import SimpleITK as sitk
 
+    pixel = image.GetPixelIDTypeAsString()
+    if "label" in pixel:  # SimpleITK ends the process when it is asked for the voxels
+        raise InputError(f"{role}: is a label map object ({pixel}); give sitk.Cast(image, sitk.sitkUInt32)")
     _check_layout(role, image.GetDimension(), image.GetNumberOfComponentsPerPixel(), several)
     array = sitk.GetArrayFromImage(image)
     _check_pixels(role, array.dtype)
