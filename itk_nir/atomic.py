@@ -29,8 +29,6 @@ from itk_nir.places import companions, refuse_other_kind
 _START, _END, _UNREADY = ".itk-nir-", ".part", ".new"
 #: Seconds after which a hidden folder that nobody had time to lock is left over.
 _FORGOTTEN = 3600.0
-#: Failures of `os.fsync` that say that the file system has no such thing.
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 @contextmanager
@@ -249,7 +247,6 @@ class _Stage:
         for path in sorted(self.files.iterdir()):
             place = self.target / path.name
             refuse_other_kind(place)
-            _synchronise(path)
             moving[path.name] = path.stat().st_ino
             if os.path.lexists(place):
                 try:
@@ -337,20 +334,6 @@ def _remove_if_left(target: Path, base: Path) -> None:
         shutil.rmtree(base, ignore_errors=True)
     finally:
         os.close(owner)
-
-
-def _synchronise(path: Path) -> None:
-    """Have the disk take the bytes: network drives and quotas refuse them only now."""
-    if not path.is_file():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(handle)
 
 
 _REMEDIES = {

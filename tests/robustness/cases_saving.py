@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -491,6 +492,46 @@ def _working_folder_is_gone(folder: Path) -> float:
     return 0.0
 
 
+def _import_where_the_folder_is_gone(folder: Path) -> float:
+    """In a process of its own, which has not imported torch yet: it would be ended."""
+    tried = "try: itk_nir.register\nexcept itk_nir.InputError as error: print(error)"
+    script = f"import os; os.rmdir(os.getcwd())\nimport itk_nir\n{tried}"
+    (folder / "gone").mkdir()
+    root = str(Path(itk_nir.__file__).resolve().parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder / "gone",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(os.path.isabs, sys.path)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if (done.returncode, done.stderr) != (0, "") or "does not exist any more" not in done.stdout:
+        raise AssertionError(f"exit status {done.returncode}: {done.stdout}{done.stderr}")
+    return 0.0
+
+
+def _in_the_c_locale(folder: Path) -> float:
+    """Names that are UTF-8 though the locale knows ASCII alone, which is settled when a process starts."""
+    save_image(GREY, GRID, folder / "é.nii.gz")
+    save_transform(SHIFT, folder / "t.tfm")
+    root = str(Path(itk_nir.__file__).resolve().parents[1])
+    words = ["apply", "--image", folder / "é.nii.gz", "--transform", folder / "t.tfm", "--output", folder / "ü→.nii.gz"]
+    done = subprocess.run(
+        [sys.executable, "-m", "itk_nir.cli", *map(str, words)],
+        env={
+            **os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+            "PYTHONPATH": os.pathsep.join([root, *filter(os.path.isabs, sys.path)]),
+        },
+        capture_output=True,
+        check=False,
+    )  # fmt: skip
+    if (done.returncode, done.stderr) != (0, b""):
+        raise AssertionError(f"exit status {done.returncode}: {done.stderr!r}")
+    moved = load_image(folder / "ü→.nii.gz", "w").array[:-2, :-2]
+    return float(np.abs(moved - GREY[2:, 2:].astype(np.float32)).max() / 250)
+
+
 def _no_streams(folder: Path) -> float:
     save_image(GREY, GRID, folder / "i.nii.gz")
     save_transform(SHIFT, folder / "t.tfm")
@@ -523,5 +564,7 @@ CASES = [
         for place in ("resampling", "writing")
     ),
     Case("the working folder was removed", _working_folder_is_gone),
+    Case("the working folder was removed, before torch is imported", _import_where_the_folder_is_gone),
+    Case("names that are not ASCII in the C locale", _in_the_c_locale),
     Case("neither standard output nor standard error", _no_streams),
 ]
