@@ -68,7 +68,7 @@ def replacing(target: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(target)
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
-    if path.parent.parent.name.endswith(_END) and path.parent.name == "files":
+    if _is_hidden(path.parent):
         # In the hidden folder of a larger save, whose end decides.
         try:
             with _named(path):
@@ -145,6 +145,9 @@ def together(folders: Iterable[str | os.PathLike[str]]) -> Iterator[list[Path]]:
         As of `all_or_none`.
     """
     targets = [Path(folder) for folder in folders]
+    if all(map(_is_hidden, targets)):
+        yield targets  # the end of the larger save decides
+        return
     created: list[Path] = []
     stages: list[_Stage] = []
     try:
@@ -166,9 +169,20 @@ def together(folders: Iterable[str | os.PathLike[str]]) -> Iterator[list[Path]]:
         raise
 
 
+def _is_hidden(folder: Path) -> bool:
+    """Whether a folder is one that a larger save writes into."""
+    base = folder.parent.name
+    return folder.name == "files" and base.startswith(_START) and base.endswith(_END)
+
+
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Let requests to end (Ctrl-C, SIGTERM, SIGHUP) wait until the block has ended. Other threads get none anyway."""
+    """Let requests to end (Ctrl-C, SIGTERM, SIGHUP) wait until the block has ended. Other threads get none anyway.
+
+    Yields
+    ------
+    None
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

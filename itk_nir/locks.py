@@ -27,6 +27,10 @@ def turn(folder: Path) -> Iterator[None]:
     folder : Path
         The folder.
 
+    Yields
+    ------
+    None
+
     Raises
     ------
     WriteError

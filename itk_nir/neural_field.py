@@ -31,6 +31,7 @@ from itk_nir.engine.settings import SamplingSettings
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.options import converted
+from itk_nir.places import check_input
 from itk_nir.report import as_json
 from itk_nir.settings import engine_named
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
@@ -327,6 +328,7 @@ def load_field(path: str | os.PathLike[str], *, device: str = "cpu", threads: in
 
     where, count = device_named(device), thread_count(threads)
     file = Path(path)
+    check_input(path, f"trained field {file}")
     if not file.is_file():
         raise InputError(f"trained field {file}: no such file; check the path")
     try:
