@@ -104,6 +104,12 @@ def test_before_the_work_there_is_nothing_to_keep(
     assert not (tmp_path / "out").exists()
 
 
+def test_while_the_arguments_are_read(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(itk_nir.cli.register, "add_parser", lambda _: signal.raise_signal(signal.SIGHUP))
+    assert main(["presets"]) == 129
+    assert capsys.readouterr().err == "itk-nir: error: the terminal was closed; nothing was left behind\n"
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_while_the_files_are_written(
     times: int, pair: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
