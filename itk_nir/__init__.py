@@ -66,6 +66,7 @@ _RENAMED = {"load_network": "load_field"}
 
 def __getattr__(name):  # type: ignore[no-untyped-def]
     import importlib
+    import sys
     import warnings
 
     if name in _RENAMED:
@@ -74,6 +75,9 @@ def __getattr__(name):  # type: ignore[no-untyped-def]
         )  # fmt: skip
         return __getattr__(_RENAMED[name])
     if name in _MODULES:
+        if _MODULES[name] != "itk_nir.errors" and "torch" not in sys.modules:
+            # In a folder that was removed, torch ends the process as it is imported.
+            importlib.import_module("itk_nir.places").check_working_folder()
         value = getattr(importlib.import_module(_MODULES[name]), name)
         globals()[name] = value
         return value

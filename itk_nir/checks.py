@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -263,28 +261,6 @@ def overlap(fixed: Geometry, moving: Geometry, initial: CompositeTransform | Non
     points = fixed.index_to_physical(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, fixed.dimension))
     mapped = points if initial is None else initial.map(points)
     return float(moving.contains(mapped).mean())
-
-
-def check_output_prefix(prefix: str | os.PathLike[str]) -> None:
-    """Refuse a prefix that no file can be written to. Nothing is created.
-
-    Parameters
-    ----------
-    prefix : path
-        Start of the names of all files.
-
-    Raises
-    ------
-    InputError
-        The folder that is or would be created is not writable, or a file stands where a folder should.
-    """
-    parent = Path(os.fspath(prefix) + "x").absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise InputError(f"output prefix {os.fspath(prefix)}: {parent} is a file; choose another folder")
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"output prefix {os.fspath(prefix)}: the folder {parent} is not writable; choose another")
 
 
 def _check_image(image: Volume) -> list[Finding]:

@@ -38,6 +38,10 @@ class NothingToCompare(InputError):
     """No position of the fixed image counts: it is flat, masked out, or outside the moving image everywhere."""
 
 
+class WriteError(ItkNirError, OSError):
+    """A file that cannot be written: the disk is full, or refuses otherwise. Nothing of it was kept."""
+
+
 class OptionError(ItkNirError, ValueError, TypeError):
     """An option that does not exist or has a value it cannot have. Both a `ValueError` and a `TypeError`.
 
@@ -185,9 +189,12 @@ def one_line(error: BaseException | str) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__ if isinstance(error, BaseException) else ""
+    # Where in the C++ sources it was thrown is no news to anybody.
+    lines = [line for line in lines if not line.startswith("Exception thrown in SimpleITK")] or lines
     for line in lines:
-        for mark in ("ITK ERROR:", "sitk::ERROR:"):
+        for mark in ("ITK ERROR:", "sitk::ERROR:", "itk::ERROR:"):
             if mark in line:
-                rest = line.split(mark, 1)[-1].strip()
-                return rest.split("): ", 1)[-1] if rest else lines[-1]
+                rest = line.split(mark, 1)[-1].strip().split("): ", 1)[-1]
+                # What ends in a colon only announces what follows, from the outermost function to the innermost.
+                return lines[-1] if not rest or rest.endswith(":") else rest
     return lines[0]

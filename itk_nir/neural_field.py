@@ -31,6 +31,7 @@ from itk_nir.engine.settings import SamplingSettings
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.options import converted
+from itk_nir.places import check_input
 from itk_nir.report import as_json
 from itk_nir.settings import engine_named
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
@@ -258,7 +259,7 @@ class NeuralField:
         InputError
             Another ending, or no such folder.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         target = Path(path)
         if target.suffix != SUFFIX:
@@ -279,7 +280,7 @@ class NeuralField:
             header["start"] = _described(self.start.transforms, "start", tensors)
             header["start_inverse"] = _described(self.start.inverse().transforms, "start_inverse", tensors)
         with replacing(target) as temporary:
-            save_file(tensors, temporary, metadata={KEY: json.dumps(header, allow_nan=False)})
+            temporary.write_bytes(save(tensors, metadata={KEY: json.dumps(header, allow_nan=False)}))
         return target
 
 
@@ -327,6 +328,7 @@ def load_field(path: str | os.PathLike[str], *, device: str = "cpu", threads: in
 
     where, count = device_named(device), thread_count(threads)
     file = Path(path)
+    check_input(path, f"trained field {file}")
     if not file.is_file():
         raise InputError(f"trained field {file}: no such file; check the path")
     try:

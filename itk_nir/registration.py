@@ -34,6 +34,7 @@ from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.errors import VerdictWarning, warn_caller
 from itk_nir.findings import texts
 from itk_nir.neural_field import NeuralField
+from itk_nir.places import named_files
 from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
@@ -200,6 +201,13 @@ def register(
         warnings.warn(note, UserWarning, stacklevel=2)
     with torch_on_one_thread(problem.device) as found:
         result = _Run(problem, None if callback is None else with_torch_threads(callback, found)).result()
+    result = replace(
+        result,
+        inputs=named_files(
+            fixed, moving, fixed_mask, moving_mask, fixed_lesion, moving_lesion, rigid_regions, volume_regions,
+            fixed_landmarks, moving_landmarks, fixed_labels, moving_labels, initial_transform,
+        ),
+    )  # fmt: skip
     verdict = result.report.verdict
     for note in result.report.warnings[len(told) :]:
         category = VerdictWarning if verdict is not None and str(verdict) in note else UserWarning

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import warnings
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,16 +14,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from itk_nir.atomic import all_or_none, split_prefix
 from itk_nir.engine.sampling import SampledField
-from itk_nir.errors import InputError, SelfCheckWarning, warn_renamed
-from itk_nir.images import Volume, like, load_image, save_image
+from itk_nir.errors import InputError, warn_renamed
+from itk_nir.images import Volume, like, load_image
 from itk_nir.neural_field import NeuralField
+from itk_nir.places import named_files
 from itk_nir.report import Report
 from itk_nir.resample import resample_array
+from itk_nir.saving import save_result
 from itk_nir.transforms.composition import cover, own_grid, surface
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
-from itk_nir.transforms.save import FORMATS, Written, check_format, write_both
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,6 +50,8 @@ class RegistrationResult:
         Numbers about the run.
     field : NeuralField or None
         The trained field, which can be saved and sampled again; None without a deformable stage.
+    inputs : tuple of str
+        The files that were read, which `save` does not write over.
 
     Examples
     --------
@@ -100,6 +100,7 @@ class RegistrationResult:
     initial: CompositeTransform | None = None
     report: Report = dataclasses.field(default_factory=Report)
     field: NeuralField | None = None
+    inputs: tuple[str, ...] = ()
 
     @classmethod
     def of_field(
@@ -192,7 +193,8 @@ class RegistrationResult:
             name: trained.about[name] for name in ("preset", "seed", "device", "versions") if name in trained.about
         }
         report = Report(**known, threads=trained.trained.threads)
-        return cls.of_field(a, b, trained, trained.sampled(max_interpolation_error, field_spacing, b.geometry), report)
+        sampled = trained.sampled(max_interpolation_error, field_spacing, b.geometry)
+        return replace(cls.of_field(a, b, trained, sampled, report), inputs=named_files(fixed, moving))
 
     def __repr__(self) -> str:
         def size(grid: Any) -> str:
@@ -363,7 +365,8 @@ class RegistrationResult:
     ) -> dict[str, Path]:
         """Write the transform and its inverse for another program, the warped image and a report.
 
-        All files appear, complete, or none. Folders of the prefix that do not exist are created. Every transform is
+        All files appear, complete, or none; those of an earlier save with the same names are replaced together. Folders
+        of the prefix that do not exist are created. Every transform is
         read back and applied in its format's own convention at random points; the largest difference (mm) goes into
         the report. Where it is above a thousandth of a voxel, the files are kept, the report says so, and so does a
         warning.
@@ -393,7 +396,10 @@ class RegistrationResult:
         OptionError
             A format that does not exist.
         InputError
-            ``"nifti"`` in 2D, which ITK's reader gets wrong.
+            ``"nifti"`` in 2D, which ITK's reader gets wrong; names that cannot be; a file that an input is, or that no
+            registration has written.
+        WriteError
+            The disk is full, or refuses otherwise. Files of an earlier save are as they were.
         ItkNirError
             A file that cannot be read back.
 
@@ -401,27 +407,10 @@ class RegistrationResult:
         -----
         SelfCheckWarning
             A file that, read back, is not the transform to a thousandth of a voxel.
+        UserWarning
+            Files of another run, in another format, have the same prefix.
         """
-        folder, start = split_prefix(prefix)
-        check_format(format, self.mapping.dimension)
-        with all_or_none(folder) as stage:
-            written = write_both(format, self.mapping, self.fixed.geometry, self.moving.geometry, stage, start, folder)
-            names = {"warped": start + FORMATS[format].warped, **written.files, "report": f"{start}report.json"}
-            save_image(self.warped_array, self.fixed.geometry, stage / names["warped"])
-            text = json.dumps(self._report(names, written), indent=2, allow_nan=False)
-            (stage / names["report"]).write_text(text + "\n")
-        for sentence in written.failed:
-            warnings.warn(sentence, SelfCheckWarning, stacklevel=2)
-        return {key: folder / name for key, name in names.items()}
-
-    def _report(self, names: Mapping[str, str], written: Written) -> dict[str, Any]:
-        return {
-            "fixed": self.fixed.name,
-            "moving": self.moving.name,
-            "files": dict(names),
-            "self_check": written.report(),
-            "metrics": self.report.as_dict(),
-        }
+        return save_result(self, prefix, format)
 
     @property
     def _threads(self) -> int | None:

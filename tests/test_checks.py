@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from itk_nir.checks import check_dimensions, check_output_prefix, check_pair, match_mask, overlap
+from itk_nir.checks import check_dimensions, check_pair, match_mask, overlap
 from itk_nir.errors import InputError
 from itk_nir.findings import warning
 from itk_nir.geometry import Geometry
@@ -142,15 +142,6 @@ def test_images_that_lie_apart() -> None:
     assert check_pair(fixed, moving, initial=there, linear="none") == []
     with pytest.raises(InputError, match="after the initial transform; check it"):
         check_pair(fixed, volume(G3, MOVING), initial=there, linear="none")
-
-
-def test_output_prefix(tmp_path: Path) -> None:
-    check_output_prefix(tmp_path / "out_")
-    check_output_prefix(f"{tmp_path}/new/folder/")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is a file"):
-        check_output_prefix(f"{tmp_path}/file/out_")
 
 
 def test_real_spine_pair_overlaps_though_its_axes_are_named_otherwise(data: Path, tmp_path: Path) -> None:

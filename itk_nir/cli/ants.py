@@ -7,6 +7,7 @@ from typing import Any
 
 from itk_nir.cli.arguments import PRESETS
 from itk_nir.cli.console import names, note_if_folder, progress, summary, tell
+from itk_nir.cli.signals import requests
 from itk_nir.errors import InputError, OptionError
 
 
@@ -87,28 +88,35 @@ def run(args: argparse.Namespace) -> int:
     """
     from dataclasses import replace
 
-    from itk_nir.checks import check_output_prefix
     from itk_nir.compat.ants import parse_script_type, run_kind, write_files
     from itk_nir.images import load_image
+    from itk_nir.places import named_files
+    from itk_nir.saving import TRANSFORMS, check_output_prefix
 
     kind = replace(parse_script_type(args.type, "-t"), preset=args.preset, radius=args.radius)
     _refuse(args)
     if args.radius is not None and not kind.deformable:
         raise OptionError(f"-r has no meaning with -t {args.type}, which has no deformable stage; leave it out")
-    check_output_prefix(args.output)
-    note_if_folder(args.output)
     mask, moving_mask = _masks(args.masks)
+    initial = [(text.strip("[]").split(",")[0] if text.startswith("[") else text) for text in args.initial or ()]
+    check_output_prefix(
+        args.output,
+        ("Warped.nii.gz", "InverseWarped.nii.gz", *TRANSFORMS["ants"]),
+        named_files(args.fixed, args.moving, mask, moving_mask, initial),
+    )
+    note_if_folder(args.output)
     fixed = load_image(args.fixed[0], "fixed image")
     moving = load_image(args.moving[0], "moving image")
     if fixed.dimension != args.dimension:
         raise InputError(f"-d {args.dimension}: {fixed.name} is {fixed.dimension}D; give -d {fixed.dimension}")
     options: dict[str, Any] = {"seed": args.seed, "device": args.device, "threads": args.threads}
     with progress() as callback:
-        options["callback"] = callback
+        options["callback"] = requests().stopping(callback)
         result = run_kind(
             fixed, moving, kind, mask=mask, moving_mask=moving_mask, initial_transform=args.initial, options=options
         )
     files = write_files(result, args.output, images=True)
+    requests().written = True
     written = dict.fromkeys([*files["images"], *files["fwdtransforms"], *files["invtransforms"]])
     tell(f"{summary(result)}; wrote {names(written)}")
     return 0

@@ -7,7 +7,9 @@ from typing import Any
 
 from itk_nir.cli.arguments import add_convention, one_or_list
 from itk_nir.cli.console import names, tell
+from itk_nir.cli.signals import requests
 from itk_nir.errors import InputError, warn_caller
+from itk_nir.places import named_files
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -75,8 +77,10 @@ def _apply_to_points(options: argparse.Namespace) -> None:
     from itk_nir.images import load_image
     from itk_nir.loading import load_transform
     from itk_nir.points import beyond, load_points, save_points
+    from itk_nir.saving import check_output_file
     from itk_nir.transforms import DisplacementField
 
+    check_output_file(options.output, named_files(options.points, options.transform, options.reference, options.moving))
     fixed, moving = (
         None if name is None else load_image(name, f"{role} image").geometry
         for name, role in ((options.reference, "reference"), (options.moving, "moving"))
@@ -94,6 +98,7 @@ def _apply_to_points(options: argparse.Namespace) -> None:
     if found is not None:
         warn_caller(f"points file {options.points}: {found}")
     save_points(table, transform.map(table.points), options.output)
+    requests().written = True
     tell(f"{len(table.points)} points; wrote {names([options.output])}")
 
 
@@ -103,10 +108,13 @@ def _apply_to_image(options: argparse.Namespace) -> None:
     if options.frame or options.moving:
         raise InputError("--frame and --moving are for --points; leave them out")
     from itk_nir.applying import spaces
-    from itk_nir.images import load_image, save_image
+    from itk_nir.images import check_image_name, load_image, save_image
     from itk_nir.loading import load_transform
     from itk_nir.resample import is_label_map, resample
+    from itk_nir.saving import check_output_file
 
+    check_image_name(options.output)
+    check_output_file(options.output, named_files(options.image, options.reference, options.transform))
     volume = load_image(options.image, "image", native=True)
     reference = load_image(options.reference, "reference image").geometry if options.reference else volume.geometry
     fixed, moving = spaces(volume.geometry, reference, options.inverse, told=bool(options.reference))
@@ -116,4 +124,5 @@ def _apply_to_image(options: argparse.Namespace) -> None:
     if mode == "auto":
         mode = "nearest" if is_label_map(volume.array) else "linear"
     save_image(resample(volume, transform, reference, mode, options.default), reference, options.output)
+    requests().written = True
     tell(f"{'x'.join(map(str, reference.size))} voxels, {mode}; wrote {names([options.output])}")

@@ -10,7 +10,6 @@ import platform
 import shlex
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from itk_nir import __version__
+from itk_nir.cli.signals import Ended, handled
 from itk_nir.errors import InputError, ItkNirError, OptionError, SelfCheckWarning, escaped, one_line
+from itk_nir.places import check_working_folder
 
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Progress
@@ -52,15 +53,13 @@ _log = logging.getLogger(__name__)
 # --- running a command -----------------------------------------------------------------------------------------------
 
 
-def exit_status(run: Callable[[], object], interrupted: str, *, debug: bool = False) -> int:
+def exit_status(run: Callable[[], object], *, debug: bool = False) -> int:
     """Run a command; what goes wrong becomes one line on standard error and an exit status.
 
     Parameters
     ----------
     run : callable
         The command; a number that it returns is the exit status.
-    interrupted : str
-        What to say after Ctrl-C.
     debug : bool
         Log to standard error what the package does, and the traceback of an error.
 
@@ -68,24 +67,28 @@ def exit_status(run: Callable[[], object], interrupted: str, *, debug: bool = Fa
     -------
     int
         One of `STATUSES`.
-
-    Raises
-    ------
-    SystemExit
-        With 128 and the signal's number, when the process is asked to end.
     """
-    with _debug_log(debug):
+    with _debug_log(debug), handled() as requests:
         try:
-            with _terminable(), _one_line_warnings() as shown:
+            with _one_line_warnings() as shown:
+                check_working_folder()
                 status = run()
-        except KeyboardInterrupt:
-            say(f"error: {interrupted}")
-            return INTERRUPTED
+        except (Ended, KeyboardInterrupt) as request:
+            number = getattr(request, "number", signal.SIGINT)
+            say(f"error: {requests.what(number)}")
+            return 128 + number
         except Exception as error:
             _log.debug("%s", type(error).__name__, exc_info=True)
+            if requests.number and not requests.keeps:  # a library that was being loaded said so in its own way
+                say(f"error: {requests.what(requests.number)}")
+                return 128 + requests.number
             text, status = _explained(error)
             say(f"error: {text}")
             return status
+        if requests.number:
+            if not requests.keeps:
+                say(f"error: {requests.what(requests.number)}")
+            return 128 + requests.number
         if any(issubclass(kind, SelfCheckWarning) for kind in shown):
             return SELF_CHECK_FAILED
         return status if isinstance(status, int) else SUCCESS
@@ -167,28 +170,6 @@ def _one_line_warnings() -> Iterator[list[type[Warning]]]:
         yield shown
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """A request to end, or a closed terminal, unwinds as Ctrl-C does, so that temporary files go."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = {}
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup's wish is kept
-            before[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 # --- streams ---------------------------------------------------------------------------------------------------------
 
 #: Characters of our messages that a console may lack, and what stands for them there.
@@ -260,7 +241,8 @@ def _flush() -> None:
 def say(message: str) -> None:
     """Tell the user something on standard error; where that cannot be, the work goes on."""
     if sys.stderr is not None:
-        with suppress(OSError, ValueError):  # a terminal that has gone, a stream that was closed
+        # A terminal that has gone, a stream that was closed, a signal in the middle of another message.
+        with suppress(OSError, ValueError, RuntimeError):
             print(f"itk-nir: {message}", file=sys.stderr, flush=True)
 
 

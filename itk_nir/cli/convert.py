@@ -8,6 +8,7 @@ from typing import Any
 
 from itk_nir.cli.arguments import FORMATS, add_convention, one_or_list
 from itk_nir.cli.console import names, note_if_folder, tell
+from itk_nir.cli.signals import requests
 from itk_nir.errors import SelfCheckWarning
 
 
@@ -49,8 +50,11 @@ def run(options: argparse.Namespace) -> None:
     """Read the transform, write it and say how far the files are from it."""
     from itk_nir.images import load_image
     from itk_nir.loading import load_transform
+    from itk_nir.places import named_files
+    from itk_nir.saving import check_transform_output
     from itk_nir.transforms.save import save_transform
 
+    check_transform_output(options.output, options.format, named_files(options.transform, options.reference))
     if options.format == "ants":
         note_if_folder(options.output)
     reference = load_image(options.reference, "reference image").geometry if options.reference else None
@@ -58,6 +62,7 @@ def run(options: argparse.Namespace) -> None:
         one_or_list(options.transform), reference, moving=options.moving, convention=options.convention
     )
     paths, written = save_transform(transform, options.output, format=options.format, reference=reference)
+    requests().written = True
     for sentence in written.failed:
         warnings.warn(sentence, SelfCheckWarning, stacklevel=2)
     tell(f"wrote {names(paths)}; read back: {max(written.differences.values()):.1e} mm off at most")

@@ -34,14 +34,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Register the phantom, write everything, and say how far the result is from the truth."""
-    from itk_nir.checks import check_output_prefix
     from itk_nir.images import save_image, to_sitk
     from itk_nir.phantom import brain_phantom
+    from itk_nir.saving import PICTURE, check_output_prefix, file_names
 
     require_matplotlib()
     folder = Path(options.output)
     prefix = f"{folder}/"
-    check_output_prefix(prefix)
+    made = [f"{name}.nii.gz" for name in ("fixed", "moving", "fixed_labels", "moving_labels")]
+    check_output_prefix(prefix, file_names("itk", PICTURE, *made))
     if not options.quiet:
         say(f"making a {options.dimension}D brain phantom ...")
     phantom = brain_phantom(options.dimension, options.size, options.seed)

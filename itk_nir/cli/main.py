@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from itk_nir import __version__
 from itk_nir.cli import ants, apply, check, convert, demo, presets, register
 from itk_nir.cli.arguments import add_debug
-from itk_nir.cli.console import STATUSES, exit_status, standard_streams
+from itk_nir.cli.console import STATUSES, exit_status, say, standard_streams
+from itk_nir.cli.signals import Ended, handled
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,11 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises
     ------
     SystemExit
-        From ``--help``, ``--version``, wrong arguments, and when the process is asked to end.
+        From ``--help``, ``--version`` and wrong arguments.
     """
-    with standard_streams():
-        options = _parser().parse_args(arguments)
-        return exit_status(lambda: options.run(options), "interrupted; nothing was left behind", debug=options.debug)
+    with handled(for_good=arguments is None) as requests, standard_streams():
+        try:
+            options = _parser().parse_args(arguments)
+        except Ended as request:
+            say(f"error: {requests.what(request.number)}")
+            return 128 + request.number
+        return exit_status(lambda: options.run(options), debug=options.debug)
 
 
 def _parser() -> argparse.ArgumentParser:

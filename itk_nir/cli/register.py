@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itk_nir.cli.arguments import (
     FORMATS,
+    REGISTER_FLAGS,
     add_common,
     add_options,
     given_options,
@@ -19,6 +19,7 @@ from itk_nir.cli.arguments import (
     settings_of,
 )
 from itk_nir.cli.console import SUCCESS, UNSUPPORTED, names, note_if_folder, progress, require_matplotlib, summary, tell
+from itk_nir.cli.signals import requests
 from itk_nir.errors import OptionError
 
 if TYPE_CHECKING:
@@ -124,14 +125,16 @@ def run(options: argparse.Namespace) -> int:
     with progress() as callback:
         from itk_nir.engine import ops
         from itk_nir.registration import register
+        from itk_nir.saving import save_result
 
         ops.return_blocks_from(8 << 20)
         began = time.perf_counter()
         result = register(
             fixed, options.moving, preset=settings_of(options.preset, given), **inputs_of(options),
-            callback=callback,
+            callback=requests().stopping(callback),
         )  # fmt: skip
-    paths = _save_with_picture(result, options) if options.picture else result.save(options.output, options.format)
+    paths = save_result(result, options.output, options.format, _picture(result) if options.picture else {})
+    requests().written = True
     tell(f"{summary(result)}, {time.perf_counter() - began:.1f} s; wrote {names(paths.values())}")
     verdict = result.report.verdict
     return UNSUPPORTED if options.strict and verdict is not None and verdict.grade != "good" else SUCCESS
@@ -159,25 +162,26 @@ def inputs_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _save_with_picture(result: RegistrationResult, options: argparse.Namespace) -> dict[str, Path]:
-    """Draw first, so that a picture that fails leaves the files of an earlier run as they are."""
-    from itk_nir.atomic import replacing
+def _picture(result: RegistrationResult) -> dict[str, tuple[str, bytes]]:
+    """What is written beside the other files."""
+    from pathlib import Path
+
     from itk_nir.plot import picture
+    from itk_nir.saving import PICTURE
 
     with tempfile.TemporaryDirectory() as folder:
-        drawn = picture(result, f"{folder}/registration.png").read_bytes()
-    paths = result.save(options.output, options.format)
-    paths["picture"] = Path(f"{options.output}registration.png")
-    with replacing(paths["picture"]) as temporary:
-        temporary.write_bytes(drawn)
-    return paths
+        return {"picture": (PICTURE, picture(result, Path(folder) / PICTURE).read_bytes())}
 
 
 def _checked_output(options: argparse.Namespace) -> Any:
     """Refuse what cannot be written, before the work rather than after it; the fixed image, read where it had to be."""
-    from itk_nir.checks import check_output_prefix
+    from itk_nir.places import named_files
+    from itk_nir.saving import PICTURE, check_result
 
-    check_output_prefix(options.output)
+    words = ("preset", "linear", "seed", "device", "threads", "landmark_weights")
+    read = [getattr(options, name) for name, flag in REGISTER_FLAGS.items() if flag is not None and name not in words]
+    more = (PICTURE,) if options.picture else ()
+    check_result(options.output, options.format, more, named_files(*read))
     note_if_folder(options.output)
     if options.picture:
         require_matplotlib()

@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 from itk_nir.cli.arguments import REGISTER_FLAGS, add_debug, parse_settings, settings_of
 from itk_nir.cli.console import exit_status, standard_streams, tell
+from itk_nir.cli.signals import handled
 from itk_nir.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,29 +64,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status, one of `itk_nir.cli.console.STATUSES`.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    with standard_streams():
+    with handled(for_good=__name__ == "__main__"), standard_streams():
         if "--xml" in arguments:
             sys.stdout.write(DESCRIPTION.read_text(encoding="utf-8"))
             return 0
         options = _parser().parse_args(arguments)
-        return exit_status(lambda: _register(options), "interrupted", debug=options.debug)
+        return exit_status(lambda: _register(options), debug=options.debug)
 
 
 def _register(options: argparse.Namespace) -> None:
     settings = parse_settings(
         [part for part in options.settings.split(";") if part.strip()], option="--settings", flags=FLAGS
     )
-    from itk_nir.checks import check_output_prefix
+    from itk_nir.atomic import together
+    from itk_nir.images import check_image_name, save_image
+    from itk_nir.places import named_files
+    from itk_nir.saving import check_output_file
 
     outputs = [getattr(options, name) for name in _OUTPUTS]
     if not any(outputs):
         raise InputError(f"nothing to make; choose at least one output: {', '.join(f'--{name}' for name in _OUTPUTS)}")
+    read = named_files(
+        options.fixed, options.moving, options.fixedMask, options.movingMask, options.fixedLesion, options.movingLesion,
+        options.rigidRegions, options.volumeRegions, options.fixedLabels, options.movingLabels,
+        options.initialTransform,
+    )  # fmt: skip
     for path in filter(None, outputs):
-        check_output_prefix(path)
+        check_output_file(path, read)
+    if options.outputVolume:
+        check_image_name(options.outputVolume)
     for path in filter(None, outputs[1:]):
         if not path.endswith(_TRANSFORMS):
             raise InputError(f"{path}: Slicer reads no such transform; end it in one of {', '.join(_TRANSFORMS)}")
-    from itk_nir.images import save_image
     from itk_nir.registration import register
     from itk_nir.transforms.save import save_transform
 
@@ -110,17 +120,22 @@ def _register(options: argparse.Namespace) -> None:
         callback=_progress,
     )
     fixed, moving = result.fixed.geometry, result.moving.geometry
-    if options.outputVolume:
-        save_image(result.warped_array, fixed, options.outputVolume)
-    for path, transform, grid in (
-        (options.outputTransform, result.mapping, fixed),
-        (options.outputInverseTransform, result.mapping.inverse(), moving),
-    ):
-        if path:
-            _, written = save_transform(transform, path, reference=grid)
-            for sentence in written.failed:
-                # No other exit status for it: Slicer would load none of the outputs then.
-                warnings.warn(sentence, stacklevel=2)
+    failed: list[str] = []
+    wanted = [Path(path) for path in outputs if path]
+    with together(path.parent for path in wanted) as stages:
+        staged = {str(path): stage / path.name for path, stage in zip(wanted, stages, strict=True)}
+        if options.outputVolume:
+            save_image(result.warped_array, fixed, staged[str(Path(options.outputVolume))])
+        for path, transform, grid in (
+            (options.outputTransform, result.mapping, fixed),
+            (options.outputInverseTransform, result.mapping.inverse(), moving),
+        ):
+            if path:
+                _, written = save_transform(transform, staged[str(Path(path))], reference=grid)
+                failed += written.failed
+    for sentence in failed:
+        # No other exit status for it: Slicer would load none of the outputs then.
+        warnings.warn(sentence, stacklevel=2)
     tell("<filter-end><filter-name>NIR Registration</filter-name></filter-end>")
 
 

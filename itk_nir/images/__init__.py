@@ -3,11 +3,12 @@
 from itk_nir.images.channels import load_channels
 from itk_nir.images.convert import like, to_itk, to_itk_vectors, to_sitk
 from itk_nir.images.volume import READERS, Volume, load_image
-from itk_nir.images.writing import save_image
+from itk_nir.images.writing import check_image_name, save_image
 
 __all__ = [
     "READERS",
     "Volume",
+    "check_image_name",
     "like",
     "load_channels",
     "load_image",

@@ -22,6 +22,7 @@ from itk_nir.findings import Finding
 from itk_nir.geometry import Geometry
 from itk_nir.images.itk_classes import image_view, matrix_array
 from itk_nir.images.nifti import is_nifti, orientation_warnings, read_voxels, refuse_not_finite, scaled
+from itk_nir.places import check_input, itk_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +161,9 @@ def _read_itk(image: Any, role: str, several: bool) -> Volume:
 def _read_sitk(image: Any, role: str, several: bool) -> Volume:
     import SimpleITK as sitk
 
+    pixel = image.GetPixelIDTypeAsString()
+    if "label" in pixel:  # SimpleITK ends the process when it is asked for the voxels
+        raise InputError(f"{role}: is a label map object ({pixel}); give sitk.Cast(image, sitk.sitkUInt32)")
     _check_layout(role, image.GetDimension(), image.GetNumberOfComponentsPerPixel(), several)
     array = sitk.GetArrayFromImage(image)
     _check_pixels(role, array.dtype)
@@ -173,12 +177,13 @@ def _read_path(path: str | os.PathLike[str], role: str, several: bool) -> Volume
 
     file = Path(path)
     label = f"{role} {file}"
+    check_input(path, label)
     if file.is_dir():
         raise InputError(f"{label}: is a folder; give an image file (.nii.gz, .nrrd, .mha, ...)")
     if not file.exists():
         raise InputError(f"{label}: no such file; check the path")
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
+    reader.SetFileName(itk_name(file))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from itk_nir.atomic import replacing
 from itk_nir.errors import InputError, OptionError
+from itk_nir.places import check_input
 from itk_nir.points import delimited, elastix, slicer, vtk
 from itk_nir.points.table import F64, FRAMES, PointFile
 
@@ -82,6 +83,7 @@ def load_points(
     if frame is not None and frame not in FRAMES:
         raise OptionError(f"frame is one of {', '.join(FRAMES)}, got {frame!r}")
     file = Path(path)
+    check_input(path, f"points file {file}")
     if not file.is_file():
         raise InputError(f"points file {file}: no such file; check the path")
     raw = file.read_bytes()

@@ -12,6 +12,7 @@ import numpy as np
 
 from itk_nir.errors import InputError, one_line
 from itk_nir.geometry import Geometry
+from itk_nir.places import check_input
 from itk_nir.transforms.as_itk import from_itk
 from itk_nir.transforms.as_simpleitk import from_sitk
 from itk_nir.transforms.formats.base import Spaces
@@ -136,6 +137,7 @@ def _read_matrix(value: Any, spaces: Spaces, role: str) -> CompositeTransform:
 def _read_path(path: str | os.PathLike[str], spaces: Spaces, role: str) -> CompositeTransform:
     file = Path(path)
     label = f"{role} {os.fspath(path)}"
+    check_input(path, label)
     if file.is_dir():
         raise InputError(f"{label}: is a folder; give a transform file (.h5, .tfm, .mat, .txt) or a warp image")
     if not file.exists():

@@ -10,18 +10,19 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from itk_nir import saving
 from itk_nir.cli import exit_status, main
 from itk_nir.cli.console import STATUSES, ProgressBar, names, note_if_folder, say, standard_streams, summary, tell
 from itk_nir.engine.progress import Progress
-from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled, SelfCheckWarning
+from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
 from itk_nir.report import Report
-from itk_nir.result import RegistrationResult
 from tests.cli.commands import STILL, error_line, process, register_arguments
 from tests.docs_blocks import DOCS
 
@@ -49,13 +50,13 @@ def failing(error: BaseException) -> Callable[[], None]:
         (MemoryError(), 1, "out of memory (MemoryError)"),
         (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: 8 GB"), 1, "out of memory ("),
         (ImportError("libtorch.so: failed to map segment"), 1, "a library cannot be loaded (ImportError: libtorch.so"),
-        (KeyboardInterrupt(), 130, "stopped by hand"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing was left behind"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_a_status(
     error: BaseException, status: int, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_status(failing(error), "stopped by hand") == status
+    assert exit_status(failing(error)) == status
     told = error_line(capsys)
     assert text in told
     assert "internal" not in told
@@ -63,7 +64,7 @@ def test_what_goes_wrong_is_one_line_and_a_status(
 
 @pytest.mark.parametrize("error", [ValueError("operands\nx"), TypeError("t"), KeyError("k"), RuntimeError("r")])
 def test_a_fault_of_ours_is_no_fault_of_the_input(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_status(failing(error), "") == 1
+    assert exit_status(failing(error)) == 1
     told = error_line(capsys)
     assert f"error: internal error: {type(error).__name__}: " in told
     assert told.endswith("; run again with --debug and report it\n")
@@ -76,34 +77,33 @@ def test_debug_shows_the_traceback_and_the_log(capsys: pytest.CaptureFixture[str
         log.debug("a detail")
         raise ValueError("operands")
 
-    assert exit_status(run, "", debug=True) == 1
+    assert exit_status(run, debug=True) == 1
     err = capsys.readouterr().err
     assert "DEBUG itk_nir.somewhere: a detail\n" in err
     assert "Traceback (most recent call last):" in err
     assert err.splitlines()[-1].startswith("itk-nir: error: internal error: ValueError: operands;")
-    assert exit_status(run, "") == 1  # and nothing of it stays behind
+    assert exit_status(run) == 1  # and nothing of it stays behind
     assert "a detail" not in error_line(capsys)
     assert not log.isEnabledFor(logging.DEBUG)
 
 
 @pytest.mark.filterwarnings("default")
 def test_success_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_status(lambda: warnings.warn("two\nlines", UserWarning, stacklevel=1), "") == 0
+    assert exit_status(lambda: warnings.warn("two\nlines", UserWarning, stacklevel=1)) == 0
     assert capsys.readouterr().err == "itk-nir: warning: two lines\n"
-    assert exit_status(lambda: warnings.warn("of a library", DeprecationWarning, stacklevel=1), "") == 0
+    assert exit_status(lambda: warnings.warn("of a library", DeprecationWarning, stacklevel=1)) == 0
     assert capsys.readouterr().err == ""
 
 
 def test_a_self_check_that_failed_has_a_status_of_its_own(
     pair: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = RegistrationResult.save
+    write = saving.write_both
 
-    def save_and_warn(self: RegistrationResult, *arguments: Any) -> Any:
-        warnings.warn("Composite.h5: is off by 0.1 mm", SelfCheckWarning, stacklevel=1)
-        return save(self, *arguments)
+    def write_badly(*arguments: Any) -> Any:
+        return replace(write(*arguments), failed=("Composite.h5: is off by 0.1 mm",))
 
-    monkeypatch.setattr(RegistrationResult, "save", save_and_warn)
+    monkeypatch.setattr(saving, "write_both", write_badly)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as with PYTHONWARNINGS=ignore
         assert main(register_arguments(pair, tmp_path / "case_", "--linear", "none", *STILL)) == 4
@@ -122,7 +122,7 @@ def test_every_status_is_documented() -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signals")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_request_to_end_unwinds(name: str) -> None:
+def test_a_request_to_end_unwinds(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     number = getattr(signal, name)
     cleaned = []
 
@@ -134,10 +134,9 @@ def test_a_request_to_end_unwinds(name: str) -> None:
             cleaned.append(True)
 
     before = signal.getsignal(number)
-    with pytest.raises(SystemExit) as stop:
-        exit_status(run, "")
-    assert stop.value.code == 128 + number
-    assert stop.value.code in STATUSES
+    assert exit_status(run) == 128 + number
+    assert 128 + number in STATUSES
+    assert error_line(capsys).endswith("; nothing was left behind\n")
     assert cleaned == [True]
     assert signal.getsignal(number) is before
 
@@ -146,7 +145,7 @@ def test_a_request_to_end_unwinds(name: str) -> None:
 def test_nohup_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        assert exit_status(lambda: os.kill(os.getpid(), signal.SIGHUP), "") == 0
+        assert exit_status(lambda: os.kill(os.getpid(), signal.SIGHUP)) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
 

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.atomic import all_or_none, split_prefix
-from itk_nir.checks import check_output_prefix
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.resample import resample_array
+from itk_nir.saving import TRANSFORMS, check_output_prefix
 from itk_nir.transforms.formats.ants import write_ants
 from itk_nir.transforms.formats.itk_h5 import write_h5
 from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
@@ -52,9 +52,13 @@ def write_files(
     Raises
     ------
     InputError
-        A prefix that cannot be written to.
+        A prefix that cannot be written to, or an output that is an input.
+    WriteError
+        The disk is full, or refuses otherwise.
     """
-    check_output_prefix(prefix)
+    transforms = TRANSFORMS["itk" if composite else "ants"]
+    pictured = ("Warped.nii.gz", "InverseWarped.nii.gz") if images else ()
+    check_output_prefix(prefix, (*transforms, *pictured), result.inputs)
     folder, start = split_prefix(prefix)
     with all_or_none(folder) as stage:
         if composite:

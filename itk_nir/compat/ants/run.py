@@ -10,13 +10,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from itk_nir.checks import check_output_prefix
 from itk_nir.compat.ants.arguments import kind_options, register_options
 from itk_nir.compat.ants.files import load_initial_transform, warped_fixed, write_files
 from itk_nir.compat.ants.images import as_volume, to_ants
 from itk_nir.compat.ants.options import DEFAULT_METRIC, OPTIONS, Kind
 from itk_nir.errors import InputError
 from itk_nir.images import Volume
+from itk_nir.places import named_files
+from itk_nir.saving import TRANSFORMS, check_output_prefix
 
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Callback, Progress
@@ -153,7 +154,11 @@ def registration(
         raise InputError("registration takes two images; raw antsRegistration arguments cannot be used")
     kind, options = register_options(given, kwargs)
     # Before the work and not after it.
-    check_output_prefix(outprefix or os.path.join(tempfile.gettempdir(), ""))
+    check_output_prefix(
+        outprefix or os.path.join(tempfile.gettempdir(), ""),
+        TRANSFORMS["itk" if write_composite_transform else "ants"] if outprefix else (),
+        named_files(initial_transform),
+    )
     for name in ("fixed_labels", "moving_labels"):
         if options.get(name) is not None:
             options[name] = as_volume(options[name], name.replace("_", " "))

@@ -102,7 +102,7 @@ def write_result(
             before = str(where / f"TransformParameters.{number - 1}.txt") if number else "NoInitialTransform"
             names = {key: [before] for key in one if key.startswith("InitialTransformParameter")}
             text = as_text({**one, **names})
-            (stage / f"TransformParameters.{number}.txt").write_text(text, encoding="utf-8")
+            (stage / f"TransformParameters.{number}.txt").write_text(text, encoding="utf-8", errors="surrogateescape")
         if request.write_image:
             last = maps[-1]
             image = as_pixel_type(warped, PIXELS[last["ResultImagePixelType"][0]])

@@ -18,6 +18,7 @@ from itk_nir.atomic import all_or_none, split_prefix
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
+from itk_nir.places import itk_name
 from itk_nir.transforms.composition import field_then_linear
 from itk_nir.transforms.formats.base import (
     Directions,
@@ -192,7 +193,7 @@ def _inverted(affine: Path) -> Mapping:
     def apply(points: Points) -> Points:
         import SimpleITK as sitk
 
-        transform = sitk.ReadTransform(str(affine)).GetInverse()
+        transform = sitk.ReadTransform(itk_name(affine)).GetInverse()
         return np.array([transform.TransformPoint(p.tolist()) for p in points])
 
     return apply

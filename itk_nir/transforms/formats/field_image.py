@@ -23,6 +23,7 @@ from itk_nir.errors import InputError, one_line, warn_caller
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.images.nifti import is_nifti, parse_header, read_voxels
+from itk_nir.places import itk_name
 from itk_nir.transforms.check import random_points
 from itk_nir.transforms.composition import whole_field_grid
 from itk_nir.transforms.formats.base import (
@@ -263,7 +264,7 @@ def read_field(path: Path, label: str, spaces: Spaces | None = None) -> Displace
         if found is not None:
             return found
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(itk_name(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -370,7 +371,7 @@ def _nifti_vectors(path: Path, grid: Geometry, label: str) -> NDArray[np.float32
 def _apply_image(path: Path, points: Points) -> Points:
     import SimpleITK as sitk
 
-    image = sitk.ReadImage(str(path))
+    image = sitk.ReadImage(itk_name(path))
     d = points.shape[1]
     scale = np.reshape(image.GetDirection(), (d, d)) * image.GetSpacing()
     index = (points - image.GetOrigin()) @ np.linalg.inv(scale).T

@@ -8,6 +8,7 @@ transform's inverse; write it to a second file.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ def write_h5(
     ------
     InputError
         Another precision, or no such folder.
+    WriteError
+        The disk is full, or refuses otherwise.
     """
     import h5py
 
@@ -120,7 +123,9 @@ def write_h5(
     about = np.asarray(centre, np.float64)
     d = transform.dimension
     text = h5py.string_dtype("ascii")
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    # In memory first: on a full disk HDF5 ends the process.
+    whole = io.BytesIO()
+    with h5py.File(whole, "w") as file:
         file.create_dataset("ITKVersion", data=["5.4.0"], dtype=text)
         file.create_dataset("HDFVersion", data=[h5py.version.hdf5_version], dtype=text)
         groups = file.create_group("TransformGroup")
@@ -136,6 +141,8 @@ def write_h5(
                 chunk = (min(parameters.size, 1 << 18),)
                 options = {"chunks": chunk, "compression": "gzip", "compression_opts": compression, "shuffle": True}
             group.create_dataset("TransformParameters", data=parameters, **options)
+    with replacing(path) as temporary, open(temporary, "wb") as out:
+        out.write(whole.getbuffer())
 
 
 def read_h5(path: str | os.PathLike[str]) -> CompositeTransform:

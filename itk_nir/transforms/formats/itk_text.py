@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from itk_nir.errors import InputError, one_line
+from itk_nir.atomic import refuse_cut, refuse_if_full
+from itk_nir.errors import InputError, WriteError, one_line
 from itk_nir.geometry import Geometry
+from itk_nir.places import itk_name
 from itk_nir.transforms.as_simpleitk import from_sitk, to_sitk
 from itk_nir.transforms.formats.base import (
     HDF,
@@ -27,6 +29,9 @@ from itk_nir.transforms.formats.base import (
 from itk_nir.transforms.formats.itk_h5 import UnknownTransformType, read_h5
 from itk_nir.transforms.formats.itk_layout import add_count, check_matlab, check_text
 from itk_nir.transforms.model import CompositeTransform
+
+#: Bytes of the longest number, and more than those of a line of other text.
+_LINE = 26
 
 
 @dataclass(frozen=True)
@@ -94,15 +99,25 @@ def write_itk_file(
 
     Raises
     ------
-    OSError
-        ITK cannot write it.
+    WriteError, OSError
+        ITK cannot write it, or what it wrote is not the transform.
     """
     import SimpleITK as sitk
 
+    name, written = itk_name(path), to_sitk(transform, centre)
+    refuse_if_full(Path(path), _LINE * (1 + len(written.GetParameters()) + len(written.GetFixedParameters())))
     try:
-        sitk.WriteTransform(to_sitk(transform, centre), os.fspath(path))
+        sitk.WriteTransform(written, name)
+        found = sitk.ReadTransform(name)
     except RuntimeError as error:
-        raise OSError(f"{Path(path).name}: cannot be written ({one_line(error)})") from error
+        raise WriteError(f"{Path(path).name}: cannot be written ({one_line(error)}); check the disk") from error
+    refuse_cut(Path(path))
+    # Both formats keep every bit, and a number that lost its end is another.
+    same = (
+        found.GetParameters() == written.GetParameters() and found.GetFixedParameters() == written.GetFixedParameters()
+    )
+    if not same:
+        raise WriteError(f"{Path(path).name}: read back, it is not what was written; the disk is full, make room")
     if has_ending(os.fspath(path), TEXT):
         add_count(Path(path), len(transform.transforms))
 
@@ -161,7 +176,7 @@ def read_itk_file(path: Path, reference: Geometry | None, label: str) -> Composi
     elif has_ending(path.name, TEXT):
         check_text(path, label)
     try:
-        return from_sitk(sitk.ReadTransform(str(path)), reference)
+        return from_sitk(sitk.ReadTransform(itk_name(path)), reference)
     except RuntimeError as error:
         raise InputError(f"{label}: damaged or no ITK transform file ({one_line(error)})") from error
     except InputError as error:
@@ -171,5 +186,5 @@ def read_itk_file(path: Path, reference: Geometry | None, label: str) -> Composi
 def _apply(path: Path, points: Points) -> Points:
     import SimpleITK as sitk
 
-    transform = sitk.ReadTransform(str(path))
+    transform = sitk.ReadTransform(itk_name(path))
     return np.array([transform.TransformPoint(p.tolist()) for p in points])

@@ -13,6 +13,7 @@ import numpy as np
 
 from itk_nir.errors import InputError, one_line
 from itk_nir.geometry import Geometry
+from itk_nir.places import as_file_name
 from itk_nir.transforms.as_simpleitk import to_sitk
 from itk_nir.transforms.formats.elastix.parameters import (
     INITIAL,
@@ -233,7 +234,7 @@ def _collect(source: Any, beside: bool) -> list[tuple[ParameterMap, Path | None]
         return []
     # Maps in memory follow each other by their order, whatever files the later ones name.
     before = initial_file(maps[0])
-    first = [] if before is None else _from_files(Path(before), set(), beside)
+    first = [] if before is None else _from_files(_locate(before, None, beside), set(), beside)
     return [*first, *((m, None) for m in maps)]
 
 
@@ -250,7 +251,7 @@ def _from_files(path: Path, seen: set[Path], beside: bool) -> list[tuple[Paramet
 
 def _locate(name: str, folder: Path | None, beside: bool) -> Path:
     """A file that one in `folder` names: where elastix looks, else beside it; the other way round if asked."""
-    path = Path(name)
+    path = Path(as_file_name(name))
     if folder is None:
         return path
     places = [path, folder / path, folder / path.name]

@@ -192,5 +192,5 @@ def write_elastix(
         for number, parameters in enumerate(maps):
             before = str(where / names[number - 1]) if number else NONE
             text = as_text({**parameters, **{key: [before] for key in INITIAL}})
-            (stage / names[number]).write_text(text, encoding="utf-8")
+            (stage / names[number]).write_text(text, encoding="utf-8", errors="surrogateescape")
     return [folder / n for n in names]
