@@ -17,6 +17,7 @@ from itk_nir.engine.images import Pair, as_volume, background
 from itk_nir.engine.metrics import channel_metrics
 from itk_nir.engine.region_labels import regions_in
 from itk_nir.engine.restriction import check_length
+from itk_nir.engine.torch_state import quietly
 from itk_nir.errors import InputError, OptionError
 from itk_nir.findings import Finding
 from itk_nir.images import Volume, load_channels, load_image
@@ -95,6 +96,7 @@ class Problem:
     clock: float
 
     @classmethod
+    @quietly
     def prepare(
         cls,
         fixed: Any,

@@ -20,8 +20,6 @@ from itk_nir.engine.execution import (
     peak_device_memory_mb,
     peak_memory_mb,
     reset_peak_device_memory,
-    torch_on_one_thread,
-    with_torch_threads,
 )
 from itk_nir.engine.images import Pair
 from itk_nir.engine.linear import Start, find_start, optimise_linear
@@ -30,6 +28,7 @@ from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.engine.regions import kept
 from itk_nir.engine.sampling import SampledField, Target, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
+from itk_nir.engine.torch_state import engine_state, in_state, until_exit
 from itk_nir.errors import VerdictWarning, warn_caller
 from itk_nir.findings import texts
 from itk_nir.neural_field import NeuralField
@@ -190,8 +189,9 @@ def register(
     told = texts(problem.findings)
     for note in told:
         warnings.warn(note, UserWarning, stacklevel=2)
-    with torch_on_one_thread(problem.device) as found:
-        result = _Run(problem, None if callback is None else with_torch_threads(callback, found)).result()
+    with engine_state(problem.device) as found:
+        told_of = until_exit(None if callback is None else in_state(callback, found))
+        result = _Run(problem, told_of).result()
     verdict = result.report.verdict
     for note in result.report.warnings[len(told) :]:
         category = VerdictWarning if verdict is not None and str(verdict) in note else UserWarning
