@@ -119,7 +119,7 @@ def write_h5(
     about = np.asarray(centre, np.float64)
     d = transform.dimension
     text = h5py.string_dtype("ascii")
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
         file.create_dataset("ITKVersion", data=["5.4.0"], dtype=text)
         file.create_dataset("HDFVersion", data=[h5py.version.hdf5_version], dtype=text)
         groups = file.create_group("TransformGroup")
@@ -160,7 +160,7 @@ def read_h5(path: str | os.PathLike[str]) -> CompositeTransform:
     import h5py
 
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             if "TransformGroup" not in file:
                 raise InputError(f"{os.fspath(path)}: an HDF5 file without ITK transforms; give an ITK transform .h5")
             groups = [file["TransformGroup"][k] for k in sorted(file["TransformGroup"], key=int)]
@@ -222,7 +222,7 @@ def _decode(name: str, d: int, group: Any) -> Step:
 def _apply(path: Path, points: Points) -> Points:
     import h5py
 
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         groups = file["TransformGroup"]
         numbers = sorted(groups, key=int)
         # Group 0 names the composite; of its parts ITK applies the last first.
