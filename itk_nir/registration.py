@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from itk_nir.call import described
 from itk_nir.checkpoint import Checkpoints, checked_seconds, chosen_metrics, with_chosen_metrics
 from itk_nir.engine import ops
 from itk_nir.engine.choice import SAME, choose_metric
@@ -32,6 +33,7 @@ from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.engine.torch_state import engine_state, in_state, until_exit
 from itk_nir.errors import VerdictWarning
 from itk_nir.findings import texts
+from itk_nir.identity import inputs_of
 from itk_nir.neural_field import NeuralField
 from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
@@ -171,6 +173,7 @@ def register(
     >>> result.report.similarity > result.report.similarity_start
     True
     """
+    given = dict(locals())
     settings = make_settings(preset, **options)
     warn_of_expert_settings(preset, set(options))
     problem = Problem.prepare(
@@ -202,7 +205,7 @@ def register(
         warnings.warn(note, UserWarning, stacklevel=2)
     with engine_state(problem.device) as found:
         told_of = until_exit(None if callback is None else in_state(callback, found))
-        result = _Run(problem, told_of, journal).result()
+        result = _Run(problem, told_of, journal, described(given, settings)).result()
     if kept is not None and result.report.stop != "cancelled":
         kept.clear()
     verdict = result.report.verdict
@@ -220,8 +223,8 @@ def _at_rest(done: Optimised, pair: Pair) -> Optimised:
 class _Run:
     """One registration: linear stage, deformable stage, sampling, verdict; what it took is in `report`."""
 
-    def __init__(self, problem: Problem, callback: Callback | None, journal: Journal) -> None:
-        self.problem, self.callback, self.journal = problem, callback, journal
+    def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
+        self.problem, self.callback, self.journal, self.call = problem, callback, journal, call
         self.seconds = {"read": time.perf_counter() - problem.clock}
         self.notes, self.doubts, self.remarks = list(texts(problem.findings)), list(problem.doubts), list[str]()
         self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
@@ -476,6 +479,8 @@ class _Run:
             peak_device_memory_mb=peak_device_memory_mb(problem.device),
             versions=versions(),
             settings={name: as_json(asdict(part)) for name, part in settings.parts.items()},
+            inputs=inputs_of(problem),
+            call=self.call,
             warnings=tuple(self.notes),
             **measured,
         )

@@ -35,8 +35,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "with --format, the transforms as another program's files.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("--fixed", required=True, metavar="IMAGE", help="image that stays")
-    parser.add_argument("--moving", required=True, metavar="IMAGE", help="image that is brought onto it")
+    parser.add_argument("--fixed", metavar="IMAGE", help="image that stays")
+    parser.add_argument("--moving", metavar="IMAGE", help="image that is brought onto it")
     parser.add_argument("--output", required=True, metavar="PREFIX", help="start of the names of all files written")
     parser.add_argument(
         "--linear",
@@ -96,14 +96,36 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         action="store_true",
         help="exit status 3 unless the verdict on the result is 'good'; files are written",
     )
+    parser.add_argument(
+        "--from-report",
+        metavar="FILE",
+        help="repeat the registration of this report.json, to the bit on the same machine: its images and options "
+        "are taken from there; --fixed, --moving and other inputs say where a file is now",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="keep what is done so far in this folder, after every level and every --checkpoint-seconds; the same "
+        "command goes on from there after it was stopped, and the folder is emptied at the end",
+    )
+    parser.add_argument(
+        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="between two of them (default: 60)"
+    )
     parser.add_argument("--picture", action="store_true", help="write PREFIXregistration.png too")
     add_common(parser)
     add_options(parser)
+    parser.set_defaults(defaults={a.dest: a.default for a in parser._actions})
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Register the images, write all files or none, and print one line about the result; the exit status."""
+    if options.from_report is not None:
+        began = time.perf_counter()
+        return _finished(options, _repeated(options), began)
+    missing = [f"--{name}" for name in ("fixed", "moving") if getattr(options, name) is None]
+    if missing:
+        raise OptionError(f"{' and '.join(missing)}: missing; give both images, or --from-report FILE")
     given = parse_settings(options.set)
     for name, value in given_options(options).items():
         if name in given:
@@ -137,11 +159,51 @@ def run(options: argparse.Namespace) -> int:
             device=options.device,
             threads=options.threads,
             callback=callback,
+            checkpoint=options.checkpoint,
+            checkpoint_seconds=options.checkpoint_seconds,
         )
+    return _finished(options, result, began)
+
+
+def _finished(options: argparse.Namespace, result: RegistrationResult, began: float) -> int:
+    """Write all files or none, and print one line about the result; the exit status."""
     paths = _save_with_picture(result, options) if options.picture else result.save(options.output, options.format)
     tell(f"{summary(result)}, {time.perf_counter() - began:.1f} s; wrote {names(paths.values())}")
     verdict = result.report.verdict
     return UNSUPPORTED if options.strict and verdict is not None and verdict.grade != "good" else SUCCESS
+
+
+#: What may stand beside ``--from-report``: where things are and how it is run.
+_WITH_A_REPORT = (
+    "fixed", "moving", "fixed_mask", "moving_mask", "fixed_lesion", "moving_lesion", "rigid_regions", "volume_regions",
+    "fixed_landmarks", "moving_landmarks", "fixed_labels", "moving_labels", "initial_transform", "device", "threads",
+    "checkpoint", "checkpoint_seconds",
+)  # fmt: skip
+
+
+def _repeated(options: argparse.Namespace) -> RegistrationResult:
+    """The registration of a report once more.
+
+    Raises
+    ------
+    OptionError
+        A flag that would make another registration of it.
+    """
+    given = {name for name, usual in options.defaults.items() if name != "help" and getattr(options, name) != usual}
+    others = given - {*_WITH_A_REPORT, "from_report", "output", "format", "strict", "picture", "debug"}
+    if others:
+        flags = sorted("--" + name.removeprefix("option_").replace("_", "-") for name in others)
+        raise OptionError(f"{', '.join(flags)}: --from-report says it already; leave it out")
+    _checked_output(options)
+    with progress() as callback:
+        from itk_nir.engine import ops
+        from itk_nir.repeating import repeat
+
+        ops.return_blocks_from(8 << 20)
+        anew = {name: getattr(options, name) for name in given & set(_WITH_A_REPORT)}
+        if "initial_transform" in anew:
+            anew["initial_transform"] = one_or_list(anew["initial_transform"])
+        return repeat(options.from_report, callback=callback, **anew)
 
 
 def _save_with_picture(result: RegistrationResult, options: argparse.Namespace) -> dict[str, Path]:
@@ -166,7 +228,7 @@ def _checked_output(options: argparse.Namespace) -> Any:
     note_if_folder(options.output)
     if options.picture:
         require_matplotlib()
-    if options.format == "nifti":  # the one that not every dimension has
+    if options.format == "nifti" and options.fixed is not None:  # the one that not every dimension has
         from itk_nir.images import load_image
         from itk_nir.transforms.save import check_format
 
