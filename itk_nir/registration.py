@@ -31,10 +31,11 @@ from itk_nir.engine.regions import kept
 from itk_nir.engine.sampling import SampledField, Target, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.engine.torch_state import engine_state, in_state, until_exit
-from itk_nir.errors import VerdictWarning
+from itk_nir.errors import OptionError, VerdictWarning
 from itk_nir.findings import texts
 from itk_nir.identity import inputs_of
 from itk_nir.neural_field import NeuralField
+from itk_nir.options import shown
 from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
@@ -174,6 +175,8 @@ def register(
     True
     """
     given = dict(locals())
+    if callback is not None and not callable(callback):
+        raise OptionError(f"callback is a function that takes a Progress, got {shown(callback)}")
     settings = make_settings(preset, **options)
     warn_of_expert_settings(preset, set(options))
     problem = Problem.prepare(

@@ -165,7 +165,9 @@ def _train(
             continue
         ops.release_memory()
         grids = LevelGrids.of(pair, domain, settings.shrink_factors[number])
-        sigma, radius = settings.smoothing_sigmas[number], settings.radius[number]
+        # A window that reaches beyond both ends sees no more than the whole.
+        radius = min(settings.radius[number], max(len(p) for p in grids.fixed))
+        sigma = settings.smoothing_sigmas[number]
         channels = LevelChannels.of(pair, grids, normalised, sigma, radius, threads)
         if number == settings.levels - 1:
             normalised.clear()
