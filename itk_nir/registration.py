@@ -34,6 +34,7 @@ from itk_nir.engine.torch_state import engine_state, in_state, until_exit
 from itk_nir.errors import OptionError, VerdictWarning
 from itk_nir.findings import texts
 from itk_nir.identity import inputs_of
+from itk_nir.memory import within_memory
 from itk_nir.neural_field import NeuralField
 from itk_nir.options import shown
 from itk_nir.problem import Problem
@@ -208,7 +209,8 @@ def register(
         warnings.warn(note, UserWarning, stacklevel=2)
     with engine_state(problem.device) as found:
         told_of = until_exit(None if callback is None else in_state(callback, found))
-        result = _Run(problem, told_of, journal, described(given, settings)).result()
+        run = _Run(problem, told_of, journal, described(given, settings))
+        result = within_memory(run.result, problem)
     if kept is not None and result.report.stop != "cancelled":
         kept.clear()
     verdict = result.report.verdict

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from itk_nir.errors import OptionError
-from itk_nir.options import whole_number
+from itk_nir.options import shown, whole_number
 
 
 def device_named(name: str) -> torch.device:
@@ -28,10 +28,10 @@ def device_named(name: str) -> torch.device:
     OptionError
         Another word, or CUDA where torch finds none.
     """
+    if not isinstance(name, str) or name not in ("auto", "cpu", "cuda"):
+        raise OptionError(f"device is 'auto', 'cpu' or 'cuda', got {shown(name)}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise OptionError(f"device is 'auto', 'cpu' or 'cuda', got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise OptionError("device 'cuda' was asked for but torch finds no CUDA device; use device='cpu' or 'auto'")
     return torch.device(name)
@@ -59,7 +59,7 @@ def thread_count(threads: int | None) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = whole_number(threads)
     if count is None or count < 1:
-        raise OptionError(f"threads is a whole number of at least 1, got {threads!r}")
+        raise OptionError(f"threads is a whole number of at least 1, got {shown(threads)}")
     return count
 
 
