@@ -24,6 +24,7 @@ from itk_nir.atomic import replacing
 from itk_nir.engine.journal import Entry, Journal
 from itk_nir.errors import InputError, OptionError, one_line, warn_caller
 from itk_nir.identity import checksum, fingerprint
+from itk_nir.options import shown
 from itk_nir.problem import Problem
 from itk_nir.settings import Settings
 
@@ -85,7 +86,7 @@ class Checkpoints:
             A preset that has none.
         """
         if not isinstance(folder, (str, os.PathLike)) or not str(os.fspath(folder)):
-            raise OptionError(f"checkpoint is the name of a folder, got {folder!r}")
+            raise OptionError(f"checkpoint is the name of a folder, got {shown(folder)}")
         if problem.settings.deformable.kind != "deformable":
             raise OptionError(f"preset {problem.settings.preset!r} has no checkpoints; leave checkpoint out")
         path = Path(os.fsdecode(folder))
@@ -234,7 +235,7 @@ def checked_seconds(seconds: Any) -> float:
         No number of at least 0.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, Real) or not float(seconds) >= 0:
-        raise OptionError(f"checkpoint_seconds is a number of at least 0, got {seconds!r}")
+        raise OptionError(f"checkpoint_seconds is a number of at least 0, got {shown(seconds)}")
     return float(seconds)
 
 
