@@ -66,14 +66,13 @@ def evaluate(metric: Any, view: Any) -> None:
 
 def one(name: str, shape: tuple[int, ...], threads: int) -> dict[str, float]:
     """In this process: seconds of the preparation, and the memory beyond that of the images, GB."""
-    import torch
 
-    from itk_nir.engine.execution import torch_on_one_thread
     from itk_nir.engine.metrics import metric_named
+    from itk_nir.engine.torch_state import engine_state
 
     shown, view = level(shape, threads)
     before = memory(reset=True)
-    with torch_on_one_thread(torch.device("cpu")):
+    with engine_state():
         began = time.perf_counter()
         metric = metric_named(name).prepare(shown)
         prepared = time.perf_counter() - began
@@ -95,15 +94,14 @@ def memory(*, reset: bool = False) -> float:
 
 def steps(shape: tuple[int, ...], threads: int, turns: int) -> dict[str, float]:
     """Median seconds of a step of each metric, in alternation."""
-    import torch
 
-    from itk_nir.engine.execution import torch_on_one_thread
     from itk_nir.engine.metrics import metric_named
+    from itk_nir.engine.torch_state import engine_state
 
     shown, view = level(shape, threads)
     metrics = {name: metric_named(name).prepare(shown) for name in METRICS}
     seconds: dict[str, list[float]] = {name: [] for name in METRICS}
-    with torch_on_one_thread(torch.device("cpu")):
+    with engine_state():
         for turn in range(turns + 1):
             for name, metric in metrics.items():
                 began = time.perf_counter()

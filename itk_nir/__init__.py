@@ -34,6 +34,7 @@ _MODULES = {
     "load_transform": "itk_nir.loading",
     "make_settings": "itk_nir.settings",
     "register": "itk_nir.registration",
+    "repeat": "itk_nir.repeating",
 }
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "load_transform",
     "make_settings",
     "register",
+    "repeat",
 ]
 
 # Name of before 0.2 → now.

@@ -15,6 +15,7 @@ from itk_nir.loading import load_transform as load_transform
 from itk_nir.neural_field import NeuralField as NeuralField
 from itk_nir.neural_field import load_field as load_field
 from itk_nir.registration import register as register
+from itk_nir.repeating import repeat as repeat
 from itk_nir.report import Report as Report
 from itk_nir.result import RegistrationResult as RegistrationResult
 from itk_nir.settings import Settings as Settings
@@ -42,6 +43,7 @@ __all__ = [
     "load_transform",
     "make_settings",
     "register",
+    "repeat",
 ]
 
 __version__: str

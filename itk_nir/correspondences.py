@@ -18,6 +18,7 @@ from itk_nir.engine.landmarks import PRECISION, Landmarks
 from itk_nir.engine.metrics import channel_metrics, look_at_images
 from itk_nir.errors import InputError, OptionError
 from itk_nir.images import Volume, load_image
+from itk_nir.options import shown
 from itk_nir.points import load_points
 from itk_nir.report import LandmarkDistances
 from itk_nir.resample import nearest_on, resample_array
@@ -204,7 +205,9 @@ def read_given(
     if fixed_labels is not None:
         maps, values = _label_maps(fixed, moving, fixed_labels, moving_labels, deformable.labels)
     elif deformable.labels:
-        raise OptionError(f"labels {deformable.labels} are to count, but there are no fixed_labels and moving_labels")
+        raise OptionError(
+            f"labels {shown(deformable.labels)} are to count, but there are no fixed_labels and moving_labels"
+        )
     if points is None and maps is None:
         if not look_at_images(channel_metrics(deformable.metric, deformable.channel_weights, channels)):
             raise OptionError(

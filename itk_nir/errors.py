@@ -56,6 +56,10 @@ class OptionError(ItkNirError, ValueError, TypeError):
     """
 
 
+class OutOfMemory(ItkNirError, MemoryError):
+    """A registration needs more memory than there is; nothing of it is left in the process."""
+
+
 class RegistrationCancelled(ItkNirError):
     """The registration was stopped before there was anything to return.
 

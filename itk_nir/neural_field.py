@@ -25,9 +25,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.atomic import replacing
-from itk_nir.engine.execution import device_named, thread_count, torch_on_one_thread
+from itk_nir.engine.execution import device_named, thread_count
 from itk_nir.engine.sampling import Field, SampledField, Target, sample_field
 from itk_nir.engine.settings import SamplingSettings
+from itk_nir.engine.torch_state import engine_state
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.options import converted
@@ -121,7 +122,7 @@ class NeuralField:
             Points of another shape.
         """
         p = self._checked(points)
-        moved: F64 = self.linear.map(p + self.trained.displacement(p))
+        moved: F64 = self.linear.map(p + self.displacement(p))
         return moved if self.start is None else self.start.map(moved)
 
     def displacement(self, points: ArrayLike, inverse: bool = False) -> F64:
@@ -144,7 +145,9 @@ class NeuralField:
         InputError
             Points of another shape.
         """
-        return self.trained.displacement(self._checked(points), inverse)
+        p = self._checked(points)
+        with engine_state(self.trained.device):
+            return self.trained.displacement(p, inverse)
 
     def _checked(self, points: ArrayLike) -> F64:
         p = np.asarray(points, float)
@@ -210,7 +213,7 @@ class NeuralField:
                 f"give max_interpolation_error or field_spacing, not both (got {max_interpolation_error!r} and "
                 f"{field_spacing!r})"
             )
-        with torch_on_one_thread(self.trained.device):
+        with engine_state(self.trained.device):
             target = (
                 None
                 if moving is None
@@ -353,7 +356,8 @@ def load_field(path: str | os.PathLike[str], *, device: str = "cpu", threads: in
                 _restored(header["start"], tensors), _restored(header["start_inverse"], tensors)
             )  # fmt: skip
         engine = engine_named(header["kind"])
-        trained = engine.restore(header["field"], tensors, geometry, device=where, threads=count)
+        with engine_state(where):
+            trained = engine.restore(header["field"], tensors, geometry, device=where, threads=count)
         return NeuralField(header["kind"], trained, LinearTransform(np.array(header["linear"])), start, header["about"])
     except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
         raise InputError(

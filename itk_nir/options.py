@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import numbers
@@ -175,6 +176,8 @@ def documented(settings: type[T]) -> type[T]:
 def check(settings: Any) -> None:
     """Refuse a settings object with a value that its option does not allow; tuples by each of their numbers.
 
+    Values of a like type (NumPy's numbers, lists) become those of the field's, see `converted`.
+
     Parameters
     ----------
     settings : object
@@ -191,10 +194,11 @@ def check(settings: Any) -> None:
             if isinstance(part, str):
                 if what.choices and part not in what.choices:
                     hint = nearest_name(part, what.choices)
-                    raise OptionError(f"{name} must be {what.limits()}, got {value!r}{hint}")
+                    raise OptionError(f"{name} must be {what.limits()}, got {shown(value)}{hint}")
             elif isinstance(part, (int, float)) and not isinstance(part, bool) and not what.allows(part):
                 wanted = what.limits() or "a finite number"
-                raise OptionError(f"{name} must be {wanted}, got {value!r}")
+                raise OptionError(f"{name} must be {wanted}, got {shown(value)}")
+        object.__setattr__(settings, name, converted(type(settings), name, value))
 
 
 def check_levels(settings: Any, count: int, counted: str) -> None:
@@ -246,13 +250,34 @@ def converted(owner: type, name: str, value: Any) -> Any:
     OptionError
         A value of another type.
     """
-    hint = typing.get_type_hints(owner)[name]
+    hint = _hints(owner)[name]
     what = options_in(owner).get(name)
     single = what is not None and what.per_level and isinstance(value, (numbers.Real, np.number))
     ok, out = _convert(hint, (value,) if single else value)
     if not ok:
-        raise OptionError(f"option {name!r} is {_in_words(hint)}, got {value!r}")
+        raise OptionError(f"option {name!r} is {_in_words(hint)}, got {shown(value)}")
     return out
+
+
+@functools.cache
+def _hints(owner: type) -> dict[str, Any]:
+    return typing.get_type_hints(owner)
+
+
+def shown(value: Any) -> str:
+    """A value for a message: its `repr` on one line, cut where it is long.
+
+    Parameters
+    ----------
+    value : object
+        Anything.
+
+    Returns
+    -------
+    str
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:60]} ... {text[-15:]}"
 
 
 def whole_number(value: Any) -> int | None:
@@ -313,8 +338,12 @@ def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
         return isinstance(value, (bool, np.bool_)), bool(value) if isinstance(value, (bool, np.bool_)) else None
     if hint in (int, float):
         wanted = numbers.Integral if hint is int else numbers.Real
-        ok = isinstance(value, wanted) and not isinstance(value, bool)
-        return ok, hint(value) if ok else None
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            return False, None
+        try:
+            return True, hint(value)
+        except OverflowError:  # a whole number that no float can hold
+            return False, None
     return isinstance(value, hint), value
 
 

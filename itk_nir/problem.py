@@ -17,11 +17,12 @@ from itk_nir.engine.images import Pair, as_volume, background
 from itk_nir.engine.metrics import channel_metrics
 from itk_nir.engine.region_labels import regions_in
 from itk_nir.engine.restriction import check_length
+from itk_nir.engine.torch_state import quietly
 from itk_nir.errors import InputError, OptionError
 from itk_nir.findings import Finding, texts
 from itk_nir.images import Volume, load_channels, load_image
 from itk_nir.loading import load_transform
-from itk_nir.options import whole_number
+from itk_nir.options import shown, whole_number
 from itk_nir.resample import resample_array
 from itk_nir.settings import Settings
 from itk_nir.transforms.composition import field_then_linear
@@ -95,6 +96,7 @@ class Problem:
     clock: float
 
     @classmethod
+    @quietly
     def prepare(
         cls,
         fixed: Any,
@@ -408,12 +410,12 @@ def _checked_stages(linear: str, deformable: bool, seed: int) -> int:
         A word or value that cannot be.
     """
     if not isinstance(linear, str) or linear not in LINEAR_STAGES:
-        raise OptionError(f"linear is one of {', '.join(map(repr, LINEAR_STAGES))}, got {linear!r}")
+        raise OptionError(f"linear is one of {', '.join(map(repr, LINEAR_STAGES))}, got {shown(linear)}")
     if not isinstance(deformable, (bool, np.bool_)):
-        raise OptionError(f"deformable is True or False, got {deformable!r}")
+        raise OptionError(f"deformable is True or False, got {shown(deformable)}")
     if not deformable and linear == "none":
         raise OptionError("linear='none' with deformable=False leaves nothing to do; ask for one of the two stages")
     number = whole_number(seed)
     if number is None or number < 0:
-        raise OptionError(f"seed is a whole number that is not negative, got {seed!r}")
+        raise OptionError(f"seed is a whole number that is not negative, got {shown(seed)}")
     return number

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import platform
+import os
 import time
 import warnings
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
+from itk_nir.call import described
+from itk_nir.checkpoint import Checkpoints, checked_seconds, chosen_metrics, with_chosen_metrics
 from itk_nir.engine import ops
 from itk_nir.engine.choice import SAME, choose_metric
 from itk_nir.engine.evidence import Comparison
@@ -20,10 +21,9 @@ from itk_nir.engine.execution import (
     peak_device_memory_mb,
     peak_memory_mb,
     reset_peak_device_memory,
-    torch_on_one_thread,
-    with_torch_threads,
 )
 from itk_nir.engine.images import Pair
+from itk_nir.engine.journal import LINEAR, Entry, Journal
 from itk_nir.engine.linear import optimise_linear
 from itk_nir.engine.linear_search import Start, find_start
 from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of
@@ -31,17 +31,21 @@ from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.engine.regions import kept
 from itk_nir.engine.sampling import SampledField, Target, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
-from itk_nir.errors import VerdictWarning, warn_caller
+from itk_nir.engine.torch_state import engine_state, in_state, until_exit
+from itk_nir.errors import OptionError, VerdictWarning
 from itk_nir.findings import texts
+from itk_nir.identity import inputs_of
+from itk_nir.memory import within_memory
 from itk_nir.neural_field import NeuralField
+from itk_nir.options import shown
 from itk_nir.places import named_files
 from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
-from itk_nir.settings import Options, Settings, make_settings, options_of, public_options
+from itk_nir.settings import Options, Settings, make_settings
+from itk_nir.telling import metric_name, on_landmarks, versions, warn_of_expert_settings
 from itk_nir.transforms.model import LinearTransform
 from itk_nir.verdict import Verdict, judge, known, worse
-from itk_nir.version import __version__
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -79,6 +83,8 @@ def register(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     threads: int | None = None,
     callback: Callback | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 60.0,
     **options: Unpack[Options],
 ) -> RegistrationResult:
     """Find the dense, invertible deformation that takes `moving` onto `fixed`.
@@ -128,6 +134,12 @@ def register(
         CPU threads; all that the process may use by default. Results do not depend on it.
     callback : callable, optional
         Called with a `Progress` after every iteration; a true return value stops, and the best so far is kept.
+    checkpoint : path, optional
+        A folder: what is done so far is kept there after the linear stage, after every level and every
+        `checkpoint_seconds` within one. The same call takes up from there what was stopped, and ends in the same bits;
+        then the folder is emptied. Not for preset ``"paper"``.
+    checkpoint_seconds : float
+        At least 0.
     **options : Options
         Public options of the preset: `metric`, `channel_weights`, `linear_metric`, `iterations`, `shrink_factors`,
         `smoothing_sigmas`, `radius`, `learning_rates`, `regulariser`, `smoothness`, `grid_spacing`, `transform_model`,
@@ -171,8 +183,11 @@ def register(
     >>> result.report.similarity > result.report.similarity_start
     True
     """
+    given = dict(locals())
+    if callback is not None and not callable(callback):
+        raise OptionError(f"callback is a function that takes a Progress, got {shown(callback)}")
     settings = make_settings(preset, **options)
-    _warn_of_expert_settings(preset, set(options))
+    warn_of_expert_settings(preset, set(options))
     problem = Problem.prepare(
         fixed,
         moving,
@@ -196,11 +211,17 @@ def register(
         device=device,
         threads=threads,
     )
+    kept = None if checkpoint is None else Checkpoints.of(checkpoint, problem)
+    journal = Journal() if kept is None else kept.journal(checked_seconds(checkpoint_seconds))
     told = texts(problem.findings)
     for note in told:
         warnings.warn(note, UserWarning, stacklevel=2)
-    with torch_on_one_thread(problem.device) as found:
-        result = _Run(problem, None if callback is None else with_torch_threads(callback, found)).result()
+    with engine_state(problem.device) as found:
+        told_of = until_exit(None if callback is None else in_state(callback, found))
+        run = _Run(problem, told_of, journal, described(given, settings))
+        result = within_memory(run.result, problem)
+    if kept is not None and result.report.stop != "cancelled":
+        kept.clear()
     result = replace(
         result,
         inputs=named_files(
@@ -215,27 +236,6 @@ def register(
     return result
 
 
-def _warn_of_expert_settings(preset: str | Settings, given: set[str]) -> None:
-    """Tell where expert settings belong that were given as keywords."""
-    expert = sorted(given & (set(options_of(preset)) - public_options(preset)))
-    if expert:
-        warn_caller(
-            f"{', '.join(expert)}: expert settings go into preset=itk_nir.make_settings({_name(preset)!r}, "
-            f"{expert[0]}=...) since 0.2",
-            DeprecationWarning,
-        )
-
-
-def _metric_name(metric: Any) -> str:
-    if isinstance(metric, tuple):
-        return ", ".join(map(_metric_name, metric))
-    return metric if isinstance(metric, str) else repr(metric)
-
-
-def _name(preset: str | Settings) -> str:
-    return preset.preset if isinstance(preset, Settings) else preset
-
-
 def _at_rest(done: Optimised, pair: Pair) -> Optimised:
     """The same with no deformation, but for what rigid and volume-keeping regions need."""
     return replace(done, field=kept(done.field.at_rest(), pair)[0], similarity=done.similarity_start)
@@ -244,8 +244,8 @@ def _at_rest(done: Optimised, pair: Pair) -> Optimised:
 class _Run:
     """One registration: linear stage, deformable stage, sampling, verdict; what it took is in `report`."""
 
-    def __init__(self, problem: Problem, callback: Callback | None) -> None:
-        self.problem, self.callback = problem, callback
+    def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
+        self.problem, self.callback, self.journal, self.call = problem, callback, journal, call
         self.seconds = {"read": time.perf_counter() - problem.clock}
         self.notes, self.doubts, self.remarks = list(texts(problem.findings)), list(problem.doubts), list[str]()
         self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
@@ -263,12 +263,8 @@ class _Run:
         reset_peak_device_memory(problem.device)
         began = pair = problem.pair()
         self.landmarks = None if pair.known is None else pair.known.landmarks
-        self._tell_of_landmarks()
-        start = self._start(pair)
-        self._choose(pair if start is None else replace(pair, linear=pair.linear @ start.matrix))
-        self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
-        if problem.linear != "none":
-            pair = replace(pair, linear=self._linear(pair, start))
+        self.notes.extend(on_landmarks(self.landmarks))
+        pair = self._with_linear(pair)
         affine = LinearTransform(pair.linear)
         if not problem.deformable:
             self._compare(began, pair, None)
@@ -305,16 +301,36 @@ class _Run:
             RegistrationResult.of_field(problem.fixed, problem.moving, trained, sampled, report)
         )
 
-    def _tell_of_landmarks(self) -> None:
-        """A note where some pairs of landmarks are not believed."""
-        if self.landmarks is None or self.landmarks.believed.all():
-            return
-        rows = [str(k + 1) for k, believed in enumerate(self.landmarks.believed) if not believed]
-        several = len(rows) > 1
-        self.notes.append(
-            f"landmarks: the pair{'s' if several else ''} in row {', '.join(rows)} of {len(self.landmarks.fixed)} "
-            f"contradict{'' if several else 's'} the others and took no part; check {'them' if several else 'it'}"
-        )
+    def _with_linear(self, pair: Pair) -> Pair:
+        """The pair with the map of the linear stage, and the metrics settled; or as they were in a run before."""
+        entry, told = self.journal.recalled(LINEAR), len(self.notes)
+        if entry is None:
+            start = self._start(pair)
+            self._choose(pair if start is None else replace(pair, linear=pair.linear @ start.matrix))
+        else:
+            self._recall(entry.values)
+        self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
+        if entry is not None:
+            return replace(pair, linear=np.array(entry.values["matrix"]))
+        if self.problem.linear != "none":
+            pair = replace(pair, linear=self._linear(pair, start))
+        if not self.cancelled:
+            values = {
+                "matrix": pair.linear.tolist(), "similarity": self.similarity_linear, "reason": self.reason,
+                "least_gain": self.least_gain, "notes": self.notes[told:],
+                "chosen": None if self.settings is self.problem.settings else chosen_metrics(self.settings),
+            }  # fmt: skip
+            self.journal.keep(LINEAR, lambda: Entry(values), write=True)
+        return pair
+
+    def _recall(self, values: dict[str, Any]) -> None:
+        """What the linear stage of a run before found."""
+        self.similarity_linear, self.reason, self.least_gain = (
+            values["similarity"], values["reason"], values["least_gain"]
+        )  # fmt: skip
+        self.notes.extend(values["notes"])
+        if values["chosen"] is not None:
+            self.settings = with_chosen_metrics(self.settings, values["chosen"])
 
     def _with_what_was_given(self, result: RegistrationResult) -> RegistrationResult:
         """The result, with what became of landmarks and labels in its report."""
@@ -395,7 +411,7 @@ class _Run:
         callback = (lambda _: True) if self.cancelled else self._share(begin, 0.95 - begin)
         done: Optimised = self.settings.engine.optimise(
             pair, self.settings.deformable, seed=problem.seed, threads=problem.threads, callback=callback,
-            clock=problem.clock,
+            clock=problem.clock, **({} if self.journal.write is None else {"journal": self.journal}),
         )  # fmt: skip
         if self.cancelled:
             done = _at_rest(done, pair)
@@ -477,7 +493,7 @@ class _Run:
         return Report(
             preset=settings.preset,
             similarity_linear=self.similarity_linear,
-            metric=_metric_name(settings.deformable.metric),
+            metric=metric_name(settings.deformable.metric),
             metric_reason=self.reason,
             verdict=verdict,
             evidence=self.evidence,
@@ -487,13 +503,10 @@ class _Run:
             seconds={**self.seconds, "total": time.perf_counter() - problem.clock},
             peak_memory_mb=peak_memory_mb(),
             peak_device_memory_mb=peak_device_memory_mb(problem.device),
-            versions={
-                "itk-nir": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            versions=versions(),
             settings={name: as_json(asdict(part)) for name, part in settings.parts.items()},
+            inputs=inputs_of(problem),
+            call=self.call,
             warnings=tuple(self.notes),
             **measured,
         )

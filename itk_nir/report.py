@@ -94,6 +94,10 @@ class Report:
         Of itk-nir, torch, numpy and Python.
     settings : dict
         Every option, public and expert, by stage.
+    inputs : dict of str to str
+        SHA-256 of the voxels and the grid of every image that was given, and of points and transforms.
+    call : dict
+        The arguments, the preset and the options that are not as it has them: what `itk_nir.repeat` needs.
     warnings : tuple of str
         What was found odd, one sentence each.
 
@@ -142,6 +146,8 @@ class Report:
     peak_device_memory_mb: float | None = None
     versions: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:

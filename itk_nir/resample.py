@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -104,13 +103,15 @@ def resample_array(
     """
     import torch
 
-    from itk_nir.engine.execution import thread_count, torch_on_one_thread
+    from itk_nir.engine.execution import thread_count
     from itk_nir.engine.interpolation import bspline_coefficients, sample
+    from itk_nir.engine.torch_state import engine_state, quiet_state
 
     # Physical → index is one more linear transform, which melts into the last one of the composite.
     to_index = CompositeTransform((*chain.transforms, LinearTransform(source.inverse_matrix))).simplified()
     if mode == "linear":
-        done = _in_one_pass(array, to_index, target, default, thread_count(threads))
+        with quiet_state():
+            done = _in_one_pass(array, to_index, target, default, thread_count(threads))
         if done is not None:
             return done
     if mode == "nearest":
@@ -120,7 +121,7 @@ def resample_array(
     else:
         image = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
     out = np.empty(target.shape, array.dtype if mode == "nearest" else np.float32)
-    with torch_on_one_thread(torch.device("cpu")) if thread_count(threads) == 1 else nullcontext(), torch.no_grad():
+    with engine_state() if thread_count(threads) == 1 else quiet_state(), torch.no_grad():
         if mode == "bspline":
             image = bspline_coefficients(image)
         for part, _, index in to_index.rows(target):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from itk_nir.caching import cached_property
 from itk_nir.engine.sampling import SampledField
 from itk_nir.errors import InputError, warn_renamed
 from itk_nir.images import Volume, like, load_image
@@ -288,12 +287,11 @@ class RegistrationResult:
         """
         import torch
 
-        from itk_nir.engine.execution import torch_on_one_thread
         from itk_nir.engine.jacobian import jacobian_determinant
+        from itk_nir.engine.torch_state import engine_state, quiet_state
 
         grid = self.fixed.geometry
-        alone = torch_on_one_thread(torch.device("cpu")) if self._threads == 1 else nullcontext()
-        with alone, torch.inference_mode():
+        with engine_state() if self._threads == 1 else quiet_state(), torch.inference_mode():
             vectors = torch.from_numpy(self.mapping.displacement_on(grid).vectors).movedim(-1, 0)
             return jacobian_determinant(vectors, grid.spacing, grid.direction).contiguous().numpy()
 

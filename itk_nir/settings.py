@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from itk_nir.engine.settings import DeformableSettings, LinearSettings, SamplingSettings
 from itk_nir.errors import OptionError, warn_renamed
-from itk_nir.options import SYNONYMS, Option, converted, nearest_name, options_in, spread
+from itk_nir.options import SYNONYMS, Option, converted, nearest_name, options_in, shown, spread
 
 if TYPE_CHECKING:
     from itk_nir.engine.metrics import Metric
@@ -226,7 +226,7 @@ def preset_settings(preset: str | Settings) -> Settings:
         return preset
     if not isinstance(preset, str) or preset not in PRESETS:
         hint = nearest_name(preset, PRESETS) if isinstance(preset, str) else ""
-        raise OptionError(f"unknown preset {preset!r}{hint}; there are {', '.join(PRESETS)}")
+        raise OptionError(f"unknown preset {shown(preset)}{hint}; there are {', '.join(PRESETS)}")
     return PRESETS[preset].make()
 
 
@@ -345,6 +345,7 @@ ARGUMENTS = (
     "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "fixed_lesion",
     "moving_lesion", "rigid_regions", "volume_regions", "fixed_landmarks", "moving_landmarks", "landmark_weights",
     "fixed_labels", "moving_labels", "initial_transform", "strict_input", "seed", "device", "threads", "callback",
+    "checkpoint", "checkpoint_seconds",
 )  # fmt: skip
 
 

@@ -48,6 +48,8 @@ REGISTER_FLAGS: dict[str, str | None] = {
     "device": "--device",
     "threads": "--threads",
     "callback": None,
+    "checkpoint": "--checkpoint",
+    "checkpoint_seconds": "--checkpoint-seconds",
 }
 
 #: What a bare word means as a value or within one, in small or capital letters.

@@ -7,7 +7,7 @@ from typing import Any
 
 from itk_nir.cli.arguments import add_common, add_options, settings_of
 from itk_nir.cli.console import SUCCESS, UNUSABLE, say, tell
-from itk_nir.cli.register import add_inputs, all_options, inputs_of
+from itk_nir.cli.register import add_inputs, all_options, check_images, inputs_of
 from itk_nir.errors import escaped
 
 
@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the findings; the exit status says whether the registration would run."""
     from itk_nir.checking import check
 
+    check_images(options)
     found = check(
         options.fixed, options.moving, preset=settings_of(options.preset, all_options(options)), **inputs_of(options)
     )

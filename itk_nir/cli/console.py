@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from itk_nir import __version__
 from itk_nir.cli.signals import Ended, handled
-from itk_nir.errors import InputError, ItkNirError, OptionError, SelfCheckWarning, escaped, one_line
+from itk_nir.errors import InputError, ItkNirError, OptionError, OutOfMemory, SelfCheckWarning, escaped, one_line
 from itk_nir.places import check_working_folder
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def _explained(error: Exception) -> tuple[str, int]:
     """One line about an error, and the exit status that goes with it."""
     if isinstance(error, (InputError, OptionError)):
         return one_line(error), UNUSABLE
+    if isinstance(error, OutOfMemory):
+        return one_line(error), FAILED
     if _is_out_of_memory(error):
         return f"out of memory ({one_line(error)}); use smaller images or another machine", FAILED
     if isinstance(error, (ItkNirError, OSError)):

@@ -41,13 +41,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_outputs(parser)
     add_common(parser)
     add_options(parser)
+    parser.set_defaults(defaults={a.dest: a.default for a in parser._actions})
     return parser
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add what a registration is told of, but its preset and options."""
-    parser.add_argument("--fixed", required=True, metavar="IMAGE", help="image that stays")
-    parser.add_argument("--moving", required=True, metavar="IMAGE", help="image that is brought onto it")
+    parser.add_argument("--fixed", metavar="IMAGE", help="image that stays")
+    parser.add_argument("--moving", metavar="IMAGE", help="image that is brought onto it")
     parser.add_argument(
         "--linear",
         choices=("none", "translation", "rigid", "similarity", "affine"),
@@ -115,24 +116,64 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="exit status 3 unless the verdict on the result is 'good'; files are written",
     )
+    parser.add_argument(
+        "--from-report",
+        metavar="FILE",
+        help="repeat the registration of this report.json, to the bit on the same machine: its images and options "
+        "are taken from there; --fixed, --moving and other inputs say where a file is now",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FOLDER",
+        help="keep what is done so far in this folder, after every level and every --checkpoint-seconds; the same "
+        "command goes on from there after it was stopped, and the folder is emptied at the end",
+    )
+    parser.add_argument(
+        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="between two of them (default: 60)"
+    )
     parser.add_argument("--picture", action="store_true", help="write PREFIXregistration.png too")
 
 
 def run(options: argparse.Namespace) -> int:
     """Register the images, write all files or none, and print one line about the result; the exit status."""
+    if options.from_report is not None:
+        began = time.perf_counter()
+        return _finished(options, _repeated(options), began)
+    check_images(options)
     given = all_options(options)
     fixed = _checked_output(options)
     with progress() as callback:
         from itk_nir.engine import ops
         from itk_nir.registration import register
-        from itk_nir.saving import save_result
 
         ops.return_blocks_from(8 << 20)
         began = time.perf_counter()
         result = register(
             fixed, options.moving, preset=settings_of(options.preset, given), **inputs_of(options),
-            callback=requests().stopping(callback),
+            callback=requests().stopping(callback), checkpoint=options.checkpoint,
+            checkpoint_seconds=options.checkpoint_seconds,
         )  # fmt: skip
+    return _finished(options, result, began)
+
+
+def check_images(options: argparse.Namespace) -> None:
+    """Refuse a command line without both images.
+
+    Raises
+    ------
+    OptionError
+        One is missing.
+    """
+    missing = [f"--{name}" for name in ("fixed", "moving") if getattr(options, name) is None]
+    if missing:
+        report = ", or --from-report FILE" if "from_report" in options else ""
+        raise OptionError(f"{' and '.join(missing)}: missing; give both images{report}")
+
+
+def _finished(options: argparse.Namespace, result: RegistrationResult, began: float) -> int:
+    """Write all files or none, and print one line about the result; the exit status."""
+    from itk_nir.saving import save_result
+
     paths = save_result(result, options.output, options.format, _picture(result) if options.picture else {})
     requests().written = True
     tell(f"{summary(result)}, {time.perf_counter() - began:.1f} s; wrote {names(paths.values())}")
@@ -162,6 +203,39 @@ def inputs_of(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+#: What may stand beside ``--from-report``: where things are and how it is run.
+_WITH_A_REPORT = (
+    "fixed", "moving", "fixed_mask", "moving_mask", "fixed_lesion", "moving_lesion", "rigid_regions", "volume_regions",
+    "fixed_landmarks", "moving_landmarks", "fixed_labels", "moving_labels", "initial_transform", "device", "threads",
+    "checkpoint", "checkpoint_seconds",
+)  # fmt: skip
+
+
+def _repeated(options: argparse.Namespace) -> RegistrationResult:
+    """The registration of a report once more.
+
+    Raises
+    ------
+    OptionError
+        A flag that would make another registration of it.
+    """
+    given = {name for name, usual in options.defaults.items() if name != "help" and getattr(options, name) != usual}
+    others = given - {*_WITH_A_REPORT, "from_report", "output", "format", "strict", "picture", "debug"}
+    if others:
+        flags = sorted("--" + name.removeprefix("option_").replace("_", "-") for name in others)
+        raise OptionError(f"{', '.join(flags)}: --from-report says it already; leave it out")
+    _checked_output(options)
+    with progress() as callback:
+        from itk_nir.engine import ops
+        from itk_nir.repeating import repeat
+
+        ops.return_blocks_from(8 << 20)
+        anew = {name: getattr(options, name) for name in given & set(_WITH_A_REPORT)}
+        if "initial_transform" in anew:
+            anew["initial_transform"] = one_or_list(anew["initial_transform"])
+        return repeat(options.from_report, callback=requests().stopping(callback), **anew)
+
+
 def _picture(result: RegistrationResult) -> dict[str, tuple[str, bytes]]:
     """What is written beside the other files."""
     from pathlib import Path
@@ -178,14 +252,15 @@ def _checked_output(options: argparse.Namespace) -> Any:
     from itk_nir.places import named_files
     from itk_nir.saving import PICTURE, check_result
 
-    words = ("preset", "linear", "seed", "device", "threads", "landmark_weights")
+    words = ("preset", "linear", "seed", "device", "threads", "landmark_weights", "strict_input", "checkpoint",
+             "checkpoint_seconds")  # fmt: skip
     read = [getattr(options, name) for name, flag in REGISTER_FLAGS.items() if flag is not None and name not in words]
     more = (PICTURE,) if options.picture else ()
     check_result(options.output, options.format, more, named_files(*read))
     note_if_folder(options.output)
     if options.picture:
         require_matplotlib()
-    if options.format == "nifti":  # the one that not every dimension has
+    if options.format == "nifti" and options.fixed is not None:  # the one that not every dimension has
         from itk_nir.images import load_image
         from itk_nir.transforms.save import check_format
 

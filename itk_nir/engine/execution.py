@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
 
 import torch
 
 from itk_nir.errors import OptionError
-from itk_nir.options import whole_number
-
-#: Re-entrant: a callback may register another pair.
-_ONE_AT_A_TIME = threading.RLock()
-
-T = TypeVar("T")
+from itk_nir.options import shown, whole_number
 
 
 def device_named(name: str) -> torch.device:
@@ -37,10 +28,10 @@ def device_named(name: str) -> torch.device:
     OptionError
         Another word, or CUDA where torch finds none.
     """
+    if not isinstance(name, str) or name not in ("auto", "cpu", "cuda"):
+        raise OptionError(f"device is 'auto', 'cpu' or 'cuda', got {shown(name)}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise OptionError(f"device is 'auto', 'cpu' or 'cuda', got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise OptionError("device 'cuda' was asked for but torch finds no CUDA device; use device='cpu' or 'auto'")
     return torch.device(name)
@@ -68,77 +59,8 @@ def thread_count(threads: int | None) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = whole_number(threads)
     if count is None or count < 1:
-        raise OptionError(f"threads is a whole number of at least 1, got {threads!r}")
+        raise OptionError(f"threads is a whole number of at least 1, got {shown(threads)}")
     return count
-
-
-@contextmanager
-def torch_on_one_thread(device: torch.device) -> Iterator[int]:
-    """Torch's own CPU loops on one thread inside, as found outside.
-
-    Nothing changes where `device` is no CPU.
-
-    Parameters
-    ----------
-    device : torch.device
-        Where the work is done.
-
-    Yields
-    ------
-    int
-        The number of threads that was found.
-
-    Notes
-    -----
-    The work that scales is in the native ops, whose bits do not depend on their threads; torch's reductions and matrix
-    products may, so they get one. The setting is the whole process's: callers on other threads wait for their turn, or
-    one that ends would change it for another that still runs. (They lose little, each uses all threads it is allowed.)
-    The caller's own code inside it (a callback) runs under `with_torch_threads`.
-    """
-    if device.type != "cpu":
-        yield torch.get_num_threads()
-        return
-    with _ONE_AT_A_TIME:
-        # Not before it is this thread's turn: torch's count is another one in every thread, begun with the process's at
-        # that thread's first use.
-        found = torch.get_num_threads()
-        if found == 1:
-            yield found
-            return
-        torch.set_num_threads(1)
-        try:
-            yield found
-        finally:
-            torch.set_num_threads(found)
-
-
-def with_torch_threads(function: Callable[..., T], count: int) -> Callable[..., T]:
-    """The function, run with `count` torch threads, whatever their number is when it is called.
-
-    Parameters
-    ----------
-    function : callable
-        Any.
-    count : int
-        Number of threads inside.
-
-    Returns
-    -------
-    callable
-        With the arguments and the value of `function`.
-    """
-
-    def called(*arguments: object) -> T:
-        now = torch.get_num_threads()
-        if now == count:
-            return function(*arguments)
-        torch.set_num_threads(count)
-        try:
-            return function(*arguments)
-        finally:
-            torch.set_num_threads(now)
-
-    return called
 
 
 def peak_memory_mb() -> float | None:

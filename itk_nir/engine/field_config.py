@@ -177,24 +177,30 @@ class FieldConfig:
     )
     encoding: str = option("fourier", "what the coordinates of 'mlp' become first", choices=ENCODINGS)
     activation: str = option("sine", "what follows each hidden layer", choices=ACTIVATIONS)
-    width: int = option(128, "units of a hidden layer", at_least=1)
-    depth: int = option(2, "hidden layers", at_least=1)
+    width: int = option(128, "units of a hidden layer", at_least=1, at_most=8192)
+    depth: int = option(2, "hidden layers", at_least=1, at_most=64)
     omega: float = option(
-        30.0, "frequency inside the sine, sin(omega (W x + b)); the initialisation is divided by it", above=0
+        30.0,
+        "frequency inside the sine, sin(omega (W x + b)); the initialisation is divided by it",
+        above=0,
+        at_most=1000,
     )
     frequencies: int = option(
-        128, "Gaussian vectors of 'fourier' (twice as many features), octaves of 'positional'", at_least=1
+        128, "Gaussian vectors of 'fourier' (twice as many features), octaves of 'positional'", at_least=1, at_most=8192
     )
     scale: float = option(
-        1.5, "standard deviation of the Gaussian vectors, in periods per largest extent of the image", above=0
+        1.5,
+        "standard deviation of the Gaussian vectors, in periods per largest extent of the image",
+        above=0,
+        at_most=100,
     )
     bound: float | None = option(
-        None, "with a number, the output is bound * tanh(output / bound), in field units", above=0
+        None, "with a number, the output is bound * tanh(output / bound), in field units", above=0, at_most=1e6
     )
     cells: tuple[int, ...] = option(
-        (8, 16, 32), "cells of each feature grid along the largest extent, coarse to fine", at_least=1
+        (8, 16, 32), "cells of each feature grid along the largest extent, coarse to fine", at_least=1, at_most=1024
     )
-    features: int = option(4, "features a node of each grid", at_least=1)
+    features: int = option(4, "features a node of each grid", at_least=1, at_most=1024)
     spline: str = option("cubic", "reading of the grids", choices=SPLINES)
     decoder: str = option(
         "mlp",

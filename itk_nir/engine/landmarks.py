@@ -12,13 +12,13 @@ farther off it is.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from itk_nir.caching import cached_property
 from itk_nir.engine.lattice import Axis, shape_of
 from itk_nir.engine.lattice_values import neighbours
 from itk_nir.engine.point_fits import fitted

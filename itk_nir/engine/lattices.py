@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from itk_nir.caching import cached_property
 from itk_nir.engine import ops
 from itk_nir.engine.continuation import whole_cells
 from itk_nir.engine.lattice import Axis, Banded, Ends

@@ -104,7 +104,7 @@ def optimise_linear(
     if pair.known is not None and not look_at_images(metrics):
         kind = pair.known.supported(kind)
     normalised = pair.normalised()
-    radius = settings.linear_radius
+    radius = min(settings.linear_radius, max(pair.fixed_geometry.size))  # wider windows see no more
     levels = [LinearLevel(pair, normalised, size, radius, threads) for size in settings.linear_size]
     descent = LinearDescent(pair, settings, levels, metrics, callback, clock, sum(settings.linear_iterations), restrict)
     begin = linear_starts.as_they_lie(pair)

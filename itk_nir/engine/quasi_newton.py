@@ -51,6 +51,34 @@ class Minimum:
     stop: str
 
 
+@dataclass(frozen=True, eq=False)
+class Position:
+    """Where a minimisation is, between two evaluations.
+
+    Parameters
+    ----------
+    x, gradient, direction : Tensor
+        ``(n,)``: the parameters, the gradient there, and the direction that is followed.
+    loss, slope, length, radius : float
+        There; of the loss along the direction; of the next step; of the region that is trusted.
+    tries, evaluations : int
+        How often the step was shortened, and how many evaluations were done.
+    pairs : tuple of (Tensor, Tensor)
+        Steps and changes of the gradient.
+    """
+
+    x: Tensor
+    gradient: Tensor
+    direction: Tensor
+    loss: float
+    slope: float
+    length: float
+    radius: float
+    tries: int
+    evaluations: int
+    pairs: tuple[tuple[Tensor, Tensor], ...]
+
+
 class _Cancelled(Exception):
     """The caller wants no other evaluation."""
 
@@ -65,6 +93,8 @@ def minimise(
     evaluations: int,
     tolerance: float,
     goes_on: Callable[[float], bool] = lambda _: True,
+    begin: Position | None = None,
+    tell: Callable[[Position], None] = lambda _: None,
 ) -> Minimum:
     """Lower a function from a start.
 
@@ -84,6 +114,10 @@ def minimise(
         A step that promises less than this ends it.
     goes_on : callable
         Told the loss of every evaluation; a false value ends it.
+    begin : Position, optional
+        Where to go on, instead of at the start.
+    tell : callable
+        Told where it is before every evaluation after the first.
 
     Returns
     -------
@@ -102,10 +136,16 @@ def minimise(
         return new_loss, gradient
 
     try:
-        loss, gradient = evaluate(x)
-        pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=MEMORY)
-        tries = 0
+        pairs: deque[tuple[Tensor, Tensor]] = deque(() if begin is None else begin.pairs, maxlen=MEMORY)
+        if begin is None:
+            loss, gradient = evaluate(x)
+            tries, direction, slope, length = 0, gradient, 0.0, 0.0
+        else:
+            x, gradient, direction = begin.x, begin.gradient, begin.direction
+            loss, slope, length, radius = begin.loss, begin.slope, begin.length, begin.radius
+            tries, done = begin.tries, begin.evaluations
         while done < evaluations:
+            tell(Position(x, gradient, direction, loss, slope, length, radius, tries, done, tuple(pairs)))
             if tries == 0:
                 direction, slope = _direction(gradient, pairs)
                 length = 1.0 if pairs else radius / max(reach(x, x + direction), 1e-30)

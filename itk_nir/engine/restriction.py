@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from itk_nir.errors import OptionError
 from itk_nir.geometry import Geometry
+from itk_nir.options import shown
 
 F64 = NDArray[np.float64]
 
@@ -35,7 +36,7 @@ def check_restriction(restrict: Sequence[float]) -> None:
     if any(value not in (0, 1) for value in values):
         raise OptionError(
             f"restrict is 1 for an axis along which things may move and 0 for one along which nothing may, got "
-            f"{values}; a weight between the two cannot be had, raise smoothness for less motion"
+            f"{shown(values)}; a weight between the two cannot be had, raise smoothness for less motion"
         )
     if values and not any(values):
         raise OptionError(
@@ -61,7 +62,7 @@ def check_length(restrict: Sequence[float], dimension: int) -> None:
     if restrict and len(restrict) != dimension:
         raise OptionError(
             f"restrict has one value for each axis of the fixed image, {dimension} of them, got {len(restrict)}: "
-            f"{tuple(restrict)}"
+            f"{shown(tuple(restrict))}"
         )
 
 

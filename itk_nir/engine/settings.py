@@ -16,6 +16,9 @@ from itk_nir.options import check, check_levels, documented, option, options_in
 #: Levels that a long image has at most where coarser ones are put before those of the preset.
 MOST_LEVELS = 4
 
+#: Levels that a user can ask for.
+MOST_GIVEN_LEVELS = 16
+
 #: Nodes along an axis at which the network is evaluated, about: it is smooth, and on the longest images they would cost
 #: more than all else.
 MOST_NODES = 32
@@ -48,30 +51,41 @@ class DeformableSettings:
         choices=MetricNames(METRICS, ("auto", NONE)), public=True,
     )  # fmt: skip
     channel_weights: tuple[float, ...] = option(
-        (), "weight of each channel of the images in the similarity; left out, all count the same", above=0, public=True
+        (),
+        "weight of each channel of the images in the similarity; left out, all count the same",
+        above=0,
+        at_most=1e6,
+        public=True,
     )
     iterations: tuple[int, ...] = option(
-        (48, 20, 10), "most iterations of each level", at_least=0, per_level=True, public=True
+        (48, 20, 10), "most iterations of each level", at_least=0, at_most=100_000, per_level=True, public=True
     )
     shrink_factors: tuple[int, ...] = option(
         (4, 2, 1),
         "voxel size of each level, in voxels of the fixed image along its finest axis. Coarser axes are shrunk less, "
         "so that levels are as isotropic as they can be. Two levels of one size may differ in their control points",
         at_least=1,
+        at_most=1024,
         per_level=True,
         public=True,
     )
     smoothing_sigmas: tuple[float, ...] = option(
-        (0.4, 0.3, 0.6), "Gaussian sigma of each level, in voxels of the level", at_least=0, per_level=True, public=True
+        (0.4, 0.3, 0.6),
+        "Gaussian sigma of each level, in voxels of the level",
+        at_least=0,
+        at_most=1000,
+        per_level=True,
+        public=True,
     )
     radius: tuple[int, ...] = option(
-        (5, 6, 8), "radius of the window of a windowed metric, in voxels of the level", at_least=1, per_level=True,
+        (5, 6, 8), "radius of the window of a windowed metric, in voxels of the level",
+        at_least=1, at_most=1_000_000, per_level=True,
         public=True,
     )  # fmt: skip
     learning_rates: tuple[float, ...] = option(
         (1.0, 0.6, 0.4),
         "first step of the optimiser (Adam) at each level, in voxels of the fixed image along its finest axis",
-        above=0, per_level=True, public=True,
+        above=0, at_most=100, per_level=True, public=True,
     )  # fmt: skip
     regulariser: str | Regulariser = option(
         "lorentzian",
@@ -80,11 +94,13 @@ class DeformableSettings:
         choices=REGULARISERS, public=True,
     )  # fmt: skip
     smoothness: tuple[float, ...] = option(
-        (1.2, 0.65, 1.1), "weight of that penalty at each level; more is smoother", at_least=0, per_level=True,
+        (1.2, 0.65, 1.1), "weight of that penalty at each level; more is smoother",
+        at_least=0, at_most=1e6, per_level=True,
         public=True,
     )  # fmt: skip
     grid_spacing: tuple[float, ...] = option(
-        (1.0, 2.0, 2.0), "spacing of the control points of each level, in voxels of the level", above=0, per_level=True,
+        (1.0, 2.0, 2.0), "spacing of the control points of each level, in voxels of the level",
+        above=0, at_most=10_000, per_level=True,
         public=True,
     )  # fmt: skip
     transform_model: Literal["velocity", "displacement"] = option(
@@ -115,34 +131,39 @@ class DeformableSettings:
         20.0,
         "weight of the penalty on regions that do not stay rigid or keep their volume while the field is trained; at "
         "the end they do so exactly, whatever the weight",
-        at_least=0, public=True,
+        at_least=0, at_most=1e6, public=True,
     )  # fmt: skip
     landmark_weight: float = option(
         0.003,
         "weight of the mean of s^2 log(1 + r^2/s^2) over the landmarks: r is the distance that is left, in voxels of "
         "the fixed image along its finest axis, s the shrink factor of the level",
-        at_least=0, public=True,
+        at_least=0, at_most=1e6, public=True,
     )  # fmt: skip
     label_weight: float = option(
-        1.0, "weight of one minus the mean soft Dice overlap of the labels", at_least=0, public=True
+        1.0, "weight of one minus the mean soft Dice overlap of the labels", at_least=0, at_most=1e6, public=True
     )
     labels: tuple[int, ...] = option(
         (), "values of the label maps that count; left out, all above 0 that both maps have", at_least=1, public=True
     )
-    convergence_window: int = option(10, "iterations over which convergence is judged", at_least=1, public=True)
+    convergence_window: int = option(
+        10, "iterations over which convergence is judged", at_least=1, at_most=100_000, public=True
+    )
     convergence_threshold: float = option(
         0.0,
         "a level ends when the mean loss of a window of iterations is less than this below that of the window before; "
         "0 means never. The warm-up of the network ends with a step that promises less than its share of that",
-        at_least=0, public=True,
+        at_least=0, at_most=1e6, public=True,
     )  # fmt: skip
 
-    learning_rate_end: float = option(0.3, "share of the learning rate that the last iteration of a level has", above=0)
+    learning_rate_end: float = option(
+        0.3, "share of the learning rate that the last iteration of a level has", above=0, at_most=10
+    )
     coarsest_grid_spacing: float = option(
         16.0,
         "spacing of the coarsest control points, where the network is evaluated, in voxels of the fixed image; a power "
         "of two times that of every level",
         above=0,
+        at_most=1e6,
     )
     network: FieldConfig | None = option(
         COARSE_NETWORK,
@@ -153,12 +174,14 @@ class DeformableSettings:
         "the network is tried where control points alone find a motion (95th percentile) above this at the first "
         "level, in voxels of the level, and kept where the loss with it is lower; 0: it goes first, always",
         at_least=0,
+        at_most=1e6,
     )
     network_radius: float = option(
         2.0,
         "how far the first step of the network may move the image, in learning rates of the level; the radius then "
         "grows and shrinks with how well the steps keep what the gradient promises",
         above=0,
+        at_most=100,
     )
     network_warmup: float = option(
         0.42,
@@ -170,7 +193,9 @@ class DeformableSettings:
     composed: bool = option(
         True, "whether the first level trains a field of its own, which the field of the other levels is composed with"
     )
-    integration_steps: int = option(2, "squarings of scaling and squaring, which integrates a velocity", at_least=0)
+    integration_steps: int = option(
+        2, "squarings of scaling and squaring, which integrates a velocity", at_least=0, at_most=12
+    )
     lorentzian_scale: float = option(
         0.32,
         "gradient of the displacement from which on the 'lorentzian' penalty grows only with the logarithm; inf makes "
@@ -178,10 +203,11 @@ class DeformableSettings:
         above=0, infinite=True,
     )  # fmt: skip
     velocity_smoothness: tuple[float, ...] = option(
-        (0.0, 0.0, 0.0), "weight of the diffusion of the velocity that is being trained, at each level", at_least=0,
+        (0.0, 0.0, 0.0), "weight of the diffusion of the velocity that is being trained, at each level",
+        at_least=0, at_most=1e6,
         per_level=True,
     )  # fmt: skip
-    jacobian_weight: float = option(1.0, "weight of the Jacobian-determinant penalty", at_least=0)
+    jacobian_weight: float = option(1.0, "weight of the Jacobian-determinant penalty", at_least=0, at_most=1e6)
     jacobian_margin: float = option(0.4, "determinant below which that penalty sets in", at_least=0, at_most=1)
     extra_iterations_below: int = option(
         4_000_000,
@@ -202,8 +228,10 @@ class DeformableSettings:
         return len(self.shrink_factors)
 
     def __post_init__(self) -> None:
-        check_levels(self, self.levels, "shrink_factors")
         check(self)
+        if self.levels > MOST_GIVEN_LEVELS:
+            raise OptionError(f"shrink_factors has {self.levels} levels, more than {MOST_GIVEN_LEVELS}; give fewer")
+        check_levels(self, self.levels, "shrink_factors")
         check_restriction(self.restrict)
         if not self.levels or list(self.shrink_factors) != sorted(self.shrink_factors)[::-1]:
             raise OptionError(f"shrink_factors must fall from level to level, got {self.shrink_factors}")
@@ -318,22 +346,36 @@ class LinearSettings:
         (28, 56),
         "voxels that the longest axis has at each level of the linear stage, about",
         at_least=1,
+        at_most=1024,
         per_level=True,
     )
     linear_iterations: tuple[int, ...] = option(
-        (50, 30), "most evaluations of the metric at each level of the linear stage", at_least=0, per_level=True
+        (50, 30),
+        "most evaluations of the metric at each level of the linear stage",
+        at_least=0,
+        at_most=100_000,
+        per_level=True,
     )
     linear_start_iterations: int = option(
-        12, "evaluations that every start of the linear stage gets before the best is chosen", at_least=0
+        12,
+        "evaluations that every start of the linear stage gets before the best is chosen",
+        at_least=0,
+        at_most=10_000,
     )
     linear_search_size: int = option(
-        16, "voxels that the longest axis has in the search over rotations, about", at_least=4
+        16, "voxels that the longest axis has in the search over rotations, about", at_least=4, at_most=256
     )
     linear_turned_starts: int = option(
-        3, "how many rotations, the best of that search and of the principal axes, are followed as starts", at_least=0
+        3,
+        "how many rotations, the best of that search and of the principal axes, are followed as starts",
+        at_least=0,
+        at_most=1000,
     )
     linear_radius: int = option(
-        4, "radius of the window of a windowed metric in the linear stage, in voxels of the level", at_least=1
+        4,
+        "radius of the window of a windowed metric in the linear stage, in voxels of the level",
+        at_least=1,
+        at_most=1_000_000,
     )
     linear_tolerance: float = option(
         1e-5, "a step of the linear stage that promises less than this of the similarity ends a level", above=0
@@ -369,9 +411,13 @@ class SamplingSettings:
         "largest error, in voxels of the fixed image, that linear interpolation between the points of the displacement "
         "grid may make; the coarsest grid that keeps it is taken",
         above=0,
+        at_most=1000,
     )
     field_spacing: int | None = option(
-        None, "spacing of that grid in voxels of the fixed image instead (1 is the fixed grid itself)", at_least=1
+        None,
+        "spacing of that grid in voxels of the fixed image instead (1 is the fixed grid itself)",
+        at_least=1,
+        at_most=10_000,
     )
 
     def __post_init__(self) -> None:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from itk_nir.caching import cached_property
 from itk_nir.engine import ops
 from itk_nir.engine.continuation import Continuation, length_near_faces
 from itk_nir.engine.coordinate_networks import FieldConfig, build_field

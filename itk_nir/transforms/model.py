@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from itk_nir.caching import cached_property
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.displacement import DisplacementField

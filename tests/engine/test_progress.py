@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,9 @@ from itk_nir.engine.execution import (
     device_named,
     peak_memory_mb,
     thread_count,
-    torch_on_one_thread,
-    with_torch_threads,
 )
 from itk_nir.engine.progress import Progress
+from itk_nir.engine.torch_state import TorchState, engine_state, in_state
 from itk_nir.errors import OptionError
 
 CPU = torch.device("cpu")
@@ -67,23 +67,23 @@ def test_torch_has_one_thread_inside_and_what_it_had_outside(found: int) -> None
     before = torch.get_num_threads()
     torch.set_num_threads(found)
     try:
-        with torch_on_one_thread(CPU) as told:
-            assert told == found
+        with engine_state(CPU) as told:
+            assert told.threads == found
             assert torch.get_num_threads() == 1
-            assert with_torch_threads(torch.get_num_threads, told)() == found
+            assert in_state(torch.get_num_threads, told)() == found
             assert torch.get_num_threads() == 1
-            with torch_on_one_thread(CPU):  # a callback may register another pair
+            with engine_state(CPU):  # a callback may register another pair
                 assert torch.get_num_threads() == 1
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == found
-        with pytest.raises(ZeroDivisionError), torch_on_one_thread(CPU):
+        with pytest.raises(ZeroDivisionError), engine_state(CPU):
             1 / 0  # noqa: B018
         assert torch.get_num_threads() == found
-        with torch_on_one_thread(CPU), pytest.raises(ZeroDivisionError):
-            with_torch_threads(lambda: 1 / 0, found)()
+        with engine_state(CPU), pytest.raises(ZeroDivisionError):
+            in_state(lambda: 1 / 0, replace(TorchState(), threads=found))()
         assert torch.get_num_threads() == found
-        with torch_on_one_thread(torch.device("cuda")) as told:
-            assert told == found
+        with engine_state(torch.device("cuda")) as told:
+            assert told.threads == found
             assert torch.get_num_threads() == found, "not what runs there"
     finally:
         torch.set_num_threads(before)
@@ -95,15 +95,15 @@ def test_one_after_another() -> None:
     told: list[int] = []
 
     def second() -> None:
-        with torch_on_one_thread(CPU) as found:
-            told.append(found)
+        with engine_state(CPU) as found:
+            told.append(found.threads)
             entered.set()
         told.append(torch.get_num_threads())
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with torch_on_one_thread(CPU):
+        with engine_state(CPU):
             other = threading.Thread(target=second)
             other.start()
             assert not entered.wait(0.2)

@@ -38,14 +38,15 @@ def similarity(
     """
     import torch
 
-    from itk_nir.engine.execution import thread_count, torch_on_one_thread
+    from itk_nir.engine.execution import thread_count
     from itk_nir.engine.images import Channel, Intensity, as_volume
     from itk_nir.engine.metrics import LevelImages
+    from itk_nir.engine.torch_state import engine_state
     from itk_nir.engine.views import View
 
     settings = register_arguments(setup.preset, setup.options)["preset"]
     radius = setup.radius or int(np.max(getattr(settings.deformable, "radius", 4)))
-    with torch_on_one_thread(torch.device("cpu")):
+    with engine_state():
         weight, *images = (as_volume(torch.from_numpy(a)) for a in (inside.astype(np.float32), fixed, warped))
         first, second = intensities = [Intensity.of(image, weight) for image in images]
         a, b = (i.normalised(image).contiguous() for i, image in zip(intensities, images, strict=True))

@@ -168,7 +168,7 @@ def read_h5(path: str | os.PathLike[str]) -> CompositeTransform:
     import h5py
 
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             if "TransformGroup" not in file:
                 raise InputError(f"{os.fspath(path)}: an HDF5 file without ITK transforms; give an ITK transform .h5")
             numbers = sorted(file["TransformGroup"], key=int)
@@ -241,7 +241,7 @@ def _decode(name: str, d: int, group: Any) -> Step:
 def _apply(path: Path, points: Points) -> Points:
     import h5py
 
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         groups = file["TransformGroup"]
         numbers = sorted(groups, key=int)
         # Group 0 names the composite; of its parts ITK applies the last first.

@@ -1,0 +1,149 @@
+"""What a registration will need, from the sizes of the images and the settings alone: memory and time.
+
+With ``F`` and ``M`` voxels of the fixed and the moving image, and ``f`` voxels of the fixed image at the finest level,
+
+    bytes   = 60 MB + 24 F + 24 M + 142 min(f, 2e6) + 57 max(0, f - 2e6)      (each further channel: 24 F + 24 M more)
+    seconds = 4 + 1.65e-7 / threads * (sum over the levels of iterations * voxels) + 5.5e-7 F
+
+The numbers are fitted to the measured peaks of 64^3 to 512^3 and of 512^2 and 1500^2 voxels, presets ``"fast"`` and
+``"default"``, which they meet to about 15 %; the seconds to a factor of two on the machine of docs/benchmarks.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from itk_nir.engine.images import shrink
+from itk_nir.geometry import Geometry
+from itk_nir.settings import Settings
+
+#: Voxels of the finest level beyond which an iteration works in parts.
+_WHOLE = 2e6
+
+
+def expected_memory(fixed: Geometry, moving: Geometry, settings: Settings, channels: int = 1) -> int | None:
+    """Memory that a registration needs beyond what the process has before it.
+
+    Parameters
+    ----------
+    fixed, moving : Geometry
+        The grids of the images.
+    settings : Settings
+        What it is told.
+    channels : int
+        Of the images.
+
+    Returns
+    -------
+    int or None
+        Bytes; None for an engine that was not measured (preset ``"paper"``).
+
+    Examples
+    --------
+    >>> from itk_nir import Geometry, make_settings
+    >>> grid = Geometry.make((256, 256, 256))
+    >>> round(expected_memory(grid, grid, make_settings("default")) / 1e9, 1)
+    2.0
+    """
+    if settings.deformable.kind != "deformable":
+        return None
+    finest = math.prod(_size_at(fixed, settings.deformable.shrink_factors[-1]))
+    images = 24 * channels * (math.prod(fixed.size) + math.prod(moving.size))
+    return round(60e6 + images + 142 * min(finest, _WHOLE) + 57 * max(0.0, finest - _WHOLE))
+
+
+def expected_seconds(fixed: Geometry, moving: Geometry, settings: Settings, threads: int) -> float | None:
+    """Time that a registration takes on a CPU, roughly.
+
+    Parameters
+    ----------
+    fixed, moving : Geometry
+        The grids of the images.
+    settings : Settings
+        What it is told.
+    threads : int
+        CPU threads.
+
+    Returns
+    -------
+    float or None
+        Seconds; None for an engine that was not measured (preset ``"paper"``).
+
+    Examples
+    --------
+    >>> from itk_nir import Geometry, make_settings
+    >>> grid = Geometry.make((256, 256, 256))
+    >>> 15 < expected_seconds(grid, grid, make_settings("default"), threads=2) < 60
+    True
+    """
+    if settings.deformable.kind != "deformable":
+        return None
+    x, y, z = (*fixed.size, 1)[:3]
+    told = settings.deformable.for_pair((x, y, z), 1)
+    work = sum(
+        n * math.prod(_size_at(fixed, k)) for n, k in zip(told.iterations, told.shrink_factors, strict=True)
+    )  # fmt: skip
+    return 4.0 + 1.65e-7 / threads * work + 5.5e-7 * math.prod(fixed.size)
+
+
+def _size_at(grid: Geometry, factor: float) -> list[int]:
+    """Voxels of a level along each axis."""
+    return [math.ceil(n / s) for n, s in zip((*grid.size, 1)[:3], shrink(grid, factor), strict=True)]
+
+
+def free_memory() -> int | None:
+    """Memory that this process may still take; None where the system does not tell.
+
+    Returns
+    -------
+    int or None
+        Bytes: what the machine has left, or less where the process has a limit.
+    """
+    found = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            found.append(max(0, limit - pages * resource.getpagesize()))
+    except (OSError, ImportError, StopIteration, ValueError):  # another system than Linux
+        return min(found, default=None)
+    return min(found)
+
+
+def what_would_fit(fixed: Geometry, moving: Geometry, settings: Settings) -> str:
+    """A sentence on the memory that a registration needs, and what needs less.
+
+    Parameters
+    ----------
+    fixed, moving : Geometry
+        The grids of the images.
+    settings : Settings
+        What it was told.
+
+    Returns
+    -------
+    str
+        One line.
+    """
+    needed, free = expected_memory(fixed, moving, settings), free_memory()
+    if needed is None:
+        return "use smaller images"
+    left = "" if free is None else f", {free / 1e9:.2g} GB are free"
+    text = f"this registration needs about {needed / 1e9:.2g} GB{left}"
+    from itk_nir.settings import make_settings
+
+    factors = settings.deformable.shrink_factors
+    for times in (2, 4):
+        coarser = tuple(times * k for k in factors)
+        spacing = settings.deformable.coarsest_grid_spacing * times
+        less = expected_memory(
+            fixed, moving, make_settings(settings, shrink_factors=coarser, coarsest_grid_spacing=spacing)
+        )  # fmt: skip
+        if less is not None and (free is None or less < free or times == 4):
+            return f"{text}; images shrunk by {times}, or shrink_factors={coarser}, need about {less / 1e9:.2g} GB"
+    return text

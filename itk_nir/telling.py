@@ -1,0 +1,89 @@
+"""What a registration tells its user beside the verdict: notes, names and versions."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+from itk_nir.engine.landmarks import Landmarks
+from itk_nir.errors import warn_caller
+from itk_nir.settings import Settings, options_of, public_options
+from itk_nir.version import __version__
+
+
+def warn_of_expert_settings(preset: str | Settings, given: set[str]) -> None:
+    """Tell where expert settings belong that were given as keywords.
+
+    Parameters
+    ----------
+    preset : str or Settings
+        What they were given beside.
+    given : set of str
+        The names of all keywords.
+    """
+    expert = sorted(given & (set(options_of(preset)) - public_options(preset)))
+    if expert:
+        name = preset.preset if isinstance(preset, Settings) else preset
+        warn_caller(
+            f"{', '.join(expert)}: expert settings go into preset=itk_nir.make_settings({name!r}, "
+            f"{expert[0]}=...) since 0.2",
+            DeprecationWarning,
+        )
+
+
+def metric_name(metric: Any) -> str:
+    """What a metric is called, or several.
+
+    Parameters
+    ----------
+    metric : str, Metric or tuple of them
+        The option.
+
+    Returns
+    -------
+    str
+    """
+    if isinstance(metric, tuple):
+        return ", ".join(map(metric_name, metric))
+    return metric if isinstance(metric, str) else repr(metric)
+
+
+def on_landmarks(landmarks: Landmarks | None) -> list[str]:
+    """A note where some pairs of landmarks are not believed.
+
+    Parameters
+    ----------
+    landmarks : Landmarks or None
+        Those of the pair of images.
+
+    Returns
+    -------
+    list of str
+        One sentence, or none.
+    """
+    if landmarks is None or landmarks.believed.all():
+        return []
+    rows = [str(k + 1) for k, believed in enumerate(landmarks.believed) if not believed]
+    several = len(rows) > 1
+    return [
+        f"landmarks: the pair{'s' if several else ''} in row {', '.join(rows)} of {len(landmarks.fixed)} "
+        f"contradict{'' if several else 's'} the others and took no part; check {'them' if several else 'it'}"
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result may depend on.
+
+    Returns
+    -------
+    dict of str to str
+    """
+    return {
+        "itk-nir": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
