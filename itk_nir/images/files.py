@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from itk_nir.errors import InputError
+from itk_nir.findings import Finding
 from itk_nir.images.dicom import is_dicom, read_dicom, read_folder
 from itk_nir.images.metaimage import check_metaimage
 from itk_nir.images.mgh import read_mgh
@@ -23,7 +25,7 @@ from itk_nir.images.volume import ReadOptions, Volume, check_layout, check_memor
 #: Endings of the formats whose files name others that hold their pixels.
 _DETACHED = (".mhd", ".nhdr", ".hdr", ".img", ".img.gz")
 #: What is looked at before ITK reads it: endings -> check(file, label).
-_CHECKS: tuple[tuple[tuple[str, ...], Callable[[Path, str], None]], ...] = (
+_CHECKS: tuple[tuple[tuple[str, ...], Callable[[Path, str], tuple[Finding, ...]]], ...] = (
     ((".mha", ".mhd"), check_metaimage),
     ((".jpg", ".jpeg", ".bmp", ".png", ".tif", ".tiff"), check_picture),
 )
@@ -88,9 +90,10 @@ def _read_by_itk(file: Path, label: str, options: ReadOptions) -> Volume:
     import SimpleITK as sitk
 
     name = file.name.lower()
+    found: tuple[Finding, ...] = ()
     for endings, check in _CHECKS:
         if name.endswith(endings):
-            check(file, label)
+            found = check(file, label)
     reader = sitk.ImageFileReader()
     with for_itk(file, alone=not name.endswith(_DETACHED)) as known, quiet():
         if known is None:
@@ -104,8 +107,10 @@ def _read_by_itk(file: Path, label: str, options: ReadOptions) -> Volume:
             size, components = reader.GetSize(), reader.GetNumberOfComponents()
             volumes = size[3] if len(size) == 4 else 0
             check_layout(label, len(size), components, options.several, volumes)
-            check_memory(label, (*size, components), 1)
+            bits = re.search(r"(\d+)-bit", pixel)
+            check_memory(label, (*size, components), int(bits[1]) // 8 if bits else 1)
             image = reader.Execute()
         except RuntimeError as error:
             raise unreadable(label, error) from error
-    return replace(read_sitk(image, label, options), kind="path")
+    volume = read_sitk(image, label, options)
+    return replace(volume, kind="path", findings=(*found, *volume.findings))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.errors import InputError
 from itk_nir.findings import Finding, note, warning
@@ -140,6 +140,41 @@ def place(size: Sequence[int], matrix: NDArray[np.float64], label: str, resample
         shear_degrees=angle,
     )
     return Placed(covering, (told,), matrix)
+
+
+def place_like_itk(
+    size: Sequence[int],
+    spacing: Sequence[float],
+    origin: Sequence[float],
+    direction: ArrayLike,
+    label: str,
+    resample_shear: bool = False,
+) -> Placed:
+    """Find the grid of an image of ITK's, SimpleITK's or ANTs', whose direction need not be a rotation.
+
+    Parameters
+    ----------
+    size, spacing, origin, direction
+        As of `Geometry.make`.
+    label, resample_shear
+        As of `place`.
+
+    Returns
+    -------
+    Placed
+
+    Raises
+    ------
+    InputError
+        As `place`, or a spacing that is not above 0.
+    """
+    d = len(size)
+    axes = np.reshape(np.asarray(direction, float), (d, d))
+    if not np.isfinite(axes).all() or np.abs(axes.T @ axes - np.eye(d)).max() <= 1e-3 or min(spacing) <= 0:
+        return Placed(make_geometry(label, size, spacing, origin, axes))
+    matrix = np.eye(4)
+    matrix[:d, :d], matrix[:d, 3] = axes * spacing, origin
+    return place(size, matrix, label, resample_shear)
 
 
 def in_plane(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

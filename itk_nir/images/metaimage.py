@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from itk_nir.errors import InputError
+from itk_nir.findings import Finding, warning
+from itk_nir.images.volume import excess
 
 #: Bytes of one value.
 _WIDTHS = {
@@ -23,7 +25,7 @@ _LONGEST = 1 << 20
 _PIECE = 1 << 20
 
 
-def check_metaimage(file: Path, label: str) -> None:
+def check_metaimage(file: Path, label: str) -> tuple[Finding, ...]:
     """Refuse a damaged header, and compressed or raw pixels that are not as many as it says.
 
     Parameters
@@ -32,6 +34,11 @@ def check_metaimage(file: Path, label: str) -> None:
         ``.mha`` or ``.mhd``.
     label : str
         What opens every message.
+
+    Returns
+    -------
+    tuple of Finding
+        What is odd but can be read.
 
     Raises
     ------
@@ -59,29 +66,33 @@ def check_metaimage(file: Path, label: str) -> None:
         raise InputError(f"{label}: its header has the type {fields.get('ElementType')} of values, which is none")
     channels = _integer(fields, "ElementNumberOfChannels", label) if "ElementNumberOfChannels" in fields else 1
     wanted = int(np.prod([int(n) for n in sizes], dtype=object)) * channels * _WIDTHS[kind]
-    _check_data(file, label, fields, length, wanted)
+    found = _check_data(file, label, fields, length, wanted)
+    if not {"ElementSpacing", "ElementSize"} & set(fields):
+        found = (*found, warning(f"{label}: its header does not say how large its voxels are", "1 mm is taken"))
+    return found
 
 
-def _check_data(file: Path, label: str, fields: dict[str, str], length: int, wanted: int) -> None:
+def _check_data(file: Path, label: str, fields: dict[str, str], length: int, wanted: int) -> tuple[Finding, ...]:
     named = fields["ElementDataFile"]
     binary = fields.get("BinaryData", "True").lower() not in ("false", "0", "no")
     if named.upper() in ("LOCAL", "LIST") or "%" in named:
         data, start = file, length
         if named.upper() != "LOCAL":  # many files: ITK's reader misses those that are not there
-            return
+            return ()
     else:
         data, start = file.parent / named, 0
         if not data.is_file():
             raise InputError(f"{label}: its voxels should be in {data}, which does not exist")
     if not binary:
-        return
+        return ()
     if fields.get("CompressedData", "False").lower() in ("true", "1", "yes"):
         _check_compressed(data, start, wanted, label)
-        return
+        return ()
     there = data.stat().st_size - start
     skipped = int(fields.get("HeaderSize", "0") or 0) if fields.get("HeaderSize", "0").lstrip("-").isdigit() else 0
     if there - max(skipped, 0) < wanted:
         raise InputError(f"{label}: truncated, {there} of {wanted} voxel bytes are there; get a fresh copy")
+    return () if skipped else excess(there - wanted, wanted, label)
 
 
 def _check_compressed(data: Path, start: int, wanted: int, label: str) -> None:

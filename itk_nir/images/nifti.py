@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def read_voxels(
     if check is not None:
         check(header)
     blocks = chain([first], blocks) if header.single_file else file_blocks(data_path)
-    stored = _stored(header, blocks, data_path, label)
+    stored, excess = _stored(header, blocks, data_path, label)
+    header = replace(header, excess=excess)
     if stored is not None and finite and stored.dtype.kind == "f":
         refuse_not_finite(stored, label)
     return header, stored
@@ -182,8 +184,8 @@ def _parts(path: Path, label: str) -> tuple[Path, Path]:
     return (path, found) if half == ".hdr" else (found, path)
 
 
-def _stored(header: Header, blocks: Iterator[bytes], path: Path, label: str) -> NDArray[Any] | None:
-    """The voxels, from blocks that begin at the first byte of the file that holds them; all blocks are read."""
+def _stored(header: Header, blocks: Iterator[bytes], path: Path, label: str) -> tuple[NDArray[Any] | None, int]:
+    """The voxels, from blocks that begin at the first byte of the file that holds them; how many bytes follow them."""
     wanted, got, skip = header.data_bytes, 0, header.offset
     # A damaged header may want more than there is memory for; such a file is read, but not kept.
     possible = wanted <= path.stat().st_size * _PACKED
@@ -206,9 +208,9 @@ def _stored(header: Header, blocks: Iterator[bytes], path: Path, label: str) -> 
     if got < wanted:
         raise InputError(f"{label}: truncated, {got} of {wanted} voxel bytes are there; get a fresh copy")
     if keep is None or header.dtype is None:
-        return None
+        return None, 0
     colours = (header.colours,) if header.colours > 1 else ()
-    return keep.view(header.dtype).reshape(*header.shape[::-1], *colours)
+    return keep.view(header.dtype).reshape(*header.shape[::-1], *colours), got - wanted
 
 
 def file_blocks(path: Path) -> Iterator[bytes]:

@@ -97,9 +97,10 @@ def orientation(header: Header, label: str) -> Orientation:
             f"{label}: its qform (code {header.qform_code}) is no rotation (quaternion {header.quaternion[:3]}, offset "
             f"{header.quaternion[3:]}) and there is no sform; mend its header"
         )
+    why = "sform and qform codes are 0" if header.version else "an Analyze file has no orientation"
     found.append(
         warning(
-            f"{label}: its header does not say how the object lies (sform and qform codes are 0)",
+            f"{label}: its header does not say how the object lies ({why})",
             "the axes are taken for left, back and up, as ITK does; give it an orientation if that is wrong",
             orientation="unknown",
         )

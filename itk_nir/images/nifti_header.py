@@ -58,6 +58,8 @@ class Header:
         nearly 0 or not finite, 0 for an intercept that is not finite.
     intent : int
         What the values mean: 1006 a displacement (RAS), 1007 a vector.
+    excess : int
+        Bytes that follow the last voxel in the file.
     """
 
     shape: tuple[int, ...]
@@ -76,6 +78,7 @@ class Header:
     slope: float = 1.0
     intercept: float = 0.0
     intent: int = 0
+    excess: int = 0
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
@@ -211,9 +214,11 @@ def _header(
     if not 1 <= dim[0] <= 7:
         raise ValueError(f"its header says that it has {dim[0]} axes; 1 to 7 are possible")
     shape = dim[1 : dim[0] + 1]
-    if shape[0] < 1 or min(shape) < 0:
+    used = [k for k, n in enumerate(shape) if n > 1]
+    # Axes of length 0 are written by some for axes that are not there.
+    if min(shape[: (used[-1] if used else 0) + 1]) < 1 or min(shape) < 0:
         raise ValueError(f"its header says that its axes have lengths {'x'.join(map(str, shape))}")
-    if not np.isfinite(offset) or (offset < 0 and not single):
+    if not np.isfinite(offset) or offset < 0:
         raise ValueError(f"its header says that its voxels begin at byte {offset:g} (vox_offset)")
     # Where the voxels of a single file are said to begin within its header, ITK takes the header's end.
     least = (540 if version == 2 else 348) if single else 0
@@ -223,7 +228,6 @@ def _header(
     if quaternion is not None and codes[0] > 0:
         qform = qform_matrix(quaternion, pixdim)
     return Header(
-        # Axes of length 0 are written by some for axes that are not there.
         tuple(max(int(n), 1) for n in shape),
         kind[1], max(int(offset), least), order, single, version, *codes, qform, sform, pixdim,
         quaternion or (0.0,) * 6, units & 7,

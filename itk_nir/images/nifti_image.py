@@ -16,7 +16,7 @@ from itk_nir.images.nifti import read_voxels, scaled
 from itk_nir.images.nifti_grid import orientation
 from itk_nir.images.nifti_header import Header
 from itk_nir.images.quiet import quiet
-from itk_nir.images.volume import ReadOptions, Volume, check_layout, not_real
+from itk_nir.images.volume import ReadOptions, Volume, check_layout, excess, not_real
 
 
 def read_nifti(file: Path, label: str, options: ReadOptions) -> Volume | None:
@@ -75,7 +75,7 @@ def read_nifti(file: Path, label: str, options: ReadOptions) -> Volume | None:
     array = scaled(header, stored, dtype)
     where = orientation(header, label)
     placed = place(header.size, where.matrix, label, options.resample_shear)
-    findings = [*where.findings, *placed.findings]
+    findings = [*where.findings, *excess(header.excess, header.data_bytes, label), *placed.findings]
     if placed.sheared is None:
         by_itk = _geometry_of_itk(file, header)
         if by_itk is not None and is_same(placed.geometry, by_itk):

@@ -5,6 +5,7 @@ None of these libraries is imported for the sake of another: an object of one ca
 
 from __future__ import annotations
 
+import re
 import sys
 import zlib
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from itk_nir.errors import InputError, one_line
 from itk_nir.findings import Finding, warning
 from itk_nir.geometry import Geometry
-from itk_nir.images.grids import RAS_TO_LPS, place, straightened
+from itk_nir.images.grids import RAS_TO_LPS, place, place_like_itk, straightened
 from itk_nir.images.itk_classes import image_view, matrix_array
 from itk_nir.images.volume import (
     ReadOptions,
@@ -23,7 +24,6 @@ from itk_nir.images.volume import (
     check_layout,
     check_memory,
     check_pixels,
-    make_geometry,
     not_real,
 )
 
@@ -70,6 +70,8 @@ def read_itk(image: Any, role: str, options: ReadOptions) -> Volume:
         raise InputError(f"{role}: its ITK pipeline failed ({one_line(error)})") from error
     if not hasattr(image, "GetNumberOfComponentsPerPixel"):
         raise InputError(f"{role}: is an object of ITK of type {type(image).__name__}, no image; convert it to one")
+    if "complex" in type(image).__name__ or re.match("itkImageC[FD]", type(image).__name__):
+        raise not_real(role, "complex")
     check_layout(role, int(image.GetImageDimension()), int(image.GetNumberOfComponentsPerPixel()), options.several)
     region = image.GetBufferedRegion()
     if not region.GetNumberOfPixels():
@@ -84,8 +86,10 @@ def read_itk(image: Any, role: str, options: ReadOptions) -> Volume:
     # The origin belongs to index 0, which after a crop is not the first voxel.
     origin = image.TransformIndexToPhysicalPoint(region.GetIndex())
     direction = matrix_array(image.GetDirection())
-    geometry = make_geometry(role, tuple(region.GetSize()), tuple(image.GetSpacing()), tuple(origin), direction)
-    return Volume(np.array(view, order="C"), geometry, role, "itk", view.dtype)
+    size, spacing = tuple(region.GetSize()), tuple(image.GetSpacing())
+    placed = place_like_itk(size, spacing, tuple(origin), direction, role, options.resample_shear)
+    array = straightened(np.array(view, order="C"), placed, options.labels)
+    return Volume(array, placed.geometry, role, "itk", view.dtype, placed.findings)
 
 
 def is_sitk(image: Any) -> bool:
@@ -139,8 +143,11 @@ def read_sitk(image: Any, role: str, options: ReadOptions) -> Volume:
     check_layout(role, image.GetDimension(), image.GetNumberOfComponentsPerPixel(), options.several, volumes)
     array = sitk.GetArrayFromImage(image)
     check_pixels(role, array.dtype)
-    geometry = make_geometry(role, image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    return Volume(array, geometry, role, "sitk", array.dtype)
+    placed = place_like_itk(
+        image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection(), role, options.resample_shear
+    )
+    straight = straightened(array, placed, options.labels)
+    return Volume(straight, placed.geometry, role, "sitk", array.dtype, placed.findings)
 
 
 def is_ants(image: Any) -> bool:
@@ -183,12 +190,13 @@ def read_ants(image: Any, role: str, options: ReadOptions) -> Volume:
     d = int(image.dimension)
     volumes = image.shape[3] if d == 4 else 0
     check_layout(role, d, int(image.components), options.several, volumes)
-    geometry = make_geometry(role, image.shape, image.spacing, image.origin, image.direction)
+    placed = place_like_itk(image.shape, image.spacing, image.origin, image.direction, role, options.resample_shear)
     values = image.numpy()
     check_pixels(role, values.dtype)
     # ANTs' arrays have ITK's index order (x, y[, z][, component]).
     array = np.array(values.transpose(*range(d - 1, -1, -1), *range(d, values.ndim)), order="C")
-    return Volume(array, geometry, role, "ants", values.dtype)
+    array = straightened(array, placed, options.labels)
+    return Volume(array, placed.geometry, role, "ants", values.dtype, placed.findings)
 
 
 def is_nibabel(image: Any) -> bool:
@@ -255,9 +263,9 @@ def read_nibabel(image: Any, role: str, options: ReadOptions) -> Volume:
     array = np.array(values.transpose(*range(d - 1, -1, -1), *range(d, values.ndim)), order="C")
     affine, findings, code = _affine(image, role)
     placed = place(shape, RAS_TO_LPS @ affine, role, options.resample_shear)
-    array = straightened(array, placed, options.labels)
     found = (*findings, *placed.findings)
-    return Volume(array, placed.geometry, role, "nibabel", array.dtype, found, code > 0, code or 1)
+    straight = straightened(array, placed, options.labels)
+    return Volume(straight, placed.geometry, role, "nibabel", array.dtype, found, code > 0, code or 1)
 
 
 def _affine(image: Any, role: str) -> tuple[NDArray[np.float64], tuple[Finding, ...], int]:

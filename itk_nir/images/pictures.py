@@ -7,11 +7,12 @@ import zlib
 from pathlib import Path
 
 from itk_nir.errors import InputError
+from itk_nir.findings import Finding
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def check_picture(file: Path, label: str) -> None:
+def check_picture(file: Path, label: str) -> tuple[Finding, ...]:
     """Refuse a picture whose end is missing.
 
     Parameters
@@ -20,6 +21,11 @@ def check_picture(file: Path, label: str) -> None:
         ``.png``, ``.jpg``, ``.bmp``, ``.tif``.
     label : str
         What opens every message.
+
+    Returns
+    -------
+    tuple of Finding
+        Empty.
 
     Raises
     ------
@@ -38,6 +44,7 @@ def check_picture(file: Path, label: str) -> None:
         good = _whole_tiff(raw)
     if not good:
         raise InputError(f"{label}: truncated or damaged; get a fresh copy")
+    return ()
 
 
 def _whole_png(raw: bytes) -> bool:

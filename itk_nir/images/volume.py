@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.errors import InputError, one_line
-from itk_nir.findings import Finding
+from itk_nir.findings import Finding, warning
 from itk_nir.geometry import Geometry
 
 
@@ -98,7 +98,7 @@ def check_layout(label: str, dimension: int, components: int, several: bool, vol
         hint = ""
         if dimension == 4:
             count = f" of {volumes} volumes" if volumes else ""
-            hint = f"; it is a series{count}: extract one volume first, for example nibabel.load(...).slicer[..., 0]"
+            hint = f"; it is a series{count}: extract one volume first (nibabel: image.slicer[..., 0])"
         raise InputError(f"{label}: is {dimension}D, but a registration takes 2D and 3D images{hint}")
     if components != 1 and not several:
         raise InputError(
@@ -175,6 +175,34 @@ def check_memory(label: str, size: Sequence[int], itemsize: int) -> None:
         )
 
 
+def excess(extra: int, wanted: int, label: str) -> tuple[Finding, ...]:
+    """Tell of voxels beyond the last: a header may say too small a size.
+
+    Parameters
+    ----------
+    extra : int
+        Bytes beyond the last voxel.
+    wanted : int
+        Bytes of all voxels.
+    label : str
+        What opens the message.
+
+    Returns
+    -------
+    tuple of Finding
+        Empty where these are few, as at the end of a block of a tape.
+    """
+    if extra <= max(1024, wanted // 1000):
+        return ()
+    return (
+        warning(
+            f"{label}: holds {extra} bytes beyond the {wanted} that its size needs",
+            "check that its header has the right size",
+            bytes=extra,
+        ),
+    )
+
+
 def make_geometry(
     label: str, size: Sequence[int], spacing: ArrayLike, origin: ArrayLike, direction: ArrayLike
 ) -> Geometry:
@@ -224,6 +252,8 @@ def unreadable(label: str, error: BaseException) -> InputError:
             f"{label}: its axes are not perpendicular, which ITK does not read in this format; resample it to a "
             "perpendicular grid first"
         )
+    if "Unknown PixelType" in text:
+        return InputError(f"{label}: has pixels that ITK does not read (grey and opacity?); save it as grey or RGB")
     if "Unable to determine ImageIO reader" in text or "not find" in text:
         return InputError(f"{label}: no image format that can be read, or a damaged header; convert it to .nii.gz")
     return InputError(f"{label}: cannot be read, damaged or truncated ({one_line(error)}); get a fresh copy")
