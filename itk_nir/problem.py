@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,7 @@ class Problem:
         fixed_labels: Any = None,
         moving_labels: Any = None,
         initial_transform: Any = None,
+        resample_shear: bool = False,
         seed: int = 0,
         device: str = "auto",
         threads: int | None = None,
@@ -123,8 +125,9 @@ class Problem:
 
         Parameters
         ----------
-        fixed, moving : itk.Image, SimpleITK.Image, path or list of them
-            The two images; several channels as a list, or as an image with several values a pixel.
+        fixed, moving : image, path or list of them
+            The two images, anything that `load_channels` takes; several channels as a list, or as an image with several
+            values a pixel.
         settings : Settings
             The settings of all stages.
         linear : str
@@ -143,6 +146,8 @@ class Problem:
             Label maps.
         initial_transform : transform, optional
             Anything that `itk_nir.load_transform` takes, fixed → moving.
+        resample_shear : bool
+            Whether images on sheared axes are resampled.
         seed : int
             Of every random draw.
         device : str
@@ -164,7 +169,13 @@ class Problem:
         clock = time.perf_counter()
         seed = _checked_stages(linear, deformable, seed)
         where, count = device_named(device), thread_count(threads)
-        (a, *fixed_more), (b, *moving_more) = load_channels(fixed, "fixed image"), load_channels(moving, "moving image")
+        if not isinstance(resample_shear, (bool, np.bool_)):
+            raise OptionError(f"resample_shear is True or False, got {resample_shear!r}")
+        read = partial(load_image, resample_shear=bool(resample_shear))
+        (a, *fixed_more), (b, *moving_more) = (
+            load_channels(image, role, resample_shear=bool(resample_shear))
+            for image, role in ((fixed, "fixed image"), (moving, "moving image"))
+        )
         more = _paired(fixed_more, moving_more, settings)
         start = None
         if initial_transform is not None:
@@ -176,10 +187,13 @@ class Problem:
         def matched(mask: Any, image: Volume, role: str) -> Volume | None:
             if mask is None:
                 return None
-            on_grid, found = match_mask(load_image(mask, role), image)
+            on_grid, found = match_mask(read(mask, role), image)
             notes.extend(found)
             return on_grid
 
+        if fixed_labels is not None and moving_labels is not None and settings.deformable.kind == "deformable":
+            fixed_labels = read(fixed_labels, "fixed labels", native=True)
+            moving_labels = read(moving_labels, "moving labels", native=True)
         given = read_given(
             a, b, settings, channels=1 + len(more), fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
             landmark_weights=landmark_weights, fixed_labels=fixed_labels, moving_labels=moving_labels,
@@ -189,7 +203,7 @@ class Problem:
             if given is None:
                 return None
             _check_regions(role, settings, deformable, start)
-            on_grid, found = match_labels(load_image(given, role), a)
+            on_grid, found = match_labels(read(given, role), a)
             notes.extend(found)
             return on_grid
 

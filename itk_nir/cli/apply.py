@@ -41,6 +41,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--labels", action="store_true", help="the image is a label map: nearest, always")
     parser.add_argument(
+        "--resample-shear",
+        action="store_true",
+        help="resample images whose axes are not perpendicular instead of refusing them",
+    )
+    parser.add_argument(
         "--default", type=float, default=0.0, metavar="VALUE", help="value where the image does not reach (default: 0)"
     )
     return parser
@@ -74,8 +79,11 @@ def _apply_to_image(options: argparse.Namespace) -> None:
     from itk_nir.loading import load_transform
     from itk_nir.resample import is_label_map, resample
 
-    volume = load_image(options.image, "image", native=True)
-    reference = load_image(options.reference, "reference image").geometry if options.reference else volume.geometry
+    shear = options.resample_shear
+    volume = load_image(options.image, "image", native=True, resample_shear=shear)
+    reference = volume.geometry
+    if options.reference:
+        reference = load_image(options.reference, "reference image", resample_shear=shear).geometry
     transform = load_transform(one_or_list(options.transform), reference)
     transform = transform.inverse() if options.inverse else transform
     mode = "nearest" if options.labels else options.interpolation

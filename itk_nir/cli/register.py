@@ -84,6 +84,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="override one setting of the preset (`itk-nir presets` lists them); may be given several times",
     )
     parser.add_argument(
+        "--resample-shear",
+        action="store_true",
+        help="resample images whose axes are not perpendicular instead of refusing them",
+    )
+    parser.add_argument(
         "--format",
         choices=FORMATS,
         default="itk",
@@ -133,6 +138,7 @@ def run(options: argparse.Namespace) -> int:
             fixed_labels=options.fixed_labels,
             moving_labels=options.moving_labels,
             initial_transform=one_or_list(options.initial_transform),
+            resample_shear=options.resample_shear,
             seed=options.seed,
             device=options.device,
             threads=options.threads,
@@ -170,7 +176,7 @@ def _checked_output(options: argparse.Namespace) -> Any:
         from itk_nir.images import load_image
         from itk_nir.transforms.save import check_format
 
-        volume = load_image(options.fixed, "fixed image")
+        volume = load_image(options.fixed, "fixed image", resample_shear=options.resample_shear)
         check_format(options.format, volume.dimension)
         return volume
     return options.fixed
