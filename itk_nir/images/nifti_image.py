@@ -77,7 +77,7 @@ def read_nifti(file: Path, label: str, options: ReadOptions) -> Volume | None:
     placed = place(header.size, where.matrix, label, options.resample_shear)
     findings = [*where.findings, *excess(header.excess, header.data_bytes, label), *placed.findings]
     if placed.sheared is None:
-        by_itk = _geometry_of_itk(file, header)
+        by_itk = geometry_of_itk(file, header)
         if by_itk is not None and is_same(placed.geometry, by_itk):
             placed = replace(placed, geometry=by_itk)
         elif by_itk is not None and not findings and len(shape) == 3:
@@ -92,11 +92,23 @@ def read_nifti(file: Path, label: str, options: ReadOptions) -> Volume | None:
     return Volume(array, placed.geometry, label, "path", dtype, tuple(findings), oriented, code)
 
 
-def _geometry_of_itk(file: Path, header: Header) -> Geometry | None:
-    """The grid as ITK reads it from the header; None where it does not.
+def geometry_of_itk(file: Path, header: Header) -> Geometry | None:
+    """Read the grid of a NIfTI-1 file as ITK does.
 
     Its numbers are used where they are the same grid, so that what ITK reads and what this package reads are the same
     bits.
+
+    Parameters
+    ----------
+    file : Path
+        The file.
+    header : Header
+        Its header.
+
+    Returns
+    -------
+    Geometry or None
+        None where ITK does not read it.
     """
     import SimpleITK as sitk
 
