@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from itk_nir.errors import warn_caller
+from itk_nir.findings import texts
 from itk_nir.geometry import Geometry
 from itk_nir.images import like, load_image
 from itk_nir.loading import load_transform
@@ -69,6 +71,8 @@ def apply(
     (48, 56)
     """
     volume = load_image(image, "image", native=True, resample_shear=resample_shear)
+    for text in texts(volume.findings):
+        warn_caller(text)
     if reference is None:
         own = getattr(transform, "moving" if inverse else "fixed", None)
         geometry = volume.geometry if own is None else own.geometry

@@ -7,7 +7,8 @@ from typing import Any
 
 from itk_nir.cli.arguments import one_or_list
 from itk_nir.cli.console import names, tell
-from itk_nir.errors import InputError
+from itk_nir.errors import InputError, warn_caller
+from itk_nir.findings import texts
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -81,9 +82,10 @@ def _apply_to_image(options: argparse.Namespace) -> None:
 
     shear = options.resample_shear
     volume = load_image(options.image, "image", native=True, resample_shear=shear)
-    reference = volume.geometry
-    if options.reference:
-        reference = load_image(options.reference, "reference image", resample_shear=shear).geometry
+    grid = load_image(options.reference, "reference image", resample_shear=shear) if options.reference else volume
+    reference = grid.geometry
+    for text in dict.fromkeys([*texts(volume.findings), *texts(grid.findings)]):
+        warn_caller(text)
     transform = load_transform(one_or_list(options.transform), reference)
     transform = transform.inverse() if options.inverse else transform
     mode = "nearest" if options.labels else options.interpolation

@@ -16,6 +16,7 @@ from itk_nir.images.mgh import read_mgh
 from itk_nir.images.names import checked_path, for_itk, label_of
 from itk_nir.images.nifti import is_nifti
 from itk_nir.images.nifti_image import read_nifti
+from itk_nir.images.nrrd import check_nrrd
 from itk_nir.images.objects import read_sitk
 from itk_nir.images.ome_zarr import is_zarr, read_zarr
 from itk_nir.images.pictures import check_picture
@@ -27,6 +28,7 @@ _DETACHED = (".mhd", ".nhdr", ".hdr", ".img", ".img.gz")
 #: What is looked at before ITK reads it: endings -> check(file, label).
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[[Path, str], tuple[Finding, ...]]], ...] = (
     ((".mha", ".mhd"), check_metaimage),
+    ((".nrrd", ".nhdr"), check_nrrd),
     ((".jpg", ".jpeg", ".bmp", ".png", ".tif", ".tiff"), check_picture),
 )
 #: What is no image, in words.

@@ -242,6 +242,7 @@ def read_nibabel(image: Any, role: str, options: ReadOptions) -> Volume:
     intent = int(header["intent_code"]) if _has(header, "intent_code") else 0
     if len(shape) == 5 and intent in (1005, 1006, 1007, 2003, 2004):
         components = shape.pop()
+        shape = shape[:2] if shape[2:] == [1, 1] else shape
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
     stored = image.get_data_dtype()

@@ -85,7 +85,7 @@ def load_components(image: Any, role: str, *, resample_shear: bool = False) -> t
     -------
     tuple of Volume
         One for each of the values, float32, all on one grid. That there are several is told by a note; the opacity of a
-        picture that is opaque everywhere is left out.
+        picture that is opaque everywhere is left out, and one whose colours are all grey has one channel.
 
     Raises
     ------
@@ -96,12 +96,15 @@ def load_components(image: Any, role: str, *, resample_shear: bool = False) -> t
     if volume.array.ndim == volume.dimension:
         return (replace(volume, array=np.ascontiguousarray(volume.array, np.float32)),)
     array = _without_opacity(volume.array)
-    told = note(
-        f"{volume.name}: has {volume.array.shape[-1]} values a pixel"
-        + ("" if array.shape == volume.array.shape else ", the last of which is full opacity everywhere"),
-        f"{array.shape[-1]} channels are registered" if array.shape[-1] > 1 else "the first is registered",
-        components=int(volume.array.shape[-1]),
-    )
+    said = f"{volume.name}: has {volume.array.shape[-1]} values a pixel"
+    if array.shape != volume.array.shape:
+        said += ", the last of which is full opacity everywhere"
+    if array.shape[-1] == 3 and array.dtype.kind == "u" and (array == array[..., :1]).all():
+        array = array[..., :1]
+        said += ", red, green and blue alike"
+    count = array.shape[-1]
+    remedy = f"{count} channels are registered" if count > 1 else "they are registered as one"
+    told = note(said, remedy, components=int(volume.array.shape[-1]))
     parts = [np.ascontiguousarray(part, np.float32) for part in np.moveaxis(array, -1, 0)]
     first = replace(volume, array=parts[0], findings=(*volume.findings, told))
     return (first, *(replace(volume, array=part, findings=()) for part in parts[1:]))
