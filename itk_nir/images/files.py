@@ -35,7 +35,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[Path, str], tuple[Finding, ...]]
 _OTHERS = {
     ".npy": "a NumPy array without a grid; load it and give the pair (array, itk_nir.Geometry)",
     ".npz": "an archive of NumPy arrays; load one of them and give the pair (array, itk_nir.Geometry)",
-    ".h5": "a transform or a container, no image",
     ".tfm": "a transform, no image",
     ".csv": "a table, no image",
     ".nii.bz2": "packed by bzip2; unpack it, or pack it by gzip",

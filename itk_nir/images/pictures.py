@@ -63,8 +63,10 @@ def _whole_png(raw: bytes) -> bool:
 
 def _bmp_length(raw: bytes) -> int:
     """Bytes that the pixels need, where they are not packed."""
-    (start,) = struct.unpack_from("<I", raw, 10)
-    width, height, _, bits, packed = struct.unpack_from("<iihHI", raw, 18) if len(raw) >= 34 else (0, 0, 1, 0, 1)
+    start, header = struct.unpack_from("<II", raw, 10)
+    if header < 40 or len(raw) < 34:  # an old kind of header, or one cut
+        return max(start, 34)
+    width, height, _, bits, packed = struct.unpack_from("<iihHI", raw, 18)
     return start if packed else start + (abs(width) * bits + 31) // 32 * 4 * abs(height)
 
 

@@ -8,6 +8,7 @@ long as one of them reads, that descriptor leads to nowhere.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ def quiet() -> Iterator[None]:
 
 def _turned_away() -> int:
     """A copy of standard error's descriptor, which leads to nowhere from now on; -1 where there is none."""
+    if sys.__stderr__ is None:  # closed when Python began: the number may be another file's by now
+        return -1
     try:
         kept = os.dup(_STANDARD_ERROR)
     except OSError:  # closed

@@ -185,6 +185,26 @@ def test_sheared_directions_of_itk_are_placed_as_near_as_can_be() -> None:
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+def test_a_sheared_pair_is_registered_on_request(phantom_2d: Any) -> None:
+    p, quick = phantom_2d, {"preset": "fast", "iterations": 2, "threads": 1}
+    fixed, moving = to_sitk(p.fixed, p.geometry), to_sitk(p.moving, p.moving_geometry)
+    mask, labels = (to_sitk(a.astype(np.uint8), p.geometry) for a in (p.fixed_labels > 0, p.fixed_labels))
+    for image in (fixed, mask, labels):
+        image.SetDirection([1, 0.1, 0, 1])
+    pair = {"fixed_mask": mask, "fixed_labels": labels, "moving_labels": to_sitk(p.moving_labels, p.moving_geometry)}
+    with pytest.raises(InputError, match="fixed image: its axes are not perpendicular"):
+        itk_nir.register(fixed, moving, **pair, **quick)
+    result = itk_nir.register(fixed, moving, **pair, **quick, resample_shear=True)
+    # The grid covers the sheared one, and labels are still labels there.
+    for corner in ((0, 0), (p.geometry.size[0] - 1, p.geometry.size[1] - 1)):
+        assert result.fixed.geometry.contains(fixed.TransformIndexToPhysicalPoint(corner))
+    assert result.report.labels is not None
+    warped = itk_nir.apply(labels, np.eye(3), result.fixed.geometry, resample_shear=True)
+    assert set(np.unique(load_image(warped, "warped", native=True).array)) <= set(np.unique(p.fixed_labels))
+    with pytest.raises(itk_nir.OptionError, match="resample_shear is True or False"):
+        itk_nir.register(fixed, moving, resample_shear="yes", **quick)  # type: ignore[arg-type]
+
+
 def test_objects_that_hold_an_image_are_hinted_at() -> None:
     import itk
 
