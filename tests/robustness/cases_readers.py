@@ -417,7 +417,7 @@ FILES = [
         warned="1 mm is taken",
     ),
     Case("packed .nrrd, one byte changed", as_file("f.nrrd", change=flipped), refused="damaged"),
-    Case(".nrrd cut", as_file("f.nrrd", change=half), refused="damaged or truncated"),
+    Case(".nrrd cut", as_file("f.nrrd", change=half), refused="truncated or damaged"),
     Case(
         ".nrrd of 10^14 voxels",
         as_file("f.nrrd", compress=False, change=other(b"sizes: 7 6 5", b"sizes: 70000 60000 50000")),
