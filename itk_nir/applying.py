@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from itk_nir.errors import warn_caller
+from itk_nir.findings import texts
 from itk_nir.geometry import Geometry
 from itk_nir.images import like, load_image
 from itk_nir.loading import load_transform
@@ -19,17 +21,18 @@ def apply(
     default: float = 0.0,
     inverse: bool = False,
     convention: str | None = None,
+    resample_shear: bool = False,
     threads: int | None = None,
 ) -> Any:
     """Resample a moving image on a reference grid.
 
     Parameters
     ----------
-    image : path, itk.Image or SimpleITK.Image
+    image : path, itk.Image, SimpleITK.Image, ANTsImage, nibabel image or (array, Geometry)
         In moving space.
     transform : RegistrationResult, transform, path or list
         Fixed → moving: a result, or anything that `itk_nir.load_transform` takes.
-    reference : path, itk.Image, SimpleITK.Image or Geometry, optional
+    reference : image or path as above, or Geometry, optional
         Gives the output grid. Left out: the fixed image's grid of a `RegistrationResult`, else the image's own.
     interpolation : str
         ``"linear"``, ``"nearest"``, ``"bspline"`` (cubic) or ``"auto"``: nearest for label maps, linear for everything
@@ -40,14 +43,16 @@ def apply(
         Go through the inverse: an image in fixed space onto a grid of moving space (the moving image's for a result).
     convention : str, optional
         Of a transform that is a matrix in text, as of `itk_nir.load_transform`.
+    resample_shear : bool
+        Resample an image whose axes are not perpendicular (to the nearest) instead of refusing it.
     threads : int, optional
         CPU threads; all that the process may use by default.
 
     Returns
     -------
-    itk.Image or SimpleITK.Image
-        The kind that `image` is (``itk.Image`` for a path). Its pixel type is the image's own for nearest, float32
-        otherwise.
+    image or array
+        Of the kind that `image` is (``itk.Image`` for a path; of an array, the array on the output grid). Its pixel
+        type is the image's own for nearest, float32 otherwise.
 
     Raises
     ------
@@ -68,14 +73,16 @@ def apply(
     >>> itk_nir.apply(labels, result).GetSize()
     (48, 56)
     """
-    volume = load_image(image, "image", native=True)
+    volume = load_image(image, "image", native=True, resample_shear=resample_shear)
+    for text in texts(volume.findings):
+        warn_caller(text)
     if reference is None:
         own = getattr(transform, "moving" if inverse else "fixed", None)
         geometry = volume.geometry if own is None else own.geometry
     elif isinstance(reference, Geometry):
         geometry = reference
     else:
-        geometry = load_image(reference, "reference image").geometry
+        geometry = load_image(reference, "reference image", resample_shear=resample_shear).geometry
     fixed, moving = spaces(volume.geometry, geometry, inverse, told=reference is not None)
     chain = load_transform(transform, fixed, moving=moving, convention=convention)
     if inverse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 
@@ -172,6 +173,10 @@ def escaped(text: str) -> str:
     return text.translate(_CONTROL_CHARACTERS)
 
 
+#: "Exception thrown in SimpleITK ...: /.../itkNrrdImageIO.cxx:410:".
+_THROWN = re.compile(r"(Exception thrown in .*|/.*)\.(h|hxx|cxx|cpp):\d+:$")
+
+
 def one_line(error: BaseException | str) -> str:
     """Find the telling line of a message that may be pages long.
 
@@ -199,6 +204,8 @@ def one_line(error: BaseException | str) -> str:
         for mark in ("ITK ERROR:", "sitk::ERROR:", "itk::ERROR:"):
             if mark in line:
                 rest = line.split(mark, 1)[-1].strip().split("): ", 1)[-1]
-                # What ends in a colon only announces what follows, from the outermost function to the innermost.
-                return lines[-1] if not rest or rest.endswith(":") else rest
-    return lines[0]
+                # One that ends in a colon says what follows, the last of which is the cause.
+                return rest if rest and not rest.endswith(":") else lines[-1]
+    # Where it was thrown comes first.
+    first = next((line for line in lines if not _THROWN.match(line)), lines[-1])
+    return lines[-1] if first.endswith(":") else first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,7 @@ class Problem:
         fixed_labels: Any = None,
         moving_labels: Any = None,
         initial_transform: Any = None,
+        resample_shear: bool = False,
         strict_input: bool = False,
         seed: int = 0,
         device: str = "auto",
@@ -126,8 +128,9 @@ class Problem:
 
         Parameters
         ----------
-        fixed, moving : itk.Image, SimpleITK.Image, path or list of them
-            The two images; several channels as a list, or as an image with several values a pixel.
+        fixed, moving : image, path or list of them
+            The two images, anything that `load_channels` takes; several channels as a list, or as an image with several
+            values a pixel.
         settings : Settings
             The settings of all stages.
         linear : str
@@ -146,6 +149,8 @@ class Problem:
             Label maps.
         initial_transform : transform, optional
             Anything that `itk_nir.load_transform` takes, fixed → moving.
+        resample_shear : bool
+            Whether images on sheared axes are resampled.
         strict_input : bool
             Whether warnings about the input are errors.
         seed : int
@@ -169,7 +174,13 @@ class Problem:
         clock = time.perf_counter()
         seed = _checked_stages(linear, deformable, seed)
         where, count = device_named(device), thread_count(threads)
-        (a, *fixed_more), (b, *moving_more) = load_channels(fixed, "fixed image"), load_channels(moving, "moving image")
+        if not isinstance(resample_shear, (bool, np.bool_)):
+            raise OptionError(f"resample_shear is True or False, got {resample_shear!r}")
+        read = partial(load_image, resample_shear=bool(resample_shear))
+        (a, *fixed_more), (b, *moving_more) = (
+            load_channels(image, role, resample_shear=bool(resample_shear))
+            for image, role in ((fixed, "fixed image"), (moving, "moving image"))
+        )
         more = _paired(fixed_more, moving_more, settings)
         start = None
         if initial_transform is not None:
@@ -181,10 +192,13 @@ class Problem:
         def matched(mask: Any, image: Volume, role: str) -> Volume | None:
             if mask is None:
                 return None
-            on_grid, found = match_mask(load_image(mask, role), image)
+            on_grid, found = match_mask(read(mask, role), image)
             notes.extend(found)
             return on_grid
 
+        if fixed_labels is not None and moving_labels is not None and settings.deformable.kind == "deformable":
+            fixed_labels = read(fixed_labels, "fixed labels", native=True)
+            moving_labels = read(moving_labels, "moving labels", native=True)
         given = read_given(
             a, b, settings, channels=1 + len(more), fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
             landmark_weights=landmark_weights, fixed_labels=fixed_labels, moving_labels=moving_labels,
@@ -194,7 +208,7 @@ class Problem:
             if given is None:
                 return None
             _check_regions(role, settings, deformable, start)
-            on_grid, found = match_labels(load_image(given, role), a)
+            on_grid, found = match_labels(read(given, role), a)
             notes.extend(found)
             return on_grid
 

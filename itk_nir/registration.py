@@ -78,6 +78,7 @@ def register(
     fixed_labels: Any = None,
     moving_labels: Any = None,
     initial_transform: Any = None,
+    resample_shear: bool = False,
     strict_input: bool = False,
     seed: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -94,9 +95,10 @@ def register(
 
     Parameters
     ----------
-    fixed, moving : itk.Image, SimpleITK.Image, path or list of them
-        2D or 3D, any grids and orientations. Several channels (contrasts, features) are a list of images on one grid,
-        or one image with several values a pixel (colour, vectors); `warped` shows the first.
+    fixed, moving : path, itk.Image, SimpleITK.Image, ANTsImage, nibabel image, (array, Geometry) or list of them
+        2D or 3D, any grids and orientations (``docs/inputs.md`` has all kinds). Several channels (contrasts,
+        features) are a list of images on one grid, or one image with several values a pixel (colour, vectors); `warped`
+        shows the first.
     preset : str or Settings
         ``"fast"``, ``"default"``, ``"accurate"`` or ``"paper"``, or what `itk_nir.make_settings` made, which takes
         expert settings too.
@@ -124,6 +126,9 @@ def register(
     initial_transform : RegistrationResult, transform, matrix, path or list, optional
         Where to start from, fixed → moving: anything that `itk_nir.load_transform` takes; a list in ANTs' order. It is
         composed into the result, never lost.
+    resample_shear : bool
+        Resample images whose axes are not perpendicular onto a grid that is (label maps and masks to the nearest),
+        instead of refusing them.
     strict_input : bool
         Make warnings about the input errors (`itk_nir.check` lists them).
     seed : int
@@ -206,6 +211,7 @@ def register(
         fixed_labels=fixed_labels,
         moving_labels=moving_labels,
         initial_transform=initial_transform,
+        resample_shear=resample_shear,
         strict_input=strict_input,
         seed=seed,
         device=device,

@@ -276,7 +276,7 @@ class RegistrationResult:
     @cached_property
     def warped(self) -> Any:
         """`warped_array` as an image of the kind that the fixed image was given as (``itk.Image`` for a path)."""
-        return like(self.warped_array, self.fixed.geometry, self.fixed.kind)
+        return like(self.warped_array, self.fixed.geometry, self.fixed.kind, self.fixed.space_code)
 
     @cached_property
     def jacobian_array(self) -> NDArray[np.float32]:
@@ -303,7 +303,7 @@ class RegistrationResult:
         itk.Image or SimpleITK.Image
             float32, on the fixed grid.
         """
-        return like(self.jacobian_array, self.fixed.geometry, self.fixed.kind)
+        return like(self.jacobian_array, self.fixed.geometry, self.fixed.kind, self.fixed.space_code)
 
     def transform_points(self, points: ArrayLike, inverse: bool = False) -> NDArray[np.float64]:
         """Map physical points.

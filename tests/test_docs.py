@@ -43,6 +43,10 @@ def test_pages_on_metrics_and_verdicts(phantom_2d: Phantom, page: str) -> None:
     assert report.verdict.grade == "good"
 
 
+def test_the_page_on_inputs() -> None:
+    assert isinstance(run_blocks("inputs.md")["result"].warped, np.ndarray)
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))], ids=str)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):

@@ -17,7 +17,7 @@ from itk_nir import problem
 from itk_nir.engine.images import Intensity
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
-from itk_nir.images import save_image, to_itk, to_sitk, volume
+from itk_nir.images import reading, save_image, to_itk, to_sitk
 from itk_nir.phantom import Phantom
 from itk_nir.problem import Problem
 from itk_nir.settings import make_settings
@@ -64,22 +64,22 @@ def bend(grid: Geometry) -> DisplacementField:
 def test_masks_are_matched_once_and_images_measured_once(d: int, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed, moving, grid = images(d)
     calls: list[str] = []
-    match_mask, read, of = problem.match_mask, volume._read, Intensity.of
+    match_mask, read, of = problem.match_mask, reading.read, Intensity.of
 
     def matched(mask: Any, image: Any) -> Any:
         calls.append(f"match {mask.name}")
         return match_mask(mask, image)
 
-    def loaded(image: Any, role: str, several: bool = False) -> Any:
+    def loaded(image: Any, role: str, options: Any) -> Any:
         calls.append(f"load {role}")
-        return read(image, role, several)
+        return read(image, role, options)
 
     def measured(cls: type[Intensity], image: Any, weight: Any, lesion: Any) -> Intensity:
         calls.append("measure")
         return of(image, weight, lesion)
 
     monkeypatch.setattr(problem, "match_mask", matched)
-    monkeypatch.setattr(volume, "_read", loaded)
+    monkeypatch.setattr(reading, "read", loaded)
     monkeypatch.setattr(Intensity, "of", classmethod(measured))
     coarse = Geometry.make([12] * d, [5.0] * d, grid.centre - 27.5)  # another grid, so that it must be resampled
     initial = {"none": None, "linear": np.eye(d + 1), "field": CompositeTransform((bend(grid),))}[start]

@@ -9,6 +9,7 @@ from itk_nir.cli.arguments import add_convention, one_or_list
 from itk_nir.cli.console import names, tell
 from itk_nir.cli.signals import requests
 from itk_nir.errors import InputError, warn_caller
+from itk_nir.findings import texts
 from itk_nir.places import named_files
 
 
@@ -57,6 +58,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="default auto: nearest for label maps, linear for everything else",
     )
     parser.add_argument("--labels", action="store_true", help="the image is a label map: nearest, always")
+    parser.add_argument(
+        "--resample-shear",
+        action="store_true",
+        help="resample images whose axes are not perpendicular instead of refusing them",
+    )
     parser.add_argument(
         "--default", type=float, default=0.0, metavar="VALUE", help="value where the image does not reach (default: 0)"
     )
@@ -115,8 +121,12 @@ def _apply_to_image(options: argparse.Namespace) -> None:
 
     check_image_name(options.output)
     check_output_file(options.output, named_files(options.image, options.reference, options.transform))
-    volume = load_image(options.image, "image", native=True)
-    reference = load_image(options.reference, "reference image").geometry if options.reference else volume.geometry
+    shear = options.resample_shear
+    volume = load_image(options.image, "image", native=True, resample_shear=shear)
+    grid = load_image(options.reference, "reference image", resample_shear=shear) if options.reference else volume
+    reference = grid.geometry
+    for text in dict.fromkeys([*texts(volume.findings), *texts(grid.findings)]):
+        warn_caller(text)
     fixed, moving = spaces(volume.geometry, reference, options.inverse, told=bool(options.reference))
     transform = load_transform(one_or_list(options.transform), fixed, moving=moving, convention=options.convention)
     transform = transform.inverse() if options.inverse else transform

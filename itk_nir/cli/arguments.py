@@ -43,6 +43,7 @@ REGISTER_FLAGS: dict[str, str | None] = {
     "fixed_labels": "--fixed-labels",
     "moving_labels": "--moving-labels",
     "initial_transform": "--initial-transform",
+    "resample_shear": "--resample-shear",
     "strict_input": "--strict-input",
     "seed": "--seed",
     "device": "--device",

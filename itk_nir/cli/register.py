@@ -95,6 +95,11 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         help="override one setting of the preset (`itk-nir presets` lists them); may be given several times",
     )
     parser.add_argument(
+        "--resample-shear",
+        action="store_true",
+        help="resample images whose axes are not perpendicular instead of refusing them",
+    )
+    parser.add_argument(
         "--strict-input",
         action="store_true",
         help="warnings about the input are errors (`itk-nir check` lists them)",
@@ -195,8 +200,8 @@ def inputs_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `itk_nir.register` but the two images, the preset and the callback."""
     same = (
         "linear", "fixed_mask", "moving_mask", "fixed_lesion", "moving_lesion", "rigid_regions", "volume_regions",
-        "fixed_landmarks", "moving_landmarks", "landmark_weights", "fixed_labels", "moving_labels", "strict_input",
-        "seed", "device", "threads",
+        "fixed_landmarks", "moving_landmarks", "landmark_weights", "fixed_labels", "moving_labels", "resample_shear",
+        "strict_input",        "seed", "device", "threads",
     )  # fmt: skip
     return {name: getattr(options, name) for name in same} | {
         "initial_transform": one_or_list(options.initial_transform)
@@ -252,8 +257,10 @@ def _checked_output(options: argparse.Namespace) -> Any:
     from itk_nir.places import named_files
     from itk_nir.saving import PICTURE, check_result
 
-    words = ("preset", "linear", "seed", "device", "threads", "landmark_weights", "strict_input", "checkpoint",
-             "checkpoint_seconds")  # fmt: skip
+    words = (
+        "preset", "linear", "seed", "device", "threads", "landmark_weights", "strict_input", "resample_shear",
+        "checkpoint", "checkpoint_seconds",
+    )  # fmt: skip
     read = [getattr(options, name) for name, flag in REGISTER_FLAGS.items() if flag is not None and name not in words]
     more = (PICTURE,) if options.picture else ()
     check_result(options.output, options.format, more, named_files(*read))
@@ -264,7 +271,7 @@ def _checked_output(options: argparse.Namespace) -> Any:
         from itk_nir.images import load_image
         from itk_nir.transforms.save import check_format
 
-        volume = load_image(options.fixed, "fixed image")
+        volume = load_image(options.fixed, "fixed image", resample_shear=options.resample_shear)
         check_format(options.format, volume.dimension)
         return volume
     return options.fixed

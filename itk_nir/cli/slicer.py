@@ -43,6 +43,7 @@ FLAGS = REGISTER_FLAGS | {
     "moving_landmarks": None,
     "landmark_weights": None,
     "initial_transform": "--initialTransform",
+    "resample_shear": None,
 }
 
 _OUTPUTS = ("outputVolume", "outputTransform", "outputInverseTransform")

@@ -1,8 +1,9 @@
 """Any image -> `Volume` (an array and its `Geometry`), and back."""
 
 from itk_nir.images.channels import load_channels
-from itk_nir.images.convert import like, to_itk, to_itk_vectors, to_sitk
-from itk_nir.images.volume import READERS, Volume, load_image
+from itk_nir.images.convert import like, to_ants, to_itk, to_itk_vectors, to_nibabel, to_sitk
+from itk_nir.images.reading import READERS, load_image
+from itk_nir.images.volume import Volume
 from itk_nir.images.writing import check_image_name, save_image
 
 __all__ = [
@@ -13,7 +14,9 @@ __all__ = [
     "load_channels",
     "load_image",
     "save_image",
+    "to_ants",
     "to_itk",
     "to_itk_vectors",
+    "to_nibabel",
     "to_sitk",
 ]

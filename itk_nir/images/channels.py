@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from itk_nir.errors import InputError
-from itk_nir.images.volume import Volume, load_components, load_image
+from itk_nir.images.objects import is_pair
+from itk_nir.images.reading import load_components, load_image
+from itk_nir.images.volume import Volume
 
 
-def load_channels(image: Any, role: str) -> tuple[Volume, ...]:
+def load_channels(image: Any, role: str, *, resample_shear: bool = False) -> tuple[Volume, ...]:
     """Read an image, or several of one object.
 
     Parameters
@@ -18,6 +20,8 @@ def load_channels(image: Any, role: str) -> tuple[Volume, ...]:
         vectors), each of which becomes a channel.
     role : str
         What it is in messages: ``"fixed image"``, ...
+    resample_shear : bool, default False
+        As of `load_image`.
 
     Returns
     -------
@@ -29,11 +33,14 @@ def load_channels(image: Any, role: str) -> tuple[Volume, ...]:
     InputError
         As `load_image`; or channels on unlike grids, or none.
     """
-    if isinstance(image, (list, tuple)):
+    if isinstance(image, (list, tuple)) and not is_pair(image):
         if not image:
             raise InputError(f"{role}: an empty list; give one image, or one for each channel")
         several = len(image) > 1
-        volumes = tuple(load_image(x, f"{role}, channel {k}" if several else role) for k, x in enumerate(image, 1))
+        volumes = tuple(
+            load_image(x, f"{role}, channel {k}" if several else role, resample_shear=resample_shear)
+            for k, x in enumerate(image, 1)
+        )
         for other in volumes[1:]:
             if other.dimension != volumes[0].dimension or not other.geometry.same_grid(volumes[0].geometry):
                 raise InputError(
@@ -41,4 +48,4 @@ def load_channels(image: Any, role: str) -> tuple[Volume, ...]:
                     "share one grid"
                 )
         return volumes
-    return load_components(image, role)
+    return load_components(image, role, resample_shear=resample_shear)

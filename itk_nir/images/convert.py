@@ -1,4 +1,4 @@
-"""Arrays and their grids as images of ITK and SimpleITK."""
+"""Arrays and their grids as images of other libraries."""
 
 from __future__ import annotations
 
@@ -94,7 +94,73 @@ def to_sitk(array: NDArray[Any], geometry: Geometry) -> Any:
     return image
 
 
-def like(array: NDArray[Any], geometry: Geometry, kind: str) -> Any:
+def to_ants(array: NDArray[Any], geometry: Geometry) -> Any:
+    """Make an ``ANTsImage`` that has memory of its own.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        ``geometry.shape`` scalars, or ``geometry.shape + (d,)`` vectors.
+    geometry : Geometry
+        The grid.
+
+    Returns
+    -------
+    ants.ANTsImage
+        Of the array's type; types that ANTs lacks become float32.
+    """
+    import ants
+
+    d = geometry.dimension
+    known = array.dtype in (np.uint8, np.uint32, np.float32, np.float64)
+    values = array if known else array.astype(np.uint8 if array.dtype == np.bool_ else np.float32)
+    return ants.from_numpy(
+        np.ascontiguousarray(values.transpose(*range(d - 1, -1, -1), *range(d, values.ndim))),
+        origin=list(geometry.origin),
+        spacing=list(geometry.spacing),
+        direction=geometry.rotation.copy(),
+        has_components=array.ndim > d,
+    )
+
+
+def to_nibabel(array: NDArray[Any], geometry: Geometry, space_code: int = 1) -> Any:
+    """Make a ``nibabel.Nifti1Image``.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        ``geometry.shape`` scalars, or ``geometry.shape + (d,)`` vectors.
+    geometry : Geometry
+        The grid.
+    space_code : int, default 1
+        NIfTI's number of the space, as sform and qform code.
+
+    Returns
+    -------
+    nibabel.Nifti1Image
+        Its affine is RAS; vectors are on the fifth axis, with intent 1007.
+    """
+    import nibabel
+
+    d = geometry.dimension
+    lps = np.eye(4)
+    lps[:d, :d], lps[:d, 3] = geometry.matrix[:-1, :-1], geometry.matrix[:-1, -1]
+    values = np.ascontiguousarray(array.transpose(*range(d - 1, -1, -1), *range(d, array.ndim)))
+    if values.dtype in (np.bool_, np.float16):
+        values = values.astype(np.uint8 if values.dtype == np.bool_ else np.float32)
+    vectors = array.ndim > d
+    if vectors:
+        values = values.reshape(*values.shape[:d], *(1,) * (4 - d), values.shape[-1])
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+    image = nibabel.Nifti1Image(values, affine, dtype=values.dtype)
+    image.set_sform(affine, space_code)
+    image.set_qform(affine, space_code)
+    if vectors:
+        image.header.set_intent("vector")
+    return image
+
+
+def like(array: NDArray[Any], geometry: Geometry, kind: str, space_code: int = 1) -> Any:
     """Make an image of the kind that another came in as.
 
     Parameters
@@ -103,15 +169,29 @@ def like(array: NDArray[Any], geometry: Geometry, kind: str) -> Any:
         ``geometry.shape`` scalars, or ``geometry.shape + (d,)`` vectors.
     geometry : Geometry
         The grid.
-    kind : {"itk", "sitk", "path"}
+    kind : {"itk", "sitk", "path", "ants", "nibabel", "array", "torch"}
         The other image's `Volume.kind`.
+    space_code : int, default 1
+        The `Volume.space_code` of the image whose grid it is, for ``"nibabel"``.
 
     Returns
     -------
-    itk.Image or SimpleITK.Image
-        The latter for ``"sitk"``; what came from a path goes out as the former.
+    itk.Image, SimpleITK.Image, ants.ANTsImage, nibabel.Nifti1Image, numpy.ndarray or torch.Tensor
+        What came from a path goes out as an ``itk.Image``; an array or tensor is on `geometry`.
     """
-    return to_sitk(array, geometry) if kind == "sitk" else to_itk(array, geometry)
+    if kind == "sitk":
+        return to_sitk(array, geometry)
+    if kind == "ants":
+        return to_ants(array, geometry)
+    if kind == "nibabel":
+        return to_nibabel(array, geometry, space_code)
+    if kind == "array":
+        return array.copy()
+    if kind == "torch":
+        import torch
+
+        return torch.from_numpy(array.copy())
+    return to_itk(array, geometry)
 
 
 def _wrapped_type(array: NDArray[Any]) -> NDArray[Any]:

@@ -1,28 +1,18 @@
-"""Any image -> `Volume`.
-
-One table, `READERS`, lists the kinds of image that come in; a new kind is one more row. Every reader refuses, with a
-one-line `InputError`, what no registration can use: complex pixels, 4D, NaN. A `Volume` that left this module is a
-finite scalar image in 2 or 3 dimensions; vector and colour images are as many of them.
-"""
+"""`Volume`, and what every reader of images asks before it makes one."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.errors import InputError, one_line
-from itk_nir.findings import Finding
+from itk_nir.findings import Finding, warning
 from itk_nir.geometry import Geometry
-from itk_nir.images.itk_classes import image_view, matrix_array
-from itk_nir.images.nifti import is_nifti, orientation_warnings, read_voxels, refuse_not_finite, scaled
-from itk_nir.places import check_input, itk_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +27,16 @@ class Volume:
         Its grid.
     name : str
         What to call it in a message, for example ``"fixed image /data/f.nii.gz"``.
-    kind : {"itk", "sitk", "path"}
+    kind : {"itk", "sitk", "path", "ants", "nibabel", "array", "torch"}
         Where it came from, and so what results are given as.
     pixel_type : numpy.dtype
         Type of the source's pixels.
     findings : tuple of Finding
         What the reader found odd.
+    oriented : bool
+        Whether the source says how the object lies; False for NIfTI files without orientation and Analyze files.
+    space_code : int
+        NIfTI's number of the space that the source says it lies in: 1 scanner, 2 aligned, 3 Talairach, 4 MNI.
     """
 
     array: NDArray[Any]
@@ -51,6 +45,8 @@ class Volume:
     kind: str
     pixel_type: np.dtype[Any]
     findings: tuple[Finding, ...] = ()
+    oriented: bool = True
+    space_code: int = 1
 
     @property
     def dimension(self) -> int:
@@ -58,185 +54,51 @@ class Volume:
         return self.geometry.dimension
 
 
-def load_image(image: Any, role: str, *, native: bool = False) -> Volume:
-    """Read an image of any kind that `READERS` knows.
+@dataclass(frozen=True)
+class ReadOptions:
+    """How an image is to be read.
+
+    Attributes
+    ----------
+    several : bool
+        Several values a pixel are taken: the array has them last.
+    resample_shear : bool
+        An image on sheared axes is resampled onto perpendicular ones instead of being refused.
+    labels : bool
+        Nothing may be interpolated.
+    """
+
+    several: bool = False
+    resample_shear: bool = False
+    labels: bool = False
+
+
+def check_layout(label: str, dimension: int, components: int, several: bool, volumes: int = 0) -> None:
+    """Refuse what is not one image in 2 or 3 dimensions.
 
     Parameters
     ----------
-    image : str, os.PathLike, itk.Image, SimpleITK.Image or Volume
-        A file or an image in memory; a `Volume` is returned as it is.
-    role : str
-        What it is in messages: ``"fixed image"``, ``"moving mask"``, ...
-    native : bool, default False
-        Keep the pixel type (label maps); float32 otherwise.
-
-    Returns
-    -------
-    Volume
-        A finite scalar image in 2 or 3 dimensions, with memory of its own.
+    label : str
+        What opens the message.
+    dimension : int
+        Number of axes.
+    components : int
+        Values a pixel.
+    several : bool
+        Whether there may be more than one of these.
+    volumes : int, default 0
+        How many volumes a 4D image has, where it is known.
 
     Raises
     ------
     InputError
-        A missing, unreadable or truncated file; an image that is not 2D or 3D, with more than one component a pixel,
-        with complex pixels, or with NaN or infinite values; a kind of object that is not known.
-
-    Examples
-    --------
-    >>> import SimpleITK as sitk
-    >>> volume = load_image(sitk.Image(4, 3, sitk.sitkUInt8), "fixed image")
-    >>> volume.array.shape, volume.array.dtype.name, volume.pixel_type.name
-    ((3, 4), 'float32', 'uint8')
+        Another dimension, or several values a pixel where one is wanted.
     """
-    volume = _read(image, role)
-    return volume if native else replace(volume, array=_contiguous(volume.array, np.float32))
-
-
-def load_components(image: Any, role: str) -> tuple[Volume, ...]:
-    """Read an image of one or several values a pixel (colour, vectors; not in NIfTI files).
-
-    Parameters
-    ----------
-    image, role
-        As of `load_image`.
-
-    Returns
-    -------
-    tuple of Volume
-        One for each of the values, float32, all on one grid.
-
-    Raises
-    ------
-    InputError
-        As `load_image`.
-    """
-    volume = _read(image, role, several=True)
-    several = volume.array.ndim > volume.dimension
-    parts = np.moveaxis(volume.array, -1, 0) if several else [volume.array]
-    return tuple(replace(volume, array=_contiguous(part, np.float32)) for part in parts)
-
-
-def _read(image: Any, role: str, several: bool = False) -> Volume:
-    """The image as its reader gives it: with `several`, an array of several values a pixel has them last."""
-    for _, accepts, reader in READERS:
-        if accepts(image):
-            return reader(image, role, several)
-    known = ", ".join(name for name, _, _ in READERS)
-    raise InputError(f"{role}: cannot use an object of type {type(image).__name__}; give one of: {known}")
-
-
-# --- readers ---------------------------------------------------------------------------------------------------------
-
-
-def _is_itk(image: Any) -> bool:
-    return "itk" in sys.modules and hasattr(image, "GetLargestPossibleRegion") and hasattr(image, "GetBufferedRegion")
-
-
-def _is_sitk(image: Any) -> bool:
-    module = sys.modules.get("SimpleITK")
-    return module is not None and isinstance(image, module.Image)
-
-
-def _read_itk(image: Any, role: str, several: bool) -> Volume:
-    try:
-        image.Update()
-    except RuntimeError as error:
-        raise InputError(f"{role}: its ITK pipeline failed ({one_line(error)})") from error
-    _check_layout(role, int(image.GetImageDimension()), int(image.GetNumberOfComponentsPerPixel()), several)
-    try:
-        view = image_view(image)
-    except (TypeError, KeyError, RuntimeError) as error:
-        raise InputError(f"{role}: ITK gives no array of this image ({one_line(error)}); cast it to float") from error
-    region = image.GetBufferedRegion()
-    _check_pixels(role, view.dtype)
-    # The origin belongs to index 0, which after a crop is not the first voxel.
-    origin = image.TransformIndexToPhysicalPoint(region.GetIndex())
-    direction = matrix_array(image.GetDirection())
-    geometry = _geometry(role, tuple(region.GetSize()), tuple(image.GetSpacing()), tuple(origin), direction)
-    array = np.array(view, order="C")
-    _check_values(role, array)
-    return Volume(array, geometry, role, "itk", view.dtype)
-
-
-def _read_sitk(image: Any, role: str, several: bool) -> Volume:
-    import SimpleITK as sitk
-
-    pixel = image.GetPixelIDTypeAsString()
-    if "label" in pixel:  # SimpleITK ends the process when it is asked for the voxels
-        raise InputError(f"{role}: is a label map object ({pixel}); give sitk.Cast(image, sitk.sitkUInt32)")
-    _check_layout(role, image.GetDimension(), image.GetNumberOfComponentsPerPixel(), several)
-    array = sitk.GetArrayFromImage(image)
-    _check_pixels(role, array.dtype)
-    geometry = _geometry(role, image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    _check_values(role, array)
-    return Volume(array, geometry, role, "sitk", array.dtype)
-
-
-def _read_path(path: str | os.PathLike[str], role: str, several: bool) -> Volume:
-    import SimpleITK as sitk
-
-    file = Path(path)
-    label = f"{role} {file}"
-    check_input(path, label)
-    if file.is_dir():
-        raise InputError(f"{label}: is a folder; give an image file (.nii.gz, .nrrd, .mha, ...)")
-    if not file.exists():
-        raise InputError(f"{label}: no such file; check the path")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(itk_name(file))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _unreadable(label, error) from error
-    pixel = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-    if "complex" in pixel:
-        raise _not_real(label, pixel)
-    several = several and not is_nifti(file)
-    _check_layout(label, reader.GetDimension(), reader.GetNumberOfComponents(), several)
-    try:
-        volume = _read_nifti(file, reader, label) if is_nifti(file) else None
-        volume = volume or _read_sitk(reader.Execute(), label, several)
-    except RuntimeError as error:
-        raise _unreadable(label, error) from error
-    return replace(volume, kind="path")
-
-
-def _read_nifti(file: Path, reader: Any, label: str) -> Volume | None:
-    """The voxels from the file's own bytes, the grid from ITK; None where ITK alone knows what to make of the file."""
-    import SimpleITK as sitk
-
-    found = read_voxels(file, label)
-    if found is None:
-        return None
-    header, stored = found
-    size = reader.GetSize()
-    if stored is None or stored.size != np.prod(size):
-        return None
-    # ITK says whether it scales the values, and to what type.
-    dtype = sitk.GetArrayViewFromImage(sitk.Image([1] * len(size), reader.GetPixelID())).dtype
-    array = scaled(header, stored.reshape(size[::-1]), dtype)
-    geometry = _geometry(label, size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-    if header.is_scaled:
-        _check_values(label, array)
-    return Volume(array, geometry, label, "path", dtype, tuple(orientation_warnings(header, label)))
-
-
-def _read_volume(volume: Volume, role: str, several: bool) -> Volume:
-    return volume
-
-
-#: (name, does it accept the object?, reader). The first row that accepts reads. The tests must not import anything.
-READERS: tuple[tuple[str, Callable[[Any], bool], Callable[[Any, str, bool], Volume]], ...] = (
-    ("itk.Image", _is_itk, _read_itk),
-    ("SimpleITK.Image", _is_sitk, _read_sitk),
-    ("path", lambda image: isinstance(image, (str, os.PathLike)), _read_path),
-    ("Volume", lambda image: isinstance(image, Volume), _read_volume),
-)
-
-
-def _check_layout(label: str, dimension: int, components: int, several: bool) -> None:
     if dimension not in (2, 3):
-        hint = "; extract one volume first" if dimension == 4 else ""
+        hint = ""
+        if dimension == 4:
+            count = f" of {volumes} volumes" if volumes else ""
+            hint = f"; it is a series{count}: extract one volume first (nibabel: image.slicer[..., 0])"
         raise InputError(f"{label}: is {dimension}D, but a registration takes 2D and 3D images{hint}")
     if components != 1 and not several:
         raise InputError(
@@ -244,38 +106,154 @@ def _check_layout(label: str, dimension: int, components: int, several: bool) ->
         )
 
 
-def _check_pixels(label: str, dtype: np.dtype[Any]) -> None:
+def check_pixels(label: str, dtype: np.dtype[Any]) -> None:
+    """Refuse pixels that are no real numbers of at most 64 bits.
+
+    Parameters
+    ----------
+    label : str
+        What opens the message.
+    dtype : numpy.dtype
+        Their type.
+
+    Raises
+    ------
+    InputError
+        Another type.
+    """
+    if dtype.kind == "c":
+        raise not_real(label, str(dtype))
     if dtype.kind not in "biuf":
-        raise _not_real(label, str(dtype))
+        raise InputError(f"{label}: has pixels of type {dtype}, which are no numbers; convert them to float32")
+    if dtype.itemsize > 8:
+        raise InputError(f"{label}: has pixels of type {dtype}, wider than 64 bits; convert them to float64")
 
 
-def _not_real(label: str, pixel: str) -> InputError:
+def not_real(label: str, pixel: str) -> InputError:
+    """The error for complex pixels.
+
+    Parameters
+    ----------
+    label : str
+        What opens the message.
+    pixel : str
+        Their type.
+
+    Returns
+    -------
+    InputError
+    """
     return InputError(f"{label}: has pixels of type {pixel}; take the magnitude or the real part first")
 
 
-def _check_values(label: str, array: NDArray[Any]) -> None:
-    if array.dtype.kind == "f":
-        refuse_not_finite(array, label)
+def check_memory(label: str, size: Sequence[int], itemsize: int) -> None:
+    """Refuse an image that this machine cannot hold, before anything is allocated.
+
+    Parameters
+    ----------
+    label : str
+        What opens the message.
+    size : sequence of int
+        Lengths of all axes, that of the components included.
+    itemsize : int
+        Bytes of one value.
+
+    Raises
+    ------
+    InputError
+        An image of a larger size than all memory.
+    """
+    wanted = int(np.prod([int(n) for n in size], dtype=object)) * itemsize
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not say
+        return
+    if wanted > there > 0:
+        raise InputError(
+            f"{label}: is {'x'.join(str(n) for n in size)} values of {itemsize} bytes, {wanted / 2**30:.4g} GiB, which "
+            f"is more than the {there / 2**30:.4g} GiB of memory of this machine; its header may be damaged"
+        )
 
 
-def _geometry(label: str, size: Sequence[int], spacing: ArrayLike, origin: ArrayLike, direction: ArrayLike) -> Geometry:
+def excess(extra: int, wanted: int, label: str) -> tuple[Finding, ...]:
+    """Tell of voxels beyond the last: a header may say too small a size.
+
+    Parameters
+    ----------
+    extra : int
+        Bytes beyond the last voxel.
+    wanted : int
+        Bytes of all voxels.
+    label : str
+        What opens the message.
+
+    Returns
+    -------
+    tuple of Finding
+        Empty where these are few, as at the end of a block of a tape.
+    """
+    if extra <= max(1024, wanted // 1000):
+        return ()
+    return (
+        warning(
+            f"{label}: holds {extra} bytes beyond the {wanted} that its size needs",
+            "check that its header has the right size",
+            bytes=extra,
+        ),
+    )
+
+
+def make_geometry(
+    label: str, size: Sequence[int], spacing: ArrayLike, origin: ArrayLike, direction: ArrayLike
+) -> Geometry:
+    """Make a `Geometry` of what a source says.
+
+    Parameters
+    ----------
+    label : str
+        What opens the message.
+    size, spacing, origin, direction
+        As of `Geometry.make`.
+
+    Returns
+    -------
+    Geometry
+
+    Raises
+    ------
+    InputError
+        It cannot be one.
+    """
+    if min(size, default=0) < 1:
+        raise InputError(f"{label}: has no pixels (size {'x'.join(str(n) for n in size)}); give an image with some")
     try:
         return Geometry.make(size, spacing, origin, direction)
     except ValueError as error:
         raise InputError(f"{label}: its grid cannot be used: {one_line(error)}") from error
 
 
-def _unreadable(label: str, error: RuntimeError) -> InputError:
+def unreadable(label: str, error: BaseException) -> InputError:
+    """The error for a file that a library fails to read.
+
+    Parameters
+    ----------
+    label : str
+        What opens the message.
+    error : BaseException
+        The library's.
+
+    Returns
+    -------
+    InputError
+    """
     text = str(error)
-    if "orthonormal" in text:
+    if "orthonormal" in text or "determinant is 0" in text:
         return InputError(
-            f"{label}: its axes are not perpendicular (sheared sform), which ITK does not read; resample it to a "
+            f"{label}: its axes are not perpendicular, which ITK does not read in this format; resample it to a "
             "perpendicular grid first"
         )
+    if "Unknown PixelType" in text:
+        return InputError(f"{label}: has pixels that ITK does not read (grey and opacity?); save it as grey or RGB")
     if "Unable to determine ImageIO reader" in text or "not find" in text:
         return InputError(f"{label}: no image format that can be read, or a damaged header; convert it to .nii.gz")
-    return InputError(f"{label}: cannot be read, damaged or truncated ({one_line(text)}); get a fresh copy")
-
-
-def _contiguous(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    return np.ascontiguousarray(array, dtype=dtype)
+    return InputError(f"{label}: cannot be read, damaged or truncated ({one_line(error)}); get a fresh copy")

@@ -466,7 +466,7 @@ def test_images_that_cannot_be_used(oblique: dict[int, Phantom]) -> None:
     bad[3, 4] = np.nan
     with pytest.raises(InputError, match="fixed image: has 1 NaN"):
         registration(bad, names["moving"])
-    with pytest.raises(InputError, match="moving image: is 2D with 2 values"):
+    with pytest.raises(InputError, match="moving image: has 2 values"):
         registration(names["fixed"], ants.merge_channels([names["moving"]] * 2))
     with pytest.raises(InputError, match="is 2D but"):
         registration(images(oblique[3])["fixed"], names["moving"])

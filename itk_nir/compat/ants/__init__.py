@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from itk_nir.compat.ants.arguments import parse_script_type, parse_type, register_options
 from itk_nir.compat.ants.files import load_initial_transform, write_files
-from itk_nir.compat.ants.images import as_volume, to_ants
 from itk_nir.compat.ants.options import METRICS, NO_COUNTERPART, OPTIONS, SCRIPT_TYPES, TYPES, Kind
 from itk_nir.compat.ants.run import registration, run_kind
+from itk_nir.images import to_ants
 
 __all__ = [
     "METRICS",
@@ -24,7 +24,6 @@ __all__ = [
     "SCRIPT_TYPES",
     "TYPES",
     "Kind",
-    "as_volume",
     "load_initial_transform",
     "parse_script_type",
     "parse_type",

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from itk_nir.compat.ants.arguments import kind_options, register_options
 from itk_nir.compat.ants.files import load_initial_transform, warped_fixed, write_files
-from itk_nir.compat.ants.images import as_volume, to_ants
 from itk_nir.compat.ants.options import DEFAULT_METRIC, OPTIONS, Kind
 from itk_nir.errors import InputError
-from itk_nir.images import Volume
+from itk_nir.images import Volume, load_image, to_ants
 from itk_nir.places import named_files
 from itk_nir.saving import TRANSFORMS, check_output_prefix
 
@@ -161,15 +160,15 @@ def registration(
     )
     for name in ("fixed_labels", "moving_labels"):
         if options.get(name) is not None:
-            options[name] = as_volume(options[name], name.replace("_", " "))
+            options[name] = load_image(options[name], name.replace("_", " "))
     if verbose:
         options["callback"] = _printing(options.get("callback"))
     result = run_kind(
-        as_volume(fixed, "fixed image"),
-        as_volume(moving, "moving image"),
+        load_image(fixed, "fixed image"),
+        load_image(moving, "moving image"),
         kind,
-        mask=None if mask is None else as_volume(mask, "mask"),
-        moving_mask=None if moving_mask is None else as_volume(moving_mask, "moving mask"),
+        mask=None if mask is None else load_image(mask, "mask"),
+        moving_mask=None if moving_mask is None else load_image(moving_mask, "moving mask"),
         initial_transform=initial_transform,
         options=options,
     )
