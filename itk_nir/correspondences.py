@@ -17,7 +17,7 @@ from itk_nir.engine.labels import Labels
 from itk_nir.engine.landmarks import PRECISION, Landmarks
 from itk_nir.engine.metrics import channel_metrics, look_at_images
 from itk_nir.errors import InputError, OptionError
-from itk_nir.images import Volume, load_image
+from itk_nir.images import Volume, flattened, load_image
 from itk_nir.points import load_points
 from itk_nir.report import LandmarkDistances
 from itk_nir.resample import nearest_on, resample_array
@@ -291,6 +291,7 @@ def _label_maps(
 
 def _read_labels(source: Any, image: Volume, role: str) -> Volume:
     volume = load_image(source, role, native=True)
+    volume = flattened(volume) if image.dimension == 2 else volume
     if volume.dimension != image.dimension:
         raise InputError(
             f"{volume.name}: is {volume.dimension}D but {image.name} is {image.dimension}D; give its own map"

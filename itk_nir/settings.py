@@ -344,7 +344,7 @@ def unknown_option(name: str, settings: Settings, known: Sequence[str] | dict[st
 ARGUMENTS = (
     "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "fixed_lesion",
     "moving_lesion", "rigid_regions", "volume_regions", "fixed_landmarks", "moving_landmarks", "landmark_weights",
-    "fixed_labels", "moving_labels", "initial_transform", "seed", "device", "threads", "callback",
+    "fixed_labels", "moving_labels", "initial_transform", "fill", "nan", "seed", "device", "threads", "callback",
 )  # fmt: skip
 
 

@@ -41,7 +41,21 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--labels", action="store_true", help="the image is a label map: nearest, always")
     parser.add_argument(
-        "--default", type=float, default=0.0, metavar="VALUE", help="value where the image does not reach (default: 0)"
+        "--fill",
+        "--default",
+        type=float,
+        metavar="VALUE",
+        help="value where the image does not reach (default: its background, 0 for label maps); --default is the name "
+        "of before",
+    )
+    parser.add_argument(
+        "--pixel-type",
+        metavar="TYPE",
+        help="of the result: float, double, uchar, short, ushort, int, ... (default: the image's own, rounded and "
+        "clipped)",
+    )
+    parser.add_argument(
+        "--nan", choices=("error", "mask"), default="error", help="NaN and infinite voxels: an error, or no value"
     )
     return parser
 
@@ -55,8 +69,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _apply_to_points(options: argparse.Namespace) -> None:
-    if options.reference or options.labels or options.interpolation != "auto":
-        raise InputError("--points takes no --reference, --labels or --interpolation; leave them out")
+    if options.reference or options.labels or options.interpolation != "auto" or options.pixel_type:
+        raise InputError("--points takes no --reference, --labels, --interpolation or --pixel-type; leave them out")
     from itk_nir.loading import load_transform
     from itk_nir.points import load_points, save_points
 
@@ -70,16 +84,19 @@ def _apply_to_points(options: argparse.Namespace) -> None:
 def _apply_to_image(options: argparse.Namespace) -> None:
     if options.labels and options.interpolation not in ("auto", "nearest"):
         raise InputError(f"--labels are never interpolated: --interpolation {options.interpolation} cannot be had")
-    from itk_nir.images import load_image, save_image
-    from itk_nir.loading import load_transform
-    from itk_nir.resample import is_label_map, resample
+    from itk_nir.applying import Application
 
-    volume = load_image(options.image, "image", native=True)
-    reference = load_image(options.reference, "reference image").geometry if options.reference else volume.geometry
-    transform = load_transform(one_or_list(options.transform), reference)
-    transform = transform.inverse() if options.inverse else transform
-    mode = "nearest" if options.labels else options.interpolation
-    if mode == "auto":
-        mode = "nearest" if is_label_map(volume.array) else "linear"
-    save_image(resample(volume, transform, reference, mode, options.default), reference, options.output)
-    tell(f"{'x'.join(map(str, reference.size))} voxels, {mode}; wrote {names([options.output])}")
+    job = Application.prepare(
+        options.image,
+        one_or_list(options.transform),
+        options.reference,
+        interpolation="nearest" if options.labels else options.interpolation,
+        fill=0 if options.labels and options.fill is None else options.fill,
+        pixel_type=options.pixel_type,
+        nan=options.nan,
+        inverse=options.inverse,
+    )
+    job.write(options.output)
+    size = "x".join(map(str, job.geometry.size))
+    count = "" if job.source.time is None else f"{job.source.count} volumes of "
+    tell(f"{count}{size} voxels, {job.mode}; wrote {names([options.output])}")

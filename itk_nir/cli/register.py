@@ -77,6 +77,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "the order in which they meet a fixed point. It becomes part of the result",
     )
     parser.add_argument(
+        "--fill",
+        type=float,
+        metavar="VALUE",
+        help="value of the warped image where the moving image does not reach (default: its background)",
+    )
+    parser.add_argument(
+        "--nan", choices=("error", "mask"), default="error", help="NaN and infinite voxels: an error, or left out"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -133,6 +142,8 @@ def run(options: argparse.Namespace) -> int:
             fixed_labels=options.fixed_labels,
             moving_labels=options.moving_labels,
             initial_transform=one_or_list(options.initial_transform),
+            fill=options.fill,
+            nan=options.nan,
             seed=options.seed,
             device=options.device,
             threads=options.threads,

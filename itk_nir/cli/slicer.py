@@ -41,6 +41,8 @@ FLAGS = REGISTER_FLAGS | {
     "fixed_landmarks": None,
     "moving_landmarks": None,
     "landmark_weights": None,
+    "fill": None,
+    "nan": None,
     "initial_transform": "--initialTransform",
 }
 
@@ -111,7 +113,7 @@ def _register(options: argparse.Namespace) -> None:
     )
     fixed, moving = result.fixed.geometry, result.moving.geometry
     if options.outputVolume:
-        save_image(result.warped_array, fixed, options.outputVolume)
+        save_image(*result.warped_pixels, options.outputVolume, space_code=result.fixed.space_code)
     for path, transform, grid in (
         (options.outputTransform, result.mapping, fixed),
         (options.outputInverseTransform, result.mapping.inverse(), moving),

@@ -2,15 +2,26 @@
 
 from itk_nir.images.channels import load_channels
 from itk_nir.images.convert import like, to_itk, to_itk_vectors, to_sitk
+from itk_nir.images.missing import background_value
+from itk_nir.images.planes import Plane, flattened, in_their_planes
+from itk_nir.images.values import as_float32, as_pixels, checked_fill, pixel_type_named
 from itk_nir.images.volume import READERS, Volume, load_image
 from itk_nir.images.writing import save_image
 
 __all__ = [
     "READERS",
+    "Plane",
     "Volume",
+    "as_float32",
+    "as_pixels",
+    "background_value",
+    "checked_fill",
+    "flattened",
+    "in_their_planes",
     "like",
     "load_channels",
     "load_image",
+    "pixel_type_named",
     "save_image",
     "to_itk",
     "to_itk_vectors",

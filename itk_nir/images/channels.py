@@ -8,7 +8,7 @@ from itk_nir.errors import InputError
 from itk_nir.images.volume import Volume, load_components, load_image
 
 
-def load_channels(image: Any, role: str) -> tuple[Volume, ...]:
+def load_channels(image: Any, role: str, *, nan: str = "error") -> tuple[Volume, ...]:
     """Read an image, or several of one object.
 
     Parameters
@@ -18,6 +18,8 @@ def load_channels(image: Any, role: str) -> tuple[Volume, ...]:
         vectors), each of which becomes a channel.
     role : str
         What it is in messages: ``"fixed image"``, ...
+    nan : {"error", "mask"}
+        As of `load_image`.
 
     Returns
     -------
@@ -33,7 +35,8 @@ def load_channels(image: Any, role: str) -> tuple[Volume, ...]:
         if not image:
             raise InputError(f"{role}: an empty list; give one image, or one for each channel")
         several = len(image) > 1
-        volumes = tuple(load_image(x, f"{role}, channel {k}" if several else role) for k, x in enumerate(image, 1))
+        names = [f"{role}, channel {k}" if several else role for k in range(1, len(image) + 1)]
+        volumes = tuple(load_image(x, name, nan=nan) for x, name in zip(image, names, strict=True))
         for other in volumes[1:]:
             if other.dimension != volumes[0].dimension or not other.geometry.same_grid(volumes[0].geometry):
                 raise InputError(
@@ -41,4 +44,4 @@ def load_channels(image: Any, role: str) -> tuple[Volume, ...]:
                     "share one grid"
                 )
         return volumes
-    return load_components(image, role)
+    return load_components(image, role, nan=nan)

@@ -91,6 +91,12 @@ class Header:
         return int(np.prod(self.shape, dtype=object)) * bits // 8
 
     @property
+    def space_code(self) -> int:
+        """What the coordinates refer to: the code of the form that ITK uses; 1 where both are 0."""
+        code = self.sform_code if self.sform_code == 1 or self.qform_code == 0 else self.qform_code
+        return max(code, 1)
+
+    @property
     def is_scaled(self) -> bool:
         """Whether the stored values are to be multiplied or shifted, as ITK decides."""
         return abs(self.slope - 1) > _LEAST or abs(self.intercept) > _LEAST
@@ -189,7 +195,7 @@ def read_voxels(path: str | os.PathLike[str], label: str) -> tuple[Header, NDArr
     Raises
     ------
     InputError
-        A truncated or damaged file, or floating-point values that are NaN or infinite.
+        A truncated or damaged file.
     """
     header_path, data_path = _parts(Path(path))
     blocks: Iterator[bytes]
@@ -205,10 +211,7 @@ def read_voxels(path: str | os.PathLike[str], label: str) -> tuple[Header, NDArr
     if header is None or header.offset < 0:
         return None
     blocks = chain([first], blocks) if header.single_file else _blocks(data_path)
-    stored = _stored(header, blocks, data_path, label)
-    if stored is not None and stored.dtype.kind == "f":
-        refuse_not_finite(stored, label)
-    return header, stored
+    return header, _stored(header, blocks, data_path, label)
 
 
 def scaled(header: Header, stored: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -236,31 +239,6 @@ def scaled(header: Header, stored: NDArray[Any], dtype: np.dtype[Any]) -> NDArra
         for row in range(len(values)):  # small enough for the double precision between to stay in the cache
             out[row] = values[row].astype(np.float64) * header.slope + header.intercept
     return out
-
-
-def refuse_not_finite(values: NDArray[Any], label: str) -> None:
-    """Raise for NaN or infinite voxels.
-
-    Parameters
-    ----------
-    values : numpy.ndarray
-        Floating-point values of any shape.
-    label : str
-        What opens the message.
-
-    Raises
-    ------
-    InputError
-        There are such values; the message has their number.
-    """
-    # A sum is finite only if every term is; sums of float32 are taken in float64 and cannot overflow.
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = values.sum(dtype=np.float64)
-    if not np.isfinite(total) and not (finite := np.isfinite(values)).all():
-        count = int(values.size - np.count_nonzero(finite))
-        raise InputError(
-            f"{label}: has {count} NaN or infinite voxels; replace them, for example by the background value"
-        )
 
 
 def orientation_warnings(header: Header, label: str) -> list[Finding]:

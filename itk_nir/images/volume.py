@@ -21,7 +21,10 @@ from itk_nir.errors import InputError, one_line
 from itk_nir.findings import Finding
 from itk_nir.geometry import Geometry
 from itk_nir.images.itk_classes import image_view, matrix_array
-from itk_nir.images.nifti import is_nifti, orientation_warnings, read_voxels, refuse_not_finite, scaled
+from itk_nir.images.missing import without_missing
+from itk_nir.images.nifti import is_nifti, orientation_warnings, read_voxels, scaled
+from itk_nir.images.planes import Plane
+from itk_nir.images.values import in_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,16 @@ class Volume:
         Type of the source's pixels.
     findings : tuple of Finding
         What the reader found odd.
+    scale, offset : float
+        The source's values are ``scale * array + offset``: 1 and 0 but where float32 would not hold them.
+    components : int
+        How many values a pixel of the source has; this is one of them.
+    missing : numpy.ndarray or None
+        Like `array`, bool: voxels that were NaN or infinite in the source and have the background's value here.
+    plane : Plane or None
+        The single slice that a 2D image was in the source.
+    space_code : int
+        NIfTI's number of the space that the source says it lies in: 1 scanner, 2 aligned, 3 Talairach, 4 MNI.
     """
 
     array: NDArray[Any]
@@ -50,6 +63,12 @@ class Volume:
     kind: str
     pixel_type: np.dtype[Any]
     findings: tuple[Finding, ...] = ()
+    scale: float = 1.0
+    offset: float | int = 0
+    components: int = 1
+    missing: NDArray[np.bool_] | None = None
+    plane: Plane | None = None
+    space_code: int = 1
 
     @property
     def dimension(self) -> int:
@@ -57,7 +76,7 @@ class Volume:
         return self.geometry.dimension
 
 
-def load_image(image: Any, role: str, *, native: bool = False) -> Volume:
+def load_image(image: Any, role: str, *, native: bool = False, nan: str = "error") -> Volume:
     """Read an image of any kind that `READERS` knows.
 
     Parameters
@@ -67,7 +86,9 @@ def load_image(image: Any, role: str, *, native: bool = False) -> Volume:
     role : str
         What it is in messages: ``"fixed image"``, ``"moving mask"``, ...
     native : bool, default False
-        Keep the pixel type (label maps); float32 otherwise.
+        Keep the pixel type (label maps); float32 otherwise, shifted and scaled where that would not hold the values.
+    nan : {"error", "mask"}
+        What NaN and infinite voxels are: an error, or `Volume.missing`.
 
     Returns
     -------
@@ -87,16 +108,16 @@ def load_image(image: Any, role: str, *, native: bool = False) -> Volume:
     >>> volume.array.shape, volume.array.dtype.name, volume.pixel_type.name
     ((3, 4), 'float32', 'uint8')
     """
-    volume = _read(image, role)
-    return volume if native else replace(volume, array=_contiguous(volume.array, np.float32))
+    volume = _read(image, role, nan=nan)
+    return volume if native else in_float32(volume)
 
 
-def load_components(image: Any, role: str) -> tuple[Volume, ...]:
+def load_components(image: Any, role: str, *, nan: str = "error") -> tuple[Volume, ...]:
     """Read an image of one or several values a pixel (colour, vectors; not in NIfTI files).
 
     Parameters
     ----------
-    image, role
+    image, role, nan
         As of `load_image`.
 
     Returns
@@ -109,17 +130,40 @@ def load_components(image: Any, role: str) -> tuple[Volume, ...]:
     InputError
         As `load_image`.
     """
-    volume = _read(image, role, several=True)
-    several = volume.array.ndim > volume.dimension
-    parts = np.moveaxis(volume.array, -1, 0) if several else [volume.array]
-    return tuple(replace(volume, array=_contiguous(part, np.float32)) for part in parts)
+    volume = _read(image, role, several=True, nan=nan)
+    if volume.array.ndim == volume.dimension:
+        return (in_float32(volume),)
+    parts = np.moveaxis(volume.array, -1, 0)
+    return tuple(in_float32(replace(volume, array=part, components=len(parts))) for part in parts)
 
 
-def _read(image: Any, role: str, several: bool = False) -> Volume:
+def load_pixels(image: Any, role: str, *, nan: str = "error") -> Volume:
+    """Read an image of one or several values a pixel, in its own pixel type.
+
+    Parameters
+    ----------
+    image, role, nan
+        As of `load_image`.
+
+    Returns
+    -------
+    Volume
+        Several values a pixel are the last axis of its array.
+
+    Raises
+    ------
+    InputError
+        As `load_image`.
+    """
+    return _read(image, role, several=True, nan=nan)
+
+
+def _read(image: Any, role: str, several: bool = False, nan: str = "error") -> Volume:
     """The image as its reader gives it: with `several`, an array of several values a pixel has them last."""
     for _, accepts, reader in READERS:
         if accepts(image):
-            return reader(image, role, several)
+            volume = reader(image, role, several)
+            return volume if isinstance(image, Volume) else without_missing(volume, nan)
     known = ", ".join(name for name, _, _ in READERS)
     raise InputError(f"{role}: cannot use an object of type {type(image).__name__}; give one of: {known}")
 
@@ -153,7 +197,6 @@ def _read_itk(image: Any, role: str, several: bool) -> Volume:
     direction = matrix_array(image.GetDirection())
     geometry = _geometry(role, tuple(region.GetSize()), tuple(image.GetSpacing()), tuple(origin), direction)
     array = np.array(view, order="C")
-    _check_values(role, array)
     return Volume(array, geometry, role, "itk", view.dtype)
 
 
@@ -164,7 +207,6 @@ def _read_sitk(image: Any, role: str, several: bool) -> Volume:
     array = sitk.GetArrayFromImage(image)
     _check_pixels(role, array.dtype)
     geometry = _geometry(role, image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-    _check_values(role, array)
     return Volume(array, geometry, role, "sitk", array.dtype)
 
 
@@ -211,9 +253,8 @@ def _read_nifti(file: Path, reader: Any, label: str) -> Volume | None:
     dtype = sitk.GetArrayViewFromImage(sitk.Image([1] * len(size), reader.GetPixelID())).dtype
     array = scaled(header, stored.reshape(size[::-1]), dtype)
     geometry = _geometry(label, size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-    if header.is_scaled:
-        _check_values(label, array)
-    return Volume(array, geometry, label, "path", dtype, tuple(orientation_warnings(header, label)))
+    told = tuple(orientation_warnings(header, label))
+    return Volume(array, geometry, label, "path", dtype, told, space_code=header.space_code)
 
 
 def _read_volume(volume: Volume, role: str, several: bool) -> Volume:
@@ -248,11 +289,6 @@ def _not_real(label: str, pixel: str) -> InputError:
     return InputError(f"{label}: has pixels of type {pixel}; take the magnitude or the real part first")
 
 
-def _check_values(label: str, array: NDArray[Any]) -> None:
-    if array.dtype.kind == "f":
-        refuse_not_finite(array, label)
-
-
 def _geometry(label: str, size: Sequence[int], spacing: ArrayLike, origin: ArrayLike, direction: ArrayLike) -> Geometry:
     try:
         return Geometry.make(size, spacing, origin, direction)
@@ -270,7 +306,3 @@ def _unreadable(label: str, error: RuntimeError) -> InputError:
     if "Unable to determine ImageIO reader" in text or "not find" in text:
         return InputError(f"{label}: no image format that can be read, or a damaged header; convert it to .nii.gz")
     return InputError(f"{label}: cannot be read, damaged or truncated ({one_line(text)}); get a fresh copy")
-
-
-def _contiguous(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    return np.ascontiguousarray(array, dtype=dtype)

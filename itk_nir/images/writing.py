@@ -12,9 +12,17 @@ from itk_nir.atomic import replacing
 from itk_nir.errors import InputError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.images.convert import to_sitk
+from itk_nir.images.space_codes import write_with_code
 
 
-def save_image(array: NDArray[Any], geometry: Geometry, path: str | os.PathLike[str], *, compression: int = 1) -> None:
+def save_image(
+    array: NDArray[Any],
+    geometry: Geometry,
+    path: str | os.PathLike[str],
+    *,
+    compression: int = 1,
+    space_code: int = 1,
+) -> None:
     """Write an image; the file appears complete or not at all.
 
     Parameters
@@ -28,6 +36,8 @@ def save_image(array: NDArray[Any], geometry: Geometry, path: str | os.PathLike[
         Its suffix chooses the format.
     compression : int, default 1
         Level of gzip, 1 to 9, for formats that have it; 0 writes uncompressed where the format allows.
+    space_code : int, default 1
+        NIfTI's number of the space that the coordinates refer to; other formats have none.
 
     Raises
     ------
@@ -48,6 +58,9 @@ def save_image(array: NDArray[Any], geometry: Geometry, path: str | os.PathLike[
 
     target = Path(path)
     with replacing(target) as temporary:
+        if space_code != 1 and target.name.lower().endswith((".nii", ".nii.gz")):
+            write_with_code(array, geometry, temporary, compression, space_code)
+            return
         writer = sitk.ImageFileWriter()
         writer.SetFileName(str(temporary))
         writer.SetUseCompression(compression > 0)
