@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
     from itk_nir.checks import check_output_prefix
     from itk_nir.compat.ants import parse_script_type, run_kind, write_files
-    from itk_nir.images import load_image
+    from itk_nir.images import in_their_planes, load_image
 
     kind = replace(parse_script_type(args.type, "-t"), preset=args.preset, radius=args.radius)
     _refuse(args)
@@ -98,10 +98,11 @@ def run(args: argparse.Namespace) -> int:
     check_output_prefix(args.output)
     note_if_folder(args.output)
     mask, moving_mask = _masks(args.masks)
-    fixed = load_image(args.fixed[0], "fixed image")
-    moving = load_image(args.moving[0], "moving image")
+    images = load_image(args.fixed[0], "fixed image"), load_image(args.moving[0], "moving image")
+    (fixed,), (moving,), _ = in_their_planes(images[:1], images[1:])
     if fixed.dimension != args.dimension:
-        raise InputError(f"-d {args.dimension}: {fixed.name} is {fixed.dimension}D; give -d {fixed.dimension}")
+        what = "is a single slice" if fixed.plane is not None else f"is {fixed.dimension}D"
+        raise InputError(f"-d {args.dimension}: {fixed.name} {what}; give -d {fixed.dimension}")
     options: dict[str, Any] = {"seed": args.seed, "device": args.device, "threads": args.threads}
     with progress() as callback:
         options["callback"] = callback

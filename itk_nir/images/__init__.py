@@ -3,7 +3,7 @@
 from itk_nir.images.channels import load_channels
 from itk_nir.images.convert import like, to_itk, to_itk_vectors, to_sitk
 from itk_nir.images.missing import background_value
-from itk_nir.images.planes import Plane, flattened, in_their_planes
+from itk_nir.images.planes import Plane, flattened, in_their_planes, refuse_slices
 from itk_nir.images.values import as_float32, as_pixels, checked_fill, pixel_type_named
 from itk_nir.images.volume import READERS, Volume, load_image
 from itk_nir.images.writing import save_image
@@ -22,6 +22,7 @@ __all__ = [
     "load_channels",
     "load_image",
     "pixel_type_named",
+    "refuse_slices",
     "save_image",
     "to_itk",
     "to_itk_vectors",

@@ -175,3 +175,24 @@ def in_their_planes(
                 )
             )
     return a, b, found
+
+
+def refuse_slices(**sizes: Sequence[int]) -> None:
+    """Refuse single slices in 3D, where an interface promises transforms of the images' own dimension.
+
+    Parameters
+    ----------
+    **sizes : sequence of int
+        The size of each image, ``(x, y[, z])``, by what it is: ``fixed``, ``moving``.
+
+    Raises
+    ------
+    InputError
+        One of them has a single voxel along one of three axes.
+    """
+    for role, size in sizes.items():
+        if len(size) == 3 and list(size).count(1) == 1:
+            raise InputError(
+                f"{role} image: is a single slice ({'x'.join(map(str, size))}), whose transform would be 2D; give it "
+                "as a 2D image (image[:, :, 0]), or give it to itk_nir.register as it is"
+            )

@@ -213,12 +213,17 @@ def _read_sitk(image: Any, role: str, several: bool) -> Volume:
 def _read_path(path: str | os.PathLike[str], role: str, several: bool) -> Volume:
     import SimpleITK as sitk
 
+    # Here, because it makes volumes itself.
+    from itk_nir.images.flat_files import read_flat_file
+
     file = Path(path)
     label = f"{role} {file}"
     if file.is_dir():
         raise InputError(f"{label}: is a folder; give an image file (.nii.gz, .nrrd, .mha, ...)")
     if not file.exists():
         raise InputError(f"{label}: no such file; check the path")
+    if (flat := read_flat_file(file, label)) is not None:
+        return flat
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
     try:
