@@ -18,8 +18,9 @@ from itk_nir.label_maps import is_label_map
 NEARLY_CONSTANT = 1e-6
 #: The share of the object at one end of the range from which on it is clipped.
 CLIPPED = 0.1
-#: A hot voxel lies so many times the range of the others beyond them; there are at most so many of them, in share.
-HOT, FEW = 50.0, 1e-3
+#: A hot voxel lies so many times the range of the others beyond them, a piece of several so many times; there are at
+#: most so many of them, in share.
+HOT, VERY_HOT, FEW = 50.0, 3000.0, 1e-3
 #: Voxels that are looked at for what most of them are like.
 _SAMPLE = 200_000
 
@@ -112,7 +113,8 @@ def hot_voxels(array: NDArray[np.float32]) -> NDArray[np.bool_] | None:
     Returns
     -------
     ndarray or None
-        Like `array`, bool; None where there are none, or so many, or such large pieces, that they belong to the image.
+        Like `array`, bool; None where there are none, or so many that they belong to the image. Pieces of several
+        voxels are taken for faults only where they are much farther beyond.
     """
     ground = background_value(array)
     flat = array.reshape(-1)
@@ -122,15 +124,15 @@ def hot_voxels(array: NDArray[np.float32]) -> NDArray[np.bool_] | None:
         return None
     below, middle, above = np.percentile(some, [5, 50, 95])
     spread = max(above - below, abs(middle - float(ground)))
-    limits = below - HOT * spread, above + HOT * spread
-    if spread == 0 or (array.max() <= limits[1] and array.min() >= limits[0]):
+    highest, lowest = float(array.max()) - above, below - float(array.min())
+    if spread == 0 or max(highest, lowest) <= HOT * spread:
         return None
-    hot = np.asarray((array > limits[1]) | (array < limits[0]))
+    hot = np.asarray((array > above + HOT * spread) | (array < below - HOT * spread))
     places = np.argwhere(hot)
-    if len(places) > max(8, FEW * array.size):
+    if len(places) > max(64, FEW * array.size):
         return None
     alone = sum(2 * int(np.count_nonzero(_around(hot, at))) < _around(hot, at).size for at in places)
-    return hot if alone >= 0.9 * len(places) else None
+    return hot if alone >= 0.9 * len(places) or max(highest, lowest) > VERY_HOT * spread else None
 
 
 def quiet(volume: Volume) -> Volume:
@@ -151,14 +153,16 @@ def quiet(volume: Volume) -> Volume:
         return volume
     array = volume.array.copy()
     for at in np.argwhere(hot):
-        near = _around(volume.array, at)[~_around(hot, at)]
-        array[tuple(at)] = np.median(near) if near.size else background_value(volume.array)
+        reach = 1
+        while not (near := _around(volume.array, at, reach)[~_around(hot, at, reach)]).size:
+            reach += 1
+        array[tuple(at)] = np.median(near)
     return replace(volume, array=array)
 
 
-def _around(array: NDArray[Any], at: NDArray[np.int64]) -> NDArray[Any]:
-    """The block of three voxels along each axis around one."""
-    return array[tuple(slice(max(int(k) - 1, 0), int(k) + 2) for k in at)]
+def _around(array: NDArray[Any], at: NDArray[np.int64], reach: int = 1) -> NDArray[Any]:
+    """The block around a voxel that goes `reach` voxels either way."""
+    return array[tuple(slice(max(int(k) - reach, 0), int(k) + reach + 1) for k in at)]
 
 
 def without_missing_voxels(mask: Volume | None, image: Volume, more: Sequence[Volume] = ()) -> Volume | None:

@@ -20,7 +20,7 @@ from itk_nir.engine.restriction import check_length
 from itk_nir.errors import InputError, OptionError
 from itk_nir.findings import Finding
 from itk_nir.images import Volume, checked_fill, flattened, in_their_planes, load_channels, load_image
-from itk_nir.images.missing import checked_nan
+from itk_nir.images.missing import checked_nan, outside_missing
 from itk_nir.intensities import check_contrast, quiet, without_missing_voxels
 from itk_nir.loading import load_transform
 from itk_nir.options import whole_number
@@ -188,7 +188,7 @@ class Problem:
         check_length(_restriction(settings), a.dimension)
 
         def read(source: Any, role: str, image: Volume) -> Volume:
-            volume = load_image(source, role, nan=nan)
+            volume = outside_missing(load_image(source, role, nan=nan))
             return flattened(volume) if image.dimension == 2 else volume
 
         def matched(mask: Any, image: Volume, role: str) -> Volume | None:

@@ -76,13 +76,16 @@ def resample(
         scale, offset = 1.0, 0
     elif array.dtype != np.float32:
         array, scale, offset = as_float32(array)
-    # Where the value lies between those of the array; it is set again below, where that would round it.
-    outside = (float(value) - float(offset)) / scale
+    # In the units of the array; the difference of whole numbers is exact.
+    whole = isinstance(value, int) and isinstance(offset, int)
+    outside = (value - offset) / scale if whole else (float(value) - float(offset)) / scale
     seen = resample_array(
         array, volume.geometry, transform, geometry, interpolation, outside if array.dtype.kind == "f" else value,
         threads=threads,
     )  # fmt: skip
     out = as_pixels(seen, wanted, scale, offset)
+    if wanted.itemsize == 8 and wanted.kind == "f" and float(np.float32(outside)) != outside:
+        out[seen == np.float32(outside)] = value
     if volume.missing is not None:
         parts = volume.missing.astype(np.float32)
         near = resample_array(

@@ -84,6 +84,24 @@ def without_missing(volume: Volume, nan: str = "error") -> Volume:
     return replace(volume, array=array, missing=missing)
 
 
+def outside_missing(volume: Volume) -> Volume:
+    """A mask or label map that is 0 where it had no value.
+
+    Parameters
+    ----------
+    volume : Volume
+        Whose missing voxels have the value of its background.
+
+    Returns
+    -------
+    Volume
+        Itself where no value is missing.
+    """
+    if volume.missing is None:
+        return volume
+    return replace(volume, array=np.where(volume.missing, volume.array.dtype.type(0), volume.array), missing=None)
+
+
 def background_value(array: NDArray[Any], missing: NDArray[np.bool_] | None = None) -> Any:
     """The value of what surrounds the object in an image.
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _SAFE = (1e-10, 1e15)
 #: The smallest range, as a share of the magnitude, that an image may have without being shifted.
 _RANGE = 2.0**-10
+#: Values beyond so many times what nearly all others stay below are cut off there.
+_FAR = 1e12
 #: Types that float32 holds without a look at the values.
 _HELD = ("b1", "u1", "i1", "u2", "i2", "f2")
 
@@ -70,9 +72,23 @@ def as_float32(array: NDArray[Any]) -> tuple[NDArray[np.float32], float, float |
         array, size = array - offset, 2 * half
     if size == 0 or _SAFE[0] <= size <= _SAFE[1]:
         return np.ascontiguousarray(array, np.float32), 1.0, offset
+    most = _most(array)
+    if size > _FAR * most > 0:
+        # A few values far beyond all others: they are cut off, and the others keep their place.
+        size = most
+        array = np.clip(array.astype(np.float64), -_FAR * size, _FAR * size)
+        if _SAFE[0] <= size <= _SAFE[1]:
+            return np.ascontiguousarray(array, np.float32), 1.0, offset
     exponent = math.frexp(size)[1] - 1
     scaled = np.ldexp(array.astype(np.float64), -exponent)
     return np.ascontiguousarray(scaled, np.float32), math.ldexp(1.0, exponent), offset
+
+
+def _most(array: NDArray[Any]) -> float:
+    """The magnitude that nearly all values of an image that are not 0 stay below."""
+    some = array.reshape(-1)[:: max(1, array.size // 100_000)]
+    some = np.abs(some[some != 0].astype(np.float64))
+    return float(np.percentile(some, 90)) if some.size else 0.0
 
 
 def in_float32(volume: Volume) -> Volume:
