@@ -81,6 +81,8 @@ def test_background() -> None:
     image[5:15, 5:15] = 50
     assert background_value(image) == -1000
     assert background_value(image[4:16, 5:15]) == -1000
+    noise = np.random.default_rng(0).normal(0, 3, image.shape)
+    assert abs(background_value(image + noise) + 1000) < 2
     ramp = np.arange(400.0).reshape(20, 20)
     assert background_value(ramp) == 0
     assert background_value(255 - image) == 1255

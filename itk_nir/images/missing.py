@@ -13,6 +13,8 @@ from itk_nir.errors import InputError, OptionError
 if TYPE_CHECKING:
     from itk_nir.images.volume import Volume
 
+#: The spread of the border, as a share of the image's range, that is noise around one value.
+_NOISE = 0.1
 #: What may be made of NaN and infinite voxels.
 NAN = ("error", "mask")
 
@@ -115,7 +117,8 @@ def background_value(array: NDArray[Any], missing: NDArray[np.bool_] | None = No
     Returns
     -------
     number
-        The value that nine tenths of the voxels at the border share; where there is none the least of all.
+        The value that nine tenths of the voxels at the border share, or their median where they are nearly alike; where
+        neither is so, the least of all.
     """
     faces, known = [], []
     for axis, n in enumerate(array.shape):
@@ -124,7 +127,14 @@ def background_value(array: NDArray[Any], missing: NDArray[np.bool_] | None = No
             known.append(np.ones(faces[-1].size, bool) if missing is None else ~missing.take(end, axis).ravel())
     border = np.concatenate(faces)[np.concatenate(known)] if faces else array.ravel()[:0]
     if border.size:
-        value = np.partition(border, (border.size - 1) // 2)[(border.size - 1) // 2]
+        places = [int(share * (border.size - 1)) for share in (0.05, 0.5, 0.95)]
+        low, value, high = np.partition(border, places)[places]
         if np.count_nonzero(border == value) > 0.9 * border.size:
             return value
+        known_values = array if missing is None else array[~missing]
+        least, most = known_values.min(), known_values.max()
+        # Noise around one value, as in air or on a slide.
+        if float(high) - float(low) <= _NOISE * (float(most) - float(least)):
+            return value
+        return least
     return array.min() if missing is None else array[~missing].min()
