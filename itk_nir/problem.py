@@ -187,8 +187,8 @@ class Problem:
         check_dimensions(a, b, start)
         check_length(_restriction(settings), a.dimension)
 
-        def read(source: Any, role: str, image: Volume) -> Volume:
-            volume = outside_missing(load_image(source, role, nan=nan))
+        def read(source: Any, role: str, image: Volume, native: bool = False) -> Volume:
+            volume = outside_missing(load_image(source, role, native=native, nan=nan))
             return flattened(volume) if image.dimension == 2 else volume
 
         def matched(mask: Any, image: Volume, role: str) -> Volume | None:
@@ -200,14 +200,14 @@ class Problem:
 
         given = read_given(
             a, b, settings, channels=1 + len(more), fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
-            landmark_weights=landmark_weights, fixed_labels=fixed_labels, moving_labels=moving_labels,
+            landmark_weights=landmark_weights, fixed_labels=fixed_labels, moving_labels=moving_labels, nan=nan,
         )  # fmt: skip
 
         def labels(given: Any, role: str) -> Volume | None:
             if given is None:
                 return None
             _check_regions(role, settings, deformable, start)
-            on_grid, found = match_labels(read(given, role, a), a)
+            on_grid, found = match_labels(read(given, role, a, native=True), a)
             notes.extend(found)
             return on_grid
 

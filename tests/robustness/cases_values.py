@@ -125,6 +125,43 @@ def slice_and_mask(folder: Path) -> float:
     return float(np.abs(got - wanted).max() / 4)
 
 
+def slice_and_points(dimension: int, folder: Path) -> float:
+    """Points of a coronal slice, in space or in its plane, as an array and as a file."""
+    p = phantom()
+    flat = np.array([[-20.0, -30.0], [25.0, 10.0], [0.0, 40.0], [-30.0, 20.0]])
+    there = flat + [4.0, -2.0]
+    a, b = in_3d(p.fixed, 1), in_3d(p.moving, 1)
+    wanted = field(itk_nir.register(a, b, fixed_landmarks=flat, moving_landmarks=there, **QUICK))
+    columns = "x,y"
+    if dimension == 3:
+        flat, there = (np.insert(x, 1, 17.0, axis=1) for x in (flat, there))
+        columns = "x,y,z"
+    for name, points in (("f", flat), ("m", there)):
+        np.savetxt(folder / f"{name}.csv", points, delimiter=",", header=columns, comments="")
+    got = [
+        field(itk_nir.register(a, b, fixed_landmarks=f, moving_landmarks=m, **QUICK))
+        for f, m in ((flat, there), (folder / "f.csv", folder / "m.csv"))
+    ]
+    return float(max(np.abs(g - wanted).max() for g in got) / 4)
+
+
+def nan_outside_labels(folder: Path) -> float:
+    """NaN in the place of 0 in masks and label maps."""
+    p = phantom()
+    a, b = to_sitk(p.fixed, p.geometry), to_sitk(p.moving, p.geometry)
+    kinds = {"plain": 0.0, "nan": np.nan}
+    out = {}
+    for kind, value in kinds.items():
+        ours, theirs = (
+            to_sitk(np.where(x > 0, x, value).astype(np.float32), p.geometry) for x in (p.fixed_labels, p.moving_labels)
+        )
+        mask = to_sitk(np.where(p.fixed_labels > 0, 1, value), p.geometry)
+        out[kind] = field(
+            itk_nir.register(a, b, fixed_mask=mask, fixed_labels=ours, moving_labels=theirs, nan="mask", **QUICK)
+        )
+    return float(np.abs(out["nan"] - out["plain"]).max() / 4)
+
+
 def turned_planes(folder: Path) -> float:
     p = phantom()
     return against(in_3d(p.fixed, 2), in_3d(p.moving, 1))[0]
@@ -531,6 +568,9 @@ CASES = [
     Case("coronal 2D NIfTI, qform", partial(coronal_nifti, (0, 1)), within=5e-3),
     Case("2D MetaImage whose direction lost an axis", lost_axis, warned="taken to run along z"),
     Case("coronal slice and its mask", slice_and_mask),
+    Case("coronal slice and its points in space", partial(slice_and_points, 3)),
+    Case("coronal slice and points in its plane", partial(slice_and_points, 2)),
+    Case("NaN around masks and labels", nan_outside_labels),
     Case("axial slice onto coronal slice", turned_planes, warned="turned by 90 degrees"),
     Case("slice and volume", slice_and_volume, refused="is a single slice, but moving image is a volume"),
     Case("slab of 2 slices", partial(slab, 2), refused="at least 4 voxels an axis are needed; give one slice"),
