@@ -177,7 +177,7 @@ class Application:
         chain, plane = _read_transform(transform, grid, own)
         grid = grid if plane is None else plane.flat
         chain = chain.inverse() if inverse else chain
-        first = next(source.volumes())
+        first = _first_with_contrast(source)
         values = _values(first, chain.dimension)
         if not values[0].dimension == chain.dimension == grid.dimension:
             raise InputError(
@@ -239,6 +239,7 @@ class Application:
         InputError
             A file that cannot be written.
         """
+        _check_picture(path, self.pixel_type, self.geometry.dimension if self.plane is None else 3)
         code = self.source.space_code
         if self.source.time is None:
             save_image(next(self.volumes()), self.geometry, path, space_code=code)
@@ -247,6 +248,36 @@ class Application:
         if self.geometry.dimension != 3:
             raise InputError(f"{self.source.name}: is 4D, but the reference grid is 2D; give a 3D reference")
         write_series(self.volumes(), self.source.count, self.geometry, self.source.time, path, code)
+
+
+def _first_with_contrast(source: Series) -> Volume:
+    """The first volume that is not the same everywhere, or else the first: the others are treated as it is."""
+    first = None
+    for volume in source.volumes():
+        first = volume if first is None else first
+        if source.count == 1 or volume.array.min() != volume.array.max():
+            return volume
+    assert first is not None
+    return first
+
+
+#: Types of pixels that pictures hold, by the end of their names.
+_PICTURES = {".png": ("uint8", "uint16"), ".jpg": ("uint8",), ".jpeg": ("uint8",), ".bmp": ("uint8",)}
+
+
+def _check_picture(path: str | os.PathLike[str], dtype: np.dtype[Any], dimension: int) -> None:
+    """Refuse a picture format that cannot hold the result."""
+    ending = os.path.splitext(os.fspath(path))[1].lower()
+    held_types = _PICTURES.get(ending)
+    if held_types is None:
+        return
+    if dimension != 2:
+        raise InputError(f"{os.fspath(path)}: {ending} files hold one 2D picture; write .nii.gz, .nrrd or .mha")
+    if dtype.name not in held_types:
+        raise InputError(
+            f"{os.fspath(path)}: {ending} files hold pixels of type {' and '.join(held_types)}, these are {dtype}; ask "
+            "for another (--pixel-type uchar), or write .nii.gz, .nrrd or .mha"
+        )
 
 
 def _read_transform(transform: Any, grid: Geometry, own: Volume | None) -> tuple[CompositeTransform, Plane | None]:

@@ -222,14 +222,16 @@ def _read_path(path: str | os.PathLike[str], role: str, several: bool) -> Volume
         raise InputError(f"{label}: is a folder; give an image file (.nii.gz, .nrrd, .mha, ...)")
     if not file.exists():
         raise InputError(f"{label}: no such file; check the path")
-    if (flat := read_flat_file(file, label)) is not None:
-        return flat
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
+        if (flat := read_flat_file(file, label)) is not None:
+            return flat
         raise _unreadable(label, error) from error
+    if reader.GetDimension() == 2 and (flat := read_flat_file(file, label)) is not None:
+        return flat
     pixel = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     if "complex" in pixel:
         raise _not_real(label, pixel)

@@ -129,7 +129,7 @@ def slice_and_points(dimension: int, folder: Path) -> float:
     """Points of a coronal slice, in space or in its plane, as an array and as a file."""
     p = phantom()
     flat = np.array([[-20.0, -30.0], [25.0, 10.0], [0.0, 40.0], [-30.0, 20.0]])
-    there = flat + [4.0, -2.0]
+    there = flat + np.array([4.0, -2.0])
     a, b = in_3d(p.fixed, 1), in_3d(p.moving, 1)
     wanted = field(itk_nir.register(a, b, fixed_landmarks=flat, moving_landmarks=there, **QUICK))
     columns = "x,y"
@@ -355,6 +355,26 @@ def float_out(folder: Path) -> float:
     array = np.arange(100, dtype=np.uint8).reshape(10, 10)
     out = itk_nir.apply(sitk.GetImageFromArray(array), sitk.TranslationTransform(2, (0.5, 0.0)), pixel_type="float")
     return float(np.abs(sitk.GetArrayFromImage(out)[:, :-1] - (array[:, :-1] + 0.5)).max())
+
+
+def into_a_picture(kind: str, ending: str, dimension: int, folder: Path) -> float:
+    from itk_nir.applying import Application
+
+    image = sitk.GetImageFromArray(np.arange(10**dimension, dtype=kind).reshape((10,) * dimension))
+    Application.prepare(image, sitk.TranslationTransform(dimension)).write(folder / f"o{ending}")
+    return 0.0
+
+
+def blank_first_volume(folder: Path) -> float:
+    """A series whose first volume is empty is judged by the next."""
+    array, image = series()
+    array[0] = 0
+    blank = sitk.GetImageFromArray(array, isVector=False)
+    blank.CopyInformation(image)
+    half = 0.5 * np.array(one_voxel_along_x(image).GetParameters())
+    out = sitk.GetArrayFromImage(itk_nir.apply(blank, sitk.TranslationTransform(3, half.tolist())))
+    wanted = np.rint((array[1:, ..., :-1].astype(float) + array[1:, ..., 1:]) / 2)
+    return float(np.abs(out[1:, ..., :-1] - wanted).max() > 1)
 
 
 def fill_refused(value: float, interpolation: str, folder: Path) -> float:
@@ -605,6 +625,10 @@ CASES = [
     ),
     Case("cubic interpolation beyond uint8", overshoot),
     Case("whole numbers in, float out", float_out),
+    Case("float into a PNG", partial(into_a_picture, "f4", ".png", 2), refused="hold pixels of type uint8 and uint16"),
+    Case("int16 into a JPEG", partial(into_a_picture, "i2", ".jpg", 2), refused="hold pixels of type uint8, these"),
+    Case("a volume into a PNG", partial(into_a_picture, "u1", ".png", 3), refused="hold one 2D picture"),
+    Case("4D whose first volume is empty", blank_first_volume),
     Case("fill -1 for uint8", partial(fill_refused, -1, "nearest"), refused="fill=-1.*whole numbers from 0 to 255"),
     Case("fill 1000 for uint8", partial(fill_refused, 1000, "linear"), refused="fill=1000.*whole numbers from 0"),
     Case("fill NaN for uint8", partial(fill_refused, float("nan"), "nearest"), refused="fill=nan.*whole numbers"),
