@@ -239,9 +239,9 @@ class Application:
         InputError
             A file that cannot be written.
         """
-        _check_picture(path, self.pixel_type, self.geometry.dimension if self.plane is None else 3)
         code = self.source.space_code
         if self.source.time is None:
+            _check_picture(path, self.pixel_type, self.geometry.dimension)
             save_image(next(self.volumes()), self.geometry, path, space_code=code)
             return
         check_series_path(path)
