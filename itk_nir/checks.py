@@ -11,6 +11,7 @@ from itk_nir.errors import InputError
 from itk_nir.findings import Finding, warning
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume
+from itk_nir.intensities import odd_intensities
 from itk_nir.resample import nearest_on
 from itk_nir.transforms.model import CompositeTransform, LinearTransform
 
@@ -266,17 +267,18 @@ def overlap(fixed: Geometry, moving: Geometry, initial: CompositeTransform | Non
 def _check_image(image: Volume) -> list[Finding]:
     low, high = float(image.array.min()), float(image.array.max())
     if low == high:
-        raise InputError(f"{image.name}: is constant (every voxel is {low:g}); give an image with some contrast")
+        value = low * image.scale + float(image.offset)
+        raise InputError(f"{image.name}: is constant (every voxel is {value:g}); give an image with some contrast")
     size = image.geometry.size
     if min(size) < FEWEST:
-        hint = "; take that slice out as a 2D image" if image.dimension == 3 and min(size) == 1 else ""
+        hint = "; give one slice of each image, such as image[:, :, 1:2], or more" if image.dimension == 3 else ""
         raise InputError(
             f"{image.name}: has size {'x'.join(map(str, size))}, at least {FEWEST} voxels an axis are needed{hint}"
         )
     if min(size) < FEW:
         text = f"{image.name}: has only {min(size)} voxels along one axis"
-        return [warning(text, "expect little from that direction", voxels=min(size))]
-    return []
+        return [warning(text, "expect little from that direction", voxels=min(size)), *odd_intensities(image)]
+    return odd_intensities(image)
 
 
 def _check_handedness(initial: CompositeTransform) -> list[Finding]:

@@ -17,7 +17,8 @@ from itk_nir.engine.labels import Labels
 from itk_nir.engine.landmarks import PRECISION, Landmarks
 from itk_nir.engine.metrics import channel_metrics, look_at_images
 from itk_nir.errors import InputError, OptionError
-from itk_nir.images import Volume, load_image
+from itk_nir.images import Volume, flattened, load_image
+from itk_nir.images.missing import outside_missing
 from itk_nir.options import shown
 from itk_nir.points import load_points
 from itk_nir.report import LandmarkDistances
@@ -152,7 +153,7 @@ class Given:
 
 def read_given(
     fixed: Volume, moving: Volume, settings: Settings, *, channels: int, fixed_landmarks: Any, moving_landmarks: Any,
-    landmark_weights: Any, fixed_labels: Any, moving_labels: Any,
+    landmark_weights: Any, fixed_labels: Any, moving_labels: Any, nan: str = "error",
 ) -> Given | None:  # fmt: skip
     """Read and check the landmarks and labels of a registration.
 
@@ -166,6 +167,8 @@ def read_given(
         Of the images.
     fixed_landmarks, moving_landmarks, landmark_weights, fixed_labels, moving_labels
         As of `itk_nir.register`; None where they are not given.
+    nan : str
+        ``"error"`` or ``"mask"``: what NaN and infinite voxels of label maps are, the latter 0.
 
     Returns
     -------
@@ -203,7 +206,7 @@ def read_given(
     if fixed_landmarks is not None:
         points = _points(fixed, moving, fixed_landmarks, moving_landmarks, landmark_weights)
     if fixed_labels is not None:
-        maps, values = _label_maps(fixed, moving, fixed_labels, moving_labels, deformable.labels)
+        maps, values = _label_maps(fixed, moving, fixed_labels, moving_labels, deformable.labels, nan)
     elif deformable.labels:
         raise OptionError(
             f"labels {shown(deformable.labels)} are to count, but there are no fixed_labels and moving_labels"
@@ -238,7 +241,8 @@ def _points(fixed: Volume, moving: Volume, ours: Any, theirs: Any, weights: Any)
 def _read_points(source: Any, image: Volume, role: str) -> F64:
     d = image.dimension
     if isinstance(source, (str, os.PathLike)):
-        points = load_points(source, d).points
+        # Of a single slice in 3D the header says whether its points are in space or in the plane.
+        points = load_points(source, None if image.plane is not None else d).points
         role = f"{role} {os.fspath(source)}"
     else:
         try:
@@ -247,8 +251,10 @@ def _read_points(source: Any, image: Volume, role: str) -> F64:
             raise InputError(
                 f"{role}: is an (N, {d}) array of LPS mm or a file of points, got {type(source).__name__}"
             ) from error
-        if points.ndim != 2 or points.shape[1] != d:
-            raise InputError(f"{role}: has shape {points.shape}, but {image.name} is {d}D; give (N, {d}) LPS mm")
+    if points.ndim == 2 and points.shape[1] == 3 and image.plane is not None:
+        points = points @ image.plane.frame
+    if points.ndim != 2 or points.shape[1] != d:
+        raise InputError(f"{role}: has shape {points.shape}, but {image.name} is {d}D; give (N, {d}) LPS mm")
     if len(points) == 0:
         raise InputError(f"{role}: holds no points; give at least one pair, or leave both out")
     if not np.isfinite(points).all():
@@ -264,9 +270,9 @@ def _read_points(source: Any, image: Volume, role: str) -> F64:
 
 
 def _label_maps(
-    fixed: Volume, moving: Volume, ours: Any, theirs: Any, wanted: tuple[int, ...]
+    fixed: Volume, moving: Volume, ours: Any, theirs: Any, wanted: tuple[int, ...], nan: str
 ) -> tuple[tuple[Volume, Volume], tuple[int, ...]]:
-    maps = [_read_labels(*one) for one in ((ours, fixed, "fixed labels"), (theirs, moving, "moving labels"))]
+    maps = [_read_labels(*one, nan) for one in ((ours, fixed, "fixed labels"), (theirs, moving, "moving labels"))]
     present = [set(np.unique(m.array).tolist()) - {0} for m in maps]
     common = present[0] & present[1]
     for m, there in zip(maps, present, strict=True):
@@ -292,8 +298,9 @@ def _label_maps(
     return (numbered[0], numbered[1]), values
 
 
-def _read_labels(source: Any, image: Volume, role: str) -> Volume:
-    volume = load_image(source, role, native=True)
+def _read_labels(source: Any, image: Volume, role: str, nan: str) -> Volume:
+    volume = outside_missing(load_image(source, role, native=True, nan=nan))
+    volume = flattened(volume) if image.dimension == 2 else volume
     if volume.dimension != image.dimension:
         raise InputError(
             f"{volume.name}: is {volume.dimension}D but {image.name} is {image.dimension}D; give its own map"

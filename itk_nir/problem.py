@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,9 @@ from itk_nir.engine.restriction import check_length
 from itk_nir.engine.torch_state import quietly
 from itk_nir.errors import InputError, OptionError
 from itk_nir.findings import Finding, texts
-from itk_nir.images import Volume, load_channels, load_image
+from itk_nir.images import Volume, checked_fill, flattened, in_their_planes, load_channels, load_image
+from itk_nir.images.missing import checked_nan, outside_missing
+from itk_nir.intensities import check_contrast, quiet, without_missing_voxels
 from itk_nir.loading import load_transform
 from itk_nir.options import shown, whole_number
 from itk_nir.resample import resample_array
@@ -71,6 +72,8 @@ class Problem:
         What was found odd.
     doubts : tuple of str
         What the verdict is to name.
+    fill : float or None
+        Value of warped images outside the moving image; its background for None.
     clock : float
         ``time.perf_counter()`` when it all began.
     """
@@ -94,6 +97,7 @@ class Problem:
     threads: int
     findings: tuple[Finding, ...]
     doubts: tuple[str, ...]
+    fill: float | None
     clock: float
 
     @classmethod
@@ -118,6 +122,8 @@ class Problem:
         fixed_labels: Any = None,
         moving_labels: Any = None,
         initial_transform: Any = None,
+        fill: float | None = None,
+        nan: str = "error",
         resample_shear: bool = False,
         strict_input: bool = False,
         seed: int = 0,
@@ -149,6 +155,10 @@ class Problem:
             Label maps.
         initial_transform : transform, optional
             Anything that `itk_nir.load_transform` takes, fixed → moving.
+        fill : float, optional
+            Value of warped images outside the moving image.
+        nan : str
+            ``"error"`` or ``"mask"``: what NaN and infinite voxels are.
         resample_shear : bool
             Whether images on sheared axes are resampled.
         strict_input : bool
@@ -176,39 +186,45 @@ class Problem:
         where, count = device_named(device), thread_count(threads)
         if not isinstance(resample_shear, (bool, np.bool_)):
             raise OptionError(f"resample_shear is True or False, got {resample_shear!r}")
-        read = partial(load_image, resample_shear=bool(resample_shear))
-        (a, *fixed_more), (b, *moving_more) = (
-            load_channels(image, role, resample_shear=bool(resample_shear))
+        nan, shear = checked_nan(nan), bool(resample_shear)
+        channels = [
+            load_channels(image, role, nan=nan, resample_shear=shear)
             for image, role in ((fixed, "fixed image"), (moving, "moving image"))
-        )
+        ]
+        (a, *fixed_more), (b, *moving_more), notes = in_their_planes(*channels)
+        if fill is not None:
+            checked_fill(fill, b.pixel_type)
         more = _paired(fixed_more, moving_more, settings)
         start = None
         if initial_transform is not None:
             start = load_transform(initial_transform, a.geometry, moving=b.geometry, role="initial transform")
         check_dimensions(a, b, start)
         check_length(_restriction(settings), a.dimension)
-        notes: list[Finding] = []
+
+        def read(source: Any, role: str, image: Volume, native: bool = False) -> Volume:
+            volume = outside_missing(load_image(source, role, native=native, nan=nan, resample_shear=shear))
+            return flattened(volume) if image.dimension == 2 else volume
 
         def matched(mask: Any, image: Volume, role: str) -> Volume | None:
             if mask is None:
                 return None
-            on_grid, found = match_mask(read(mask, role), image)
+            on_grid, found = match_mask(read(mask, role, image), image)
             notes.extend(found)
             return on_grid
 
         if fixed_labels is not None and moving_labels is not None and settings.deformable.kind == "deformable":
-            fixed_labels = read(fixed_labels, "fixed labels", native=True)
-            moving_labels = read(moving_labels, "moving labels", native=True)
+            fixed_labels = read(fixed_labels, "fixed labels", a, native=True)
+            moving_labels = read(moving_labels, "moving labels", b, native=True)
         given = read_given(
             a, b, settings, channels=1 + len(more), fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
-            landmark_weights=landmark_weights, fixed_labels=fixed_labels, moving_labels=moving_labels,
+            landmark_weights=landmark_weights, fixed_labels=fixed_labels, moving_labels=moving_labels, nan=nan,
         )  # fmt: skip
 
         def labels(given: Any, role: str) -> Volume | None:
             if given is None:
                 return None
             _check_regions(role, settings, deformable, start)
-            on_grid, found = match_labels(read(given, role), a)
+            on_grid, found = match_labels(read(given, role, a, native=True), a)
             notes.extend(found)
             return on_grid
 
@@ -216,9 +232,13 @@ class Problem:
         masks = matched(fixed_mask, a, "fixed mask"), matched(moving_mask, b, "moving mask")
         lesions = matched(fixed_lesion, a, "fixed lesion"), matched(moving_lesion, b, "moving lesion")
         _check_lesions(masks, lesions, settings)
+        drawn = [v for v in (*masks, *lesions) if v is not None]
+        masks = without_missing_voxels(masks[0], a, fixed_more), without_missing_voxels(masks[1], b, moving_more)
+        if not more:
+            check_contrast(a, masks[0])
+            check_contrast(b, masks[1])
         doubts: tuple[str, ...] = ()
         if settings.deformable.kind == "deformable":
-            drawn = [v for v in (*masks, *lesions) if v is not None]
             lesions = _with_holes(masks[0], lesions[0]), _with_holes(masks[1], lesions[1])
             (whole, cut_fixed), (other, cut_moving) = _with_cuts(a, lesions[0]), _with_cuts(b, lesions[1])
             lesions = whole, other
@@ -229,7 +249,7 @@ class Problem:
             raise InputError(f"{odd[0]} ({len(odd)} warning(s) in all; strict_input makes them errors)")
         return cls(
             a, b, more, *masks, *lesions, rigid, volume, given, start, settings, linear, deformable, seed, where, count,
-            tuple(notes), doubts, clock,
+            tuple(notes), doubts, fill, clock,
         )  # fmt: skip
 
     @property
@@ -255,10 +275,11 @@ class Problem:
         """
         grid = self.fixed.geometry
         linear = np.eye(grid.dimension + 1)
-        source, mask, lesion = self.moving, self.moving_mask, self.moving_lesion
-        others = [m for _, m in self.more]
+        # What a detector got wrong in single voxels is not looked at.
+        source, mask, lesion = quiet(self.moving), self.moving_mask, self.moving_lesion
+        others = [quiet(m) for _, m in self.more]
         if self.tail is not None:
-            source, mask = self._moving_through(self.tail)
+            source, mask = self._moving_through(self.tail, source)
             others = [self._seen_through(self.tail, m) for m in others]
             lesion = None if lesion is None else self._seen_through(self.tail, lesion)
         elif self.start is not None:
@@ -268,14 +289,17 @@ class Problem:
             for v in (self.rigid_regions, self.volume_regions)
         )
         pair = Pair.make(
-            self._tensor(self.fixed.array),
+            self._tensor(quiet(self.fixed).array),
             grid,
             self._tensor(source.array),
             source.geometry,
             linear,
             None if self.fixed_mask is None else self._tensor(self.fixed_mask.array),
             None if mask is None else self._tensor(mask.array),
-            [(self._tensor(f.array), self._tensor(m.array)) for (f, _), m in zip(self.more, others, strict=True)],
+            [
+                (self._tensor(quiet(f).array), self._tensor(m.array))
+                for (f, _), m in zip(self.more, others, strict=True)
+            ],
             # Seen through a transform, a voxel that has any part in the lesion belongs to it.
             None if self.fixed_lesion is None else self._tensor(self.fixed_lesion.array) > 0,
             None if lesion is None else self._tensor(lesion.array) > 0,
@@ -289,7 +313,7 @@ class Problem:
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         return as_volume(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device))
 
-    def _moving_through(self, start: CompositeTransform) -> tuple[Volume, Volume | None]:
+    def _moving_through(self, start: CompositeTransform, moving: Volume) -> tuple[Volume, Volume | None]:
         """The moving image (and its mask) seen through the caller's transform, on the fixed grid."""
         grid, source = self.fixed.geometry, self.moving.geometry
         ones = np.ones_like(self.moving.array) if self.moving_mask is None else self.moving_mask.array
@@ -299,7 +323,7 @@ class Problem:
                 "initial transform: takes the fixed image wholly outside the moving image; check its direction (fixed "
                 "→ moving, LPS mm)"
             )
-        moved = self._seen_through(start, self.moving)
+        moved = self._seen_through(start, moving)
         if self.moving_mask is None and seen.all():
             return moved, None
         extent = replace(moved, array=seen.astype(np.float32), name="initial transform's extent")

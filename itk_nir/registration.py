@@ -78,6 +78,8 @@ def register(
     fixed_labels: Any = None,
     moving_labels: Any = None,
     initial_transform: Any = None,
+    fill: float | None = None,
+    nan: Literal["error", "mask"] = "error",
     resample_shear: bool = False,
     strict_input: bool = False,
     seed: int = 0,
@@ -98,7 +100,7 @@ def register(
     fixed, moving : path, itk.Image, SimpleITK.Image, ANTsImage, nibabel image, (array, Geometry) or list of them
         2D or 3D, any grids and orientations (``docs/inputs.md`` has all kinds). Several channels (contrasts,
         features) are a list of images on one grid, or one image with several values a pixel (colour, vectors); `warped`
-        shows the first.
+        shows the first of a list. Two single slices of 3D images are registered in 2D, in their own plane.
     preset : str or Settings
         ``"fast"``, ``"default"``, ``"accurate"`` or ``"paper"``, or what `itk_nir.make_settings` made, which takes
         expert settings too.
@@ -126,6 +128,10 @@ def register(
     initial_transform : RegistrationResult, transform, matrix, path or list, optional
         Where to start from, fixed → moving: anything that `itk_nir.load_transform` takes; a list in ANTs' order. It is
         composed into the result, never lost.
+    fill : float, optional
+        Value of `warped` where the moving image does not reach; left out, its background (0 for label maps).
+    nan : str
+        What NaN and infinite voxels are: ``"error"``, or ``"mask"``: left out as by a mask.
     resample_shear : bool
         Resample images whose axes are not perpendicular onto a grid that is (label maps and masks to the nearest),
         instead of refusing them.
@@ -211,6 +217,8 @@ def register(
         fixed_labels=fixed_labels,
         moving_labels=moving_labels,
         initial_transform=initial_transform,
+        fill=fill,
+        nan=nan,
         resample_shear=resample_shear,
         strict_input=strict_input,
         seed=seed,
@@ -339,8 +347,10 @@ class _Run:
             self.settings = with_chosen_metrics(self.settings, values["chosen"])
 
     def _with_what_was_given(self, result: RegistrationResult) -> RegistrationResult:
-        """The result, with what became of landmarks and labels in its report."""
+        """The result with what the warped image needs, and with what became of landmarks and labels in its report."""
         given, problem = self.problem.given, self.problem
+        values = tuple(m for _, m in problem.more) if problem.moving.components > 1 else ()
+        result = replace(result, moving_values=values, fill=problem.fill)
         if given is None:
             return result
         believed = np.ones(0, bool) if self.landmarks is None else self.landmarks.believed

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
-from itk_nir.images import Volume
+from itk_nir.images import Volume, as_float32, as_pixels, background_value, checked_fill
+from itk_nir.label_maps import is_label_map
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 
 INTERPOLATIONS = ("auto", "linear", "nearest", "bspline")
@@ -20,8 +21,9 @@ def resample(
     transform: CompositeTransform,
     geometry: Geometry,
     interpolation: str = "linear",
-    default: float = 0.0,
+    fill: float | None = None,
     *,
+    pixel_type: np.dtype[Any] | None = None,
     threads: int | None = None,
 ) -> NDArray[Any]:
     """A `Volume` seen through a transform on a grid: the array of the resampled image, ``geometry.shape``.
@@ -35,23 +37,27 @@ def resample(
     geometry : Geometry
         The output grid.
     interpolation : str
-        One of `INTERPOLATIONS`; ``"auto"`` is nearest for label maps (see `is_label_map`), linear for everything else.
-    default : float
-        Value of voxels that map outside the image (more than half a voxel from its outermost centres).
+        One of `INTERPOLATIONS`; ``"auto"`` is nearest for label maps (see `itk_nir.label_maps`), linear for everything
+        else.
+    fill : float, optional
+        Value of voxels that map outside the image (more than half a voxel from its outermost centres), or where it has
+        no value; `background_of` the image where left out.
+    pixel_type : numpy.dtype, optional
+        Of the result; that of the volume's source where left out. Whole numbers are rounded and clipped.
     threads : int, optional
         CPU threads; all that the process may use by default.
 
     Returns
     -------
     ndarray
-        ``geometry.shape``; the pixel type of the volume for nearest, float32 otherwise.
+        ``geometry.shape``, in the units of the volume's source.
 
     Raises
     ------
     InputError
         Unlike dimensions.
     OptionError
-        Unknown interpolation.
+        Unknown interpolation, or a fill value that the pixels cannot hold.
     """
     if interpolation not in INTERPOLATIONS:
         raise OptionError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
@@ -62,7 +68,79 @@ def resample(
         )
     if interpolation == "auto":
         interpolation = "nearest" if is_label_map(volume.array) else "linear"
-    return resample_array(volume.array, volume.geometry, transform, geometry, interpolation, default, threads=threads)
+    wanted = volume.pixel_type if pixel_type is None else pixel_type
+    value = held(background_of(volume), wanted) if fill is None else checked_fill(fill, wanted)
+    array, scale, offset = volume.array, volume.scale, volume.offset
+    if interpolation == "nearest" and array.dtype == wanted:
+        scale, offset = 1.0, 0
+    elif array.dtype != np.float32:
+        array, scale, offset = as_float32(array)
+    # In the units of the array; the difference of whole numbers is exact.
+    whole = isinstance(value, int) and isinstance(offset, int)
+    outside = (value - offset) / scale if whole else (float(value) - float(offset)) / scale
+    seen = resample_array(
+        array, volume.geometry, transform, geometry, interpolation, outside if array.dtype.kind == "f" else value,
+        threads=threads,
+    )  # fmt: skip
+    out = as_pixels(seen, wanted, scale, offset)
+    if wanted.itemsize == 8 and wanted.kind == "f" and float(np.float32(outside)) != outside:
+        out[seen == np.float32(outside)] = value
+    if volume.missing is not None:
+        parts = volume.missing.astype(np.float32)
+        near = resample_array(
+            parts, volume.geometry, transform, geometry, "nearest" if interpolation == "nearest" else "linear",
+            threads=threads,
+        )  # fmt: skip
+        out[near > _PART] = value
+    return out
+
+
+def held(value: float | int, dtype: np.dtype[Any]) -> float | int:
+    """The nearest value that pixels of a type hold.
+
+    Parameters
+    ----------
+    value : float
+        A finite value.
+    dtype : numpy.dtype
+        Type of the pixels.
+
+    Returns
+    -------
+    float or int
+    """
+    if dtype.kind == "f":
+        return value
+    low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    return min(max(round(value), low), high)
+
+
+#: A voxel has no value where at least this share of what it is made of has none.
+_PART = 1e-3
+
+
+def background_of(volume: Volume) -> float | int:
+    """What to fill a resampled image with where it does not reach.
+
+    Parameters
+    ----------
+    volume : Volume
+        Any.
+
+    Returns
+    -------
+    float or int
+        0 for label maps; for all others the value of what surrounds the object (`itk_nir.images.background_value`), in
+        the units of the source.
+    """
+    if volume.pixel_type.kind == "b" or is_label_map(volume.array):
+        return 0
+    value = background_value(volume.array, volume.missing)
+    whole = volume.pixel_type.kind in "iu"
+    if volume.scale == 1 and volume.offset == 0:
+        return int(value) if whole else float(value)
+    there = float(value) * volume.scale + volume.offset
+    return int(there) if whole else float(there)
 
 
 def resample_array(
@@ -187,31 +265,3 @@ def nearest_on(array: NDArray[Any], source: Geometry, target: Geometry, default:
     """
     identity = CompositeTransform((LinearTransform.identity(source.dimension),))
     return resample_array(array, source, identity, target, "nearest", default)
-
-
-def is_label_map(array: NDArray[Any]) -> bool:
-    """Whether an image looks like labels rather than intensities.
-
-    True for whole-number pixels with two values at most, or where at least half of all foreground voxels have the
-    same value as their neighbour along x: labels fill regions, intensities vary from voxel to voxel.
-
-    Parameters
-    ----------
-    array : ndarray
-        ``([D,] H, W)``.
-
-    Returns
-    -------
-    bool
-    """
-    if array.dtype.kind == "b":
-        return True
-    if array.dtype.kind not in "iu":
-        return False
-    foreground = array != 0
-    values = array[foreground]
-    if not values.size or values.min() == values.max():
-        return True
-    pairs = foreground[..., 1:] & foreground[..., :-1]
-    equal = pairs & (array[..., 1:] == array[..., :-1])
-    return bool(2 * np.count_nonzero(equal) >= np.count_nonzero(pairs) > 0)

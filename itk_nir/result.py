@@ -15,14 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from itk_nir.caching import cached_property
 from itk_nir.engine.sampling import SampledField
 from itk_nir.errors import InputError, warn_renamed
-from itk_nir.images import Volume, like, load_image
+from itk_nir.geometry import Geometry
+from itk_nir.images import Volume, like
 from itk_nir.neural_field import NeuralField
 from itk_nir.places import named_files
 from itk_nir.report import Report
-from itk_nir.resample import resample_array
 from itk_nir.saving import save_result
 from itk_nir.transforms.composition import cover, own_grid, surface
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
+from itk_nir.warping import in_place, load_pair, pixels_on, values_on
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,6 +52,10 @@ class RegistrationResult:
         The trained field, which can be saved and sampled again; None without a deformable stage.
     inputs : tuple of str
         The files that were read, which `save` does not write over.
+    moving_values : tuple of Volume
+        The second and further values of a pixel of a moving image in colour.
+    fill : float or None
+        Value of warped images outside the moving image; its background for None.
 
     Examples
     --------
@@ -100,6 +105,8 @@ class RegistrationResult:
     report: Report = dataclasses.field(default_factory=Report)
     field: NeuralField | None = None
     inputs: tuple[str, ...] = ()
+    moving_values: tuple[Volume, ...] = ()
+    fill: float | None = None
 
     @classmethod
     def of_field(
@@ -178,7 +185,7 @@ class RegistrationResult:
         InputError
             A fixed image on another grid than the one that was registered, or images of unlike dimensions.
         """
-        a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
+        a, b, more = load_pair(fixed, moving, trained.geometry.dimension)
         grid = trained.geometry
         if a.dimension != grid.dimension or not a.geometry.same_grid(grid):
             raise InputError(
@@ -188,12 +195,12 @@ class RegistrationResult:
             )
         if b.dimension != a.dimension:
             raise InputError(f"{b.name}: is {b.dimension}D and the fixed image {a.dimension}D; both must be alike")
-        known = {
-            name: trained.about[name] for name in ("preset", "seed", "device", "versions") if name in trained.about
-        }
+        known = {n: trained.about[n] for n in ("preset", "seed", "device", "versions") if n in trained.about}
         report = Report(**known, threads=trained.trained.threads)
         sampled = trained.sampled(max_interpolation_error, field_spacing, b.geometry)
-        return replace(cls.of_field(a, b, trained, sampled, report), inputs=named_files(fixed, moving))
+        return replace(
+            cls.of_field(a, b, trained, sampled, report), inputs=named_files(fixed, moving), moving_values=more
+        )
 
     def __repr__(self) -> str:
         def size(grid: Any) -> str:
@@ -267,16 +274,20 @@ class RegistrationResult:
         return to_itk(self.mapping.inverse())
 
     @cached_property
-    def warped_array(self) -> NDArray[np.float32]:
-        """The moving image on the fixed grid, ``([D,] H, W)`` float32: one linear interpolation, 0 outside."""
-        return resample_array(
-            self.moving.array, self.moving.geometry, self.mapping, self.fixed.geometry, "linear", threads=self._threads
-        )
+    def warped_array(self) -> NDArray[Any]:
+        """The moving image (its first channel) on the fixed grid, ``([D,] H, W)`` float32 or wider; outside, `fill`."""
+        return values_on(self.moving, self.mapping, self.fixed, self.fill, self._threads)
+
+    @cached_property
+    def warped_pixels(self) -> tuple[NDArray[Any], Geometry]:
+        """The moving image in its own pixel type and colour (last axis) on the fixed grid, a slice in 3D; that grid."""
+        values = (self.moving, *self.moving_values)
+        return pixels_on(values, self.mapping, self.fixed, self.fill, self._threads)
 
     @cached_property
     def warped(self) -> Any:
-        """`warped_array` as an image of the kind that the fixed image was given as (``itk.Image`` for a path)."""
-        return like(self.warped_array, self.fixed.geometry, self.fixed.kind, self.fixed.space_code)
+        """`warped_pixels` as an image of the kind that the fixed image was given as (``itk.Image`` for a path)."""
+        return like(*self.warped_pixels, self.fixed.kind, self.fixed.space_code)
 
     @cached_property
     def jacobian_array(self) -> NDArray[np.float32]:
@@ -303,7 +314,7 @@ class RegistrationResult:
         itk.Image or SimpleITK.Image
             float32, on the fixed grid.
         """
-        return like(self.jacobian_array, self.fixed.geometry, self.fixed.kind, self.fixed.space_code)
+        return like(*in_place(self.jacobian_array, self.fixed), self.fixed.kind, self.fixed.space_code)
 
     def transform_points(self, points: ArrayLike, inverse: bool = False) -> NDArray[np.float64]:
         """Map physical points.

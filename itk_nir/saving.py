@@ -209,7 +209,7 @@ def save_result(
     with all_or_none(folder) as stage:
         written = write_both(kind, result.mapping, result.fixed.geometry, result.moving.geometry, stage, start, folder)
         names = {"warped": start + FORMATS[kind].warped, **written.files, "report": f"{start}{REPORT}"}
-        save_image(result.warped_array, result.fixed.geometry, stage / names["warped"])
+        save_image(*result.warped_pixels, stage / names["warped"], space_code=result.fixed.space_code)
         for key, (name, content) in more.items():
             names[key] = f"{start}{name}"
             (stage / names[key]).write_bytes(content)

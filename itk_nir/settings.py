@@ -344,8 +344,8 @@ def unknown_option(name: str, settings: Settings, known: Sequence[str] | dict[st
 ARGUMENTS = (
     "fixed", "moving", "preset", "linear", "deformable", "fixed_mask", "moving_mask", "fixed_lesion",
     "moving_lesion", "rigid_regions", "volume_regions", "fixed_landmarks", "moving_landmarks", "landmark_weights",
-    "fixed_labels", "moving_labels", "initial_transform", "resample_shear", "strict_input", "seed", "device", "threads",
-    "callback", "checkpoint", "checkpoint_seconds",
+    "fixed_labels", "moving_labels", "initial_transform", "fill", "nan", "resample_shear", "strict_input", "seed",
+    "device", "threads", "callback", "checkpoint", "checkpoint_seconds",
 )  # fmt: skip
 
 

@@ -88,22 +88,22 @@ def test_inverse_goes_back(d: int) -> None:
     """The fixed image onto the moving image's grid."""
     result = made(d)
     fixed = to_sitk(result.fixed.array, result.fixed.geometry)
-    out = itk_nir.apply(fixed, result, inverse=True)
+    out = itk_nir.apply(fixed, result, inverse=True, fill=0)
     assert load_image(out, "out").geometry.same_grid(result.moving.geometry)
     wanted = resample_array(
         result.fixed.array, result.fixed.geometry, result.mapping.inverse(), result.moving.geometry, "linear"
     )
     np.testing.assert_array_equal(pixels(out), wanted)
     # There and back is where it began, to the two interpolations; the wrong direction would be far off.
-    again = pixels(itk_nir.apply(out, result))
+    again = pixels(itk_nir.apply(out, result, fill=0))
     inner = np.all([(i > 4) & (i < n - 5) for i, n in zip(np.indices(again.shape), again.shape, strict=True)], axis=0)
     assert np.abs(again - result.fixed.array)[inner].mean() < 4
-    wrong = pixels(itk_nir.apply(itk_nir.apply(fixed, result, result.moving.geometry), result))
+    wrong = pixels(itk_nir.apply(itk_nir.apply(fixed, result, result.moving.geometry, fill=0), result, fill=0))
     assert np.abs(wrong - result.fixed.array)[inner].mean() > 12
     # By the transform itself the grid is the image's own, or what is given.
     own = itk_nir.apply(fixed, result.mapping, inverse=True)
     assert load_image(own, "out").geometry.same_grid(result.fixed.geometry)
-    given = itk_nir.apply(fixed, result.mapping, result.moving.geometry, inverse=True)
+    given = itk_nir.apply(fixed, result.mapping, result.moving.geometry, inverse=True, fill=0)
     np.testing.assert_array_equal(pixels(given), wanted)
 
 
@@ -146,13 +146,24 @@ def test_image_is_of_the_kind_that_came_in(kind: str, module: str, tmp_path: Pat
     wanted = resample_array(labels, result.moving.geometry, result.mapping, result.fixed.geometry, "nearest")
     np.testing.assert_array_equal(volume.array, wanted)
     smooth = load_image(itk_nir.apply(image, result, interpolation="linear"), "out", native=True)
-    assert smooth.pixel_type == np.float32
+    assert smooth.pixel_type == np.uint16
+    floats = itk_nir.apply(image, result, interpolation="linear", pixel_type="float")
+    assert load_image(floats, "out", native=True).pixel_type == np.float32
+    np.testing.assert_allclose(smooth.array, np.rint(pixels(floats)))
 
 
 def test_default_value_and_interpolation() -> None:
     result = made(2)
-    out = pixels(itk_nir.apply(moving_of(result), result, default=-7.0))
-    np.testing.assert_array_equal(out == -7, result.warped_array == 0)
+    out = pixels(itk_nir.apply(moving_of(result), result, fill=-7.0))
+    outside = out == -7
+    assert 0 < outside.sum() < outside.size
+    # Left out, it is the background, which has no value of its own here: the least of all.
+    np.testing.assert_array_equal(result.warped_array == result.moving.array.min(), outside)
+    with pytest.warns(DeprecationWarning, match="is called fill since 0.2"):
+        old = pixels(itk_nir.apply(moving_of(result), result, default=-7.0))
+    np.testing.assert_array_equal(old, out)
+    with pytest.raises(OptionError, match="old name of fill"), pytest.warns(match="is called fill"):
+        itk_nir.apply(moving_of(result), result, default=-7.0, fill=1)
     cubic = pixels(itk_nir.apply(moving_of(result), result, interpolation="bspline"))
     assert 0 < np.abs(cubic - result.warped_array).mean() < 2
     with pytest.raises(OptionError, match="interpolation must be one of"):

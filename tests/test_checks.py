@@ -73,7 +73,7 @@ def test_constant_images(which: str) -> None:
 def test_tiny_images() -> None:
     with pytest.raises(InputError, match="20x20x3, at least 4"):
         check_pair(volume(Geometry.make([20, 20, 3])), volume(G3, MOVING))
-    with pytest.raises(InputError, match="2D image"):
+    with pytest.raises(InputError, match="give one slice of each image"):
         check_pair(volume(Geometry.make([20, 20, 1])), volume(G3, MOVING))
     thin = Geometry.make([20, 20, 8])
     warnings = check_pair(volume(thin), volume(thin, MOVING))

@@ -70,9 +70,9 @@ def test_masks_are_matched_once_and_images_measured_once(d: int, start: str, mon
         calls.append(f"match {mask.name}")
         return match_mask(mask, image)
 
-    def loaded(image: Any, role: str, options: Any) -> Any:
+    def loaded(image: Any, role: str, options: Any, nan: str = "error") -> Any:
         calls.append(f"load {role}")
-        return read(image, role, options)
+        return read(image, role, options, nan)
 
     def measured(cls: type[Intensity], image: Any, weight: Any, lesion: Any) -> Intensity:
         calls.append("measure")

@@ -904,7 +904,7 @@ def test_mask_where_the_fixed_image_shows_nothing(phantoms: dict[int, Phantom]) 
     corner = np.zeros(p.fixed.shape, np.uint8)
     corner[:5, :5] = 1
     assert not p.fixed[:5, :5].any()
-    with pytest.raises(InputError, match="nothing to compare"):
+    with pytest.raises(InputError, match="is constant inside fixed mask"):
         run(*images(p), fixed_mask=to_sitk(corner, p.geometry), linear="none")
 
 

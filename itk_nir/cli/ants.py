@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from itk_nir.compat.ants import parse_script_type, run_kind, write_files
-    from itk_nir.images import load_image
+    from itk_nir.images import in_their_planes, load_image
     from itk_nir.places import named_files
     from itk_nir.saving import TRANSFORMS, check_output_prefix
 
@@ -105,10 +105,11 @@ def run(args: argparse.Namespace) -> int:
         named_files(args.fixed, args.moving, mask, moving_mask, initial),
     )
     note_if_folder(args.output)
-    fixed = load_image(args.fixed[0], "fixed image")
-    moving = load_image(args.moving[0], "moving image")
+    images = load_image(args.fixed[0], "fixed image"), load_image(args.moving[0], "moving image")
+    (fixed,), (moving,), _ = in_their_planes(images[:1], images[1:])
     if fixed.dimension != args.dimension:
-        raise InputError(f"-d {args.dimension}: {fixed.name} is {fixed.dimension}D; give -d {fixed.dimension}")
+        what = "is a single slice" if fixed.plane is not None else f"is {fixed.dimension}D"
+        raise InputError(f"-d {args.dimension}: {fixed.name} {what}; give -d {fixed.dimension}")
     options: dict[str, Any] = {"seed": args.seed, "device": args.device, "threads": args.threads}
     with progress() as callback:
         options["callback"] = requests().stopping(callback)

@@ -9,7 +9,6 @@ from itk_nir.cli.arguments import add_convention, one_or_list
 from itk_nir.cli.console import names, tell
 from itk_nir.cli.signals import requests
 from itk_nir.errors import InputError, warn_caller
-from itk_nir.findings import texts
 from itk_nir.places import named_files
 
 
@@ -64,7 +63,21 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="resample images whose axes are not perpendicular instead of refusing them",
     )
     parser.add_argument(
-        "--default", type=float, default=0.0, metavar="VALUE", help="value where the image does not reach (default: 0)"
+        "--fill",
+        "--default",
+        type=float,
+        metavar="VALUE",
+        help="value where the image does not reach (default: its background, 0 for label maps); --default is the name "
+        "of before",
+    )
+    parser.add_argument(
+        "--pixel-type",
+        metavar="TYPE",
+        help="of the result: float, double, uchar, short, ushort, int, ... (default: the image's own, rounded and "
+        "clipped)",
+    )
+    parser.add_argument(
+        "--nan", choices=("error", "mask"), default="error", help="NaN and infinite voxels: an error, or no value"
     )
     return parser
 
@@ -78,8 +91,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _apply_to_points(options: argparse.Namespace) -> None:
-    if options.labels or options.interpolation != "auto":
-        raise InputError("--points takes no --labels or --interpolation; leave them out")
+    if options.labels or options.interpolation != "auto" or options.pixel_type:
+        raise InputError("--points takes no --labels, --interpolation or --pixel-type; leave them out")
     from itk_nir.images import load_image
     from itk_nir.loading import load_transform
     from itk_nir.points import beyond, load_points, save_points
@@ -113,26 +126,28 @@ def _apply_to_image(options: argparse.Namespace) -> None:
         raise InputError(f"--labels are never interpolated: --interpolation {options.interpolation} cannot be had")
     if options.frame or options.moving:
         raise InputError("--frame and --moving are for --points; leave them out")
-    from itk_nir.applying import spaces
-    from itk_nir.images import check_image_name, load_image, save_image
-    from itk_nir.loading import load_transform
-    from itk_nir.resample import is_label_map, resample
+    from itk_nir.applying import Application
+    from itk_nir.images import check_image_name
     from itk_nir.saving import check_output_file
 
     check_image_name(options.output)
     check_output_file(options.output, named_files(options.image, options.reference, options.transform))
-    shear = options.resample_shear
-    volume = load_image(options.image, "image", native=True, resample_shear=shear)
-    grid = load_image(options.reference, "reference image", resample_shear=shear) if options.reference else volume
-    reference = grid.geometry
-    for text in dict.fromkeys([*texts(volume.findings), *texts(grid.findings)]):
+    job = Application.prepare(
+        options.image,
+        one_or_list(options.transform),
+        options.reference,
+        interpolation="nearest" if options.labels else options.interpolation,
+        fill=0 if options.labels and options.fill is None else options.fill,
+        pixel_type=options.pixel_type,
+        nan=options.nan,
+        inverse=options.inverse,
+        convention=options.convention,
+        resample_shear=options.resample_shear,
+    )
+    for text in job.told:
         warn_caller(text)
-    fixed, moving = spaces(volume.geometry, reference, options.inverse, told=bool(options.reference))
-    transform = load_transform(one_or_list(options.transform), fixed, moving=moving, convention=options.convention)
-    transform = transform.inverse() if options.inverse else transform
-    mode = "nearest" if options.labels else options.interpolation
-    if mode == "auto":
-        mode = "nearest" if is_label_map(volume.array) else "linear"
-    save_image(resample(volume, transform, reference, mode, options.default), reference, options.output)
+    job.write(options.output)
     requests().written = True
-    tell(f"{'x'.join(map(str, reference.size))} voxels, {mode}; wrote {names([options.output])}")
+    size = "x".join(map(str, job.geometry.size))
+    count = "" if job.source.time is None else f"{job.source.count} volumes of "
+    tell(f"{count}{size} voxels, {job.mode}; wrote {names([options.output])}")

@@ -43,6 +43,8 @@ REGISTER_FLAGS: dict[str, str | None] = {
     "fixed_labels": "--fixed-labels",
     "moving_labels": "--moving-labels",
     "initial_transform": "--initial-transform",
+    "fill": "--fill",
+    "nan": "--nan",
     "resample_shear": "--resample-shear",
     "strict_input": "--strict-input",
     "seed": "--seed",

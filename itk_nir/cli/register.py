@@ -88,6 +88,15 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         "the order in which they meet a fixed point. It becomes part of the result",
     )
     parser.add_argument(
+        "--fill",
+        type=float,
+        metavar="VALUE",
+        help="value of the warped image where the moving image does not reach (default: its background)",
+    )
+    parser.add_argument(
+        "--nan", choices=("error", "mask"), default="error", help="NaN and infinite voxels: an error, or left out"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -200,7 +209,8 @@ def inputs_of(options: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `itk_nir.register` but the two images, the preset and the callback."""
     same = (
         "linear", "fixed_mask", "moving_mask", "fixed_lesion", "moving_lesion", "rigid_regions", "volume_regions",
-        "fixed_landmarks", "moving_landmarks", "landmark_weights", "fixed_labels", "moving_labels", "resample_shear",
+        "fixed_landmarks", "moving_landmarks", "landmark_weights", "fixed_labels", "moving_labels", "fill", "nan",
+        "resample_shear",
         "strict_input",        "seed", "device", "threads",
     )  # fmt: skip
     return {name: getattr(options, name) for name in same} | {
@@ -259,7 +269,7 @@ def _checked_output(options: argparse.Namespace) -> Any:
 
     words = (
         "preset", "linear", "seed", "device", "threads", "landmark_weights", "strict_input", "resample_shear",
-        "checkpoint", "checkpoint_seconds",
+        "fill", "nan", "checkpoint", "checkpoint_seconds",
     )  # fmt: skip
     read = [getattr(options, name) for name, flag in REGISTER_FLAGS.items() if flag is not None and name not in words]
     more = (PICTURE,) if options.picture else ()

@@ -42,6 +42,8 @@ FLAGS = REGISTER_FLAGS | {
     "fixed_landmarks": None,
     "moving_landmarks": None,
     "landmark_weights": None,
+    "fill": None,
+    "nan": None,
     "initial_transform": "--initialTransform",
     "resample_shear": None,
 }
@@ -126,7 +128,9 @@ def _register(options: argparse.Namespace) -> None:
     with together(path.parent for path in wanted) as stages:
         staged = {str(path): stage / path.name for path, stage in zip(wanted, stages, strict=True)}
         if options.outputVolume:
-            save_image(result.warped_array, fixed, staged[str(Path(options.outputVolume))])
+            save_image(
+                *result.warped_pixels, staged[str(Path(options.outputVolume))], space_code=result.fixed.space_code
+            )
         for path, transform, grid in (
             (options.outputTransform, result.mapping, fixed),
             (options.outputInverseTransform, result.mapping.inverse(), moving),

@@ -20,7 +20,7 @@ import numpy as np
 from itk_nir.compat.options import Device, LinearStage
 from itk_nir.errors import InputError, OptionError, one_line, warn_renamed
 from itk_nir.geometry import Geometry
-from itk_nir.images import load_image
+from itk_nir.images import load_image, refuse_slices
 from itk_nir.images.itk_classes import empty_image, itk_matrix
 from itk_nir.loading import load_transform
 from itk_nir.options import whole_number
@@ -194,6 +194,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         from itk_nir.registration import register
 
         fixed, moving = load_image(fixed_subimage, "fixed block"), load_image(moving_subimage, "moving block")
+        refuse_slices(fixed=fixed.geometry.size, moving=moving.geometry.size)
         for block in (fixed, moving):
             if block.array.min() == block.array.max():
                 raise InputError(f"{block.name}: one value everywhere, nothing to register")

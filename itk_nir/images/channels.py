@@ -10,7 +10,7 @@ from itk_nir.images.reading import load_components, load_image
 from itk_nir.images.volume import Volume
 
 
-def load_channels(image: Any, role: str, *, resample_shear: bool = False) -> tuple[Volume, ...]:
+def load_channels(image: Any, role: str, *, nan: str = "error", resample_shear: bool = False) -> tuple[Volume, ...]:
     """Read an image, or several of one object.
 
     Parameters
@@ -20,6 +20,8 @@ def load_channels(image: Any, role: str, *, resample_shear: bool = False) -> tup
         vectors), each of which becomes a channel.
     role : str
         What it is in messages: ``"fixed image"``, ...
+    nan : {"error", "mask"}
+        As of `load_image`.
     resample_shear : bool, default False
         As of `load_image`.
 
@@ -37,9 +39,9 @@ def load_channels(image: Any, role: str, *, resample_shear: bool = False) -> tup
         if not image:
             raise InputError(f"{role}: an empty list; give one image, or one for each channel")
         several = len(image) > 1
+        names = [f"{role}, channel {k}" if several else role for k in range(1, len(image) + 1)]
         volumes = tuple(
-            load_image(x, f"{role}, channel {k}" if several else role, resample_shear=resample_shear)
-            for k, x in enumerate(image, 1)
+            load_image(x, name, nan=nan, resample_shear=resample_shear) for x, name in zip(image, names, strict=True)
         )
         for other in volumes[1:]:
             if other.dimension != volumes[0].dimension or not other.geometry.same_grid(volumes[0].geometry):
@@ -48,4 +50,4 @@ def load_channels(image: Any, role: str, *, resample_shear: bool = False) -> tup
                     "share one grid"
                 )
         return volumes
-    return load_components(image, role, resample_shear=resample_shear)
+    return load_components(image, role, nan=nan, resample_shear=resample_shear)

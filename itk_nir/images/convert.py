@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.geometry import Geometry
-from itk_nir.images.itk_classes import itk_matrix, scalar_image, vector_image
+from itk_nir.images.itk_classes import itk_matrix, scalar_image, several_valued_image, vector_image
 
 
 def to_itk(array: NDArray[Any], geometry: Geometry) -> Any:
@@ -25,7 +25,8 @@ def to_itk(array: NDArray[Any], geometry: Geometry) -> Any:
     -------
     itk.Image
         Of the array's type; types that ITK's Python wheels lack become the next wider one (bool uint8, 64-bit integers
-        int32 or double). Vectors become ``itk.Vector[itk.F, d]``.
+        int32 or double). Vectors of float32 become ``itk.Vector[itk.F, n]``, those of other types colours or an
+        ``itk.VectorImage``.
 
     Examples
     --------
@@ -33,9 +34,13 @@ def to_itk(array: NDArray[Any], geometry: Geometry) -> Any:
     >>> tuple(image.GetSpacing())
     (0.5, 2.0)
     """
-    if array.ndim == geometry.dimension + 1:
+    if array.ndim == geometry.dimension + 1 and array.dtype == np.float32 and array.shape[-1] <= 4:
         return to_itk_vectors(array, geometry, "F")
-    image = scalar_image(_wrapped_type(array))
+    if array.ndim == geometry.dimension + 1:
+        wider = {"i4": np.float64, "u4": np.float64}.get(array.dtype.kind + str(array.dtype.itemsize))
+        image = several_valued_image(_wrapped_type(array if wider is None else array.astype(wider)))
+    else:
+        image = scalar_image(_wrapped_type(array))
     _place(image, geometry)
     return image
 

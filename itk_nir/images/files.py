@@ -11,6 +11,7 @@ from pathlib import Path
 from itk_nir.errors import InputError
 from itk_nir.findings import Finding
 from itk_nir.images.dicom import is_dicom, read_dicom, read_folder
+from itk_nir.images.flat_files import read_flat_meta
 from itk_nir.images.metaimage import check_metaimage
 from itk_nir.images.mgh import read_mgh
 from itk_nir.images.names import checked_path, for_itk, label_of
@@ -102,6 +103,8 @@ def _read_by_itk(file: Path, label: str, options: ReadOptions) -> Volume:
         reader.SetFileName(known)
         try:
             reader.ReadImageInformation()
+            if reader.GetDimension() == 2 and (flat := _flat(file, label)) is not None:
+                return flat
             pixel = sitk.GetPixelIDValueAsString(reader.GetPixelID())
             if "complex" in pixel:
                 raise not_real(label, pixel)
@@ -112,6 +115,13 @@ def _read_by_itk(file: Path, label: str, options: ReadOptions) -> Volume:
             check_memory(label, (*size, components), int(bits[1]) // 8 if bits else 1)
             image = reader.Execute()
         except RuntimeError as error:
+            if (flat := _flat(file, label)) is not None:
+                return flat
             raise unreadable(label, error) from error
     volume = read_sitk(image, label, options)
     return replace(volume, kind="path", findings=(*found, *volume.findings))
+
+
+def _flat(file: Path, label: str) -> Volume | None:
+    """A 2D MetaImage file of a plane that ITK cannot place; None for every other."""
+    return read_flat_meta(file, label) if file.suffix.lower() in (".mha", ".mhd") else None

@@ -68,6 +68,25 @@ def scalar_image(array: NDArray[Any]) -> Any:
         return itk.image_from_array(np.ascontiguousarray(array))
 
 
+def several_valued_image(array: NDArray[Any]) -> Any:
+    """Make an ``itk.Image`` of colours, or an ``itk.VectorImage``, with memory of its own, on the unit grid.
+
+    Parameters
+    ----------
+    array : ndarray
+        ``([D,] H, W, components)``, of a type that ITK's wheels have such images of.
+
+    Returns
+    -------
+    itk.Image or itk.VectorImage
+        ``itk.RGBPixel`` or ``itk.RGBAPixel`` for three or four components of uint8.
+    """
+    with LOADING:
+        import itk
+
+        return itk.image_from_array(np.ascontiguousarray(array), is_vector=True)
+
+
 def empty_image(size: tuple[int, ...]) -> Any:
     """Make an ``itk.Image`` of floats that has a size and no pixels.
 

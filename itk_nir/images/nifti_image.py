@@ -10,6 +10,7 @@ import numpy as np
 from itk_nir.errors import InputError
 from itk_nir.findings import warning
 from itk_nir.geometry import Geometry
+from itk_nir.images.flat_files import axes_leave_xy, slice_in_space
 from itk_nir.images.grids import is_same, place, straightened
 from itk_nir.images.names import for_itk
 from itk_nir.images.nifti import read_voxels, scaled
@@ -74,6 +75,11 @@ def read_nifti(file: Path, label: str, options: ReadOptions) -> Volume | None:
     dtype = np.dtype(np.float32) if header.is_scaled and native.kind != "f" else native
     array = scaled(header, stored, dtype)
     where = orientation(header, label)
+    oriented, code = where.source != "neither", where.code or 1
+    if len(header.size) == 2 and header.components == 1 and axes_leave_xy(where.matrix):
+        volume = slice_in_space(label, array, where.matrix[:3, :2], where.matrix[:3, 3])
+        told = (*where.findings, *excess(header.excess, header.data_bytes, label))
+        return replace(volume, findings=told, oriented=oriented, space_code=code)
     placed = place(header.size, where.matrix, label, options.resample_shear)
     findings = [*where.findings, *excess(header.excess, header.data_bytes, label), *placed.findings]
     if placed.sheared is None:
@@ -88,7 +94,6 @@ def read_nifti(file: Path, label: str, options: ReadOptions) -> Volume | None:
                 )
             )
     array = straightened(array, placed, options.labels)
-    oriented, code = where.source != "neither", where.code or 1
     return Volume(array, placed.geometry, label, "path", dtype, tuple(findings), oriented, code)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from itk_nir.errors import InputError
 from itk_nir.findings import note
 from itk_nir.images.files import read_path
-from itk_nir.images.nifti import refuse_not_finite
+from itk_nir.images.missing import without_missing
 from itk_nir.images.objects import (
     is_ants,
     is_array,
@@ -31,10 +31,13 @@ from itk_nir.images.objects import (
     read_nibabel,
     read_sitk,
 )
+from itk_nir.images.values import in_float32
 from itk_nir.images.volume import ReadOptions, Volume
 
 
-def load_image(image: Any, role: str, *, native: bool = False, resample_shear: bool = False) -> Volume:
+def load_image(
+    image: Any, role: str, *, native: bool = False, nan: str = "error", resample_shear: bool = False
+) -> Volume:
     """Read an image of any kind that `READERS` knows.
 
     Parameters
@@ -44,7 +47,9 @@ def load_image(image: Any, role: str, *, native: bool = False, resample_shear: b
     role : str
         What it is in messages: ``"fixed image"``, ``"moving mask"``, ...
     native : bool, default False
-        Keep the pixel type (label maps); float32 otherwise.
+        Keep the pixel type (label maps); float32 otherwise, shifted and scaled where that would not hold the values.
+    nan : {"error", "mask"}
+        What NaN and infinite voxels are: an error, or `Volume.missing`.
     resample_shear : bool, default False
         Resample an image whose axes are not perpendicular (linear; label maps and masks nearest) instead of refusing
         it.
@@ -69,16 +74,16 @@ def load_image(image: Any, role: str, *, native: bool = False, resample_shear: b
     ((3, 4), 'float32', 'uint8')
     """
     labels = native or role.endswith(("mask", "labels", "lesion", "regions"))
-    volume = read(image, role, ReadOptions(resample_shear=resample_shear, labels=labels))
-    return replace(volume, array=np.ascontiguousarray(volume.array, None if native else np.float32))
+    volume = read(image, role, ReadOptions(resample_shear=resample_shear, labels=labels), nan)
+    return replace(volume, array=np.ascontiguousarray(volume.array)) if native else in_float32(volume)
 
 
-def load_components(image: Any, role: str, *, resample_shear: bool = False) -> tuple[Volume, ...]:
+def load_components(image: Any, role: str, *, nan: str = "error", resample_shear: bool = False) -> tuple[Volume, ...]:
     """Read an image of one or several values a pixel (colour, vectors).
 
     Parameters
     ----------
-    image, role, resample_shear
+    image, role, nan, resample_shear
         As of `load_image`.
 
     Returns
@@ -92,9 +97,9 @@ def load_components(image: Any, role: str, *, resample_shear: bool = False) -> t
     InputError
         As `load_image`.
     """
-    volume = read(image, role, ReadOptions(several=True, resample_shear=resample_shear))
+    volume = read(image, role, ReadOptions(several=True, resample_shear=resample_shear), nan)
     if volume.array.ndim == volume.dimension:
-        return (replace(volume, array=np.ascontiguousarray(volume.array, np.float32)),)
+        return (in_float32(volume),)
     array = _without_opacity(volume.array)
     said = f"{volume.name}: has {volume.array.shape[-1]} values a pixel"
     if array.shape != volume.array.shape:
@@ -105,9 +110,30 @@ def load_components(image: Any, role: str, *, resample_shear: bool = False) -> t
     count = array.shape[-1]
     remedy = f"{count} channels are registered" if count > 1 else "they are registered as one"
     told = note(said, remedy, components=int(volume.array.shape[-1]))
-    parts = [np.ascontiguousarray(part, np.float32) for part in np.moveaxis(array, -1, 0)]
-    first = replace(volume, array=parts[0], findings=(*volume.findings, told))
-    return (first, *(replace(volume, array=part, findings=()) for part in parts[1:]))
+    stored = int(volume.array.shape[-1])
+    first, *others = (in_float32(replace(volume, array=p, components=stored)) for p in np.moveaxis(array, -1, 0))
+    return (replace(first, findings=(*volume.findings, told)), *(replace(v, findings=()) for v in others))
+
+
+def load_pixels(image: Any, role: str, *, nan: str = "error", resample_shear: bool = False) -> Volume:
+    """Read an image of one or several values a pixel, in its own pixel type.
+
+    Parameters
+    ----------
+    image, role, nan, resample_shear
+        As of `load_image`.
+
+    Returns
+    -------
+    Volume
+        Several values a pixel are the last axis of its array.
+
+    Raises
+    ------
+    InputError
+        As `load_image`.
+    """
+    return read(image, role, ReadOptions(several=True, resample_shear=resample_shear), nan)
 
 
 def _without_opacity(array: NDArray[Any]) -> NDArray[Any]:
@@ -117,7 +143,7 @@ def _without_opacity(array: NDArray[Any]) -> NDArray[Any]:
     return array[..., :-1] if (array[..., -1] == np.iinfo(array.dtype).max).all() else array
 
 
-def read(image: Any, role: str, options: ReadOptions) -> Volume:
+def read(image: Any, role: str, options: ReadOptions, nan: str = "error") -> Volume:
     """Read an image as its reader gives it.
 
     Parameters
@@ -126,6 +152,8 @@ def read(image: Any, role: str, options: ReadOptions) -> Volume:
         As of `load_image`.
     options : ReadOptions
         How to read it.
+    nan : {"error", "mask"}
+        As of `load_image`.
 
     Returns
     -------
@@ -145,8 +173,7 @@ def read(image: Any, role: str, options: ReadOptions) -> Volume:
                 raise InputError(f"{role}: there is not enough memory to read it; give a smaller image") from error
             if volume is image:
                 return volume
-            if volume.array.dtype.kind == "f":
-                refuse_not_finite(volume.array, volume.name)
+            volume = without_missing(volume, nan)
             # Nothing behind this knows half precision.
             half = volume.array.dtype == np.float16
             return replace(volume, array=volume.array.astype(np.float32)) if half else volume

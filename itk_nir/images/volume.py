@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from itk_nir.errors import InputError, one_line
 from itk_nir.findings import Finding, warning
 from itk_nir.geometry import Geometry
+from itk_nir.images.planes import Plane
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,14 @@ class Volume:
         Whether the source says how the object lies; False for NIfTI files without orientation and Analyze files.
     space_code : int
         NIfTI's number of the space that the source says it lies in: 1 scanner, 2 aligned, 3 Talairach, 4 MNI.
+    scale, offset : float
+        The source's values are ``scale * array + offset``: 1 and 0 but where float32 would not hold them.
+    components : int
+        How many values a pixel of the source has; this is one of them.
+    missing : numpy.ndarray or None
+        Like `array`, bool: voxels that were NaN or infinite in the source and have the background's value here.
+    plane : Plane or None
+        The single slice that a 2D image was in the source.
     """
 
     array: NDArray[Any]
@@ -47,6 +56,11 @@ class Volume:
     findings: tuple[Finding, ...] = ()
     oriented: bool = True
     space_code: int = 1
+    scale: float = 1.0
+    offset: float | int = 0
+    components: int = 1
+    missing: NDArray[np.bool_] | None = None
+    plane: Plane | None = None
 
     @property
     def dimension(self) -> int:

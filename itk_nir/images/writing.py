@@ -32,6 +32,8 @@ ENDINGS = (
 _LOSSY = (".jpg", ".jpeg")
 #: Bytes of a NIfTI-1 header and of what ITK puts between it and the voxels.
 _NIFTI_HEADER = 352
+#: Where the codes of qform and sform are in it.
+_CODES = 252
 #: The longest axis of a NIfTI-1 file.
 _NIFTI_LONGEST = 32767
 #: Bytes that a file may be longer than its voxels.
@@ -61,7 +63,14 @@ def check_image_name(path: str | os.PathLike[str]) -> None:
         raise InputError(f"{os.fspath(path)}: the name tells no image format; end it in .nii.gz, .mha or .nrrd")
 
 
-def save_image(array: NDArray[Any], geometry: Geometry, path: str | os.PathLike[str], *, compression: int = 1) -> None:
+def save_image(
+    array: NDArray[Any],
+    geometry: Geometry,
+    path: str | os.PathLike[str],
+    *,
+    compression: int = 1,
+    space_code: int = 1,
+) -> None:
     """Write an image; the file appears complete or not at all.
 
     Parameters
@@ -75,6 +84,8 @@ def save_image(array: NDArray[Any], geometry: Geometry, path: str | os.PathLike[
         Its suffix chooses the format.
     compression : int, default 1
         Level of gzip, 1 to 9, for formats that have it; 0 writes uncompressed where the format allows.
+    space_code : int, default 1
+        NIfTI's number of the space that the coordinates refer to; other formats have none.
 
     Raises
     ------
@@ -97,12 +108,12 @@ def save_image(array: NDArray[Any], geometry: Geometry, path: str | os.PathLike[
     check_image_name(target)
     with replacing(target) as temporary:
         if target.name.lower().endswith((".nii", ".nii.gz")) and max(geometry.size) <= _NIFTI_LONGEST:
-            _write_nifti(array, geometry, temporary, compression)
+            _write_nifti(array, geometry, temporary, compression, space_code)
         else:
             _write_with_itk(array, geometry, temporary, compression)
 
 
-def _write_nifti(array: NDArray[Any], geometry: Geometry, path: Path, compression: int) -> None:
+def _write_nifti(array: NDArray[Any], geometry: Geometry, path: Path, compression: int, space_code: int) -> None:
     """One component of all voxels after the other behind the header that ITK gives a corner of the image."""
     vector = array.ndim == geometry.dimension + 1
     corner = array[tuple(slice(0, 2) for _ in geometry.size)]
@@ -115,6 +126,7 @@ def _write_nifti(array: NDArray[Any], geometry: Geometry, path: Path, compressio
     if len(header) < _NIFTI_HEADER:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     struct.pack_into(f"={geometry.dimension}h", header, 42, *geometry.size)
+    struct.pack_into("=2h", header, _CODES, space_code, space_code)  # ITK's are 1
     stored = np.dtype(np.uint8) if array.dtype == np.bool_ else array.dtype.newbyteorder("=")
     parts = np.moveaxis(array, -1, 0) if vector else [array]
     voxels = (np.ascontiguousarray(part, stored).reshape(-1).view(np.uint8) for part in parts)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import itk_nir.images.nifti as nifti
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
-from itk_nir.images import load_image, save_image
+from itk_nir.images import as_float32, load_image, save_image
 
 TYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 
@@ -92,7 +92,9 @@ def compare(path: Path) -> None:
     assert volume.array.flags.c_contiguous
     assert volume.array.flags.writeable
     assert floats.array.dtype == np.float32
-    np.testing.assert_array_equal(floats.array, array.astype(np.float32))
+    held, scale, offset = as_float32(array)
+    np.testing.assert_array_equal(floats.array, held)
+    assert (floats.scale, floats.offset) == (scale, offset)
 
 
 @pytest.mark.slow

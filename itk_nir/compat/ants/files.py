@@ -6,18 +6,17 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.atomic import all_or_none, split_prefix
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
-from itk_nir.resample import resample_array
 from itk_nir.saving import TRANSFORMS, check_output_prefix
 from itk_nir.transforms.formats.ants import write_ants
 from itk_nir.transforms.formats.itk_h5 import write_h5
 from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
+from itk_nir.warping import in_place, values_on
 
 if TYPE_CHECKING:
     from itk_nir.result import RegistrationResult
@@ -67,8 +66,11 @@ def write_files(
         else:
             write_ants(result.mapping, f"{stage}{os.sep}{start}", result.fixed.geometry)
         if images:
-            save_image(result.warped_array, result.fixed.geometry, stage / f"{start}Warped.nii.gz")
-            save_image(warped_fixed(result), result.moving.geometry, stage / f"{start}InverseWarped.nii.gz")
+            for array, image, name in (
+                (result.warped_array, result.fixed, "Warped"),
+                (warped_fixed(result), result.moving, "InverseWarped"),
+            ):
+                save_image(*in_place(array, image), stage / f"{start}{name}.nii.gz", space_code=image.space_code)
         written = {path.name for path in stage.iterdir()}
 
     def named(*endings: str) -> list[str]:
@@ -87,7 +89,7 @@ def write_files(
     }
 
 
-def warped_fixed(result: RegistrationResult) -> NDArray[np.float32]:
+def warped_fixed(result: RegistrationResult) -> NDArray[Any]:
     """Resample the fixed image on the moving grid.
 
     Parameters
@@ -97,15 +99,12 @@ def warped_fixed(result: RegistrationResult) -> NDArray[np.float32]:
 
     Returns
     -------
-    ndarray of float32, shape ``result.moving.geometry.shape``
-        One linear interpolation of the fixed image through the inverse transform (moving → fixed); 0 outside.
+    ndarray, shape ``result.moving.geometry.shape``
+        One linear interpolation of the fixed image through the inverse transform (moving → fixed), float32 or wider;
+        outside, the result's `fill`.
     """
-    fixed, moving = result.fixed, result.moving
-    out: NDArray[np.float32] = resample_array(
-        fixed.array, fixed.geometry, result.mapping.inverse(), moving.geometry, "linear",
-        threads=result.report.threads,
-    )  # fmt: skip
-    return out
+    inverse = result.mapping.inverse()
+    return values_on(result.fixed, inverse, result.moving, result.fill, result.report.threads)
 
 
 def load_initial_transform(initial: Any, reference: Geometry) -> CompositeTransform | None:

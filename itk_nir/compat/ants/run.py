@@ -14,9 +14,10 @@ from itk_nir.compat.ants.arguments import kind_options, register_options
 from itk_nir.compat.ants.files import load_initial_transform, warped_fixed, write_files
 from itk_nir.compat.ants.options import DEFAULT_METRIC, OPTIONS, Kind
 from itk_nir.errors import InputError
-from itk_nir.images import Volume, load_image, to_ants
+from itk_nir.images import Volume, in_their_planes, load_image, to_ants
 from itk_nir.places import named_files
 from itk_nir.saving import TRANSFORMS, check_output_prefix
+from itk_nir.warping import in_place
 
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Callback, Progress
@@ -175,8 +176,8 @@ def registration(
     prefix = outprefix or tempfile.mkdtemp(prefix="itk_nir_") + os.sep
     files = write_files(result, prefix, composite=write_composite_transform)
     return {
-        "warpedmovout": to_ants(result.warped_array, result.fixed.geometry),
-        "warpedfixout": to_ants(warped_fixed(result), result.moving.geometry),
+        "warpedmovout": to_ants(*in_place(result.warped_array, result.fixed)),
+        "warpedfixout": to_ants(*in_place(warped_fixed(result), result.moving)),
         "fwdtransforms": files["fwdtransforms"],
         "invtransforms": files["invtransforms"],
     }
@@ -222,6 +223,7 @@ def run_kind(
     # Here, because it imports torch: reading the tables and files must not wait for that.
     from itk_nir.registration import register
 
+    (fixed,), (moving,), _ = in_their_planes([fixed], [moving])
     return register(
         fixed,
         moving,

@@ -16,7 +16,7 @@ from itk_nir.compat.elastix.points import read_points
 from itk_nir.compat.options import Device
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
-from itk_nir.images import load_image, to_itk
+from itk_nir.images import load_image, refuse_slices, to_itk
 from itk_nir.loading import load_transform
 from itk_nir.options import whole_number
 from itk_nir.registration import register
@@ -131,6 +131,7 @@ def registration_method(
     if folder is not None and not folder.is_dir():
         raise InputError(f"output_directory {folder}: no such folder; create it first")
     fixed, moving = load_image(fixed_image, "fixed image"), load_image(moving_image, "moving image")
+    refuse_slices(fixed=fixed.geometry.size, moving=moving.geometry.size)
     check_dimensions(maps, fixed, moving)
     starts = {
         "initial_transform": initial_transform,

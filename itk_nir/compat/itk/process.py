@@ -21,6 +21,7 @@ from itk_nir.compat.itk.lifetime import Link, whole_output
 from itk_nir.compat.itk.options import Options
 from itk_nir.errors import InputError, RegistrationCancelled
 from itk_nir.images.itk_classes import image_view
+from itk_nir.images.planes import refuse_slices
 
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Progress
@@ -373,6 +374,10 @@ class ProcessObject:
             without_pipeline(self.filter.GetInput(number)) for number in range(len(INPUTS))
         )
         self._check_abort()
+        refuse_slices(**{
+            role: [int(n) for n in image.GetLargestPossibleRegion().GetSize()]
+            for role, image in (("fixed", fixed), ("moving", moving))
+        })  # fmt: skip
         arguments = self.options.arguments()
         user = arguments.pop("callback", None)
 

@@ -20,7 +20,7 @@ from itk_nir.compat.sitk.options import OPTIMISERS, OPTIONS, Setup, optimiser_si
 from itk_nir.compat.sitk.run import ObservedRegistration, Run
 from itk_nir.compat.sitk.transforms import TransformModel, as_composite, checked_transform
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
-from itk_nir.images import Volume, load_image
+from itk_nir.images import Volume, load_image, refuse_slices
 from itk_nir.options import SYNONYMS, nearest_name, whole_number
 from itk_nir.transforms.model import CompositeTransform, LinearTransform
 
@@ -345,6 +345,7 @@ class ImageRegistrationMethod(ObservedRegistration):
         from itk_nir.registration import register
 
         a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
+        refuse_slices(fixed=a.geometry.size, moving=b.geometry.size)
         model, after = self._transforms(a)
         options = register_options(self._setup, model.deformable, a.geometry)
         arguments = register_arguments(self._setup.preset, options)
@@ -400,6 +401,7 @@ class ImageRegistrationMethod(ObservedRegistration):
         from itk_nir.resample import resample_array
 
         a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
+        refuse_slices(fixed=a.geometry.size, moving=b.geometry.size)
         model, after = self._transforms(a)
         start = model.start(after) or CompositeTransform((LinearTransform.identity(a.dimension),))
         threads = self._setup.allowed_threads
