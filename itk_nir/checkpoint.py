@@ -55,6 +55,8 @@ class Checkpoints:
         Of the last file.
     failed : bool
         Whether one could not be written: it is told once, and the registration goes on.
+    entries : dict of str to Entry
+        What has been taken up or written, by name.
     """
 
     folder: Path

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from itk_nir.engine.progress import Iteration
 from itk_nir.errors import InputError
@@ -63,6 +64,7 @@ class EverywhereOne:
     """A trained field that moves every point by 1 mm along each axis."""
 
     geometry: Geometry
+    device: torch.device = torch.device("cpu")
 
     def displacement(self, points: np.ndarray, inverse: bool = False) -> np.ndarray:
         return np.full_like(points, -1.0 if inverse else 1.0)

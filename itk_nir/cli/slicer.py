@@ -31,6 +31,9 @@ DESCRIPTION = CLI_FOLDER / "NIRRegistration.xml"
 
 #: The flags of `register`'s own arguments: the names of Slicer's parameters have capitals where others have dashes.
 FLAGS = REGISTER_FLAGS | {
+    "strict_input": None,
+    "checkpoint": None,
+    "checkpoint_seconds": None,
     "fixed_mask": "--fixedMask",
     "moving_mask": "--movingMask",
     "fixed_lesion": "--fixedLesion",

@@ -43,7 +43,18 @@ class Told(Protocol):
     trace: list[Iteration]
 
     def goes_on(self, now: Iteration) -> bool:
-        """Note an iteration; whether there shall be another."""
+        """Note an iteration.
+
+        Parameters
+        ----------
+        now : Iteration
+            The iteration.
+
+        Returns
+        -------
+        bool
+            Whether there shall be another.
+        """
 
 
 class Search:
@@ -66,14 +77,41 @@ class Search:
 
     @classmethod
     def of(cls, pair: Pair, settings: Settings, level: Callable[[], Level], number: int) -> Search | None:
-        """A search at the first level, where one is allowed and there are images to look at."""
+        """A search at the first level, where one is allowed and there are images to look at.
+
+        Parameters
+        ----------
+        pair : Pair
+            The images.
+        settings : DeformableSettings
+            Say whether a search is allowed.
+        level : callable
+            As of the class.
+        number : int
+            Of the level.
+
+        Returns
+        -------
+        Search or None
+        """
         metrics = channel_metrics(settings.metric, settings.channel_weights, len(pair.channels))
         if number > 0 or settings.search == "never" or not look_at_images(metrics):
             return None
         return cls(pair, all(getattr(m, "one_contrast", False) for _, m in metrics), level)
 
     def begin(self, model: FieldInTraining) -> Level | None:
-        """Let the field begin at what is found; the level from there, None where the matches say nothing."""
+        """Let the field begin at what is found.
+
+        Parameters
+        ----------
+        model : FieldInTraining
+            The field.
+
+        Returns
+        -------
+        Level or None
+            The level from there; None where the matches say nothing.
+        """
         found = find_matches(self.pair, self.one_contrast, model.threads, model.lattices.restrict)
         self.outcome = f"not kept, {100 * found.consistent:.0f} % of the matches lead back"
         if found.consistent < CONSISTENT:
@@ -127,7 +165,13 @@ class Descent:
         self.returned = False
 
     def run(self) -> str:
-        """All iterations; returns what ended them."""
+        """Do all iterations.
+
+        Returns
+        -------
+        str
+            What ended them.
+        """
         first = self.warmup > 0 and self.settings.network_above == 0
         stop = self._train_both() if first else self._train_control_points(0)
         if stop == CANCELLED or self.level.number:

@@ -266,6 +266,10 @@ def quiet_state() -> Iterator[None]:
     """Settings of this thread alone that the engine needs, for work that names its types and may run on many threads.
 
     No gradients, no inference mode, no autocast, no other device, NumPy's usual warnings.
+
+    Yields
+    ------
+    None
     """
     now, usual = TorchState.found(), TorchState()
     wanted = replace(now, device=usual.device, gradients=False, inference=False, autocast={}, errors=usual.errors)

@@ -98,7 +98,7 @@ def test_the_second_one_ends_at_once(
 def test_before_the_work_there_is_nothing_to_keep(
     pair: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(problem, "load_channels", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(problem, "load_channels", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     assert main(register_arguments(pair, tmp_path / "out" / "c_")) == 143
     assert capsys.readouterr().err == "itk-nir: error: terminated; nothing was left behind\n"
     assert not (tmp_path / "out").exists()
@@ -116,10 +116,10 @@ def test_while_the_files_are_written(
 ) -> None:
     save_image = saving.save_image
 
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any, **named: Any) -> None:
         for _ in range(times):
             signal.raise_signal(signal.SIGTERM)
-        save_image(*arguments)
+        save_image(*arguments, **named)
 
     monkeypatch.setattr(saving, "save_image", interrupted)
     arguments = register_arguments(pair, tmp_path / "out" / "c_", "--linear", "none", "--iterations", "2")
@@ -147,7 +147,7 @@ def test_when_all_is_written(
 def test_a_library_that_breaks_at_a_request_is_no_fault(
     pair: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
         except SystemExit:

@@ -1,0 +1,342 @@
+"""One registration: its stages, one after the other, and what is told of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from itk_nir.checkpoint import chosen_metrics, with_chosen_metrics
+from itk_nir.engine import ops
+from itk_nir.engine.choice import SAME, choose_metric
+from itk_nir.engine.evidence import Comparison
+from itk_nir.engine.execution import (
+    device_name,
+    peak_device_memory_mb,
+    peak_memory_mb,
+    reset_peak_device_memory,
+)
+from itk_nir.engine.images import Pair
+from itk_nir.engine.journal import LINEAR, Entry, Journal
+from itk_nir.engine.linear import optimise_linear
+from itk_nir.engine.linear_search import Start, find_start
+from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of
+from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
+from itk_nir.engine.regions import kept
+from itk_nir.engine.sampling import SampledField, Target, sample_field
+from itk_nir.engine.search import CONSISTENT, find_matches
+from itk_nir.findings import texts
+from itk_nir.identity import inputs_of
+from itk_nir.neural_field import NeuralField
+from itk_nir.problem import Problem
+from itk_nir.report import Report, as_json
+from itk_nir.result import RegistrationResult
+from itk_nir.telling import metric_name, on_landmarks, versions
+from itk_nir.transforms.model import LinearTransform
+from itk_nir.verdict import Verdict, judge, known, worse
+
+if TYPE_CHECKING:
+    from itk_nir.engine.metrics import Metric
+
+_log = logging.getLogger("itk_nir")
+
+#: The share of what images of one contrast are short of likeness that a deformation must gain.
+LEAST_GAIN = 0.01
+
+
+def _at_rest(done: Optimised, pair: Pair) -> Optimised:
+    """The same with no deformation, but for what rigid and volume-keeping regions need."""
+    return replace(done, field=kept(done.field.at_rest(), pair)[0], similarity=done.similarity_start)
+
+
+class Run:
+    """One registration: linear stage, deformable stage, sampling, verdict; what it took is in its report.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is registered.
+    callback : callable or None
+        The caller's own, see `itk_nir.register`.
+    journal : Journal
+        Of what was done before, and for what is done.
+    call : dict
+        How `itk_nir.register` was called, for the report.
+    """
+
+    def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
+        self.problem, self.callback, self.journal, self.call = problem, callback, journal, call
+        self.seconds = {"read": time.perf_counter() - problem.clock}
+        self.notes, self.doubts, self.remarks = list(texts(problem.findings)), list(problem.doubts), list[str]()
+        self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
+        self.cancelled = False
+        self.similarity_linear: float | None = None
+        _log.debug(
+            "registering %s onto %s: preset %s, device %s, %d threads, instruction set %s",
+            problem.moving.name, problem.fixed.name, problem.settings.preset, problem.device, problem.threads,
+            ops.instruction_set(),
+        )  # fmt: skip
+
+    def result(self) -> RegistrationResult:
+        """Run all stages.
+
+        Returns
+        -------
+        RegistrationResult
+        """
+        problem = self.problem
+        reset_peak_device_memory(problem.device)
+        began = pair = problem.pair()
+        self.landmarks = None if pair.known is None else pair.known.landmarks
+        self.notes.extend(on_landmarks(self.landmarks))
+        pair = self._with_linear(pair)
+        affine = LinearTransform(pair.linear)
+        if not problem.deformable:
+            self._compare(began, pair, None)
+            stop = "cancelled" if self.cancelled else "all iterations done"
+            report = self._report(
+                stop=stop, similarity=self.similarity_linear, affine_matrix=affine.matrix.tolist()
+            )  # fmt: skip
+            return self._with_what_was_given(
+                RegistrationResult(problem.fixed, problem.moving, affine, initial=problem.tail, report=report)
+            )
+
+        done = self._deformable(pair)
+        ops.release_memory()  # many small arrays are done with, a few large ones follow
+        done = self._compare(began, pair, done)
+        sampled = sample_field(
+            done.field, problem.settings.sampling, pair.counted,
+            Target.of(pair.fixed_geometry, pair.moving_geometry, pair.linear, last=problem.tail is None),
+        )  # fmt: skip
+        self._took("sampling")
+        report = self._report(
+            sampled,
+            stop=done.stop,
+            trace=done.trace,
+            returned_levels=done.returned_levels,
+            search=done.search,
+            similarity_start=done.similarity_start,
+            similarity=done.similarity,
+        )
+        about = {"preset": report.preset, "seed": report.seed, "device": report.device, "versions": report.versions}
+        kind = problem.settings.deformable.kind
+        trained = NeuralField(kind, done.field, affine, problem.tail, about | {"settings": report.settings})
+        self._tell_end(done)
+        return self._with_what_was_given(
+            RegistrationResult.of_field(problem.fixed, problem.moving, trained, sampled, report)
+        )
+
+    def _with_linear(self, pair: Pair) -> Pair:
+        """The pair with the map of the linear stage, and the metrics settled; or as they were in a run before."""
+        entry, told = self.journal.recalled(LINEAR), len(self.notes)
+        if entry is None:
+            start = self._start(pair)
+            self._choose(pair if start is None else replace(pair, linear=pair.linear @ start.matrix))
+        else:
+            self._recall(entry.values)
+        self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
+        if entry is not None:
+            return replace(pair, linear=np.array(entry.values["matrix"]))
+        if self.problem.linear != "none":
+            pair = replace(pair, linear=self._linear(pair, start))
+        if not self.cancelled:
+            values = {
+                "matrix": pair.linear.tolist(), "similarity": self.similarity_linear, "reason": self.reason,
+                "least_gain": self.least_gain, "notes": self.notes[told:],
+                "chosen": None if self.settings is self.problem.settings else chosen_metrics(self.settings),
+            }  # fmt: skip
+            self.journal.keep(LINEAR, lambda: Entry(values), write=True)
+        return pair
+
+    def _recall(self, values: dict[str, Any]) -> None:
+        """What the linear stage of a run before found."""
+        self.similarity_linear, self.reason, self.least_gain = (
+            values["similarity"], values["reason"], values["least_gain"]
+        )  # fmt: skip
+        self.notes.extend(values["notes"])
+        if values["chosen"] is not None:
+            self.settings = with_chosen_metrics(self.settings, values["chosen"])
+
+    def _with_what_was_given(self, result: RegistrationResult) -> RegistrationResult:
+        """The result with what the warped image needs, and with what became of landmarks and labels in its report."""
+        given, problem = self.problem.given, self.problem
+        values = tuple(m for _, m in problem.more) if problem.moving.components > 1 else ()
+        result = replace(result, moving_values=values, fill=problem.fill)
+        if given is None:
+            return result
+        believed = np.ones(0, bool) if self.landmarks is None else self.landmarks.believed
+        report = replace(
+            result.report,
+            landmarks=given.distances(believed, problem.start, result.mapping),
+            labels=given.overlaps(problem.start, result.mapping, problem.threads),
+        )
+        return replace(result, report=report)
+
+    def _start(self, pair: Pair) -> Start | None:
+        """Where the linear stage begins; None where it begins as the images lie, or there is none."""
+        problem = self.problem
+        if problem.linear == "none" or problem.start is not None:
+            return None
+        found = find_start(
+            pair, problem.linear, self.settings.linear, images=self.settings.linear.linear_metric != NONE
+            and look_at_images(self._channel_metrics(pair, self.settings.deformable.metric)), threads=problem.threads,
+            callback=self._share(0.0, 0.05), clock=problem.clock, restrict=problem.restrict,
+        )  # fmt: skip
+        self.cancelled = found.cancelled
+        self.doubts.extend(found.doubts)
+        return found
+
+    def _choose(self, pair: Pair) -> None:
+        """Settle what ``metric="auto"`` stands for."""
+        chosen = self.settings.deformable
+        if not isinstance(chosen.metric, str) or chosen.metric != AUTO:
+            return
+        choice = choose_metric(pair, self.problem.threads)
+        if choice.little_told and getattr(chosen, "search", "never") != "never":
+            # Far apart, images of one contrast look as unlike ones do.
+            found = find_matches(pair, False, self.problem.threads, chosen.restrict)
+            again = choose_metric(pair, self.problem.threads, found)
+            if again.metric == SAME and found.consistent >= CONSISTENT:
+                choice = again
+        smoothness = tuple(choice.smoothness * w for w in chosen.smoothness)
+        chosen = replace(chosen, metric=choice.metric, smoothness=smoothness)
+        linear = self.settings.linear
+        if linear.linear_metric == "same":
+            linear = replace(linear, linear_metric=choice.linear_metric)
+        self.settings = replace(self.settings, deformable=chosen, linear=linear)
+        self.reason, self.least_gain = choice.reason, choice.least_gain
+        _log.debug("metric %s: %s", choice.metric, choice.reason)
+
+    def _channel_metrics(self, pair: Pair, metric: Any) -> tuple[tuple[float, Metric], ...]:
+        """Weight and metric of every channel: the weights hold for both stages."""
+        return channel_metrics(metric, getattr(self.settings.deformable, "channel_weights", ()), len(pair.channels))
+
+    def _linear(self, pair: Pair, start: Start | None) -> Any:
+        problem, settings = self.problem, self.settings
+        share = 0.1 if problem.deformable else 1.0
+        metric = settings.linear.linear_metric
+        found = optimise_linear(
+            pair,
+            problem.linear,
+            settings.linear,
+            self.metrics if metric == "same" else self._channel_metrics(pair, metric),
+            start=start,
+            threads=problem.threads,
+            callback=self._share(0.05, share - 0.05),
+            clock=problem.clock,
+            restrict=problem.restrict,
+        )
+        self.similarity_linear, self.cancelled = found.similarity, found.cancelled
+        self.notes.extend(found.notes)
+        self._took("linear")
+        return found.matrix
+
+    def _deformable(self, pair: Pair) -> Optimised:
+        problem = self.problem
+        begin = 0.0 if problem.linear == "none" else 0.1
+        # One evaluation, then out.
+        callback = (lambda _: True) if self.cancelled else self._share(begin, 0.95 - begin)
+        done: Optimised = self.settings.engine.optimise(
+            pair, self.settings.deformable, seed=problem.seed, threads=problem.threads, callback=callback,
+            clock=problem.clock, **({} if self.journal.write is None else {"journal": self.journal}),
+        )  # fmt: skip
+        if self.cancelled:
+            done = _at_rest(done, pair)
+        self.notes.extend(done.notes)
+        self._took("deformable")
+        return done
+
+    def _compare(self, began: Pair, pair: Pair, done: Any) -> Any:
+        """Take the evidence; where the deformation is worse than none, it is given up."""
+        comparison = Comparison(began, self.metrics, self.problem.threads)
+        field = None if done is None else done.field
+        linear, end = comparison.under(pair.linear, [None, field])
+        # One map is not to be measured over two sets of positions, as if it were two.
+        same = np.array_equal(began.linear, pair.linear)
+        start = linear if same else comparison.under(began.linear, [None])[0]
+        if done is not None and done.stop != "cancelled":
+            done, end = self._given_up(pair, done, linear, end)
+        self.evidence = {"start": start, "linear": linear, "end": end}
+        self._took("verdict")
+        return done
+
+    def _given_up(self, pair: Pair, done: Any, linear: Measures, end: Measures) -> tuple[Any, Measures]:
+        """No deformation in place of one that is worse, and what is measured then."""
+        gain = end.metric - linear.metric
+        better, against = known(end, linear)
+        if better and not against:
+            return done, end
+        least = self.least_gain * abs(linear.metric)
+        if all(getattr(metric, "one_contrast", False) for _, metric in self.metrics):
+            # Of 1, which two images of one contrast reach, an image is short of by its flat windows alone.
+            least = max(least, LEAST_GAIN * (1 - linear.metric))
+        if not against and not worse(end, linear, clearly=False) and gain >= least:
+            return done, end
+        found = [*against, *worse(end, linear)]
+        if found:
+            self.doubts.append(f"the deformation was given up: with it, {' and '.join(found)}")
+        else:
+            much = "next to nothing" if gain > 0 else "nothing"
+            self.remarks.append(f"a deformation would have gained {much}: the result is the linear map alone")
+        return _at_rest(done, pair), linear
+
+    def _judge(self, sampled: SampledField | None) -> Verdict:
+        """The verdict, and a warning where it is not good."""
+        problem = self.problem
+        verdict = judge(
+            self.evidence["start"], self.evidence["end"],
+            little_evidence=mean_of(self.metrics, "little_evidence"),
+            folded_percent=None if sampled is None else sampled.folded_percent,
+            inverse_error=None if sampled is None else sampled.inverse_error_mean,
+            doubts=tuple(self.doubts),
+            remarks=tuple(self.remarks),
+        )  # fmt: skip
+        if verdict.grade != "good" and not self.cancelled:
+            self.notes.append(f"{problem.moving.name} onto {problem.fixed.name}: {verdict}; check the result")
+        return verdict
+
+    def _share(self, begin: float, length: float) -> Callback | None:
+        """The callback with its fraction as a share of the whole."""
+        callback = self.callback
+        if callback is None:
+            return None
+        return lambda p: callback(replace(p, fraction=begin + length * p.fraction))
+
+    def _tell_end(self, done: Optimised) -> None:
+        if self.callback is not None:
+            metric, loss = (done.trace[-1].metric, done.trace[-1].loss) if done.trace else (0.0, 0.0)
+            seconds = time.perf_counter() - self.problem.clock
+            self.callback(Progress("sampling", 0, 1, 0, 1, metric, loss, 0.0, seconds, 1.0))
+
+    def _took(self, stage: str) -> None:
+        self.seconds[stage] = time.perf_counter() - self.problem.clock - sum(self.seconds.values())
+        _log.debug("%s: %.2f s", stage, self.seconds[stage])
+
+    def _report(self, sampled: SampledField | None = None, **measured: Any) -> Report:
+        problem, settings = self.problem, self.settings
+        verdict = self._judge(sampled)
+        if self.cancelled:
+            measured["stop"] = "cancelled"
+        return Report(
+            preset=settings.preset,
+            similarity_linear=self.similarity_linear,
+            metric=metric_name(settings.deformable.metric),
+            metric_reason=self.reason,
+            verdict=verdict,
+            evidence=self.evidence,
+            seed=problem.seed,
+            device=device_name(problem.device),
+            threads=problem.threads,
+            seconds={**self.seconds, "total": time.perf_counter() - problem.clock},
+            peak_memory_mb=peak_memory_mb(),
+            peak_device_memory_mb=peak_device_memory_mb(problem.device),
+            versions=versions(),
+            settings={name: as_json(asdict(part)) for name, part in settings.parts.items()},
+            inputs=inputs_of(problem),
+            call=self.call,
+            warnings=tuple(self.notes),
+            **measured,
+        )
