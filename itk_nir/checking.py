@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from itk_nir.errors import InputError, OptionError, one_line
+from itk_nir.expectation import expected_memory, expected_seconds, free_memory, what_would_fit
 from itk_nir.findings import SEVERITIES, Finding, error, note, warning
 from itk_nir.images import Volume, load_channels, load_image
 from itk_nir.loading import load_transform
@@ -129,11 +130,12 @@ def check(
             return None
 
     settings = tried(lambda: make_settings(preset, **options))
-    a = tried(lambda: load_channels(fixed, "fixed image"))
-    b = tried(lambda: load_channels(moving, "moving image"))
+    how = {name: given[name] for name in ("nan", "resample_shear") if name in given}
+    a = tried(lambda: load_channels(fixed, "fixed image", **how))
+    b = tried(lambda: load_channels(moving, "moving image", **how))
     images = {name: given[name] for name in _IMAGES if given.get(name) is not None}
     for name, image in images.items():
-        images[name] = tried(partial(load_image, image, name.replace("_", " "), native=True))
+        images[name] = tried(partial(load_image, image, name.replace("_", " "), native=True, **how))
     start = None
     if initial_transform is not None and a is not None:
         start = tried(lambda: load_transform(initial_transform, a[0].geometry, role="initial transform"))
@@ -150,6 +152,7 @@ def check(
         found += [warning(doubt) for doubt in problem.doubts]
         found.append(_overlap(a[0], b[0], problem.start))
         found += _handedness(a[0], b[0])
+        found += _cost(problem)
     return Check(tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity))))
 
 
@@ -178,3 +181,23 @@ def _handedness(fixed: Volume, moving: Volume) -> list[Finding]:
         return []
     told = " and ".join(f"{name} has {hand}-handed axes" for name, hand in signs.items())
     return [note(told, "the headers say how the images lie, and are believed", **signs)]
+
+
+def _cost(problem: Problem) -> list[Finding]:
+    """The memory and the time that a registration should take; a warning where there is too little memory."""
+    grids = problem.fixed.geometry, problem.moving.geometry
+    found, free = [], free_memory()
+    wanted = expected_memory(*grids, problem.settings, 1 + len(problem.more))
+    if wanted is not None:
+        told = f"about {wanted / 2**20:.0f} MB of memory"
+        if free is not None and wanted > free:
+            text = f"the registration needs {told}, and {free / 2**20:.0f} MB are free"
+            found.append(warning(text, what_would_fit(*grids, problem.settings), needed=wanted, free=free))
+        else:
+            left = "" if free is None else f" of {free / 2**20:.0f} MB that are free"
+            found.append(note(f"the registration should need {told}{left}", needed=wanted, free=free))
+    seconds = expected_seconds(*grids, problem.settings, problem.threads)
+    if seconds is not None:
+        text = f"the registration should take about {seconds:.0f} s on {problem.threads} thread(s)"
+        found.append(note(text, seconds=seconds, threads=problem.threads))
+    return found

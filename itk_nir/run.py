@@ -40,6 +40,7 @@ from itk_nir.verdict import Verdict, judge, known, worse
 
 if TYPE_CHECKING:
     from itk_nir.engine.metrics import Metric
+    from itk_nir.settings import Settings
 
 _log = logging.getLogger("itk_nir")
 
@@ -66,6 +67,20 @@ class Run:
     call : dict
         How `itk_nir.register` was called, for the report.
     """
+
+    problem: Problem
+    callback: Callback | None
+    journal: Journal
+    call: dict[str, Any]
+    seconds: dict[str, float]
+    notes: list[str]
+    doubts: list[str]
+    remarks: list[str]
+    settings: Settings
+    reason: str
+    least_gain: float
+    cancelled: bool
+    similarity_linear: float | None
 
     def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
         self.problem, self.callback, self.journal, self.call = problem, callback, journal, call

@@ -78,6 +78,16 @@ def test_handedness_is_told() -> None:
     assert not [f for f in itk_nir.check(fixed, fixed).findings if "handed" in str(f)]
 
 
+def test_cost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {k: v for f in itk_nir.check(*pair()).findings for k, v in f.values.items()}
+    assert 50 * 2**20 < values["needed"] < values["free"]
+    assert 0 < values["seconds"] < 60
+    monkeypatch.setattr("itk_nir.checking.free_memory", lambda: 1 << 20)
+    (told,) = [f for f in itk_nir.check(*pair()).warnings if "needed" in f.values]
+    assert "1 MB are free" in told.text
+    assert told.remedy
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, image in zip("fm", pair(1000), strict=True):
         sitk.WriteImage(image, str(tmp_path / f"{name}.nii.gz"))
@@ -85,7 +95,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", *images]) == 0
     told = capsys.readouterr()
     assert told.err == ""
-    assert [line.split(":")[0] for line in told.out.splitlines()] == ["warning", "note"]
+    assert [line.split(":")[0] for line in told.out.splitlines()] == ["warning", "note", "note", "note"]
     assert main(["check", *images, "--strict-input"]) == 2
     told = capsys.readouterr()
     assert told.out.startswith("error: moving image")

@@ -70,6 +70,11 @@ class Search:
         Makes the level anew, beginning with the field as it then is.
     """
 
+    pair: Pair
+    one_contrast: bool
+    level: Callable[[], Level]
+    outcome: str
+
     def __init__(self, pair: Pair, one_contrast: bool, level: Callable[[], Level]) -> None:
         self.pair, self.one_contrast, self.level = pair, one_contrast, level
         #: What became of it, in words.
@@ -143,6 +148,21 @@ class Descent:
     search : _Search, optional
         Of the first level: what is tried where things move far, or where there is little evidence to begin with.
     """
+
+    search: Search | None
+    level: Level
+    model: FieldInTraining
+    told: Told
+    keep_best: bool
+    journal: Journal
+    parts: int
+    first_told: int
+    settings: Settings
+    iterations: int
+    unit: float
+    warmup: int
+    before: int
+    returned: bool
 
     def __init__(
         self, level: Level, model: FieldInTraining, told: Told, journal: Journal, keep_best: bool,
