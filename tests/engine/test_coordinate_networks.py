@@ -188,7 +188,7 @@ def test_errors_name_what_there_is() -> None:
         FieldConfig(encoding="hash")
     with pytest.raises(ValueError, match="kind must be one of 'mlp', 'grid'"):
         FieldConfig(kind="unet")
-    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="depth must be at least 1 and at most 64, got 0"):
         FieldConfig(depth=0)
     with pytest.raises(ValueError, match="cells must be at least 1"):
         FieldConfig(cells=(4, 0))

