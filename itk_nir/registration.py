@@ -12,7 +12,7 @@ from itk_nir.call import described
 from itk_nir.checkpoint import Checkpoints, checked_seconds
 from itk_nir.engine.journal import Journal
 from itk_nir.engine.progress import Callback
-from itk_nir.engine.torch_state import engine_state, in_state, until_exit
+from itk_nir.engine.torch_state import engine_state, in_state, native_work, until_exit
 from itk_nir.errors import OptionError, VerdictWarning
 from itk_nir.findings import texts
 from itk_nir.memory import within_memory
@@ -172,32 +172,33 @@ def register(
         raise OptionError(f"callback is a function that takes a Progress, got {shown(callback)}")
     settings = make_settings(preset, **options)
     warn_of_expert_settings(preset, set(options))
-    problem = Problem.prepare(
-        fixed,
-        moving,
-        settings,
-        linear=linear,
-        deformable=deformable,
-        fixed_mask=fixed_mask,
-        moving_mask=moving_mask,
-        fixed_lesion=fixed_lesion,
-        moving_lesion=moving_lesion,
-        rigid_regions=rigid_regions,
-        volume_regions=volume_regions,
-        fixed_landmarks=fixed_landmarks,
-        moving_landmarks=moving_landmarks,
-        landmark_weights=landmark_weights,
-        fixed_labels=fixed_labels,
-        moving_labels=moving_labels,
-        initial_transform=initial_transform,
-        fill=fill,
-        nan=nan,
-        resample_shear=resample_shear,
-        strict_input=strict_input,
-        seed=seed,
-        device=device,
-        threads=threads,
-    )
+    with native_work():
+        problem = Problem.prepare(
+            fixed,
+            moving,
+            settings,
+            linear=linear,
+            deformable=deformable,
+            fixed_mask=fixed_mask,
+            moving_mask=moving_mask,
+            fixed_lesion=fixed_lesion,
+            moving_lesion=moving_lesion,
+            rigid_regions=rigid_regions,
+            volume_regions=volume_regions,
+            fixed_landmarks=fixed_landmarks,
+            moving_landmarks=moving_landmarks,
+            landmark_weights=landmark_weights,
+            fixed_labels=fixed_labels,
+            moving_labels=moving_labels,
+            initial_transform=initial_transform,
+            fill=fill,
+            nan=nan,
+            resample_shear=resample_shear,
+            strict_input=strict_input,
+            seed=seed,
+            device=device,
+            threads=threads,
+        )
     kept = None if checkpoint is None else Checkpoints.of(checkpoint, problem)
     journal = Journal() if kept is None else kept.journal(checked_seconds(checkpoint_seconds))
     told = texts(problem.findings)

@@ -11,7 +11,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -189,6 +189,8 @@ class _Daemons:
     def __init__(self) -> None:
         self.ending = False
         self.inside = 0
+        #: Those that were told to end.
+        self.leaving: list[threading.Thread] = []
         self.changed = threading.Condition()
 
     @contextmanager
@@ -210,6 +212,7 @@ class _Daemons:
     def leave_if_ending(self) -> None:
         """End this thread, without a word, where the process is ending."""
         if self.ending:
+            self.leaving.append(threading.current_thread())
             raise SystemExit
 
     def at_exit(self) -> None:
@@ -217,10 +220,13 @@ class _Daemons:
         with self.changed:
             self.ending = True
             self.changed.wait_for(lambda: self.inside == 0, MOST_WAITING)
+        for thread in self.leaving:  # what their frames held is given back by native code too
+            thread.join(MOST_WAITING)
 
     def after_fork(self) -> None:
         """In a forked child, which has only the thread that forked."""
         self.changed = threading.Condition()
+        self.leaving = []
         self.inside = 1 if threading.current_thread().daemon and self.inside else 0
 
 
@@ -259,6 +265,16 @@ def engine_state(device: torch.device | None = None) -> Iterator[TorchState]:
                 yield found
         finally:
             _turn.outermost = before
+
+
+def native_work() -> AbstractContextManager[None]:
+    """A block that a daemon thread finishes before the process ends; where it is ending, the thread ends instead.
+
+    Returns
+    -------
+    context manager
+    """
+    return _daemons.counted()
 
 
 @contextmanager

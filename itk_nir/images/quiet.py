@@ -3,10 +3,14 @@
 What ITK finds odd about a file is found by this package too and told as a `Finding`; what it cannot read is an error.
 Its warnings are switched off at their source. MetaIO and the NIfTI library print past ITK, on file descriptor 2: for as
 long as one of them reads, that descriptor leads to nowhere.
+
+GDCM, which reads DICOM, sets the C locale of the process for good, which is Python's encoding of files too: the locale
+of before is set again.
 """
 
 from __future__ import annotations
 
+import locale
 import os
 import sys
 import threading
@@ -16,12 +20,13 @@ from contextlib import contextmanager
 #: The descriptor is one for all threads: whoever comes first turns it away, whoever is last turns it back.
 _LOCK = threading.Lock()
 _STATE: dict[str, int] = {"depth": 0, "kept": -1, "warnings": 1}
+_LOCALE = [""]
 _STANDARD_ERROR = 2
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep standard error free of what libraries print while the block reads a file.
+    """Keep standard error free of what libraries print, and the locale as it is, while the block reads a file.
 
     Yields
     ------
@@ -34,6 +39,7 @@ def quiet() -> Iterator[None]:
             _STATE["warnings"] = int(sitk.ProcessObject.GetGlobalWarningDisplay())
             sitk.ProcessObject.SetGlobalWarningDisplay(False)
             _STATE["kept"] = _turned_away()
+            _LOCALE[0] = locale.setlocale(locale.LC_ALL)
         _STATE["depth"] += 1
     try:
         yield
@@ -42,6 +48,8 @@ def quiet() -> Iterator[None]:
             _STATE["depth"] -= 1
             if _STATE["depth"] == 0:
                 _turned_back(_STATE["kept"])
+                if locale.setlocale(locale.LC_ALL) != _LOCALE[0]:
+                    locale.setlocale(locale.LC_ALL, _LOCALE[0])
                 sitk.ProcessObject.SetGlobalWarningDisplay(bool(_STATE["warnings"]))
 
 

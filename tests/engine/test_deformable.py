@@ -431,7 +431,7 @@ def test_network_that_has_converged_makes_way_for_the_control_points(make_case: 
     """Where a step promises less than a window's share of the threshold; the control points have what is theirs."""
     patient = quick(iterations=(60, 0), network=SMALL, network_warmup=0.35, convergence_window=3)
     pair, evaluations = make_case(2, 48, amplitude=0.02).pair, []
-    for threshold in (0.0, 3e-3, 1e9):
+    for threshold in (0.0, 3e-3, 1e6):
         result = optimise(pair, replace(patient, convergence_threshold=threshold))
         numbers = [t.iteration for t in result.trace]
         first = numbers.index(21)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import shutil
 import subprocess
@@ -144,6 +145,18 @@ def test_dicom_series_in_any_plane(tmp_path: Path) -> None:
             np.testing.assert_array_equal(volume.array[round(index[2])], VALUES[k].astype(np.int16))
 
 
+def test_the_locale_is_as_it_was(tmp_path: Path) -> None:
+    """The library behind it sets another, in which no file with a name that is not ASCII could be opened."""
+    folder = series(tmp_path / "s", "1.2.3.4", [(0, 0, 3.0 * k) for k in range(5)])
+    before = locale.setlocale(locale.LC_ALL)
+    locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    try:
+        load_image(folder, "fixed image")
+        assert locale.setlocale(locale.LC_CTYPE) == "C.UTF-8"
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
 def test_scouts_in_several_planes_are_single_slices(tmp_path: Path) -> None:
     series(tmp_path / "scouts", "1.2.3.4", [(10.0, 20.0, 30.0)])
     other = series(tmp_path / "other", "1.2.3.4", [(10.0, 20.0, 30.0), (0.0, 0.0, 9.0)], "1\\0\\0\\0\\0\\-1")
@@ -188,10 +201,10 @@ def test_names_that_are_no_text_are_read_in_any_locale(tmp_path: Path) -> None:
         "    print(load_image(os.path.join(sys.argv[1], name), 'fixed image').array.sum())"
     )
     plain_c = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    for locale in ({}, plain_c):
+    for words in ({}, plain_c):
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],
-            env={**os.environ, **locale, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**os.environ, **words, "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
