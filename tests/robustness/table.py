@@ -5,9 +5,11 @@ python -m tests.robustness.table > docs/robustness.md
 
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from tests.robustness.campaign import Outcome, all_cases, outcome
@@ -25,7 +27,8 @@ def main() -> int:
     found: dict[str, list[tuple[str, Outcome]]] = {}
     for family, case in all_cases():
         with tempfile.TemporaryDirectory() as folder:
-            result = outcome(case, Path(folder))
+            with redirect_stdout(io.StringIO()):  # what commands say
+                result = outcome(case, Path(folder))
             text = re.sub(re.escape(folder) + "/?", "", result.text)
         found.setdefault(family, []).append((case.name, Outcome(result.kind, text)))
     kinds = Counter(o.kind for rows in found.values() for _, o in rows)
@@ -34,7 +37,7 @@ def main() -> int:
     for family, rows in found.items():
         print(f"\n## {family.capitalize()}\n\n| input | outcome | |\n|--|--|--|")
         for name, result in rows:
-            text = result.text.replace("|", "\\|").replace("\n", " ")
+            text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in result.text).replace("|", "\\|")
             print(f"| {name} | {result.kind} | {text} |")
     return int(any(not o.good for rows in found.values() for _, o in rows))
 
