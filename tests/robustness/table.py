@@ -14,6 +14,9 @@ from pathlib import Path
 
 from tests.robustness.campaign import Outcome, all_cases, outcome
 
+#: Characters of a message that are shown.
+LONGEST = 300
+
 HEAD = """# Odd and bad inputs
 
 Every row is an input that something is odd about, tried by `pytest tests/robustness`, and what became of it: a right
@@ -38,6 +41,7 @@ def main() -> int:
         print(f"\n## {family.capitalize()}\n\n| input | outcome | |\n|--|--|--|")
         for name, result in rows:
             text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in result.text).replace("|", "\\|")
+            text = text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
             print(f"| {name} | {result.kind} | {text} |")
     return int(any(not o.good for rows in found.values() for _, o in rows))
 
