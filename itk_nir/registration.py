@@ -12,7 +12,7 @@ from itk_nir.call import described
 from itk_nir.checkpoint import Checkpoints, checked_seconds
 from itk_nir.engine.journal import Journal
 from itk_nir.engine.progress import Callback
-from itk_nir.engine.torch_state import engine_state, in_state, native_work, until_exit
+from itk_nir.engine.torch_state import engine_state, in_state, until_exit
 from itk_nir.errors import OptionError, VerdictWarning
 from itk_nir.findings import texts
 from itk_nir.memory import within_memory
@@ -172,7 +172,7 @@ def register(
         raise OptionError(f"callback is a function that takes a Progress, got {shown(callback)}")
     settings = make_settings(preset, **options)
     warn_of_expert_settings(preset, set(options))
-    with native_work():
+    with engine_state():
         problem = Problem.prepare(
             fixed,
             moving,

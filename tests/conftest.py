@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import locale
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def same_locale() -> Iterator[None]:
     yield
     if locale.setlocale(locale.LC_ALL) != before:
         locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """A shell that starts a command in the background has it ignore Ctrl-C, which some tests send themselves."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

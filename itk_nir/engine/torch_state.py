@@ -11,7 +11,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -265,16 +265,6 @@ def engine_state(device: torch.device | None = None) -> Iterator[TorchState]:
                 yield found
         finally:
             _turn.outermost = before
-
-
-def native_work() -> AbstractContextManager[None]:
-    """A block that a daemon thread finishes before the process ends; where it is ending, the thread ends instead.
-
-    Returns
-    -------
-    context manager
-    """
-    return _daemons.counted()
 
 
 @contextmanager
