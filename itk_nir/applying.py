@@ -302,7 +302,7 @@ def _first_with_contrast(source: Series) -> Volume:
 
 
 #: Types of pixels that pictures hold, by the end of their names.
-_PICTURES = {".png": ("uint8", "uint16"), ".jpg": ("uint8",), ".jpeg": ("uint8",), ".bmp": ("uint8",)}
+_PICTURES = {".png": ("uint8", "uint16"), ".jpg": ("uint8",), ".jpeg": ("uint8",)}
 
 
 def _check_picture(path: str | os.PathLike[str], dtype: np.dtype[Any], dimension: int) -> None:

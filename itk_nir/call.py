@@ -17,8 +17,9 @@ from itk_nir.settings import Settings, make_settings, options_of
 #: Arguments that say how a registration is run, not what comes out; and the settings, which stand by themselves.
 _NO_PART = ("preset", "options", "callback", "checkpoint", "checkpoint_seconds")
 
-#: Arguments that are words or numbers, never a file.
-_PLAIN = ("linear", "deformable", "seed", "device", "threads")
+#: Arguments that are words or numbers, never a file: those that decide what comes out, and those that do not.
+CHOICES = ("linear", "deformable", "fill", "nan", "resample_shear", "strict_input", "seed")
+_PLAIN = (*CHOICES, "device", "threads")
 
 #: What stands for a value that JSON has no form for, with what it was.
 OBJECT = "object"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from itk_nir.checks import SAMPLES, samples_inside
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.expectation import expected_memory, expected_seconds, free_memory, what_would_fit
 from itk_nir.findings import SEVERITIES, Finding, error, note, warning
@@ -21,9 +22,6 @@ from itk_nir.transforms.model import CompositeTransform
 
 if TYPE_CHECKING:
     from itk_nir.settings import PresetName
-
-#: Points an axis at which the overlap of two grids is measured.
-POINTS = 16
 
 #: What is an image by itself among the arguments, and what it is called.
 _IMAGES = (
@@ -159,14 +157,11 @@ def check(
 def _overlap(fixed: Volume, moving: Volume, start: CompositeTransform | None) -> Finding:
     """How much of the fixed image the moving one covers as they lie, or after the initial transform."""
     grid = fixed.geometry
-    index = np.stack(np.meshgrid(*[np.linspace(0, n - 1, min(n, POINTS)) for n in grid.size], indexing="ij"), -1)
-    index = index.reshape(-1, grid.dimension)
-    points = grid.index_to_physical(index)
-    inside = moving.geometry.contains(points if start is None else start.map(points))
+    index, inside = samples_inside(grid, moving.geometry, start)
     extent = np.zeros(grid.dimension)
     if inside.any():
         # A sample stands for what lies around it.
-        step = (np.asarray(grid.size) - 1) / np.maximum(np.minimum(grid.size, POINTS) - 1, 1)
+        step = (np.asarray(grid.size) - 1) / np.maximum(np.minimum(grid.size, SAMPLES) - 1, 1)
         extent = np.minimum(np.ptp(index[inside], axis=0) + np.maximum(step, 1), grid.size) * grid.spacing
     share, where = float(inside.mean()), "as they lie" if start is None else "after the initial transform"
     along = " x ".join(f"{e:.4g}" for e in extent)

@@ -18,6 +18,9 @@ from itk_nir.transforms.model import CompositeTransform, LinearTransform
 #: Voxels along an axis: fewer are refused; fewer are warned of.
 FEWEST, FEW = 4, 16
 
+#: Points along an axis at which the overlap of two grids is measured.
+SAMPLES = 16
+
 #: The share of its largest cross-section from which on the end of an object is a cut.
 CUT_SHARE = 0.5
 
@@ -244,7 +247,7 @@ def match_labels(labels: Volume, image: Volume) -> tuple[Volume, list[Finding]]:
 def overlap(fixed: Geometry, moving: Geometry, initial: CompositeTransform | None = None) -> float:
     """Share of the fixed grid that `initial` takes into the moving grid.
 
-    Measured at 16 points an axis.
+    Measured at `SAMPLES` points an axis.
 
     Parameters
     ----------
@@ -258,10 +261,30 @@ def overlap(fixed: Geometry, moving: Geometry, initial: CompositeTransform | Non
     float
         0 to 1.
     """
-    axes = [np.linspace(0, n - 1, min(n, 16)) for n in fixed.size]
-    points = fixed.index_to_physical(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, fixed.dimension))
-    mapped = points if initial is None else initial.map(points)
-    return float(moving.contains(mapped).mean())
+    return float(samples_inside(fixed, moving, initial)[1].mean())
+
+
+def samples_inside(
+    fixed: Geometry, moving: Geometry, initial: CompositeTransform | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Which of some points of the fixed grid `initial` takes into the moving grid.
+
+    Parameters
+    ----------
+    fixed, moving, initial
+        As of `overlap`.
+
+    Returns
+    -------
+    index : ndarray
+        ``(N, d)``, voxel indices of the fixed grid: `SAMPLES` an axis, or its voxels where they are fewer.
+    inside : ndarray
+        ``(N,)`` bool.
+    """
+    axes = [np.linspace(0, n - 1, min(n, SAMPLES)) for n in fixed.size]
+    index = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, fixed.dimension)
+    points = fixed.index_to_physical(index)
+    return index, moving.contains(points if initial is None else initial.map(points))
 
 
 def _check_image(image: Volume) -> list[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,7 @@ from itk_nir.engine.labels import Labels
 from itk_nir.engine.landmarks import PRECISION, Landmarks
 from itk_nir.engine.metrics import channel_metrics, look_at_images
 from itk_nir.errors import InputError, OptionError
-from itk_nir.images import Volume, flattened, load_image
-from itk_nir.images.missing import outside_missing
+from itk_nir.images import Volume
 from itk_nir.options import shown
 from itk_nir.points import load_points
 from itk_nir.report import LandmarkDistances
@@ -153,7 +152,7 @@ class Given:
 
 def read_given(
     fixed: Volume, moving: Volume, settings: Settings, *, channels: int, fixed_landmarks: Any, moving_landmarks: Any,
-    landmark_weights: Any, fixed_labels: Any, moving_labels: Any, nan: str = "error",
+    landmark_weights: Any, fixed_labels: Any, moving_labels: Any, read: Callable[..., Volume],
 ) -> Given | None:  # fmt: skip
     """Read and check the landmarks and labels of a registration.
 
@@ -167,8 +166,8 @@ def read_given(
         Of the images.
     fixed_landmarks, moving_landmarks, landmark_weights, fixed_labels, moving_labels
         As of `itk_nir.register`; None where they are not given.
-    nan : str
-        ``"error"`` or ``"mask"``: what NaN and infinite voxels of label maps are, the latter 0.
+    read : callable
+        Reads a label map: what was given, its role, its image.
 
     Returns
     -------
@@ -206,7 +205,7 @@ def read_given(
     if fixed_landmarks is not None:
         points = _points(fixed, moving, fixed_landmarks, moving_landmarks, landmark_weights)
     if fixed_labels is not None:
-        maps, values = _label_maps(fixed, moving, fixed_labels, moving_labels, deformable.labels, nan)
+        maps, values = _label_maps(fixed, moving, fixed_labels, moving_labels, deformable.labels, read)
     elif deformable.labels:
         raise OptionError(
             f"labels {shown(deformable.labels)} are to count, but there are no fixed_labels and moving_labels"
@@ -270,9 +269,9 @@ def _read_points(source: Any, image: Volume, role: str) -> F64:
 
 
 def _label_maps(
-    fixed: Volume, moving: Volume, ours: Any, theirs: Any, wanted: tuple[int, ...], nan: str
+    fixed: Volume, moving: Volume, ours: Any, theirs: Any, wanted: tuple[int, ...], read: Callable[..., Volume]
 ) -> tuple[tuple[Volume, Volume], tuple[int, ...]]:
-    maps = [_read_labels(*one, nan) for one in ((ours, fixed, "fixed labels"), (theirs, moving, "moving labels"))]
+    maps = [_read_labels(*one, read) for one in ((ours, fixed, "fixed labels"), (theirs, moving, "moving labels"))]
     present = [set(np.unique(m.array).tolist()) - {0} for m in maps]
     common = present[0] & present[1]
     for m, there in zip(maps, present, strict=True):
@@ -298,9 +297,8 @@ def _label_maps(
     return (numbered[0], numbered[1]), values
 
 
-def _read_labels(source: Any, image: Volume, role: str, nan: str) -> Volume:
-    volume = outside_missing(load_image(source, role, native=True, nan=nan))
-    volume = flattened(volume) if image.dimension == 2 else volume
+def _read_labels(source: Any, image: Volume, role: str, read: Callable[..., Volume]) -> Volume:
+    volume = read(source, role, image, native=True)
     if volume.dimension != image.dimension:
         raise InputError(
             f"{volume.name}: is {volume.dimension}D but {image.name} is {image.dimension}D; give its own map"

@@ -212,12 +212,9 @@ class Problem:
             notes.extend(found)
             return on_grid
 
-        if fixed_labels is not None and moving_labels is not None and settings.deformable.kind == "deformable":
-            fixed_labels = read(fixed_labels, "fixed labels", a, native=True)
-            moving_labels = read(moving_labels, "moving labels", b, native=True)
         given = read_given(
             a, b, settings, channels=1 + len(more), fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
-            landmark_weights=landmark_weights, fixed_labels=fixed_labels, moving_labels=moving_labels, nan=nan,
+            landmark_weights=landmark_weights, fixed_labels=fixed_labels, moving_labels=moving_labels, read=read,
         )  # fmt: skip
 
         def labels(given: Any, role: str) -> Volume | None:

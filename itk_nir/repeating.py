@@ -70,7 +70,7 @@ def repeat(
     if not isinstance(call, Mapping) or not {"arguments", "preset", "options"} <= set(call):
         raise InputError(f"{name}: does not say how the registration was called; it is of an older version")
     arguments = calls.arguments_of(call)
-    inputs = [a for a in arguments if a not in ("linear", "deformable", "seed")]
+    inputs = [a for a in arguments if a not in calls.CHOICES]
     wrong = sorted(set(anew) - set(inputs) - set(_HOW))
     if wrong:
         raise OptionError(

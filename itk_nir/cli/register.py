@@ -206,13 +206,9 @@ def all_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def inputs_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `itk_nir.register` but the two images, the preset and the callback."""
-    same = (
-        "linear", "fixed_mask", "moving_mask", "fixed_lesion", "moving_lesion", "rigid_regions", "volume_regions",
-        "fixed_landmarks", "moving_landmarks", "landmark_weights", "fixed_labels", "moving_labels", "fill", "nan",
-        "resample_shear",
-        "strict_input",        "seed", "device", "threads",
-    )  # fmt: skip
+    """The arguments that `itk_nir.check` has too, but the two images and the preset."""
+    others = ("fixed", "moving", "preset", "checkpoint", "checkpoint_seconds")
+    same = [name for name, flag in REGISTER_FLAGS.items() if flag is not None and name not in others]
     return {name: getattr(options, name) for name in same} | {
         "initial_transform": one_or_list(options.initial_transform)
     }

@@ -41,6 +41,27 @@ def checked_nan(nan: Any) -> str:
     return nan
 
 
+def where_finite(array: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Where the values of an array are neither NaN nor infinite.
+
+    Parameters
+    ----------
+    array : ndarray
+        Floating-point values of any shape.
+
+    Returns
+    -------
+    ndarray or None
+        Like `array`, bool; None where all of them are.
+    """
+    # A sum is finite only if every term is; sums of float32 are taken in float64 and cannot overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = array.sum(dtype=np.float64)
+    if np.isfinite(total) or (finite := np.isfinite(array)).all():
+        return None
+    return np.asarray(finite)
+
+
 def without_missing(volume: Volume, nan: str = "error") -> Volume:
     """Refuse NaN and infinite voxels, or note where they are and give them the background's value.
 
@@ -64,13 +85,11 @@ def without_missing(volume: Volume, nan: str = "error") -> Volume:
     array = volume.array
     if array.dtype.kind != "f":
         return volume
-    # A sum is finite only if every term is; sums of float32 are taken in float64 and cannot overflow.
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = array.sum(dtype=np.float64)
-    if np.isfinite(total) or (finite := np.isfinite(array)).all():
+    finite = where_finite(array)
+    if finite is None:
         return volume
     several = array.ndim > volume.dimension
-    missing = ~(finite.all(-1) if several else finite)
+    missing: NDArray[np.bool_] = np.logical_not(finite.all(-1) if several else finite)
     count = int(np.count_nonzero(missing))
     if count == missing.size:
         raise InputError(f"{volume.name}: has nothing but NaN or infinite voxels ({count}); give another image")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.errors import InputError, one_line
+from itk_nir.images.missing import where_finite
 from itk_nir.images.nifti_header import Header, parse_analyze, parse_header
 from itk_nir.images.volume import check_memory
 
@@ -86,8 +87,47 @@ def read_voxels(
         A truncated or damaged file, one without its other half, a header that cannot be, or floating-point values that
         are NaN or infinite.
     """
-    header_path, data_path = _parts(Path(path), label)
-    blocks: Iterator[bytes]
+    header, data_path, first, blocks = _begun(Path(path), label)
+    if header is None:
+        return None
+    if check is not None:
+        check(header)
+    blocks = chain([first], blocks) if header.single_file else file_blocks(data_path)
+    stored, excess = _stored(header, blocks, data_path, label)
+    header = replace(header, excess=excess)
+    if stored is not None and finite and stored.dtype.kind == "f":
+        refuse_not_finite(stored, label)
+    return header, stored
+
+
+def read_header(path: Path, label: str) -> tuple[Header | None, Path]:
+    """Read the header of a NIfTI file, and no voxel.
+
+    Parameters
+    ----------
+    path : Path
+        The file; of a ``.hdr``/``.img`` pair either.
+    label : str
+        What opens every message.
+
+    Returns
+    -------
+    header : Header or None
+        None where the file has no such header.
+    data : Path
+        The file that holds the voxels.
+
+    Raises
+    ------
+    InputError
+        A damaged file, one without its other half, or a header that cannot be.
+    """
+    return _begun(path, label)[:2]
+
+
+def _begun(path: Path, label: str) -> tuple[Header | None, Path, bytes, Iterator[bytes]]:
+    """The header, the file with the voxels, the first bytes of the one with the header, and those that follow."""
+    header_path, data_path = _parts(path, label)
     try:
         blocks = file_blocks(header_path)
         first = next(blocks, b"")
@@ -102,18 +142,9 @@ def read_voxels(
             header = parse_analyze(first[:_HEADER])
     except ValueError as error:
         raise InputError(f"{label}: {error}; its header is damaged, get a fresh copy") from error
-    if header is None:
-        return None
-    if not header.single_file and header_path == data_path:
+    if header is not None and not header.single_file and header_path == data_path:
         raise InputError(f"{label}: its header says that its voxels are in another file; name the pair .hdr and .img")
-    if check is not None:
-        check(header)
-    blocks = chain([first], blocks) if header.single_file else file_blocks(data_path)
-    stored, excess = _stored(header, blocks, data_path, label)
-    header = replace(header, excess=excess)
-    if stored is not None and finite and stored.dtype.kind == "f":
-        refuse_not_finite(stored, label)
-    return header, stored
+    return header, data_path, first, blocks
 
 
 def scaled(header: Header, stored: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -158,10 +189,8 @@ def refuse_not_finite(values: NDArray[Any], label: str) -> None:
     InputError
         There are such values; the message has their number.
     """
-    # A sum is finite only if every term is; sums of float32 are taken in float64 and cannot overflow.
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = values.sum(dtype=np.float64)
-    if not np.isfinite(total) and not (finite := np.isfinite(values)).all():
+    finite = where_finite(values)
+    if finite is not None:
         count = int(values.size - np.count_nonzero(finite))
         raise InputError(
             f"{label}: has {count} NaN or infinite voxels; replace them, for example by the background value"

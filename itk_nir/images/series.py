@@ -19,17 +19,14 @@ from itk_nir.geometry import Geometry
 from itk_nir.images.grids import place
 from itk_nir.images.itk_classes import image_view, matrix_array
 from itk_nir.images.missing import without_missing
-from itk_nir.images.nifti import is_nifti, scaled
+from itk_nir.images.nifti import is_nifti, read_header, scaled
 from itk_nir.images.nifti_grid import orientation
-from itk_nir.images.nifti_header import Header, parse_header
+from itk_nir.images.nifti_header import Header
 from itk_nir.images.quiet import quiet
 from itk_nir.images.reading import load_pixels
 from itk_nir.images.values import as_pixels
-from itk_nir.images.volume import Volume
+from itk_nir.images.volume import Volume, check_pixels, make_geometry, not_real
 from itk_nir.places import itk_name
-
-#: Bytes of the longest header of a NIfTI file.
-_HEADER = 540
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +126,7 @@ def load_grid(source: Any, role: str, *, resample_shear: bool = False) -> Geomet
         reader = _information(Path(source))
         if reader is not None and reader.GetDimension() in (2, 3):
             size, at = reader.GetSize(), (reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-            return _geometry(f"{role} {source}", size, *at)
+            return make_geometry(f"{role} {source}", size, *at)
     return open_series(source, role, nan="mask", resample_shear=resample_shear).geometry
 
 
@@ -164,12 +161,12 @@ def _file_of_volumes(file: Path, label: str) -> Series | None:
     dtype = _pixel_type(reader, label)
     base = Volume(np.zeros(0, dtype), geometry, label, "path", dtype)
     if is_nifti(file):
-        header = parse_header(_first_bytes(file, label))
+        header, data = read_header(file, label)
         if header is not None and header.dtype is not None and header.shape[:4] == size and len(header.shape) == 4:
             where = orientation(header, label)
             geometry = place(size[:3], where.matrix, label).geometry
             base = replace(base, geometry=geometry, space_code=where.code or 1)
-            volumes = lambda: _nifti_volumes(file, header, base)  # noqa: E731
+            volumes = lambda: _nifti_volumes(data, header, base)  # noqa: E731
             return Series(volumes, geometry, label, "path", dtype, base.space_code, size[3], time)
     if _is_packed(file):
         return replace(_of_sitk(sitk.ReadImage(itk_name(file)), label), kind="path")
@@ -181,7 +178,7 @@ def _pixel_type(reader: Any, label: str) -> np.dtype[Any]:
 
     name = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     if "complex" in name:
-        raise InputError(f"{label}: has pixels of type {name}; take the magnitude or the real part first")
+        raise not_real(label, name)
     several = reader.GetNumberOfComponents() > 1
     one = sitk.Image([1, 1], reader.GetPixelID(), reader.GetNumberOfComponents() if several else 0)
     return np.asarray(sitk.GetArrayFromImage(one)).dtype
@@ -214,23 +211,11 @@ def _opened(file: Path) -> BinaryIO:
     return gzip.open(file, "rb") if packed else open(file, "rb")  # type: ignore[return-value]
 
 
-def _first_bytes(file: Path, label: str) -> bytes:
-    try:
-        with _opened(file) as raw:
-            return raw.read(_HEADER)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{label}: damaged gzip file ({one_line(error)}); get a fresh copy") from error
-
-
-def _nifti_volumes(file: Path, header: Header, base: Volume) -> Iterator[Volume]:
+def _nifti_volumes(data: Path, header: Header, base: Volume) -> Iterator[Volume]:
     """The volumes of a NIfTI file from its own bytes, in their order, so that packed files are unpacked once."""
     assert header.dtype is not None
     shape, count = header.shape[2::-1], header.shape[3]
     wanted = int(np.prod(shape)) * header.dtype.itemsize
-    data = file
-    if not header.single_file:
-        stem = file.name[: file.name.lower().rindex(".hdr" if ".hdr" in file.name.lower() else ".img")]
-        data = next((p for p in (file.with_name(stem + e) for e in (".img", ".img.gz")) if p.exists()), file)
     try:
         with _opened(data) as raw:
             raw.seek(header.offset)
@@ -270,8 +255,7 @@ def _of_itk(image: Any, role: str) -> Series:
 def _of_array(
     array: NDArray[Any], role: str, kind: str, size: Any, spacing: Any, origin: Any, direction: Any
 ) -> Series:
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"{role}: has pixels of type {array.dtype}; take the magnitude or the real part first")
+    check_pixels(role, array.dtype)
     geometry, time = _without_time(role, size, spacing, origin, direction)
     base = Volume(array[0], geometry, role, kind, array.dtype)
     volumes = lambda: (replace(base, array=part) for part in array)  # noqa: E731
@@ -285,15 +269,8 @@ def _without_time(
     turned = np.reshape(direction, (4, 4))
     if np.abs(turned[3, :3]).max() > 1e-6 or np.abs(turned[:3, 3]).max() > 1e-6:
         raise InputError(f"{label}: its fourth axis is not perpendicular to the other three; mend its direction")
-    geometry = _geometry(label, size[:3], spacing[:3], origin[:3], turned[:3, :3])
+    geometry = make_geometry(label, size[:3], spacing[:3], origin[:3], turned[:3, :3])
     return geometry, (float(spacing[3]), float(origin[3]))
-
-
-def _geometry(label: str, size: Any, spacing: Any, origin: Any, direction: Any) -> Geometry:
-    try:
-        return Geometry.make(size, spacing, origin, direction)
-    except ValueError as error:
-        raise InputError(f"{label}: its grid cannot be used: {one_line(error)}") from error
 
 
 # --- out -------------------------------------------------------------------------------------------------------------
