@@ -211,6 +211,8 @@ def _header(
 ) -> Header:
     """A header of its fields, which are checked."""
     offset, slope, intercept = place
+    if abs(slope) == _LEAST:  # neither below nor above it: ITK leaves the values as they are stored
+        slope, intercept = 1.0, 0.0
     if not 1 <= dim[0] <= 7:
         raise ValueError(f"its header says that it has {dim[0]} axes; 1 to 7 are possible")
     shape = dim[1 : dim[0] + 1]

@@ -115,6 +115,11 @@ def test_voxels_are_those_of_simpleitk(tmp_path_factory: pytest.TempPathFactory,
     compare(Case(**fields).write(tmp_path_factory.mktemp("nifti")))
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_slope_at_the_end_of_what_counts_as_none(sign: int, tmp_path: Path) -> None:
+    compare(Case(16, "<", slope=sign * float(np.finfo(np.float64).eps), intercept=3.0).write(tmp_path))
+
+
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("code", TYPES)
 def test_every_type_in_either_byte_order(code: int, order: str, tmp_path: Path) -> None:
