@@ -355,8 +355,8 @@ _OF_A_STAGE = (
 
 
 def _begins(group: list[Flag], name: str) -> bool:
-    """Whether another flag of this name begins a new stage: metrics of one stage stand together."""
-    return name == "transform" or group[-1].name != "metric"
+    """Whether one more flag of this name begins a new stage: metrics of one stage stand together."""
+    return any(flag.name == name for flag in group) and (name == "transform" or group[-1].name != name)
 
 
 def _stage(group: list[Flag], position: int) -> Stage:

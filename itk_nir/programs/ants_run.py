@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -143,11 +144,15 @@ def _register(
     fixed, moving = images.channels(call)
     mask, moving_mask = (None if name is None else load_image(name, role) for name, role in _masks(call))
     arguments = register_arguments(request.preset, call.options)
-    return register(
-        list(fixed), list(moving), linear=call.linear, deformable=call.deformable,  # type: ignore[arg-type]
-        fixed_mask=mask, moving_mask=moving_mask, initial_transform=start, seed=request.seed or 0,
-        device=request.device, threads=threads, callback=callback, **arguments,  # type: ignore[arg-type]
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        if request.winsorize:
+            # That is what was asked for.
+            warnings.filterwarnings("ignore", message=".*: is clipped: ")
+        return register(
+            list(fixed), list(moving), linear=call.linear, deformable=call.deformable,  # type: ignore[arg-type]
+            fixed_mask=mask, moving_mask=moving_mask, initial_transform=start, seed=request.seed or 0,
+            device=request.device, threads=threads, callback=callback, **arguments,  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 def _masks(call: Call) -> list[tuple[str | None, str]]:

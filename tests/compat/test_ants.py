@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import os
 import re
@@ -16,7 +15,6 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from itk_nir.cli import ants as ants_cli
 from itk_nir.compat.ants import (
     METRICS,
     NO_COUNTERPART,
@@ -32,7 +30,7 @@ from itk_nir.compat.ants.arguments import kind_options
 from itk_nir.compat.options import engine_options
 from itk_nir.engine.metrics import METRICS as ENGINE_METRICS
 from itk_nir.engine.metrics import MutualInformation
-from itk_nir.errors import InputError, ItkNirError, OptionError
+from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.phantom import Phantom, brain_phantom
@@ -487,79 +485,6 @@ def test_without_a_prefix_files_go_to_a_folder_of_their_own(oblique: dict[int, P
         path.unlink()
         path.parent.rmdir()
     assert len(folders) == 2
-
-
-# --- the command line ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def files(oblique: dict[int, Phantom], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    out = {}
-    for d, phantom in oblique.items():
-        folder = out[d] = tmp_path_factory.mktemp(f"images{d}")
-        save_image(phantom.fixed, phantom.geometry, folder / "f.nii.gz")
-        save_image(phantom.moving, phantom.moving_geometry, folder / "m.nii.gz")
-        save_image((phantom.fixed_labels > 0).astype(np.uint8), phantom.geometry, folder / "mask.nii.gz")
-    return out
-
-
-def command(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    ants_cli.add_parser(parser.add_subparsers())
-    options = parser.parse_args(["ants", *arguments])
-    return int(options.run(options))
-
-
-@pytest.mark.parametrize(("d", "kind"), [(2, "s"), (3, "so"), (2, "a")])
-def test_the_command_line_writes_the_files_of_the_script(
-    files: dict[int, Path], d: int, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = files[d]
-    code = command(
-        "-d", str(d), "-f", f"{folder}/f.nii.gz", "-m", f"{folder}/m.nii.gz", "-o", f"{tmp_path}/x", "-t", kind,
-        "-n", "1", "-e", "2", "-x", f"{folder}/mask.nii.gz,NULL", "--preset", "fast", "--device", "cpu",
-    )  # fmt: skip
-    assert code == 0
-    wanted = {"Warped.nii.gz", "InverseWarped.nii.gz", "0GenericAffine.mat"}
-    wanted |= set() if kind == "a" else {"1Warp.nii.gz", "1InverseWarp.nii.gz"}
-    assert {p.name for p in tmp_path.iterdir()} == {f"x{name}" for name in wanted}
-    out = capsys.readouterr().out
-    assert all(name in out for name in wanted)
-    fixed, moving = ants.image_read(f"{folder}/f.nii.gz"), ants.image_read(f"{folder}/m.nii.gz")
-    forward = [f"{tmp_path}/x{n}" for n in ("1Warp.nii.gz", "0GenericAffine.mat") if n in wanted]
-    backward = [f"{tmp_path}/x{n}" for n in ("0GenericAffine.mat", "1InverseWarp.nii.gz") if n in wanted]
-    again = ants.apply_transforms(fixed, moving, forward)
-    inverse = ants.apply_transforms(moving, fixed, backward, whichtoinvert=[True, False][: len(backward)])
-    for image, name in ((again, "xWarped.nii.gz"), (inverse, "xInverseWarped.nii.gz")):
-        assert np.abs(image.numpy() - ants.image_read(str(tmp_path / name)).numpy()).max() < 1e-4 * 200
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["-t", "t"], "-t: a translation alone"),
-        (["-t", "q"], "there is no type 'q'"),
-        (["-g", "0.2"], "-g 0.2 is refused"),
-        (["-s", "20"], "-s 20.0 is refused"),
-        (["-j", "1"], "-j 1 is refused"),
-        (["-z", "0"], "-z 0 is refused"),
-        (["-t", "r", "-r", "4"], "-r has no meaning"),
-        (["-r", "0"], "radius must be at least 1"),
-        (["-f", "g.nii.gz"], "one image pair"),
-        (["-x", "a.nii.gz", "-x", "b.nii.gz"], "-x"),
-        (["-x", "a.nii.gz"], "no such file"),
-        (["-d", "3"], "give -d 2"),
-        (["-i", "no.mat"], "no such file"),
-        (["-e", "-1"], "seed"),
-    ],
-)
-def test_flags_that_cannot_be_had_are_named(
-    files: dict[int, Path], flags: list[str], message: str, tmp_path: Path
-) -> None:
-    base = ["-d", "2", "-f", f"{files[2]}/f.nii.gz", "-m", f"{files[2]}/m.nii.gz", "-o", f"{tmp_path}/new/x"]
-    with pytest.raises(ItkNirError, match=message):
-        command(*base, *flags)
-    assert not list(tmp_path.iterdir())
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
