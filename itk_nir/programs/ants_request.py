@@ -270,6 +270,25 @@ def _interpolation(flags: Sequence[Flag]) -> Value:
 
 
 def read_mask(value: Value, written: str) -> tuple[str | None, str | None]:
+    """Read the masks of a stage.
+
+    Parameters
+    ----------
+    value : Value
+        ``FIXED``, ``FIXED,MOVING`` or ``[FIXED,MOVING]``; NULL, NA or nothing for none.
+    written : str
+        The flag, for messages.
+
+    Returns
+    -------
+    fixed, moving : str or None
+        Names of files.
+
+    Raises
+    ------
+    OptionError
+        More than two.
+    """
     parts = value.parts if value.bracketed else tuple(part.strip() for part in value.text.split(","))
     if len(parts) > 2:
         raise OptionError(f"{written} {escaped(value.text)}: give FIXED or [FIXED,MOVING], NULL for none")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from itk_nir.errors import OptionError
+from itk_nir.programs import PROGRAMS
 from itk_nir.programs.ants_plan import Plan, plan_of, smoothing_of
+from itk_nir.programs.ants_registration_syn import SCRIPT_FLAGS
 from itk_nir.programs.ants_request import Metric, Request, Start, read_request
-from itk_nir.programs.ants_values import FLAGS, METRICS, TRANSFORMS
+from itk_nir.programs.ants_values import FLAGS, INTERPOLATIONS, METRICS, TRANSFORMS
 from itk_nir.programs.ants_words import Value, flags_of
+from tests.docs_blocks import DOCS
 from tests.programs.command_lines import SETTINGS, SPELLINGS, Line, words
 
 #: A whole stage, in one piece each.
@@ -255,3 +260,25 @@ def test_histograms_are_matched_where_intensities_are_compared() -> None:
         given = ["-t", "SyN[0.1]", "-m", f"{metric}[f,m,1,4]", *STAGE[2:]]
         assert plan(*given, "-u", "1").calls[0].histogram_matching == wanted
         assert not plan(*given, "-u", "0").calls[0].histogram_matching
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_tables() -> None:
+    text = (DOCS / "programs.md").read_text(encoding="utf-8")
+    for name, support in FLAGS.items():
+        assert re.search(
+            rf"^\| `--{name}`.* \| {support.status} \| {re.escape(support.meaning)} \|$", text, re.MULTILINE
+        )
+    for name, entry in TRANSFORMS.items():
+        assert f"| `{name}` | {entry.support.status} | {entry.support.meaning} |\n" in text
+    for name, metric in METRICS.items():
+        ours = f"`{metric.ours}`" if metric.ours else ""
+        assert f"| `{name}` | {metric.support.status} | {ours} | {metric.support.meaning} |\n" in text
+    for name, (support, _) in INTERPOLATIONS.items():
+        assert f"| `{name}` | {support.status} | {support.meaning} |\n" in text
+    for letter, support in SCRIPT_FLAGS.items():
+        assert f"| `-{letter}` | {support.status} | {support.meaning} |\n" in text
+    for name in PROGRAMS:
+        assert f"`{name}`" in text
