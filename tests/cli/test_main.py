@@ -46,8 +46,8 @@ def test_arguments_are_read_before_anything_heavy_is_imported(arguments: list[st
 def test_help_on_a_console_that_is_not_utf_8(encoding: str) -> None:
     program = (
         "from itk_nir.cli import main\nfrom itk_nir.cli.slicer import main as slicer\n"
-        "for run, *words in ((main,), (main, 'register'), (main, 'apply'), (main, 'convert'), (main, 'install-programs'), "
-        "(main, 'demo'), (main, 'presets'), (slicer,)):\n"
+        "for run, *words in ((main,), (main, 'register'), (main, 'apply'), (main, 'convert'), "
+        "(main, 'install-programs'), (main, 'demo'), (main, 'presets'), (slicer,)):\n"
         "    try:\n        run([*words, '--help'])\n"
         "    except SystemExit as stop:\n        print('status', stop.code)\n"
     )
