@@ -58,6 +58,7 @@ from rows_edges import edges
 from rows_epi import epi
 from rows_masks import half, lesion, regions
 from rows_motion import anatomies, far, sections_of_tissue, sliding
+from rows_programs import peers_programs, programs
 from score import load_manifest, read_points
 from study import rotation_about_a_skew_axis
 
@@ -488,6 +489,8 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "anatomies": anatomies,
     "edges": edges,
     "epi": epi,
+    "programs": programs,
+    "peers-programs": peers_programs,
     "landmarks": rows_landmarks.given_landmarks,
     "hands": rows_landmarks.hands,
     "labels": rows_landmarks.given_labels,

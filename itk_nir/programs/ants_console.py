@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from itk_nir import __version__
 from itk_nir.compat.options import OptionSupport
-from itk_nir.programs.ants_plan import Call, Plan
-from itk_nir.programs.ants_request import Request
 from itk_nir.programs.ants_values import FLAGS, INTERPOLATIONS, METRICS, NAMES, TRANSFORMS
 
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Progress
+    from itk_nir.programs.ants_plan import Call, Plan
+    from itk_nir.programs.ants_request import Request
 
 #: The version of ANTs whose command lines are taken; nipype and others choose by it what they write.
 ANTS_VERSION = "2.5.4"
