@@ -107,7 +107,7 @@ def plan_of(request: Request, preset: str, spacing: Sequence[float], voxels: int
         )
     parts = []
     if linear:
-        parts.append(_linear_call(linear, preset, len(spacing), notes))
+        parts.append(_linear_call(linear, len(spacing), notes))
     if deformable:
         parts.append(_deformable_call(deformable, preset, spacing, voxels, notes))
     if len(parts) == 2 and _alike(*parts):
@@ -137,9 +137,7 @@ def _alike(a: Call, b: Call) -> bool:
     return one == other
 
 
-def _linear_call(stages: list[Stage], preset: str, dimension: int, notes: list[str]) -> Call:
-    from itk_nir.settings import options_of
-
+def _linear_call(stages: list[Stage], dimension: int, notes: list[str]) -> Call:
     last = stages[-1]
     kind = max((LINEAR[s.transform] for s in stages), key=ORDER.index)
     if len(stages) > 1:
@@ -152,10 +150,6 @@ def _linear_call(stages: list[Stage], preset: str, dimension: int, notes: list[s
         options["linear_radius"] = radius
     if weights is not None:
         options["channel_weights"] = weights
-    most = max((max(s.iterations) for s in stages if s.iterations), default=0)
-    own = options_of(preset)["linear_iterations"]
-    if most and most < max(own):
-        options["linear_iterations"] = tuple(min(most, n) for n in own)
     restrict = _restriction(last, dimension)
     if restrict:
         options["restrict"] = restrict

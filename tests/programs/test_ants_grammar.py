@@ -246,8 +246,6 @@ def test_effort_and_levels() -> None:
     assert options["iterations"][1] == 6
     assert 40 < options["iterations"][0] < 500
     assert plan("-t", "SyN[0.1]", *STAGE[:2], "-c", "[0x0,1e-6,5]", "-f", "2x1", "-s", "1x0").calls == ()
-    (call,) = plan("-t", "Rigid[0.1]", *STAGE[:2], "-c", "[7x0,1e-6,5]", "-f", "2x1", "-s", "1x0").calls
-    assert set(call.options["linear_iterations"]) == {7}
 
 
 def test_a_linear_stage_behind_a_deformable_one_is_refused() -> None:

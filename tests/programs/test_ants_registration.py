@@ -178,7 +178,7 @@ def test_console_of_ants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert [int(n) for n in deformable[:15]] == list(range(1, 16))
     assert len(re.findall("^ [12]DIAGNOSTIC", out, re.MULTILINE)) == len(linear) + len(deformable)
     assert "XXDIAGNOSTIC,Iteration,metricValue,convergenceValue,ITERATION_TIME_INDEX,SINCE_LAST" in out
-    assert "--convergence: approximated: up to twice" in out
+    assert "--convergence: approximated: of the deformable stage: up to twice" in out
     assert re.search(r"Total elapsed time: \d", out)
     run(tmp_path, *AFFINE)
     assert capsys.readouterr().out == ""
