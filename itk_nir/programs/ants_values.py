@@ -64,8 +64,8 @@ FLAGS: dict[str, OptionSupport] = {
     "metric": honoured("see the table; several of one stage are a weighted sum, other images of it further channels"),
     "transform": honoured("see the table"),
     "convergence": approximated(
-        "of the deformable stage: up to twice as many iterations, which cost less, but no more than the preset needs; 0 "
-        "leaves a level out, and no threshold ends one. Linear stages have iterations of their own"
+        "of the deformable stage: up to twice as many iterations, which cost less, but no more than the preset needs; "
+        "0 leaves a level out, and no threshold ends one. Linear stages have iterations of their own"
     ),
     "smoothing-sigmas": honoured("of the deformable stage, in voxels or mm; linear stages have levels of their own"),
     "shrink-factors": honoured("of the deformable stage; linear stages have levels of their own"),
