@@ -1,4 +1,4 @@
-"""The command ``itk-nir``: register, apply, convert, ants, demo, presets; one file a command.
+"""The command ``itk-nir``: register, check, apply, convert, demo, presets, install-programs; one file a command.
 
 Nothing heavy is imported before the arguments are known to be right.
 """

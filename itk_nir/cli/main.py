@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from itk_nir import __version__
-from itk_nir.cli import ants, apply, check, convert, demo, presets, register
+from itk_nir.cli import apply, check, convert, demo, install_programs, presets, register
 from itk_nir.cli.arguments import add_debug
 from itk_nir.cli.console import STATUSES, exit_status, say, standard_streams
+from itk_nir.cli.programs import run_program, table
 from itk_nir.cli.signals import Ended, handled
 
 
@@ -31,8 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         From ``--help``, ``--version`` and wrong arguments.
     """
     with handled(for_good=arguments is None) as requests, standard_streams():
+        words = list(sys.argv[1:] if arguments is None else arguments)
         try:
-            options = _parser().parse_args(arguments)
+            status = run_program(words)
+            if status is not None:
+                return status
+            options = _parser().parse_args(words)
         except Ended as request:
             say(f"error: {requests.what(request.number)}")
             return 128 + request.number
@@ -43,12 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="itk-nir",
         description="Deformable registration of medical images by neural fields, as ITK transforms.",
-        epilog="Exit status: " + "; ".join(f"{number} {meaning}" for number, meaning in STATUSES.items()) + ".",
+        epilog=f"Programs of other packages are run by their names: {', '.join(table())}. Exit status: "
+        + "; ".join(f"{number} {meaning}" for number, meaning in STATUSES.items())
+        + ".",
     )
     parser.add_argument("--version", action="version", version=f"itk-nir {__version__}")
     add_debug(parser)
     parser.set_defaults(debug=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (register, check, apply, convert, ants, demo, presets):
+    for command in (register, check, apply, convert, demo, presets, install_programs):
         add_debug(command.add_parser(commands))
     return parser

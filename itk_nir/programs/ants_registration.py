@@ -1,0 +1,114 @@
+"""``antsRegistration``: raw command lines of ANTs, run by this engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from itk_nir.cli.console import tell
+from itk_nir.cli.signals import requests
+from itk_nir.programs.ants_console import Listener, help_text, version
+from itk_nir.programs.ants_request import Request, read_request
+from itk_nir.programs.ants_words import whole
+
+#: Variables that hold the number of threads of ITK's programs.
+THREADS = ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_INPUT_IMAGE_THREADS")
+SEED = "ANTS_RANDOM_SEED"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command line of antsRegistration.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        Everything behind the name of the program.
+
+    Returns
+    -------
+    int
+        0: all files are complete; 1 where nothing was asked for.
+
+    Raises
+    ------
+    InputError, OptionError
+        Before any work begins: a flag, value or file that cannot be used.
+    """
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        tell(help_text("antsRegistration"))
+        return 0 if arguments else 1
+    if "--version" in arguments:
+        tell(version())
+        return 0
+    run_request(read_request(arguments))
+    return 0
+
+
+def run_request(request: Request, threads: int | None = None) -> list[Path]:
+    """Do what a command line asks for, and write its files.
+
+    Parameters
+    ----------
+    request : Request
+        The command line.
+    threads : int, optional
+        CPU threads; left out, the environment says (`THREADS`), else all that the process may use.
+
+    Returns
+    -------
+    list of Path
+        The files.
+
+    Raises
+    ------
+    InputError, OptionError
+        Before any work begins: a value or file that cannot be used.
+    WriteError
+        The disk is full, or refuses otherwise.
+    """
+    # Here, because they import the libraries that read images: help and mistakes must not wait for that.
+    from itk_nir.programs.ants_output import check_outputs_of, write_outputs
+    from itk_nir.programs.ants_run import run
+
+    threads = environment_number(THREADS, 1) if threads is None else threads
+    if request.seed is None:
+        request = replace(request, seed=environment_number((SEED,), 0))
+    listener = Listener(tell) if request.verbose else None
+    if listener is not None:
+        listener.request(request)
+    check_outputs_of(request)
+    outcome = run(request, threads, listener)
+    files = write_outputs(request, outcome, threads)
+    requests().written = True
+    if listener is not None:
+        listener.end()
+    return files
+
+
+def environment_number(names: Sequence[str], least: int) -> int | None:
+    """A whole number from the environment.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The variables that may hold it; the first that is set counts.
+    least : int
+        The smallest one that there can be.
+
+    Returns
+    -------
+    int or None
+        None where none is set.
+
+    Raises
+    ------
+    OptionError
+        No such number.
+    """
+    for name in names:
+        text = os.environ.get(name, "").strip()
+        if text:
+            return whole(text, f"the environment's {name}", least)
+    return None
