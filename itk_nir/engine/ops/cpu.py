@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import itk_nir._native as native
-from itk_nir.engine.ops.limits import thread_count
 from itk_nir.engine.ops.pool import empty
 
 
