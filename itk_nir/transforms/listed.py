@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from itk_nir.errors import InputError, escaped
 from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
@@ -20,13 +21,13 @@ class Listed:
 
     Attributes
     ----------
-    file : str or None
+    file : str, object or None
         The transform; None for the identity.
     inverse : bool
         Whether its inverse is meant.
     """
 
-    file: str | None
+    file: Any
     inverse: bool = False
 
 
@@ -68,7 +69,7 @@ def listed(word: str) -> Listed:
 
 
 def chain_of(
-    entries: Iterable[Listed], load: Callable[[str], CompositeTransform], dimension: int | None
+    entries: Iterable[Listed], load: Callable[[Any], CompositeTransform], dimension: int | None
 ) -> CompositeTransform:
     """The transforms of a list, one after the other.
 
@@ -77,7 +78,7 @@ def chain_of(
     entries : iterable of Listed
         In the order in which they meet a fixed point.
     load : callable
-        Reads a file.
+        Reads what is listed.
     dimension : int or None
         Of the identity; None where a list of identities alone cannot be used.
 
