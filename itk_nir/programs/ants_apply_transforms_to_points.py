@@ -39,8 +39,8 @@ FLAGS: dict[str, OptionSupport] = {
     ),
     "output": honoured("a .csv; it appears when it is complete"),
     "transform": honoured(
-        "a file, `[file,0]`, `[file,1]`, `identity`, any number of them, the first listed the first that a point meets; "
-        "the inverse of a field is computed, where ANTs fails"
+        "a file, `[file,0]`, `[file,1]`, `identity`, any number of them, the first listed the first that a point "
+        "meets; the inverse of a field is computed, where ANTs fails"
     ),
 }
 #: Digits of a coordinate: all that a double has.
