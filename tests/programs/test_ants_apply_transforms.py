@@ -42,7 +42,7 @@ LINES = {
     **{
         f"image, {n}": f"-i image.nii.gz {FORWARD} -n {n}"
         for n in (
-            "NearestNeighbor", "Gaussian", "Gaussian[1.5,2]", "Gaussian[SIGMAS,3]", "BSpline", "BSpline[0]", "BSpline[2]",
+            "NearestNeighbor", "Gaussian", "Gaussian[1.5,2]", "Gaussian[SIGMAS,3]", "BSpline", "BSpline[2]",
             "BSpline[5]", "CosineWindowedSinc", "WelchWindowedSinc", "HammingWindowedSinc",
             "LanczosWindowedSinc", "BlackmanWindowedSinc",
         )
