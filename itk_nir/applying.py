@@ -18,9 +18,10 @@ from itk_nir.images.missing import checked_nan
 from itk_nir.images.planes import is_slice
 from itk_nir.images.series import Series, four_dimensional, load_grid, open_series
 from itk_nir.images.series_writing import check_series_path, write_series
+from itk_nir.interpolating import interpolation_named
 from itk_nir.label_maps import is_label_map
 from itk_nir.loading import load_transform
-from itk_nir.resample import INTERPOLATIONS, background_of, held, resample
+from itk_nir.resample import background_of, held, resample
 from itk_nir.transforms.model import CompositeTransform
 
 
@@ -29,7 +30,19 @@ def apply(
     transform: Any,
     reference: Any = None,
     *,
-    interpolation: Literal["auto", "linear", "nearest", "bspline"] = "auto",
+    interpolation: Literal[
+        "auto",
+        "linear",
+        "nearest",
+        "bspline",
+        "gaussian",
+        "cosine",
+        "hamming",
+        "welch",
+        "lanczos",
+        "label",
+        "label-linear",
+    ] = "auto",
     fill: float | None = None,
     pixel_type: Any = None,
     nan: Literal["error", "mask"] = "error",
@@ -52,8 +65,11 @@ def apply(
         Gives the output grid, and nothing else. Left out: the fixed image's grid of a `RegistrationResult`, else the
         image's own.
     interpolation : str
-        ``"linear"``, ``"nearest"``, ``"bspline"`` (cubic) or ``"auto"``: nearest for label maps, linear for everything
-        else.
+        ``"auto"``: nearest for label maps, linear for everything else. ``"linear"``, ``"nearest"``, ``"bspline"``
+        (cubic), ``"gaussian"``, a sinc function with the window ``"cosine"``, ``"hamming"``, ``"welch"`` or
+        ``"lanczos"``. For label maps, with smoother borders than nearest: ``"label"``, the label with the largest
+        weight of a Gaussian as wide as a voxel (ANTs' MultiLabel), ``"label-linear"``, that of linear interpolation
+        (ANTs' GenericLabel).
     fill : float, optional
         Value of voxels that map outside the image (more than half a voxel from its outermost centres). Left out: 0 for
         label maps, the background for everything else.
@@ -150,7 +166,7 @@ class Application:
     plane : Plane or None
         That slice.
     mode : str
-        ``"linear"``, ``"nearest"`` or ``"bspline"``.
+        What `apply` calls the interpolation, but not ``"auto"``.
     fill : float
         Value outside the image.
     pixel_type : numpy.dtype
@@ -203,8 +219,8 @@ class Application:
         InputError, OptionError
             As `apply`.
         """
-        if interpolation not in INTERPOLATIONS:
-            raise OptionError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
+        if interpolation != "auto":
+            interpolation_named(interpolation)
         source = open_series(image, "image", nan=checked_nan(nan), resample_shear=resample_shear)
         wanted = source.pixel_type if pixel_type is None else pixel_type_named(pixel_type)
         if fill is not None:

@@ -9,6 +9,7 @@ from itk_nir.geometry import Geometry
 from itk_nir.images import load_image
 from itk_nir.neural_field import SUFFIX, NeuralField, load_field
 from itk_nir.result import RegistrationResult
+from itk_nir.transforms.listed import Listed, chain_of, listed
 from itk_nir.transforms.load import read_transform
 from itk_nir.transforms.model import CompositeTransform, compose
 
@@ -32,7 +33,8 @@ def load_transform(
         mm, but RAS for NIfTI intent 1006); the files of SPM, NiftyReg, FSL, greedy, AFNI, FreeSurfer, MINC and MRtrix
         that docs/formats.md lists; elastix' ``TransformParameters.N.txt``, ``itk.ParameterObject`` or list of parameter
         maps; or a list of these in the order in which they meet a fixed point, which is the order of ANTs'
-        ``fwdtransforms``.
+        ``fwdtransforms``. As in ANTs' lists ``"[path,1]"`` is the inverse of a path, ``"identity"`` no change (of the
+        dimension of `reference`, where it is alone).
     reference : Geometry, image or path, optional
         The fixed image: transforms of other classes (B-spline, ...) are sampled on its grid, and FSL's matrices are
         about it.
@@ -73,6 +75,11 @@ def load_transform(
         return load_field(transform).sample()
     about: dict[str, Any] = {"moving": _grid(moving, "moving image"), "convention": convention, "role": role}
     fixed = _grid(reference, "reference image")
+    parts = transform if isinstance(transform, (list, tuple)) else [transform]
+    if any(_is_entry(part) for part in parts):
+        entries = [listed(part) if _is_entry(part) else Listed(part) for part in parts]
+        dimension = None if fixed is None else fixed.dimension
+        return chain_of(entries, lambda part: load_transform(part, fixed, **about), dimension)
     if isinstance(transform, (list, tuple)) and any(_is_ours(part) for part in transform):
         return compose(*(load_transform(part, fixed, **about) for part in transform))
     return read_transform(transform, fixed, **about)
@@ -80,6 +87,11 @@ def load_transform(
 
 def _grid(image: Any, role: str) -> Geometry | None:
     return image if image is None or isinstance(image, Geometry) else load_image(image, role).geometry
+
+
+def _is_entry(part: Any) -> bool:
+    """Whether it is an entry of ANTs' lists that is no path."""
+    return isinstance(part, str) and listed(part) != Listed(part)
 
 
 def _is_ours(part: Any) -> bool:

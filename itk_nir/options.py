@@ -13,6 +13,7 @@ import functools
 import inspect
 import math
 import numbers
+import os
 import re
 import textwrap
 import types
@@ -295,6 +296,32 @@ def whole_number(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
     return int(value) if isinstance(value, numbers.Integral) else None
+
+
+def thread_count(threads: int | None) -> int:
+    """The number of CPU threads: what the user says, else all that the process may use.
+
+    Parameters
+    ----------
+    threads : int or None
+        What the user says.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Raises
+    ------
+    OptionError
+        Not a whole number of at least 1.
+    """
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = whole_number(threads)
+    if count is None or count < 1:
+        raise OptionError(f"threads is a whole number of at least 1, got {shown(threads)}")
+    return count
 
 
 def spread(value: tuple[Any, ...], count: int) -> tuple[Any, ...]:

@@ -7,20 +7,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itk_nir.errors import InputError, OptionError
+from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, as_float32, as_pixels, background_value, checked_fill
+from itk_nir.interpolating import (
+    INTERPOLATIONS,
+    OF_LABELS,
+    Interpolation,
+    interpolated,
+    interpolation_named,
+    native_module,
+    native_threads,
+)
 from itk_nir.label_maps import is_label_map
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 
-INTERPOLATIONS = ("auto", "linear", "nearest", "bspline")
+__all__ = ["INTERPOLATIONS", "background_of", "held", "nearest_on", "resample", "resample_array"]
 
 
 def resample(
     volume: Volume,
     transform: CompositeTransform,
     geometry: Geometry,
-    interpolation: str = "linear",
+    interpolation: str | Interpolation = "linear",
     fill: float | None = None,
     *,
     pixel_type: np.dtype[Any] | None = None,
@@ -36,7 +45,7 @@ def resample(
         Fixed → moving.
     geometry : Geometry
         The output grid.
-    interpolation : str
+    interpolation : str or Interpolation
         One of `INTERPOLATIONS`; ``"auto"`` is nearest for label maps (see `itk_nir.label_maps`), linear for everything
         else.
     fill : float, optional
@@ -59,19 +68,18 @@ def resample(
     OptionError
         Unknown interpolation, or a fill value that the pixels cannot hold.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise OptionError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}")
+    if interpolation == "auto":
+        interpolation = "nearest" if is_label_map(volume.array) else "linear"
+    how = interpolation_named(interpolation)
     if not volume.dimension == transform.dimension == geometry.dimension:
         raise InputError(
             f"{volume.name}: is {volume.dimension}D, its transform {transform.dimension}D and the reference grid "
             f"{geometry.dimension}D; they must have one dimension"
         )
-    if interpolation == "auto":
-        interpolation = "nearest" if is_label_map(volume.array) else "linear"
     wanted = volume.pixel_type if pixel_type is None else pixel_type
     value = held(background_of(volume), wanted) if fill is None else checked_fill(fill, wanted)
     array, scale, offset = volume.array, volume.scale, volume.offset
-    if interpolation == "nearest" and array.dtype == wanted:
+    if how.kind in OF_LABELS and array.dtype == wanted:
         scale, offset = 1.0, 0
     elif array.dtype != np.float32:
         array, scale, offset = as_float32(array)
@@ -79,7 +87,7 @@ def resample(
     whole = isinstance(value, int) and isinstance(offset, int)
     outside = (value - offset) / scale if whole else (float(value) - float(offset)) / scale
     seen = resample_array(
-        array, volume.geometry, transform, geometry, interpolation, outside if array.dtype.kind == "f" else value,
+        array, volume.geometry, transform, geometry, how, outside if array.dtype.kind == "f" else value,
         threads=threads,
     )  # fmt: skip
     out = as_pixels(seen, wanted, scale, offset)
@@ -88,7 +96,7 @@ def resample(
     if volume.missing is not None:
         parts = volume.missing.astype(np.float32)
         near = resample_array(
-            parts, volume.geometry, transform, geometry, "nearest" if interpolation == "nearest" else "linear",
+            parts, volume.geometry, transform, geometry, "nearest" if how.kind in OF_LABELS else "linear",
             threads=threads,
         )  # fmt: skip
         out[near > _PART] = value
@@ -148,14 +156,12 @@ def resample_array(
     source: Geometry,
     chain: CompositeTransform,
     target: Geometry,
-    mode: str,
+    mode: str | Interpolation,
     default: float = 0.0,
     *,
     threads: int | None = None,
 ) -> NDArray[Any]:
     """An array seen through a transform on another grid.
-
-    Some rows at a time, so that beside input and output only a few megabytes are in use.
 
     Parameters
     ----------
@@ -167,8 +173,8 @@ def resample_array(
         The map, fixed → moving, LPS mm.
     target : Geometry
         The output grid, in fixed space.
-    mode : str
-        ``"linear"``, ``"nearest"`` or ``"bspline"``.
+    mode : str or Interpolation
+        One of `INTERPOLATIONS` but ``"auto"``.
     default : float
         Value of voxels that map outside.
     threads : int, optional
@@ -177,53 +183,25 @@ def resample_array(
     Returns
     -------
     ndarray
-        ``target.shape``.
+        ``target.shape``; float32, or of the array's type where labels are only chosen among.
     """
-    import torch
-
-    from itk_nir.engine.execution import thread_count
-    from itk_nir.engine.interpolation import bspline_coefficients, sample
-    from itk_nir.engine.torch_state import engine_state, quiet_state
-
-    # Physical → index is one more linear transform, which melts into the last one of the composite.
-    to_index = CompositeTransform((*chain.transforms, LinearTransform(source.inverse_matrix))).simplified()
-    if mode == "linear":
-        with quiet_state():
-            done = _in_one_pass(array, to_index, target, default, thread_count(threads))
+    how = interpolation_named(mode)
+    if how.kind == "linear":
+        done = _in_one_pass(array, source, chain, target, default, native_threads(threads))
         if done is not None:
             return done
-    if mode == "nearest":
-        # Nearest only copies, so unsigned types travel as signed ones of their width: torch has no full uint16.
-        carried = array.view(f"i{array.dtype.itemsize}") if array.dtype.kind == "u" and array.itemsize > 1 else array
-        image = torch.from_numpy(np.ascontiguousarray(carried))[None]
-    else:
-        image = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None]
-    out = np.empty(target.shape, array.dtype if mode == "nearest" else np.float32)
-    with engine_state() if thread_count(threads) == 1 else quiet_state(), torch.no_grad():
-        if mode == "bspline":
-            image = bspline_coefficients(image)
-        for part, _, index in to_index.rows(target):
-            inside = np.ones(index.shape[:-1], bool)
-            for axis, n in enumerate(source.size):
-                position = index[..., axis]
-                inside &= (position >= -0.5) & (position < n - 0.5)
-            # The sampler wants indices that fit an integer; the values out there are replaced anyway.
-            np.clip(index, -1.0, float(max(source.size)), out=index)
-            values = sample(image, torch.from_numpy(index), mode, "edge", prefiltered=mode == "bspline")[0].numpy()
-            out[part] = values.view(out.dtype) if mode == "nearest" else values
-            out[part][~inside] = default
-    return out
+    return interpolated(array, source, chain, target, how, default, threads=threads)
 
 
 def _in_one_pass(
-    array: NDArray[Any], to_index: CompositeTransform, target: Geometry, default: float, threads: int
+    array: NDArray[Any], source: Geometry, chain: CompositeTransform, target: Geometry, default: float, threads: int
 ) -> NDArray[np.float32] | None:
-    """Linear resampling through at most one displacement field, then a linear map, by the native op.
+    """Linear resampling through at most one displacement field, then a linear map, by a native op of its own.
 
     None where the transform is of another form or the native ops are missing.
     """
-    from itk_nir.engine.ops import native_module
-
+    # Physical → index is one more linear transform, which melts into the last one of the composite.
+    to_index = CompositeTransform((*chain.transforms, LinearTransform(source.inverse_matrix))).simplified()
     native, d = native_module(), target.dimension
     first, last = to_index.transforms[0], to_index.transforms[-1]
     if native is None or len(to_index.transforms) > 2 or not isinstance(last, LinearTransform):
@@ -241,8 +219,8 @@ def _in_one_pass(
     index[:d, :d], index[:d, 3] = whole[:d, :d], whole[:d, d]
     vector[:d, :d] = last.matrix[:d, :d]
     moving = np.ascontiguousarray(array, np.float32).reshape(*(1,) * (3 - d), *array.shape)
-    shape = (*(1,) * (3 - d), *target.shape)
-    out: NDArray[np.float32] = native.resample(moving, shift, index, vector, default, shape, threads)
+    out = np.empty((*(1,) * (3 - d), *target.shape), np.float32)
+    native.resample(moving, shift, index, vector, default, out, threads)
     return out.reshape(target.shape)
 
 

@@ -6,11 +6,52 @@
 #include "adam.hpp"
 #include "bake.hpp"
 #include "instruction_set.hpp"
+#include "interpolate.hpp"
 #include "resample.hpp"
 
 namespace itk_nir::checked {
 
 namespace {
+
+const std::vector<std::pair<const char *, Interpolation>> kInterpolations = {
+    {"linear", Interpolation::linear},
+    {"bspline", Interpolation::bspline},
+    {"gaussian", Interpolation::gaussian},
+    {"sinc", Interpolation::sinc},
+    {"label-linear", Interpolation::label_linear},
+    {"label-gaussian", Interpolation::label_gaussian},
+};
+const std::vector<std::pair<const char *, Window>> kWindows = {
+    {"cosine", Window::cosine},   {"hamming", Window::hamming},   {"welch", Window::welch},
+    {"lanczos", Window::lanczos}, {"blackman", Window::blackman},
+};
+
+template <class T>
+T place_of(const std::string &name, const std::vector<std::pair<const char *, T>> &table) {
+  for (const auto &[key, value] : table) {
+    if (name == key) return value;
+  }
+  throw std::invalid_argument("interpolate: no such interpolation: " + name);
+}
+
+Path path_of(const Matrix &grid, const std::vector<ConstantTable> &matrices,
+             const std::vector<OptionalConstant> &fields, const Matrix &to_index) {
+  need(matrices.size() == fields.size(), "interpolate: one matrix a transform");
+  Path path{grid.data(), {}, to_index.data()};
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    need(matrices[i].shape(0) == 3 && matrices[i].shape(1) == 4, "interpolate: matrices are 3 x 4");
+    Step step{matrices[i].data(), nullptr, {1, 1, 1}, 0};
+    if (fields[i]) {
+      const Constant &u = *fields[i];
+      need(u.ndim() == 4 && (u.shape(3) == 2 || u.shape(3) == 3), "interpolate: a field is (z, y, x, 2 or 3)");
+      step.field = u.data();
+      step.size = grid_size(u, 0);
+      step.components = int(u.shape(3));
+    }
+    path.steps.push_back(step);
+  }
+  return path;
+}
 
 // The width of a window is an int, and the sums of one row of windows must fit in memory.
 void need_radius(int radius) { need(radius >= 1 && radius < (1 << 15), "lncc: radius must be 1 to 32767"); }
@@ -311,6 +352,43 @@ void resample(Constant moving, OptionalConstant displacement, Matrix grid_to_mov
   nb::gil_scoped_release release;
   itk_nir::resample(moving.data(), m, u, components, n, grid_to_moving.data(), displacement_to_moving.data(), outside,
                     out.data(), threads);
+}
+
+void interpolate(Constant image, Matrix grid, const std::vector<ConstantTable> &matrices,
+                 const std::vector<OptionalConstant> &fields, Matrix to_index, const std::string &kind, int order,
+                 const std::string &window, const std::vector<double> &sigma, double alpha, float outside, Array out,
+                 int threads) {
+  const Size m = size_of(image, 0), n = size_of(out, 0);
+  const Path path = path_of(grid, matrices, fields, to_index);
+  HowToInterpolate how{place_of(kind, kInterpolations), order, place_of(window, kWindows), {1, 1, 1}, alpha};
+  need(order >= 0 && order <= 5, "interpolate: the order of a spline is 0 to 5");
+  need(sigma.size() == 3, "interpolate: a sigma an axis");
+  for (int a = 0; a < 3; ++a) {
+    need(std::isfinite(sigma[a]) && sigma[a] > 0, "interpolate: sigma must be above 0");
+    how.sigma[a] = sigma[a];
+  }
+  need(std::isfinite(alpha) && alpha > 0, "interpolate: alpha must be above 0");
+  nb::gil_scoped_release release;
+  itk_nir::interpolate(image.data(), m, path, how, outside, out.data(), n, threads);
+}
+
+void nearest_voxels(const std::vector<int> &image_shape, Matrix grid, const std::vector<ConstantTable> &matrices,
+                    const std::vector<OptionalConstant> &fields, Matrix to_index, Numbers out, int threads) {
+  need(image_shape.size() == 3, "nearest_voxels: the shape of the image is (z, y, x)");
+  for (const int n : image_shape) need(n > 0, "nearest_voxels: empty image");
+  const double voxels = double(image_shape[0]) * image_shape[1] * image_shape[2];
+  need(voxels < double(1u << 31), "nearest_voxels: more than 2^31 voxels");
+  const Size m{image_shape[2], image_shape[1], image_shape[0]}, n = size_of(out, 0);
+  const Path path = path_of(grid, matrices, fields, to_index);
+  nb::gil_scoped_release release;
+  itk_nir::nearest_voxels(m, path, out.data(), n, threads);
+}
+
+void bspline_coefficients(Array image, int order, int threads) {
+  const Size n = size_of(image, 0);
+  need(order >= 0 && order <= 5, "bspline_coefficients: the order of a spline is 0 to 5");
+  nb::gil_scoped_release release;
+  itk_nir::bspline_coefficients(image.data(), n, order, threads);
 }
 
 void balance(Constant u, Array v, float relaxation, int threads) {

@@ -21,6 +21,14 @@ void warp_spline(Constant moving, Constant half, Integers start, Constant weight
                  Square displacement_to_moving, Array warped, OptionalArray gradient, int threads);
 void resample(Constant moving, OptionalConstant displacement, Matrix grid_to_moving, Square displacement_to_moving,
               float outside, Array out, int threads);
+// `matrices` are (3, 4), one a transform; `fields` are their displacements, or None.
+void interpolate(Constant image, Matrix grid, const std::vector<ConstantTable> &matrices,
+                 const std::vector<OptionalConstant> &fields, Matrix to_index, const std::string &kind, int order,
+                 const std::string &window, const std::vector<double> &sigma, double alpha, float outside, Array out,
+                 int threads);
+void nearest_voxels(const std::vector<int> &image_shape, Matrix grid, const std::vector<ConstantTable> &matrices,
+                    const std::vector<OptionalConstant> &fields, Matrix to_index, Numbers out, int threads);
+void bspline_coefficients(Array image, int order, int threads);
 
 double lncc_prepare(Constant fixed, OptionalConstant weight, int radius, float epsilon, Array inverse_count, Array mean,
                     Array inverse_variance, int threads);

@@ -61,6 +61,12 @@ NB_MODULE(_native, m) {
         arg("threads"));
   m.def("resample", &checked::resample, array("moving"), array("displacement").none(), array("grid_to_moving"),
         array("displacement_to_moving"), arg("outside"), array("out"), arg("threads"));
+  m.def("interpolate", &checked::interpolate, array("image"), array("grid"), array("matrices"),
+        array("fields"), array("to_index"), arg("kind"), arg("order"), arg("window"), arg("sigma"), arg("alpha"), arg("outside"),
+        array("out"), arg("threads"));
+  m.def("nearest_voxels", &checked::nearest_voxels, arg("image_shape"), array("grid"), array("matrices"),
+        array("fields"), array("to_index"), array("out"), arg("threads"));
+  m.def("bspline_coefficients", &checked::bspline_coefficients, array("image"), arg("order"), arg("threads"));
 
   m.def("lncc_prepare", &checked::lncc_prepare, array("fixed"), array("weight").none(), arg("radius"), arg("epsilon"),
         array("inverse_count"), array("mean"), array("inverse_variance"), arg("threads"));

@@ -9,7 +9,9 @@ from itk_nir.cli.arguments import add_convention, one_or_list
 from itk_nir.cli.console import names, tell
 from itk_nir.cli.signals import requests
 from itk_nir.errors import InputError, warn_caller
+from itk_nir.interpolating import INTERPOLATIONS
 from itk_nir.places import named_files
+from itk_nir.transforms.listed import listed
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -37,7 +39,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         action="append",
         metavar="FILE",
         help="transform file or displacement field, fixed -> moving; several in the order in which they meet a fixed "
-        "point",
+        "point; [FILE,1] is the inverse of one, identity no change",
     )
     add_convention(parser)
     parser.add_argument(
@@ -52,11 +54,17 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--output", required=True, metavar="FILE", help="image or table to write")
     parser.add_argument(
         "--interpolation",
-        choices=("auto", "linear", "nearest", "bspline"),
+        choices=INTERPOLATIONS,
         default="auto",
-        help="default auto: nearest for label maps, linear for everything else",
+        help="default auto: nearest for label maps, linear for everything else; label votes with the weights of a "
+        "Gaussian (ANTs' MultiLabel), label-linear with those of linear interpolation; cosine, hamming, welch and "
+        "lanczos are windows of a sinc function",
     )
-    parser.add_argument("--labels", action="store_true", help="the image is a label map: nearest, always")
+    parser.add_argument(
+        "--labels",
+        action="store_true",
+        help="the image is a label map: nearest, or what --interpolation says of label and label-linear",
+    )
     parser.add_argument(
         "--resample-shear",
         action="store_true",
@@ -90,6 +98,11 @@ def run(options: argparse.Namespace) -> None:
         _apply_to_image(options)
 
 
+def _files(options: argparse.Namespace) -> list[str]:
+    """The files of the transforms."""
+    return [entry.file for entry in map(listed, options.transform) if entry.file is not None]
+
+
 def _apply_to_points(options: argparse.Namespace) -> None:
     if options.labels or options.interpolation != "auto" or options.pixel_type:
         raise InputError("--points takes no --labels, --interpolation or --pixel-type; leave them out")
@@ -99,7 +112,7 @@ def _apply_to_points(options: argparse.Namespace) -> None:
     from itk_nir.saving import check_output_file
     from itk_nir.transforms import DisplacementField
 
-    check_output_file(options.output, named_files(options.points, options.transform, options.reference, options.moving))
+    check_output_file(options.output, named_files(options.points, _files(options), options.reference, options.moving))
     fixed, moving = (
         None if name is None else load_image(name, f"{role} image").geometry
         for name, role in ((options.reference, "reference"), (options.moving, "moving"))
@@ -122,7 +135,7 @@ def _apply_to_points(options: argparse.Namespace) -> None:
 
 
 def _apply_to_image(options: argparse.Namespace) -> None:
-    if options.labels and options.interpolation not in ("auto", "nearest"):
+    if options.labels and options.interpolation not in ("auto", "nearest", "label", "label-linear"):
         raise InputError(f"--labels are never interpolated: --interpolation {options.interpolation} cannot be had")
     if options.frame or options.moving:
         raise InputError("--frame and --moving are for --points; leave them out")
@@ -131,12 +144,12 @@ def _apply_to_image(options: argparse.Namespace) -> None:
     from itk_nir.saving import check_output_file
 
     check_image_name(options.output)
-    check_output_file(options.output, named_files(options.image, options.reference, options.transform))
+    check_output_file(options.output, named_files(options.image, options.reference, _files(options)))
     job = Application.prepare(
         options.image,
         one_or_list(options.transform),
         options.reference,
-        interpolation="nearest" if options.labels else options.interpolation,
+        interpolation="nearest" if options.labels and options.interpolation == "auto" else options.interpolation,
         fill=0 if options.labels and options.fill is None else options.fill,
         pixel_type=options.pixel_type,
         nan=options.nan,

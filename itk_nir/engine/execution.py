@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import torch
 
 from itk_nir.errors import OptionError
-from itk_nir.options import shown, whole_number
+from itk_nir.options import shown
+from itk_nir.options import thread_count as thread_count
 
 
 def device_named(name: str) -> torch.device:
@@ -35,32 +35,6 @@ def device_named(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise OptionError("device 'cuda' was asked for but torch finds no CUDA device; use device='cpu' or 'auto'")
     return torch.device(name)
-
-
-def thread_count(threads: int | None) -> int:
-    """The number of CPU threads: what the user says, else all that the process may use.
-
-    Parameters
-    ----------
-    threads : int or None
-        What the user says.
-
-    Returns
-    -------
-    int
-        At least 1.
-
-    Raises
-    ------
-    OptionError
-        Not a whole number of at least 1.
-    """
-    if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = whole_number(threads)
-    if count is None or count < 1:
-        raise OptionError(f"threads is a whole number of at least 1, got {shown(threads)}")
-    return count
 
 
 def peak_memory_mb() -> float | None:

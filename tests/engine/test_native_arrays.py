@@ -72,6 +72,18 @@ FUNCTIONS = {
          "out": floats(*IMAGE)},
         ("out",), ("displacement",), ("moving",),
     ),
+    "interpolate": Function(
+        {"image": floats(3, 4, 7), "grid": np.eye(3, 4), "matrices": [np.eye(3, 4), np.eye(3, 4)],
+         "fields": [None, floats(2, 3, 4, 3)], "to_index": np.eye(3, 4), "kind": "gaussian", "order": 3,
+         "window": "lanczos", "sigma": [1.0, 1.0, 1.0], "alpha": 1.0, "outside": 0.0, "out": floats(*IMAGE)},
+        ("out",), (), ("image", "out"),
+    ),
+    "nearest_voxels": Function(
+        {"image_shape": [3, 4, 7], "grid": np.eye(3, 4), "matrices": [np.eye(3, 4)], "fields": [None],
+         "to_index": np.eye(3, 4), "out": np.full(IMAGE, -2, np.int32)},
+        ("out",), (), ("out",),
+    ),
+    "bspline_coefficients": Function({"image": floats(*IMAGE), "order": 3}, ("image",), (), ("image",)),
     "lncc_prepare": Function(
         {"fixed": floats(*IMAGE), "weight": floats(*IMAGE), "radius": 1, "epsilon": 1e-3, **SUMS}, tuple(SUMS),
         ("weight",),
@@ -257,6 +269,34 @@ ALLOWED = {
     # In the plane.
     ("resample", "displacement", 3, -1),
 }
+
+
+@pytest.mark.parametrize("name", ["interpolate", "nearest_voxels"])
+def test_transforms_in_lists_are_refused_alike(name: str) -> None:
+    """Each has a matrix, 3 x 4 in double precision, and a field of 2 or 3 values a voxel or none."""
+    count = len(FUNCTIONS[name].arguments["fields"])
+    for spoilt in ([np.eye(3, 4)] * (count - 1), [np.eye(4)] * count):
+        with pytest.raises(ValueError, match="interpolate: "):
+            call(name, matrices=spoilt)
+    for field in (floats(2, 3, 4, 4), floats(2, 3, 4), floats(0, 3, 4, 3)):
+        with pytest.raises(ValueError, match=r"field|empty"):
+            call(name, fields=[field] * count)
+    for spoilt in ({"matrices": [np.eye(3, 4, dtype=np.float32)] * count}, {"fields": [np.ones((2, 3, 4, 3))] * count}):
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            call(name, **spoilt)
+
+
+def test_interpolations_that_are_none_are_refused() -> None:
+    for spoilt in (
+        {"kind": "cubic"}, {"window": "hann"}, {"order": 6}, {"order": -1}, {"sigma": [1.0, 1.0]},
+        {"sigma": [1.0, 0.0, 1.0]}, {"sigma": [1.0, math.nan, 1.0]}, {"alpha": 0.0}, {"alpha": math.inf},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="interpolate: "):
+            call("interpolate", **spoilt)
+    with pytest.raises(ValueError, match="empty image"):
+        call("nearest_voxels", image_shape=[3, 0, 7])
+    with pytest.raises(ValueError, match="order"):
+        call("bspline_coefficients", order=6)
 
 
 @each_array

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import itk_nir._native as native
-from itk_nir.engine.ops.limits import thread_count
 from itk_nir.engine.ops.pool import empty
 
 
@@ -321,43 +320,3 @@ def adam(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, bet
          correction: float, epsilon: float, threads: int) -> None:  # fmt: skip
     """As `reference.adam`. Parameter and moments must be contiguous float32: they are changed in place."""
     native.adam(parameter.detach(), _f32(gradient), first, second, *betas, rate, correction, epsilon, threads)
-
-
-def resample(moving: np.ndarray, displacement: np.ndarray | None, grid_to_moving: np.ndarray,
-             displacement_to_moving: np.ndarray, outside: float, shape: tuple[int, int, int],
-             threads: int) -> np.ndarray:  # fmt: skip
-    """A whole image through a displacement field and a linear map, in one pass: trilinear.
-
-    ``out(i) = moving(grid_to_moving (i, 1) + displacement_to_moving u(i))``
-
-    Parameters
-    ----------
-    moving : ndarray
-        ``(Z', Y', X')``.
-    displacement : ndarray or None
-        ``u``, ``(Z, Y, X, 2 or 3)``, any unit, the components of a voxel side by side; None for zero.
-    grid_to_moving : ndarray
-        ``(3, 4)``, voxel ``i = (x, y, z)`` of the output → voxel of `moving`.
-    displacement_to_moving : ndarray
-        ``(3, 3)``, unit of the displacement → voxels of `moving`.
-    outside : float
-        The value where that is more than half a voxel beyond the outermost centres of `moving`.
-    shape : tuple of int
-        ``(Z, Y, X)`` of the output.
-    threads : int
-        Most threads.
-
-    Returns
-    -------
-    ndarray
-        ``(Z, Y, X)``, float32.
-    """
-    out = np.empty(shape, np.float32)
-    native.resample(
-        np.ascontiguousarray(moving, np.float32),
-        None if displacement is None else np.ascontiguousarray(displacement, np.float32),
-        np.ascontiguousarray(grid_to_moving, np.float64),
-        np.ascontiguousarray(displacement_to_moving, np.float64),
-        outside, out, thread_count(threads),
-    )  # fmt: skip
-    return out
