@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from itk_nir import __version__
 from itk_nir.compat.options import OptionSupport
-from itk_nir.programs.ants_values import FLAGS, INTERPOLATIONS, METRICS, NAMES, TRANSFORMS
+from itk_nir.programs.ants_apply_values import INTERPOLATIONS, interpolation_of
+from itk_nir.programs.ants_values import FLAGS, METRICS, NAMES, TRANSFORMS
 
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Progress
@@ -55,7 +56,8 @@ def values_of(request: Request) -> list[tuple[str, OptionSupport]]:
         out.append((f"--transform {stage.transform}", TRANSFORMS[stage.transform].support))
         out += [(f"--metric {m.kind}", METRICS[m.kind].support) for m in stage.metrics if m.kind in METRICS]
     if "interpolation" in request.given:
-        out.append((f"--interpolation {request.interpolation.name}", INTERPOLATIONS[request.interpolation.name][0]))
+        entry, _ = interpolation_of(request.interpolation)
+        out.append((f"--interpolation {entry.name}", entry.support))
     return list(dict(out).items())
 
 
@@ -93,7 +95,7 @@ def help_text(program: str) -> str:
     for title, table in (
         ("TRANSFORMS", {name: entry.support for name, entry in TRANSFORMS.items()}),
         ("METRICS", {name: entry.support for name, entry in METRICS.items()}),
-        ("INTERPOLATIONS", {name: support for name, (support, _) in INTERPOLATIONS.items()}),
+        ("INTERPOLATIONS", {entry.name: entry.support for entry in INTERPOLATIONS.values()}),
     ):
         lines += ["", f"{title}: "]
         for name, support in table.items():

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from itk_nir.atomic import split_prefix, together
-from itk_nir.errors import OptionError
 from itk_nir.images import Volume, save_image
+from itk_nir.interpolating import Interpolation
 from itk_nir.places import check_name, check_outputs, refuse_inputs, shown
+from itk_nir.programs.ants_apply_values import interpolation_of
 from itk_nir.programs.ants_plan import linear_name
 from itk_nir.programs.ants_request import Request
 from itk_nir.programs.ants_run import Outcome
-from itk_nir.programs.ants_values import INTERPOLATIONS
 from itk_nir.resample import resample
 from itk_nir.transforms.formats.field_image import nifti_grid
 from itk_nir.transforms.formats.itk_h5 import write_h5
@@ -57,10 +57,7 @@ def check_outputs_of(request: Request) -> None:
     ------
     InputError
         Such a name.
-    OptionError
-        An interpolation that cannot be had.
     """
-    interpolation_of(request)
     inputs = [name for stage in request.stages for metric in stage.metrics for name in metric.pair]
     inputs += [name for stage in request.stages for name in stage.masks if name]
     inputs += [name for start in request.starts for name in (start.file, *start.pair) if name]
@@ -98,30 +95,6 @@ def expected_endings(request: Request) -> tuple[str, ...]:
     return (*(("0GenericAffine.mat",) if linear else ()), *fields)
 
 
-def interpolation_of(request: Request) -> str:
-    """The interpolation of the warped images.
-
-    Parameters
-    ----------
-    request : Request
-        The command line.
-
-    Returns
-    -------
-    str
-        One of `itk_nir.resample.INTERPOLATIONS`.
-
-    Raises
-    ------
-    OptionError
-        B-splines of another order than 3.
-    """
-    value = request.interpolation
-    if value.name == "BSpline" and value.parts and value.parts[0] not in ("3", ""):
-        raise OptionError(f"--interpolation {value.text} is refused: the order is 3")
-    return INTERPOLATIONS[value.name][1]
-
-
 def write_outputs(request: Request, outcome: Outcome, threads: int | None) -> list[Path]:
     """Write everything that a command line asks for: all files appear, complete, or none.
 
@@ -156,12 +129,12 @@ def write_outputs(request: Request, outcome: Outcome, threads: int | None) -> li
     else:
         files = collapsed(request, outcome) if request.collapse else separate(request, outcome)
         writers += [(folder / f"{start}{file.ending}", _transform(file.step, outcome)) for file in files]
-    kind = interpolation_of(request)
+    _, how = interpolation_of(request.interpolation)
     if request.warped:
-        writers.append((Path(request.warped), _warped(outcome.moving, outcome.mapping, outcome.fixed, kind, threads)))
+        writers.append((Path(request.warped), _warped(outcome.moving, outcome.mapping, outcome.fixed, how, threads)))
     if request.inverse_warped:
         inverse = outcome.mapping.inverse()
-        writers.append((Path(request.inverse_warped), _warped(outcome.fixed, inverse, outcome.moving, kind, threads)))
+        writers.append((Path(request.inverse_warped), _warped(outcome.fixed, inverse, outcome.moving, how, threads)))
     # One folder may have two spellings.
     folders = list(dict.fromkeys(os.path.abspath(path.parent) for path, _ in writers))
     with together(folders) as stages:
@@ -260,11 +233,11 @@ def _transform(step: Step, outcome: Outcome) -> Callable[[Path], None]:
 
 
 def _warped(
-    image: Volume, mapping: CompositeTransform, onto: Volume, kind: str, threads: int | None
+    image: Volume, mapping: CompositeTransform, onto: Volume, how: Interpolation, threads: int | None
 ) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         array: Any = resample(
-            image, mapping, onto.geometry, kind, OUTSIDE, pixel_type=np.dtype(np.float32), threads=threads
+            image, mapping, onto.geometry, how, OUTSIDE, pixel_type=np.dtype(np.float32), threads=threads
         )
         save_image(*in_place(array, onto), path, space_code=onto.space_code)
 

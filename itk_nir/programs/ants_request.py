@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from itk_nir.errors import OptionError, escaped
 from itk_nir.options import nearest_name
-from itk_nir.programs.ants_values import FLAGS, INTERPOLATIONS, LINEAR, METRICS, NAMES, TRANSFORMS
+from itk_nir.programs.ants_apply_values import interpolation_of
+from itk_nir.programs.ants_values import FLAGS, LINEAR, METRICS, NAMES, TRANSFORMS
 from itk_nir.programs.ants_words import Flag, Value, flags_of, number, numbers, whole
 
 #: Words that stand for no file.
@@ -261,12 +262,8 @@ def _interpolation(flags: Sequence[Flag]) -> Value:
     flag = _last(flags, "interpolation")
     if flag is None:
         return Value("Linear", "Linear")
-    value = flag.wanted()
-    known = {name.lower(): name for name in INTERPOLATIONS}
-    if value.name.lower() not in known:
-        hint = nearest_name(value.name, INTERPOLATIONS)
-        raise OptionError(f"{flag.written}: there is no interpolation {escaped(value.name)}{hint}")
-    return replace(value, name=known[value.name.lower()])
+    interpolation_of(flag.wanted())
+    return flag.wanted()
 
 
 def read_mask(value: Value, written: str) -> tuple[str | None, str | None]:

@@ -51,7 +51,7 @@ FLAGS: dict[str, OptionSupport] = {
     "initialize-transforms-per-stage": approximated(
         "linear stages follow one another in one search, with 0 and with 1"
     ),
-    "interpolation": honoured("of the warped images; see the table"),
+    "interpolation": honoured("of the warped images, as in antsApplyTransforms"),
     "restrict-deformation": honoured(
         "1 or 0 for each axis of the fixed image; a weight between the two, or one for each parameter of a linear map, "
         "is refused"
@@ -178,19 +178,3 @@ METRICS: dict[str, MetricEntry] = {
 }  # fmt: skip
 #: Metrics of this engine that histograms are matched for.
 COMPARES_INTENSITIES = ("mse",)
-
-_SINC = approximated("by cubic B-splines")
-_LABELS = approximated("by the nearest voxel; `antsApplyTransforms` has it")
-#: Interpolation -> (what becomes of it, the interpolation of `itk_nir.resample`).
-INTERPOLATIONS: dict[str, tuple[OptionSupport, str]] = {
-    "Linear": (honoured("linear"), "linear"),
-    "NearestNeighbor": (honoured("nearest"), "nearest"),
-    "BSpline": (honoured("cubic B-splines; an order other than 3 is refused"), "bspline"),
-    "Gaussian": (approximated("linear"), "linear"),
-    "CosineWindowedSinc": (_SINC, "bspline"),
-    "WelchWindowedSinc": (_SINC, "bspline"),
-    "HammingWindowedSinc": (_SINC, "bspline"),
-    "LanczosWindowedSinc": (_SINC, "bspline"),
-    "MultiLabel": (_LABELS, "nearest"),
-    "GenericLabel": (_LABELS, "nearest"),
-}
