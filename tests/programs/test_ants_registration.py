@@ -18,6 +18,7 @@ from itk_nir.programs.ants_plan import Plan
 from itk_nir.programs.ants_registration_syn import SCRIPT_FLAGS, TYPES, read_script
 from itk_nir.programs.ants_request import Metric, Start, read_request
 from itk_nir.programs.ants_run import Outcome
+from itk_nir.programs.ants_run import run as perform
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
 
 PHANTOM = brain_phantom(2, (48, 56))
@@ -114,6 +115,34 @@ def test_initial_files_are_part_of_what_is_written(tmp_path: Path) -> None:
     assert np.allclose(load_transform(parts).map(point) - point, [[-4.0, 4.0]], atol=1e-4)
     # The order in which ANTs' own program takes them: the last one of the line is applied to the image last.
     assert run(tmp_path / "b", *starts[2:], *starts[:2], *none) >= {"0Warp.nii.gz", "1GenericAffine.mat"}
+
+
+def test_neighbouring_linear_maps_are_one_file() -> None:
+    turn = LinearTransform.make([[0.8, -0.6], [0.6, 0.8]], [3.0, 4.0], PHANTOM.geometry.centre)
+    scale = LinearTransform.make([[1.1, 0.0], [0.0, 0.9]], [-5.0, 2.0])
+    field = DisplacementField(PHANTOM.geometry, np.full((*PHANTOM.geometry.shape, 2), 1.5, np.float32))
+    volume, still = load_image("f.nii.gz", "fixed image"), LinearTransform.identity(2)
+    # A point meets the linear stage, then the first of the initial files.
+    start = CompositeTransform((turn, field))
+    outcome = Outcome(volume, volume, None, scale, start, still, Plan((), ()), None)
+    files = collapsed(read_request(["-o", "x", *RIGID]), outcome)
+    assert [file.ending for file in files] == ["0Warp.nii.gz", "1GenericAffine.mat"]
+    whole = CompositeTransform(tuple(file.step for file in reversed(files)))
+    points = PHANTOM.geometry.centre + np.array([[0.0, 0.0], [20.0, -10.0]])
+    assert np.allclose(whole.map(points), outcome.mapping.map(points))
+
+
+def test_two_registrations_behind_a_start_that_is_no_linear_map(tmp_path: Path) -> None:
+    field = np.full((*PHANTOM.geometry.shape, 2), (2.0, 1.0), np.float32)
+    save_image(field, PHANTOM.geometry, tmp_path / "field.nii.gz")
+    masks = ["-x", "NULL", "-x", "mask.nii.gz"]
+    given = ["-r", f"{tmp_path}/field.nii.gz", *TRANSLATION, *SYN, *masks, "--preset", "fast"]
+    outcome = perform(read_request(["-o", "x", *given]), 1)
+    assert len(outcome.plan.calls) == 2
+    assert not outcome.linear.is_identity
+    points = PHANTOM.geometry.centre + np.array([[0.0, 0.0], [20.0, -10.0]])
+    assert outcome.result is not None
+    assert np.allclose(outcome.mapping.map(points), outcome.result.mapping.map(points), atol=1e-4)
 
 
 @pytest.mark.parametrize(("feature", "way"), [("0", "centres"), ("1", "mass"), ("2", "origins")])
