@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from itk_nir.cli.arguments import add_convention, one_or_list
+from itk_nir.cli.arguments import INTERPOLATIONS, add_convention, one_or_list
 from itk_nir.cli.console import names, tell
 from itk_nir.cli.signals import requests
 from itk_nir.errors import InputError, warn_caller
-from itk_nir.interpolating import INTERPOLATIONS
 from itk_nir.places import named_files
-from itk_nir.transforms.listed import listed
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -100,6 +98,8 @@ def run(options: argparse.Namespace) -> None:
 
 def _files(options: argparse.Namespace) -> list[str]:
     """The files of the transforms."""
+    from itk_nir.transforms.listed import listed
+
     return [entry.file for entry in map(listed, options.transform) if entry.file is not None]
 
 

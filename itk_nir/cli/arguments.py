@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 PRESETS = ("fast", "default", "accurate", "paper")
 FORMATS = ("itk", "ants", "elastix", "slicer", "nifti")
+INTERPOLATIONS = (
+    "auto", "linear", "nearest", "bspline", "gaussian", "cosine", "hamming", "welch", "lanczos", "label",
+    "label-linear",
+)  # fmt: skip
 
 #: The public options of `itk_nir.register`, each of which is a flag: known here so that arguments are read at once.
 PUBLIC_OPTIONS = (

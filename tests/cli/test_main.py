@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from itk_nir import __version__, settings
+from itk_nir import __version__, interpolating, settings
 from itk_nir.cli import main
-from itk_nir.cli.arguments import FORMATS, PRESETS
+from itk_nir.cli.arguments import FORMATS, INTERPOLATIONS, PRESETS
 from itk_nir.transforms import save as formats
 from tests.cli.commands import process
 
@@ -113,6 +113,7 @@ def test_demo_reports_the_true_error(tmp_path: Path, capsys) -> None:
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert tuple(settings.PRESETS) == PRESETS
     assert tuple(formats.FORMATS) == FORMATS
+    assert interpolating.INTERPOLATIONS == INTERPOLATIONS
     assert main(["presets"]) == 0
     everything = capsys.readouterr().out
     assert all(name in everything for name in PRESETS)
