@@ -90,6 +90,9 @@ def run(request: Request, threads: int | None, listener: Listener | None = None)
         raise InputError(f"-d {request.dimension}: {fixed.name} {what}; give -d {fixed.dimension}")
     grid = fixed.geometry
     plan = plan_of(request, request.preset, grid.spacing, fixed.array.size)
+    for call in plan.calls:
+        images.read(call)
+        register_arguments(request.preset, call.options)
     if listener is not None:
         listener.plan(plan)
     starts = [_start(s, images) for s in request.starts]
@@ -142,7 +145,7 @@ def _register(
     from itk_nir.registration import register
 
     fixed, moving = images.channels(call)
-    mask, moving_mask = (None if name is None else load_image(name, role) for name, role in _masks(call))
+    mask, moving_mask = images.masks(call)
     arguments = register_arguments(request.preset, call.options)
     with warnings.catch_warnings():
         if request.winsorize:
@@ -153,10 +156,6 @@ def _register(
             fixed_mask=mask, moving_mask=moving_mask, initial_transform=start, seed=request.seed or 0,
             device=request.device, threads=threads, callback=callback, **arguments,  # type: ignore[arg-type]
         )  # fmt: skip
-
-
-def _masks(call: Call) -> list[tuple[str | None, str]]:
-    return [(call.masks[0], "fixed mask"), (call.masks[1], "moving mask")]
 
 
 class _Images:
@@ -181,6 +180,17 @@ class _Images:
         """Two images as they were read, in 2D where they are slices."""
         (fixed,), (moving,) = self._pair(pair)
         return fixed, moving
+
+    def masks(self, call: Call) -> list[Volume | None]:
+        """The masks of a call, as they were read."""
+        named = zip(call.masks, ("fixed mask", "moving mask"), strict=True)
+        return [None if name is None else self._image(name, role) for name, role in named]
+
+    def read(self, call: Call) -> None:
+        """Read all images of a call: what is wrong with a later one is found before the first is at work."""
+        for pair in call.pairs:
+            self.of(pair)
+        self.masks(call)
 
     def channels(self, call: Call) -> tuple[list[Volume], list[Volume]]:
         """The images of a call as they are registered."""

@@ -44,9 +44,9 @@ FLAGS: dict[str, OptionSupport] = {
     "write-composite-transform": honoured("Composite.h5 and InverseComposite.h5 in place of the single files"),
     "print-similarity-measure-interval": approximated("the metric of the level is printed, with `-v 1`"),
     "write-interval-volumes": refused("no images are written on the way"),
-    "collapse-output-transforms": honoured(
-        "0 writes a file a stage; linear stages that were searched as one are the last of them, and the others are "
-        "identities"
+    "collapse-output-transforms": approximated(
+        "1 is as in ANTs; 0 writes a file a stage: linear stages that were searched as one are the last of them, and "
+        "the others are identities"
     ),
     "initialize-transforms-per-stage": approximated(
         "linear stages follow one another in one search, with 0 and with 1"
@@ -67,8 +67,10 @@ FLAGS: dict[str, OptionSupport] = {
         "of the deformable stage: up to twice as many iterations, which cost less, but no more than the preset needs; "
         "0 leaves a level out, and no threshold ends one. Linear stages have iterations of their own"
     ),
-    "smoothing-sigmas": honoured("of the deformable stage, in voxels or mm; linear stages have levels of their own"),
-    "shrink-factors": honoured("of the deformable stage; linear stages have levels of their own"),
+    "smoothing-sigmas": approximated(
+        "of the deformable stage, in voxels or mm; linear stages have levels of their own"
+    ),
+    "shrink-factors": approximated("of the deformable stage; linear stages have levels of their own"),
     "use-histogram-matching": approximated(
         "done where the metric compares intensities (MeanSquares, Demons); CC, GC and mutual information need none"
     ),

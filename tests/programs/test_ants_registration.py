@@ -232,6 +232,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         ([*SYN, "-d", "3"], "give -d 2"),
         ([*stage("SyN[0.1]", "CC[no.nii.gz,m.nii.gz,1,2]")], "no.nii.gz"),
         ([*SYN, "-x", "no.nii.gz"], "no.nii.gz"),
+        ([*RIGID, *SYN, "-x", "NULL", "-x", "later.nii.gz"], "later.nii.gz"),
         ([*SYN, "-r", "no.mat"], "no.mat"),
         ([*SYN, "-o", "[x,f.nii.gz]"], "f.nii.gz"),
         ([*SYN, "-n", "Sinc"], "got Sinc"),
@@ -242,8 +243,9 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_cannot_be_done_is_one_line(
     given: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["antsRegistration", "-o", f"{tmp_path}/x", *given]) == 1
-    err = capsys.readouterr().err
+    assert main(["antsRegistration", "-o", f"{tmp_path}/x", "-v", *given]) == 1
+    out, err = capsys.readouterr()
+    assert "Running" not in out  # before any work
     assert err.startswith("itk-nir: error: ")
     assert err.count("\n") == 1
     assert message in err
