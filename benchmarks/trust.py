@@ -54,6 +54,7 @@ from cases import (
 )
 from measure import RunFailed, method_named, processor_name, run, say
 from pairs import OASIS, NoPairs, Pair, data_folder
+from rows_apply import apply_programs, label_interpolation
 from rows_edges import edges
 from rows_epi import epi
 from rows_masks import half, lesion, regions
@@ -494,6 +495,8 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "landmarks": rows_landmarks.given_landmarks,
     "hands": rows_landmarks.hands,
     "labels": rows_landmarks.given_labels,
+    "label-interpolation": label_interpolation,
+    "apply-programs": apply_programs,
 }
 
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from itk_nir.images.series import Series
     from itk_nir.transforms.model import CompositeTransform
 
+#: Input image types of several values a pixel, and those of which are vectors.
+_OF_SEVERAL = ("1", "4", "6")
+_OF_VECTORS = ("1", "6")
 #: What `--output` may be.
 OUTPUTS = ("image", "field", "composite", "linear")
 
@@ -343,9 +346,11 @@ def _volumes(source: Series, request: Request) -> Iterator[Volume]:
     volumes = _slices(next(source.volumes())) if request.input_type == "3" and d == 2 else source.volumes()
     for place, volume in enumerate(volumes):
         several = volume.array.ndim > d
-        if several != (request.input_type == "4"):
+        if several != (request.input_type in _OF_SEVERAL):
             what = f"has {volume.array.shape[-1]} values a pixel" if several else "has one value a pixel"
             raise InputError(f"{source.name}: {what}; that is not --input-image-type {name}")
+        if request.input_type in _OF_VECTORS and volume.array.shape[-1] != d:
+            raise InputError(f"{source.name}: has {volume.array.shape[-1]} values a pixel; vectors have {d}")
         if request.time_index in (None, place) or request.input_type != "3":
             yield volume
             if request.time_index is not None:
@@ -379,16 +384,24 @@ def _seen(
     volume: Volume, chain: CompositeTransform, grid: Geometry, request: Request, threads: int | None
 ) -> NDArray[Any]:
     """One volume on the grid of the reference."""
+    from itk_nir.programs import ants_vectors
     from itk_nir.resample import resample
 
     several = volume.array.ndim > volume.geometry.dimension
+    vectors, of_voxels = request.input_type in _OF_VECTORS, request.input_type == "1"
+    array = volume.array
+    if of_voxels:
+        array = ants_vectors.from_image_to_grid(array.astype(np.float64), volume.geometry, grid)
+    # Vectors are turned in double precision.
+    real = np.dtype(np.float32 if request.pixel_type == "float32" and not vectors else np.float64)
     parts = []
-    for part in np.moveaxis(volume.array, -1, 0) if several else [volume.array]:
+    for part in np.moveaxis(array, -1, 0) if several else [array]:
         one = replace(volume, array=np.ascontiguousarray(part))
-        real = np.dtype(np.float32 if request.pixel_type == "float32" else np.float64)
-        values = resample(one, chain, grid, request.how, request.fill, pixel_type=real, threads=threads)
-        parts.append(_cast(values, np.dtype(request.pixel_type)))
-    return np.stack(parts, -1) if several else parts[0]
+        parts.append(resample(one, chain, grid, request.how, request.fill, pixel_type=real, threads=threads))
+    seen = np.stack(parts, -1) if several else parts[0]
+    if vectors:
+        seen = ants_vectors.turned(seen, chain, grid, of_voxels=of_voxels)
+    return _cast(seen, np.dtype(request.pixel_type))
 
 
 def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

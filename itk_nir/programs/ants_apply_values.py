@@ -58,13 +58,13 @@ FLAGS: dict[str, OptionSupport] = {
 #: Number of an input image type -> its name, and what becomes of it.
 INPUT_TYPES: dict[str, tuple[str, OptionSupport]] = {
     "0": ("scalar", honoured("one value a pixel, as many axes as --dimensionality says")),
-    "1": ("vector", refused("vectors in the frame of the voxels are turned with the image; ANTs' program does it")),
+    "1": ("vector", honoured("vectors in the frame of the voxels; warped component by component, then turned by the "
+                             "rotation in the inverse Jacobian matrices of the transforms")),
     "2": ("tensor", refused("tensors are turned with the image, by their logarithm; ANTs' program does it")),
     "3": ("time-series", honoured("one axis more than --dimensionality says; memory holds one volume at a time")),
     "4": ("multichannel", honoured("every value of a pixel by itself")),
     "5": ("five-dimensional", refused("split it into 4D files")),
-    "6": ("physical-vector", refused("vectors are turned with the image; ANTs' program does it, and fields are "
-                                     "composed by --output DisplacementField[...]")),
+    "6": ("physical-vector", honoured("as vector, in LPS")),
 }  # fmt: skip
 #: Name of an output type -> NumPy's.
 OUTPUT_TYPES = {

@@ -27,7 +27,9 @@ def test_apply_image(pair: dict[str, str], phantom_2d: Phantom, tmp_path: Path, 
     assert sitk.ReadImage(str(out)).GetSpacing() == reference.GetSpacing()
 
 
-@pytest.mark.parametrize("flags", [["--labels"], [], ["--interpolation", "nearest"]])
+@pytest.mark.parametrize(
+    "flags", [["--labels"], [], ["--interpolation", "nearest"], ["--labels", "--interpolation", "label"]]
+)
 def test_apply_labels_makes_no_new_labels(pair: dict[str, str], tmp_path: Path, flags: list[str]) -> None:
     out = tmp_path / "labels.nii.gz"
     arguments = ["apply", "--image", pair["moving_labels"], "--transform", pair["transform"], "--output", str(out)]
@@ -52,6 +54,28 @@ def test_apply_inverse_brings_the_fixed_labels_back(pair: dict[str, str], tmp_pa
     assert main([*arguments, "--output", str(out)]) == 0
     moving = read(pair["moving_labels"])
     assert np.mean(read(out) == moving) > np.mean(read(pair["fixed_labels"]) == moving) + 0.03
+
+
+def test_lists_as_ants_writes_them(pair: dict[str, str], tmp_path: Path, capsys) -> None:
+    """The inverse of one file beside another as it is, for images and for points."""
+    shift = sitk.AffineTransform(2)
+    shift.SetTranslation([7, -3])
+    sitk.WriteTransform(shift, str(tmp_path / "shift.mat"))
+    table = tmp_path / "points.csv"
+    table.write_text("x,y\n1,2\n")
+    still = ["--transform", f"[{tmp_path / 'shift.mat'},1]", "--transform", str(tmp_path / "shift.mat")]
+    once = ["--transform", f"[ {tmp_path / 'shift.mat'} , 1 ]", "--transform", "identity"]
+    for transforms, moved in ((still, [1, 2]), (once, [-6, 5])):
+        out = tmp_path / "moved.csv"
+        assert main(["apply", "--points", str(table), *transforms, "--output", str(out)]) == 0
+        assert np.allclose(np.loadtxt(out, delimiter=",", skiprows=1), moved)
+    out = tmp_path / "same.nii.gz"
+    assert main(["apply", "--image", pair["fixed"], *still, "--output", str(out)]) == 0
+    assert np.allclose(read(out), read(pair["fixed"]), atol=1e-3)
+    capsys.readouterr()
+    onto = ["apply", "--points", str(table), *still, "--output", str(tmp_path / "shift.mat")]
+    assert main(onto) == 2
+    assert "shift.mat" in error_line(capsys)
 
 
 def test_apply_points_there_and_back(pair: dict[str, str], phantom_2d: Phantom, tmp_path: Path) -> None:

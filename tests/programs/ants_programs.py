@@ -66,7 +66,7 @@ def placed(array: NDArray, spacing: float, origin: float, angle: float, *, sever
 
 
 def make_files(folder: Path, d: int) -> Files:
-    """An image, labels, a series, several channels, a reference; a field, matrices and a composite."""
+    """An image, labels, a series, several channels, vectors, a reference; a field, matrices and a composite."""
     folder.mkdir()
     rng = np.random.default_rng(d)
     shape = (14, 22, 26)[3 - d :]
@@ -77,6 +77,8 @@ def make_files(folder: Path, d: int) -> Files:
     sitk.WriteImage(placed(image.astype("f4"), 1.4, 3, 0.2), files("image.nii.gz"))
     sitk.WriteImage(placed(labels.astype("u1"), 1.4, 3, 0.2), files("labels.nii.gz"))
     sitk.WriteImage(placed(np.stack([image, 2 * image], -1), 1.4, 3, 0.2, several=True), files("channels.nii.gz"))
+    arrows = np.stack([smooth(shape, rng) * 50 - 20 for _ in range(d)], -1)
+    sitk.WriteImage(placed(arrows.astype("f4"), 1.4, 3, 0.2, several=True), files("vectors.nii.gz"))
     series = placed(np.stack([image, 2 * image, image[::-1]]).astype("f4"), 1.4, 3, 0.2)
     sitk.WriteImage(series, files("series.nii.gz"))
     sitk.WriteImage(placed(np.zeros((15, 24, 27)[3 - d :], "f4"), 1.2, 4, 0.1), files("reference.nii.gz"))

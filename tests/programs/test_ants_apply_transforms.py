@@ -38,6 +38,8 @@ LINES = {
     "series of short": f"-i series.nii.gz -e time-series -u short {FORWARD}",
     "one of a series": f"-i series.nii.gz -e 3 --time-index 2 {FORWARD}",
     "channels": f"-i channels.nii.gz -e 4 {FORWARD}",
+    "vectors": f"-i vectors.nii.gz -e 1 {FORWARD}",
+    "vectors, LPS": f"-i vectors.nii.gz -e physical-vector -n NearestNeighbor --float 1 {BACK}",
     **{f"to {u}": f"-i image.nii.gz {BACK} -u {u} -f 7" for u in ("char", "uchar", "short", "int", "float", "double")},
     **{
         f"image, {n}": f"-i image.nii.gz {FORWARD} -n {n}"
@@ -190,7 +192,7 @@ def test_words_of_nipype_and_of_scripts() -> None:
         ("-i f.nii -r r.nii -o o.nii -n MultiLabel[0]", "are above 0"),
         ("-i f.nii -r r.nii -o o.nii -u long", "--output-data-type is one of"),
         ("-i f.nii -r r.nii -o o.nii -e 2", "--input-image-type tensor is refused"),
-        ("-i f.nii -r r.nii -o o.nii -e vector", "--input-image-type vector is refused"),
+        ("-i f.nii -r r.nii -o o.nii -e five-dimensional", "--input-image-type five-dimensional is refused"),
         ("-i f.nii -r r.nii -o o.nii -e 7", "--input-image-type is one of"),
         ("-i f.nii -r r.nii -o o.nii -t [f.nii,m.nii,1]", "give a file, [file,1] for its inverse, or identity"),
         ("-i f.nii -r r.nii -o Linear", "needs a file in brackets"),
@@ -211,6 +213,7 @@ def test_inputs_that_do_not_fit(files: Files, tmp_path: Path) -> None:
         "-i series.nii.gz": "is 3D, but --input-image-type scalar with --dimensionality 2 is 2D",
         "-i channels.nii.gz": "has 2 values a pixel",
         "-i image.nii.gz -e 4": "has one value a pixel",
+        "-i image.nii.gz -e vector": "has one value a pixel",
         "-i series.nii.gz -e 3 --time-index 3": "--time-index 3 is not below its 3 volumes",
         "-i image.nii.gz -n Gaussian[1x1x1]": "sigma has 3 numbers",
         f"{FORWARD} -o Linear[OUT.mat]": "not all linear",
