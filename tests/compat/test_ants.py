@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import os
 import re
 from dataclasses import replace
@@ -18,17 +19,19 @@ import SimpleITK as sitk
 
 from itk_nir.cli import ants as ants_cli
 from itk_nir.compat.ants import (
+    APPROXIMATED_TYPES,
     METRICS,
-    NO_COUNTERPART,
     OPTIONS,
     SCRIPT_TYPES,
     TYPES,
+    Kind,
     parse_type,
     register_options,
     registration,
     to_ants,
 )
-from itk_nir.compat.ants.arguments import kind_options
+from itk_nir.compat.ants.arguments import kind_options, linear_levels
+from itk_nir.compat.ants.smoothness import smoothness_factor, smoothness_for
 from itk_nir.compat.options import engine_options
 from itk_nir.engine.metrics import METRICS as ENGINE_METRICS
 from itk_nir.engine.metrics import MutualInformation
@@ -255,31 +258,50 @@ def test_the_signature_is_that_of_antspy() -> None:
     assert list(ours) == list(theirs)
     assert {n: p.default for n, p in ours.items()} == {n: p.default for n, p in theirs.items()}
     assert set(OPTIONS) == set(theirs) - {"fixed", "moving", "kwargs"} | {"random_seed"}
-    assert {what for what, _ in OPTIONS.values()} == {"honoured", "approximated", "refused"}
+    assert {what for what, _ in OPTIONS.values()} == {"honoured", "approximated"}
     assert {ours for _, ours, _ in METRICS.values()} <= set(ENGINE_METRICS)
 
 
 def test_the_options_that_stand_for_anothers_exist() -> None:
     """``set linear_iterations=`` and the like name options that `itk_nir.register` has."""
     named = {name for _, meaning in OPTIONS.values() for name in re.findall(r"\bset (\w+)=", meaning)}
-    assert len(named) >= 5
+    assert "learning_rates" in named
     assert named <= engine_options("default")
 
 
-REFUSED = {
-    "grad_step": 0.1, "flow_sigma": 2, "total_sigma": 0.5, "aff_iterations": (10, 10),
-    "aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0), "multivariate_extras": [("CC", None, None, 1, 2)],
-    "smoothing_in_mm": True, "singleprecision": False,
-    "use_legacy_histogram_matching": True,
-}  # fmt: skip
+def arguments(**given: Any) -> dict[str, Any]:
+    return {**{n: p.default for n, p in inspect.signature(registration).parameters.items()}, **given}
 
 
-def test_every_refused_option_is_an_error_that_names_it(oblique: dict[int, Phantom]) -> None:
-    assert set(REFUSED) == {name for name, (what, _) in OPTIONS.items() if what == "refused"}
-    names = images(oblique[2])
-    for name, value in REFUSED.items():
-        with pytest.raises(OptionError, match=name):
-            registration(names["fixed"], names["moving"], **{name: value})
+def test_smoothing_of_ants_is_a_factor_that_grows_with_its_numbers() -> None:
+    assert smoothness_for(3, 0) == {} == register_options(arguments(), {})[1]
+    updates, totals = (0.5, 1, 2, 3, 6, 20), (0, 0.25, 0.5, 1, 2)
+    for factors in (
+        [smoothness_factor(u, 0) for u in updates],
+        [smoothness_factor(3, t) for t in totals],
+        [smoothness_factor(3, 0, d) for d in (20, 26, 40)],
+    ):
+        assert all(a < b for a, b in itertools.pairwise(factors))
+    own = make_settings("default").deformable.smoothness
+    for given in ({"total_sigma": 1}, {"flow_sigma": 3 * 2.25**4}):
+        kind, options = register_options(arguments(**given), {})
+        assert kind_options(kind, options)["preset"].deformable.smoothness == pytest.approx([2.25 * w for w in own])
+    levels = register_options(arguments(total_sigma=1, reg_iterations=(10, 10, 10, 10)), {})[1]
+    assert levels["smoothness"] == pytest.approx([2.25 * w for w in (*own, own[-1])])
+    assert register_options(arguments(total_sigma=1), {"smoothness": 3.0})[1]["smoothness"] == 3.0
+    assert register_options(arguments(type_of_transform="Rigid", total_sigma=1), {})[1] == {}
+
+
+def test_levels_of_the_linear_stage() -> None:
+    grid = centred((64, 48), (1.0, 1.0), turned(2, 0.0))
+    kind = TYPES["Affine"]
+    assert linear_levels(arguments(), kind, grid, "default") == {}
+    given = {"aff_iterations": (40, 0, 20), "aff_shrink_factors": (4, 2, 1), "aff_smoothing_sigmas": (2, 1, 0)}
+    levels = {"linear_size": (16, 64), "linear_iterations": (40, 20)}
+    assert linear_levels(arguments(**given), kind, grid, "default") == levels
+    one = arguments(aff_iterations=4, aff_shrink_factors=np.int64(4), aff_smoothing_sigmas=4)
+    assert linear_levels(one, kind, grid, "default") == {"linear_size": (16,), "linear_iterations": (4,)}
+    assert linear_levels(one, TYPES["SyNOnly"], grid, "default") == {}
 
 
 def test_names_of_before_are_taken_with_a_warning(oblique: dict[int, Phantom]) -> None:
@@ -308,13 +330,25 @@ def test_names_of_before_are_taken_with_a_warning(oblique: dict[int, Phantom]) -
         ({"reg_iterations": (0, 0)}, "all zero"),
         ({"reg_iterations": "40x20"}, "reg_iterations"),
         ({"type_of_transform": "Rigid", "reg_iterations": (10, 5)}, "no meaning for 'Rigid'"),
-        ({"type_of_transform": "Translation"}, "'Translation' has no counterpart"),
-        ({"type_of_transform": "Similarity"}, "'Similarity' has no counterpart"),
         ({"type_of_transform": "t"}, "unknown type_of_transform 't'"),
-        ({"type_of_transform": "TV[4]"}, r"TV\[4\]"),
+        ({"type_of_transform": "TV[n]"}, "unknown type_of_transform"),
         ({"type_of_transform": "Syn"}, "did you mean 'SyN'"),
-        ({"type_of_transform": "antsRegistrationSyN[t]"}, "translation"),
-        ({"type_of_transform": "antsRegistrationSyN[b,26]"}, "spline distances"),
+        ({"type_of_transform": "antsRegistrationSyN[r,4]"}, "can follow a type with a deformation"),
+        ({"type_of_transform": "antsRegistrationSyN[s,0]"}, "a radius of CC .* at least 1"),
+        ({"grad_step": 0}, "grad_step is a number above 0"),
+        ({"flow_sigma": -1}, "the update of ANTs' smoothing is a number that is not negative, got -1"),
+        ({"total_sigma": "1"}, "the total of ANTs' smoothing"),
+        ({"total_sigma": 1, "preset": "paper"}, "preset 'paper' has no smoothness"),
+        ({"aff_iterations": 4, "aff_shrink_factors": 4, "aff_smoothing_sigmas": (4, 4)}, "one number a level each"),
+        ({"aff_iterations": (4, 4)}, "aff_shrink_factors and aff_smoothing_sigmas have one number"),
+        ({"aff_iterations": (0, 0, 0, 0)}, "aff_iterations has a level that is not zero"),
+        ({"aff_shrink_factors": (2, 1.5, 1, 1)}, "aff_shrink_factors has one whole number a level"),
+        ({"multivariate_extras": "CC"}, "multivariate_extras is a list, got str"),
+        ({"multivariate_extras": [("CC", None, None, 1)]}, "the metric's number each, got 4"),
+        ({"multivariate_extras": [("PSE", None, None, 1, 2)]}, "metric 'PSE' has no counterpart"),
+        ({"multivariate_extras": [("CC", None, None, -1, 2)]}, "a weight is a number that is not negative"),
+        ({"multivariate_extras": [("CC", None, None, 1, 0)]}, "is the radius of CC in voxels"),
+        ({"type_of_transform": "Rigid", "multivariate_extras": [("CC", None, None, 1, 2)]}, "no meaning for 'Rigid'"),
         ({"type_of_transform": "antsRegistrationSyN[q]"}, "there is no type 'q'"),
         ({"regiterations": (10, 5)}, "did you mean 'reg_iterations'"),
         ({"stepz": (1, 1, 1)}, "did you mean 'iterations'"),
@@ -353,6 +387,17 @@ def test_types_map_to_stages_and_presets() -> None:
     assert kind_options(replace(SCRIPT_TYPES["r"], radius=4))["preset"] == make_settings("default")
     quick = parse_type("antsRegistrationSyNQuick[sr]")
     assert (quick.linear, quick.deformable, quick.preset) == ("rigid", True, "fast")
+    assert parse_type("antsRegistrationSyN[t]") == parse_type("Translation") == Kind("translation", False)
+    assert parse_type("TV[3]") == parse_type("TVMSQ") == Kind("none", True)
+    squares = kind_options(parse_type("TVMSQC"))["preset"].deformable.metric
+    assert (squares, kind_options(parse_type("SyNabp"))["preset"].deformable.radius) == ("mse", (4, 4, 4))
+    # With Quick the number is that of the bins, its default changes nothing, and the distance of the knots smooths.
+    thirty_two = parse_type("antsRegistrationSyNQuick[b,32,26]")
+    assert kind_options(thirty_two) == kind_options(parse_type("antsRegistrationSyNQuick[b]"))
+    wide = kind_options(parse_type("antsRegistrationSyNQuick[b,16,52]"))["preset"].deformable
+    own = make_settings("fast").deformable.smoothness
+    assert (wide.metric, wide.smoothness) == (NMI(16), tuple(2 * w for w in own))
+    assert kind_options(parse_type("antsRegistrationSyNQuickRepro[s,3]"))["preset"].deformable.radius == (3, 3, 3)
     bold = [parse_type(name) for name in ("SyNBold", "SyNBoldAff")]
     assert [(kind.linear, kind.deformable) for kind in bold] == [("rigid", True), ("affine", True)]
 
@@ -470,8 +515,10 @@ def test_images_that_cannot_be_used(oblique: dict[int, Phantom]) -> None:
         registration(names["fixed"], ants.merge_channels([names["moving"]] * 2))
     with pytest.raises(InputError, match="is 2D but"):
         registration(images(oblique[3])["fixed"], names["moving"])
-    with pytest.raises(InputError, match="raw antsRegistration"):
-        registration(["-d", "2"], None)
+    with pytest.raises(InputError, match="antsRegistration's arguments alone"):
+        registration(["-d", "2"], names["moving"])
+    with pytest.raises(InputError, match="words and names of files, got ANTsImage; write images to files"):
+        registration(["-d", "2", "-f", names["fixed"]], None)
     with pytest.raises(InputError, match="ndarray"):
         registration(names["fixed"].numpy(), names["moving"])
 
@@ -487,6 +534,59 @@ def test_without_a_prefix_files_go_to_a_folder_of_their_own(oblique: dict[int, P
         path.unlink()
         path.parent.rmdir()
     assert len(folders) == 2
+
+
+def test_pixel_types_and_the_precision_of_fields_are_those_of_antspy(
+    oblique: dict[int, Phantom], tmp_path: Path
+) -> None:
+    """Both images have the type of the fixed one, whatever that of the moving one."""
+    names = images(oblique[2])
+    fixed = names["fixed"].clone("unsigned char")
+    tx = registration(
+        fixed, names["moving"].clone("double"), "SyNOnly", outprefix=f"{tmp_path}/", singleprecision=False, **QUICK
+    )
+    assert (tx["warpedmovout"].pixeltype, tx["warpedfixout"].pixeltype) == ("unsigned char", "unsigned char")
+    theirs = ants.apply_transforms(names["fixed"], names["moving"], tx["fwdtransforms"]).numpy()
+    assert np.abs(tx["warpedmovout"].numpy() - theirs).max() < 0.51
+    assert ants.image_header_info(tx["fwdtransforms"][0])["pixeltype"] == "double"
+    tx = registration(
+        names["fixed"].clone("double"), names["moving"], "Translation", outprefix=f"{tmp_path}/t", **QUICK
+    )
+    assert (tx["warpedmovout"].pixeltype, tx["warpedfixout"].pixeltype) == ("double", "double")
+    matrix = ants.read_transform(tx["fwdtransforms"][0]).parameters[:4]
+    assert np.allclose(matrix, [1, 0, 0, 1], rtol=0, atol=1e-12)
+
+
+def test_further_pairs_count_as_channels(oblique: dict[int, Phantom], tmp_path: Path) -> None:
+    """Where the first pair shows nothing of the deformation, the second does."""
+    phantom = oblique[2]
+    names = images(phantom)
+    extras = [("demons", names["fixed"], names["moving"], 2, 1), ["CC", names["fixed"], names["moving"], 0.5, 3]]
+    _, options = register_options(arguments(type_of_transform="SyNOnly", multivariate_extras=extras), {})
+    assert options == {"metric": ("nmi", "mse", "lncc"), "channel_weights": (1.0, 2.0, 0.5), "radius": 3}
+    blobs = [np.exp(-((g.grid() - g.centre) ** 2).sum(-1) / 2e3) for g in (phantom.geometry, phantom.moving_geometry)]
+    blank = [
+        to_ants(b.astype(np.float32), g)
+        for b, g in zip(blobs, (phantom.geometry, phantom.moving_geometry), strict=True)
+    ]
+    points = phantom.geometry.grid()[phantom.fixed_labels > 0]
+    truth = points + phantom.displacement[phantom.fixed_labels > 0]
+    errors = []
+    for more in (None, [("CC", names["fixed"], names["moving"], 4, 3)]):
+        tx = registration(
+            *blank,
+            "SyNOnly",
+            outprefix=f"{tmp_path}/",
+            syn_metric="CC",
+            syn_sampling=3,
+            multivariate_extras=more,
+            **QUICK,
+        )
+        got = coordinates(ants.apply_transforms_to_points(2, table(points), tx["fwdtransforms"]))
+        errors.append(np.linalg.norm(got - truth, axis=1).mean())
+    assert errors[1] < 0.7 * errors[0]
+    with pytest.raises(InputError, match="lies on another grid than fixed image"):
+        registration(*blank, "SyNOnly", multivariate_extras=[("CC", names["moving"], names["moving"], 1, 3)])
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -537,7 +637,6 @@ def test_the_command_line_writes_the_files_of_the_script(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["-t", "t"], "-t: a translation alone"),
         (["-t", "q"], "there is no type 'q'"),
         (["-g", "0.2"], "-g 0.2 is refused"),
         (["-s", "20"], "-s 20.0 is refused"),
@@ -586,8 +685,8 @@ def test_the_page_runs_and_lists_every_option(tmp_path: Path, monkeypatch: pytes
     for name, kind in SCRIPT_TYPES.items():
         deformation = "yes" if kind.deformable else "no"
         assert f"| `antsRegistrationSyN[{name}]` | {kind.linear} | {deformation} | {kind.preset} |" in text
-    for name, why in NO_COUNTERPART.items():
-        assert f"`{name}` ({why})" in text
+    for name, how in APPROXIMATED_TYPES.items():
+        assert f"`{name}` ({how})" in text
 
 
 def test_restricted_transformation(oblique: dict[int, Phantom]) -> None:

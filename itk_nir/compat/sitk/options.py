@@ -14,6 +14,7 @@ from itk_nir.compat.options import (
     honoured,
     level_options,
     limited,
+    linear_sizes,
     refused,
 )
 from itk_nir.errors import OptionError
@@ -318,8 +319,7 @@ def _linear_options(setup: Setup, fixed: Geometry) -> dict[str, Any]:
             "maximumStepSizeInPhysicalUnits has no meaning for a rigid or affine registration; leave it at 0"
         )
     out: dict[str, Any] = {}
-    voxels = 2 * fixed.half_extent / min(fixed.spacing)
-    sizes = tuple(max(4, round(voxels / factor)) for factor in setup.shrink_factors or ())
+    sizes = linear_sizes(fixed, setup.shrink_factors or ())
     if sizes:
         out["linear_size"] = sizes
     if sizes or setup.iterations is not None:
