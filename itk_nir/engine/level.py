@@ -200,6 +200,26 @@ class FieldInTraining:
         outer = None if self.outer is None else self.outer[0]
         return flowed(v, outer, s.transform_model, s.integration_steps, self.spacing, self.threads)
 
+    def displacement(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The displacement of the whole field as it stands, at any physical points of fixed space.
+
+        Parameters
+        ----------
+        points : ndarray
+            ``(N, d)`` LPS mm.
+
+        Returns
+        -------
+        ndarray
+            ``(N, d)`` LPS mm.
+        """
+        s = self.settings
+        with torch.no_grad():
+            now = VelocityField(
+                self.geometry, self.velocity, self.coarse, s.transform_model, s.integration_steps, self.threads
+            )
+            return now.displacement(points)
+
     def trained(self) -> VelocityField:
         """The field as it stands.
 

@@ -298,6 +298,8 @@ class LinearDescent:
         self.callback: Callback | None = callback
         self.clock: float = clock
         self.done: int = 0
+        #: The map of the latest evaluation: the parameters of a model, and the matrix that follows it.
+        self.latest: tuple[LinearMap, Tensor, F64] | None = None
         self.count: int = max(1, count)
 
     def run(self, level: int, base: F64, kind: str, evaluations: int) -> tuple[F64, float, bool]:
@@ -323,7 +325,10 @@ class LinearDescent:
         cancelled : bool
             Whether the caller asked to stop.
         """
-        here, model = self.levels[level], LinearMap(self.pair.fixed_geometry, kind, self.restrict)
+        here, model = (
+            self.levels[level],
+            LinearMap(self.pair.fixed_geometry, kind, self.restrict, self.settings.linear_rotations),
+        )
         corners = self._corners().to(here.fixed.device)
 
         def reach(a: Tensor, b: Tensor) -> float:
@@ -344,6 +349,7 @@ class LinearDescent:
                 return kept, best, cancelled
 
             def function(x: Tensor, near: Near = near) -> tuple[float, Tensor]:
+                self.latest = model, x.detach(), near.linear
                 at = x.detach().requires_grad_()
                 loss = 1 - near.agreement(model, at)
                 loss.backward()
@@ -371,10 +377,20 @@ class LinearDescent:
             return True
         seconds = time.perf_counter() - self.clock
         fraction = min(1.0, self.done / self.count)
+        assert self.latest is not None
+        mapping = partial(_through, *self.latest)
         return not (
             self.callback(
                 Progress(
-                    "linear", level, len(self.levels), evaluation, evaluations, 1 - cost, cost, 1.0, seconds, fraction
+                    "linear", level, len(self.levels), evaluation, evaluations, 1 - cost, cost, 1.0, seconds, fraction,
+                    mapping,
                 )
             )
         )  # fmt: skip
+
+
+def _through(model: LinearMap, x: Tensor, following: F64, points: F64) -> F64:
+    """What a linear map and the matrix that follows it make of points, LPS mm."""
+    matrix = following @ model.in_lps(x)
+    out: F64 = points @ matrix[:-1, :-1].T + matrix[:-1, -1]
+    return out

@@ -26,14 +26,18 @@ class LinearMap:
         ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
     restrict : sequence of float
         See `itk_nir.engine.restriction.free_parameters`.
+    rotations : sequence of float
+        See there.
     """
 
-    def __init__(self, geometry: Geometry, kind: str, restrict: Sequence[float] = ()) -> None:
+    def __init__(
+        self, geometry: Geometry, kind: str, restrict: Sequence[float] = (), rotations: Sequence[float] = ()
+    ) -> None:
         self.geometry: Geometry = geometry
         self.d: int = geometry.dimension
         self.radius: float = geometry.half_extent
         #: Which of the 16 parameters move.
-        self.free: Tensor = torch.from_numpy(np.flatnonzero(free_parameters(self.d, kind, restrict)))
+        self.free: Tensor = torch.from_numpy(np.flatnonzero(free_parameters(self.d, kind, restrict, rotations)))
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The map as a matrix and a shift.
