@@ -783,7 +783,14 @@ def test_optimisers_are_called_as_simpleitks(name: str) -> None:
     own = list(inspect.signature(method).parameters.values())[1:]
     theirs = their_parameters(name)
     assert [p.name for p in own] == [parameter for parameter, _ in theirs]
-    words = {"Never": 0, "Once": 1, "EachIteration": 2, "False": False, "True": True}
+    words = {
+        "Never": 0,
+        "Once": 1,
+        "EachIteration": 2,
+        "False": False,
+        "True": True,
+        "sitkWallClock": sitk.sitkWallClock,
+    }
     for p, (_, default) in zip(own, theirs, strict=True):
         assert p.name in method.__doc__
         assert (p.default is p.empty) == (default is None)
