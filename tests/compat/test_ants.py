@@ -536,6 +536,20 @@ def test_without_a_prefix_files_go_to_a_folder_of_their_own(oblique: dict[int, P
     assert len(folders) == 2
 
 
+def test_raw_arguments_are_the_programs(oblique: dict[int, Phantom], tmp_path: Path) -> None:
+    pytest.importorskip("itk_nir.programs.ants_registration", reason="there are no programs in this version")
+    phantom = oblique[2]
+    save_image(phantom.fixed, phantom.geometry, tmp_path / "f.nii.gz")
+    save_image(phantom.moving, phantom.moving_geometry, tmp_path / "m.nii.gz")
+    metric = f"MI[{tmp_path}/f.nii.gz,{tmp_path}/m.nii.gz,1,32,Regular,0.25]"
+    words: list[Any] = ["-d", 2, "-o", f"{tmp_path}/x", "-t", "Rigid[0.1]", "-m", metric]
+    words += ["-c", "[20,1e-6,10]", "-f", "2", "-s", "1vox"]
+    assert registration(words) == 0
+    assert (tmp_path / "x0GenericAffine.mat").is_file()
+    with pytest.raises(ItkNirError):
+        registration([*words[:-2], "-s", "nonsense"])
+
+
 def test_pixel_types_and_the_precision_of_fields_are_those_of_antspy(
     oblique: dict[int, Phantom], tmp_path: Path
 ) -> None:
