@@ -299,7 +299,8 @@ class LinearDescent:
         self.clock: float = clock
         self.done: int = 0
         #: The map of the latest evaluation: the parameters of a model, and the matrix that follows it.
-        self.latest: tuple[LinearMap, Tensor, F64] | None = None
+        self.latest: tuple[LinearMap, Tensor] | None = None
+        self.following: F64 = pair.linear
         self.count: int = max(1, count)
 
     def run(self, level: int, base: F64, kind: str, evaluations: int) -> tuple[F64, float, bool]:
@@ -325,11 +326,9 @@ class LinearDescent:
         cancelled : bool
             Whether the caller asked to stop.
         """
-        here, model = (
-            self.levels[level],
-            LinearMap(self.pair.fixed_geometry, kind, self.restrict, self.settings.linear_rotations),
-        )
+        here, model = self.levels[level], LinearMap(self.pair.fixed_geometry, kind, self.restrict)
         corners = self._corners().to(here.fixed.device)
+        model.turn_about(self.settings.linear_rotations)
 
         def reach(a: Tensor, b: Tensor) -> float:
             ends = []
@@ -343,14 +342,15 @@ class LinearDescent:
             near = here.under(base, self.metrics)
             cost = 1 - near.agreed()
             gained = best - cost
+            self.following = self.pair.linear @ base
             if gained >= 0:
                 best, kept = cost, base
             if ended or cancelled or done >= evaluations or near.share == 0 or gained <= 1e-6:
                 return kept, best, cancelled
 
             def function(x: Tensor, near: Near = near) -> tuple[float, Tensor]:
-                self.latest = model, x.detach(), near.linear
                 at = x.detach().requires_grad_()
+                self.latest = model, x.detach()
                 loss = 1 - near.agreement(model, at)
                 loss.backward()
                 assert at.grad is not None
@@ -378,7 +378,7 @@ class LinearDescent:
         seconds = time.perf_counter() - self.clock
         fraction = min(1.0, self.done / self.count)
         assert self.latest is not None
-        mapping = partial(_through, *self.latest)
+        mapping = partial(_through, *self.latest, self.following)
         return not (
             self.callback(
                 Progress(

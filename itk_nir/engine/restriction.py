@@ -82,9 +82,7 @@ def held_axes(restrict: Sequence[float]) -> list[int]:
     return [axis for axis, value in enumerate(restrict) if not value]
 
 
-def free_parameters(
-    dimension: int, kind: str, restrict: Sequence[float], rotations: Sequence[float] = ()
-) -> NDArray[np.bool_]:
+def free_parameters(dimension: int, kind: str, restrict: Sequence[float]) -> NDArray[np.bool_]:
     """Which parameters of a linear map may move: those that displace things along free axes alone.
 
     Parameters
@@ -96,9 +94,6 @@ def free_parameters(
         where either is held, a stretch all of them.
     restrict : sequence of float
         One value an axis of the fixed image, or none.
-    rotations : sequence of float
-        1 for each axis of the fixed image about which a rigid map may turn, 0 for the others; none for all. In 2D only
-        that for the third axis counts, and there is none; an affine map turns about all.
 
     Returns
     -------
@@ -110,8 +105,6 @@ def free_parameters(
     free[:dimension] = True
     if kind != "translation":
         free[[3, 4, 5] if dimension == 3 else [5]] = True
-        for axis in held_axes(rotations):
-            free[3 + axis] = False
     if kind == "similarity":
         free[6] = not held
     if kind == "affine":
