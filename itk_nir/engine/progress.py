@@ -36,9 +36,10 @@ class Progress:
     fraction : float
         Share of the whole work that is done, 0 to 1 (an estimate made from voxels and iterations).
     mapping : callable or None
-        The map as this iteration has it: fixed points ``(N, d)``, LPS mm, to what it makes of them, before an initial
-        transform that is not linear. To be called while the callback runs; for a deformation that takes as long as an
-        iteration. None for sampling and for preset ``"paper"``.
+        The map as this iteration has it: fixed points ``(..., d)``, LPS mm, to what it makes of them, before an initial
+        transform that is not linear. To be called while the callback runs; for a deformation that takes about as long
+        as an iteration, where the points are those of a grid, ``([z,] y, x, d)``. None for sampling and for preset
+        ``"paper"``.
 
     Examples
     --------

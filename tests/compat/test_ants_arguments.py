@@ -84,10 +84,10 @@ def test_raw_arguments_are_the_programs(phantom: Phantom, tmp_path: Path) -> Non
     metric = f"MI[{tmp_path}/f.nii.gz,{tmp_path}/m.nii.gz,1,32,Regular,0.25]"
     words: list[Any] = ["-d", 2, "-o", f"{tmp_path}/x", "-t", "Rigid[0.1]", "-m", metric]
     words += ["-c", "[20,1e-6,10]", "-f", "2", "-s", "1vox"]
-    assert registration(words) == 0
+    assert registration(words, None) == 0
     assert (tmp_path / "x0GenericAffine.mat").is_file()
     with pytest.raises(ItkNirError):
-        registration([*words[:-2], "-s", "nonsense"])
+        registration([*words[:-2], "-s", "nonsense"], None)
 
 
 def test_pixel_types_and_the_precision_of_fields_are_those_of_antspy(phantom: Phantom, tmp_path: Path) -> None:

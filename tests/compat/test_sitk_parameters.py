@@ -14,6 +14,7 @@ from itk_nir.compat.sitk.weights import stage_for
 from itk_nir.errors import ItkNirError, OptionError
 from itk_nir.images import to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
+from itk_nir.settings import make_settings
 from tests.grids import centred, turned
 
 QUICK: dict[str, Any] = {"preset": "fast", "threads": 1, "device": "cpu"}
@@ -195,6 +196,12 @@ def test_a_turned_grid_and_a_turned_start_hold_no_axis() -> None:
     start[1:3, 1:3] = [[0.8, -0.6], [0.6, 0.8]]
     with pytest.raises(OptionError, match="the start turns about no other"):
         stage_for("Euler3DTransform", "rigid", (0, 0, 1, 1, 1, 1), start, grid)
+
+
+def test_axes_of_rotations_are_three() -> None:
+    for wrong in ((1, 0), (0, 0, 0.5), (1, 1, 1, 1)):
+        with pytest.raises(OptionError, match="linear_rotations"):
+            make_settings("default", linear_rotations=wrong)
 
 
 def test_held_rotations_stay_at_zero() -> None:

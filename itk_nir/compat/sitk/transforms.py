@@ -32,7 +32,7 @@ _STAGES: dict[str, LinearStage] = {
     **dict.fromkeys((*AFFINE, *IDENTITY), "affine"),
 }
 
-#: Points ``(N, d)`` to points or vectors, LPS mm.
+#: Points ``(..., d)`` to points or vectors, LPS mm.
 Mapping = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 #: mm between the points that a linear map is told by.
 _PROBE = 100.0
@@ -237,9 +237,8 @@ class TransformModel:
             last = compose(*following).inverse() if following else None
 
         def displacement(points: NDArray[np.float64]) -> NDArray[np.float64]:
-            flat = points.reshape(-1, d)
-            moved = mapping(flat)
-            return ((moved if last is None else last.map(moved)) - flat).reshape(points.shape)
+            moved = mapping(points)
+            return (moved if last is None else last.map(moved.reshape(-1, d)).reshape(points.shape)) - points
 
         if self.name == "BSplineTransform":
             return _spline_parameters(self.optimised, displacement)
