@@ -67,7 +67,6 @@ def positions_of(method: ImageRegistrationMethod, start: Any, mover: Any = None)
         (sitk.TranslationTransform, False),
         (sitk.Euler2DTransform, True),
         (sitk.Similarity2DTransform, False),
-        (sitk.AffineTransform, False),
     ],
 )
 def test_positions_of_a_linear_run_lead_to_the_returned_parameters(flat: Phantom, kind: type, mover: bool) -> None:
@@ -77,11 +76,11 @@ def test_positions_of_a_linear_run_lead_to_the_returned_parameters(flat: Phantom
     truth.SetTranslation((4.0, -3.0))
     if kind is not sitk.TranslationTransform:
         truth.SetAngle(0.1)
-    if kind in (sitk.Similarity2DTransform, sitk.AffineTransform):
+    if kind is sitk.Similarity2DTransform:
         truth.SetScale(1.05)
     fixed, moving = moved(flat, truth)
     before = sitk.TranslationTransform(2, (1.0, 2.0)) if mover else None
-    start = kind(2) if kind in (sitk.TranslationTransform, sitk.AffineTransform) else rigid_start(fixed, kind)
+    start = kind(2) if kind is sitk.TranslationTransform else rigid_start(fixed, kind)
     R = ImageRegistrationMethod(**QUICK)
     R.SetMetricAsMattesMutualInformation()
     begin = start.GetParameters()
@@ -110,7 +109,7 @@ def test_positions_of_a_deformation_are_parameters_of_the_given_transform(flat: 
         field = sitk.Image(fixed.GetSize(), sitk.sitkVectorFloat64)
         field.CopyInformation(fixed)
         start = sitk.DisplacementFieldTransform(field)
-    R = ImageRegistrationMethod(**QUICK)
+    R = ImageRegistrationMethod(**QUICK, iterations=(14, 6, 3))
     R.SetMetricAsANTSNeighborhoodCorrelation(3)
     begin = start.GetParameters()
     seen = positions_of(R, start)
