@@ -24,6 +24,7 @@ OPTIONAL = {
     "itk_nir.compat.ants": "ants",
     "itk_nir.compat.dreg": "itk_dreg",
     "itk_nir.compat.elastix": "itk.itkElastixRegistrationMethodPython",
+    "itk_nir.compat.nipype": "nipype",
     "itk_nir.plot": "matplotlib",
 }
 

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from itk_nir.cli.arguments import REGISTER_FLAGS, add_debug, parse_settings, settings_of
@@ -23,7 +23,11 @@ from itk_nir.cli.signals import handled
 from itk_nir.errors import InputError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from itk_nir.engine.progress import Progress
+    from itk_nir.geometry import Geometry
+    from itk_nir.result import RegistrationResult
 
 #: What to add to Slicer's "Additional module paths" (Application Settings, Modules).
 CLI_FOLDER = Path(__file__).parents[1] / "slicer_cli"
@@ -31,6 +35,8 @@ DESCRIPTION = CLI_FOLDER / "NIRRegistration.xml"
 
 #: The flags of `register`'s own arguments: the names of Slicer's parameters have capitals where others have dashes.
 FLAGS = REGISTER_FLAGS | {
+    "deformable": None,
+    "metric": "--metric",
     "strict_input": None,
     "checkpoint": None,
     "checkpoint_seconds": None,
@@ -51,9 +57,10 @@ FLAGS = REGISTER_FLAGS | {
     "resample_shear": None,
 }
 
-_OUTPUTS = ("outputVolume", "outputTransform", "outputInverseTransform")
+_OUTPUTS = ("outputVolume", "outputTransform", "outputInverseTransform", "outputDisplacementField")
 #: Transforms and displacement fields that Slicer reads.
-_TRANSFORMS = (".h5", ".tfm", ".nrrd", ".mha", ".nii.gz")
+_FIELDS = (".nrrd", ".mha", ".nii.gz")
+_TRANSFORMS = (".h5", ".tfm", *_FIELDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,6 +109,13 @@ def _register(options: argparse.Namespace) -> None:
     for path in filter(None, outputs[1:]):
         if not path.endswith(_TRANSFORMS):
             raise InputError(f"{path}: Slicer reads no such transform; end it in one of {', '.join(_TRANSFORMS)}")
+    if options.outputDisplacementField and not options.outputDisplacementField.endswith(_FIELDS):
+        raise InputError(
+            f"{options.outputDisplacementField}: is no image file, which a displacement field is; end it in one of "
+            f"{', '.join(_FIELDS)}"
+        )
+    if options.metric != "auto":
+        settings["metric"] = options.metric
     from itk_nir.registration import register
     from itk_nir.transforms.save import save_transform
 
@@ -111,6 +125,7 @@ def _register(options: argparse.Namespace) -> None:
         options.moving,
         preset=settings_of(options.preset, settings),
         linear=options.linear,
+        deformable=not options.linearOnly,
         fixed_mask=options.fixedMask or None,
         moving_mask=options.movingMask or None,
         fixed_lesion=options.fixedLesion or None,
@@ -131,12 +146,12 @@ def _register(options: argparse.Namespace) -> None:
     with together(path.parent for path in wanted) as stages:
         staged = {str(path): stage / path.name for path, stage in zip(wanted, stages, strict=True)}
         if options.outputVolume:
-            save_image(
-                *result.warped_pixels, staged[str(Path(options.outputVolume))], space_code=result.fixed.space_code
-            )
+            warped = _warped(result, options.interpolation)
+            save_image(*warped, staged[str(Path(options.outputVolume))], space_code=result.fixed.space_code)
         for path, transform, grid in (
             (options.outputTransform, result.mapping, fixed),
             (options.outputInverseTransform, result.mapping.inverse(), moving),
+            (options.outputDisplacementField, result.mapping, fixed),
         ):
             if path:
                 _, written = save_transform(transform, staged[str(Path(path))], reference=grid)
@@ -145,6 +160,23 @@ def _register(options: argparse.Namespace) -> None:
         # No other exit status for it: Slicer would load none of the outputs then.
         warnings.warn(sentence, stacklevel=2)
     tell("<filter-end><filter-name>NIR Registration</filter-name></filter-end>")
+
+
+def _warped(result: RegistrationResult, interpolation: str) -> tuple[NDArray[Any], Geometry]:
+    """The moving image in its own pixel type on the fixed grid, and that grid."""
+    if interpolation == "linear":
+        return result.warped_pixels
+    import numpy as np
+
+    from itk_nir.resample import resample
+    from itk_nir.warping import in_place
+
+    values = (result.moving, *result.moving_values)
+    threads = result.report.threads
+    parts = [
+        resample(v, result.mapping, result.fixed.geometry, interpolation, result.fill, threads=threads) for v in values
+    ]
+    return in_place(parts[0] if len(parts) == 1 else np.stack(parts, -1), result.fixed)
 
 
 def _progress(progress: Progress) -> None:
@@ -164,6 +196,11 @@ def _parser() -> argparse.ArgumentParser:
     for parameter in root.iterfind("parameters/*"):
         flag = parameter.findtext("longflag")
         if flag is None:  # the label and the description of the group
+            continue
+        if parameter.tag == "boolean":  # Slicer gives it where it is true
+            parser.add_argument(
+                flag, dest=flag.removeprefix("--"), action="store_true", help=parameter.findtext("description")
+            )
             continue
         parser.add_argument(
             flag,

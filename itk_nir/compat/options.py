@@ -11,10 +11,11 @@ from itk_nir.options import whole_number
 
 if TYPE_CHECKING:
     from itk_nir.engine.metrics import Metric
+    from itk_nir.geometry import Geometry
     from itk_nir.settings import Settings
 
 #: The words of two arguments of `register`.
-LinearStage = Literal["affine", "rigid", "none"]
+LinearStage = Literal["affine", "similarity", "rigid", "translation", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 
 #: The entry of `itk_nir.engine.metrics.METRICS` that honours every mutual information, whoever's. The normalised one
@@ -230,6 +231,25 @@ def limited(iterations: Sequence[int], levels: int, most: int | Sequence[int] | 
     if min(limits) < 1:
         raise OptionError(f"iterations are at least 1 a level, got {list(limits)}")
     return tuple(min(a, b) for a, b in zip(own, limits, strict=True))
+
+
+def linear_sizes(fixed: Geometry, shrink_factors: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of the levels of the linear stage for another program's shrink factors.
+
+    Parameters
+    ----------
+    fixed : Geometry
+        The fixed grid.
+    shrink_factors : sequence of int
+        One a level, in voxels of the fixed image along its finest axis.
+
+    Returns
+    -------
+    tuple of int
+        ``linear_size``: voxels along the longest axis, at least 4 and at most 1024.
+    """
+    voxels = 2 * fixed.half_extent / min(fixed.spacing)
+    return tuple(min(1024, max(4, round(voxels / factor))) for factor in shrink_factors)
 
 
 def engine_options(preset: str | Settings) -> set[str]:

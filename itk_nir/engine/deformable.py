@@ -22,11 +22,14 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
@@ -106,6 +109,9 @@ class _Report:
     work: list[int]
     callback: Callback | None
     clock: float
+    model: FieldInTraining
+    #: After the field, LPS.
+    linear: NDArray[np.float64]
     trace: list[Iteration] = field(default_factory=list)
 
     def goes_on(self, now: Iteration) -> bool:
@@ -129,8 +135,27 @@ class _Report:
                 now.learning_rate,
                 time.perf_counter() - self.clock,
                 done / sum(self.work),
+                partial(_through, weakref.ref(self.model), self.linear),
             )
         )
+
+
+def _through(
+    field: weakref.ref[FieldInTraining], linear: NDArray[np.float64], points: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What a field as it stands, and the linear map after it, make of points, LPS mm.
+
+    Raises
+    ------
+    RuntimeError
+        The registration is over: what is kept of its progress keeps no field.
+    """
+    now = field()
+    if now is None:
+        raise RuntimeError("the registration is over; Progress.mapping is to be called while the callback runs")
+    moved = points + now.displacement(points)
+    out: NDArray[np.float64] = moved @ linear[:-1, :-1].T + linear[:-1, -1]
+    return out
 
 
 def _train(
@@ -153,7 +178,7 @@ def _train(
         n * math.prod(math.ceil(size / f) for size, f in zip(domain.size, shrink(pair.fixed_geometry, k), strict=True))
         for n, k in zip(settings.iterations, settings.shrink_factors, strict=True)
     ]
-    report = _Report(settings, work, callback, clock)
+    report = _Report(settings, work, callback, clock, model, pair.linear)
     last = max(level for level in range(settings.levels) if settings.iterations[level])
     nothing: NothingToCompare | None = None
     begin, stop, returned, rest, searched, measured = _taken_up(journal, model, report.trace)

@@ -200,6 +200,32 @@ class FieldInTraining:
         outer = None if self.outer is None else self.outer[0]
         return flowed(v, outer, s.transform_model, s.integration_steps, self.spacing, self.threads)
 
+    def displacement(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The displacement of the whole field as it stands, at any physical points of fixed space.
+
+        Parameters
+        ----------
+        points : ndarray
+            ``(..., d)`` LPS mm; those of a grid along the axes of the image, ``([z,] y, x, d)``, take far less time.
+
+        Returns
+        -------
+        ndarray
+            In the same shape, LPS mm.
+        """
+        s, d, turn = self.settings, self.geometry.dimension, self.geometry.rotation.T
+        with torch.no_grad():
+            now = VelocityField(
+                self.geometry, self.velocity, self.coarse, s.transform_model, s.integration_steps, self.threads
+            )
+            index = self.geometry.physical_to_index(points.reshape(-1, d)).reshape(points.shape)
+            positions = _grid_positions(index)
+            if positions is None:
+                return now.displacement(points.reshape(-1, d)).reshape(points.shape)
+            there = now.on_grid([*positions, np.zeros(1)][:3])[:d].double().cpu().numpy()
+        out: NDArray[np.float64] = np.moveaxis(there, 0, -1).reshape(points.shape) @ turn
+        return out
+
     def trained(self) -> VelocityField:
         """The field as it stands.
 
@@ -212,6 +238,17 @@ class FieldInTraining:
             self.geometry, self.velocity.requires_grad_(False), self.coarse, s.transform_model, s.integration_steps,
             self.threads,
         )  # fmt: skip
+
+
+def _grid_positions(index: NDArray[np.float64]) -> list[NDArray[np.float64]] | None:
+    """``[x, y[, z]]`` of indices ``([z,] y, x, d)`` that are all combinations of these; None for any others."""
+    d = index.shape[-1]
+    if index.ndim != d + 1:
+        return None
+    lines = [np.moveaxis(index[..., axis], d - 1 - axis, 0).reshape(index.shape[d - 1 - axis], -1) for axis in range(d)]
+    if any(np.abs(line - line[:, :1]).max() > 1e-6 for line in lines):
+        return None
+    return [line[:, 0] for line in lines]
 
 
 @dataclass(frozen=True, eq=False)

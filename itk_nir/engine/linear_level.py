@@ -298,6 +298,9 @@ class LinearDescent:
         self.callback: Callback | None = callback
         self.clock: float = clock
         self.done: int = 0
+        #: The map of the latest evaluation: the parameters of a model, and the matrix that follows it.
+        self.latest: tuple[LinearMap, Tensor] | None = None
+        self.following: F64 = pair.linear
         self.count: int = max(1, count)
 
     def run(self, level: int, base: F64, kind: str, evaluations: int) -> tuple[F64, float, bool]:
@@ -325,6 +328,7 @@ class LinearDescent:
         """
         here, model = self.levels[level], LinearMap(self.pair.fixed_geometry, kind, self.restrict)
         corners = self._corners().to(here.fixed.device)
+        model.turn_about(self.settings.linear_rotations)
 
         def reach(a: Tensor, b: Tensor) -> float:
             ends = []
@@ -338,6 +342,7 @@ class LinearDescent:
             near = here.under(base, self.metrics)
             cost = 1 - near.agreed()
             gained = best - cost
+            self.following = self.pair.linear @ base
             if gained >= 0:
                 best, kept = cost, base
             if ended or cancelled or done >= evaluations or near.share == 0 or gained <= 1e-6:
@@ -345,6 +350,7 @@ class LinearDescent:
 
             def function(x: Tensor, near: Near = near) -> tuple[float, Tensor]:
                 at = x.detach().requires_grad_()
+                self.latest = model, x.detach()
                 loss = 1 - near.agreement(model, at)
                 loss.backward()
                 assert at.grad is not None
@@ -371,10 +377,20 @@ class LinearDescent:
             return True
         seconds = time.perf_counter() - self.clock
         fraction = min(1.0, self.done / self.count)
+        assert self.latest is not None
+        mapping = partial(_through, *self.latest, self.following)
         return not (
             self.callback(
                 Progress(
-                    "linear", level, len(self.levels), evaluation, evaluations, 1 - cost, cost, 1.0, seconds, fraction
+                    "linear", level, len(self.levels), evaluation, evaluations, 1 - cost, cost, 1.0, seconds, fraction,
+                    mapping,
                 )
             )
         )  # fmt: skip
+
+
+def _through(model: LinearMap, x: Tensor, following: F64, points: F64) -> F64:
+    """What a linear map and the matrix that follows it make of points, LPS mm."""
+    matrix = following @ model.in_lps(x)
+    out: F64 = points @ matrix[:-1, :-1].T + matrix[:-1, -1]
+    return out

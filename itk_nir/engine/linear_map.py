@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from itk_nir.engine.restriction import free_parameters
+from itk_nir.engine.restriction import free_parameters, held_axes
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -34,6 +34,17 @@ class LinearMap:
         self.radius: float = geometry.half_extent
         #: Which of the 16 parameters move.
         self.free: Tensor = torch.from_numpy(np.flatnonzero(free_parameters(self.d, kind, restrict)))
+
+    def turn_about(self, axes: Sequence[float]) -> None:
+        """Hold the rotation parameters of some axes.
+
+        Parameters
+        ----------
+        axes : sequence of float
+            1 for each axis of the fixed image about which the map may turn, 0 for the others; none for all.
+        """
+        held = [3 + axis for axis in held_axes(axes)]
+        self.free = self.free[~torch.isin(self.free, torch.tensor(held, dtype=self.free.dtype))]
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The map as a matrix and a shift.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from itk_nir.errors import warn_renamed
 
@@ -32,6 +35,11 @@ class Progress:
         Since the registration began.
     fraction : float
         Share of the whole work that is done, 0 to 1 (an estimate made from voxels and iterations).
+    mapping : callable or None
+        The map as this iteration has it: fixed points ``(..., d)``, LPS mm, to what it makes of them, before an initial
+        transform that is not linear. To be called while the callback runs; for a deformation that takes about as long
+        as an iteration, where the points are those of a grid, ``([z,] y, x, d)``. None for sampling and for preset
+        ``"paper"``.
 
     Examples
     --------
@@ -58,6 +66,9 @@ class Progress:
     learning_rate: float
     seconds: float
     fraction: float
+    mapping: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     @property
     def step(self) -> int:

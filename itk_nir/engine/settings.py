@@ -377,12 +377,23 @@ class LinearSettings:
         at_least=1,
         at_most=1_000_000,
     )
+    linear_rotations: tuple[bool | float, ...] = option(
+        (),
+        "about which axes of the fixed image a rigid map may turn, 1 or 0 for each of three axes: (0, 0, 1) turns "
+        "about the third alone, and shifts along all; left out, about all. An affine map turns about all",
+        at_least=0, at_most=1,
+    )  # fmt: skip
     linear_tolerance: float = option(
         1e-5, "a step of the linear stage that promises less than this of the similarity ends a level", above=0
     )
 
     def __post_init__(self) -> None:
         check(self)
+        if any(value not in (0, 1) for value in self.linear_rotations) or len(self.linear_rotations) not in (0, 3):
+            raise OptionError(
+                f"linear_rotations is 1 for an axis about which a map may turn and 0 for one about which it may not, "
+                f"for each of three axes, got {self.linear_rotations}"
+            )
         if len(self.linear_size) != len(self.linear_iterations) or not self.linear_size:
             raise OptionError(
                 f"linear_size has {len(self.linear_size)} values and linear_iterations {len(self.linear_iterations)}; "

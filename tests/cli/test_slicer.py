@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 import itk_nir
 from itk_nir.cli.slicer import CLI_FOLDER, DESCRIPTION, FLAGS, main
+from itk_nir.engine.metrics import METRICS
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.phantom import Phantom, brain_phantom
@@ -52,7 +53,7 @@ def test_the_description_is_what_slicer_parses() -> None:
     assert all(root.find(tag) is not None for tag in ("category", "title", "description", "version", "contributor"))
     assert root.findtext("version") == itk_nir.__version__
     names, flags = [], []
-    kinds = {"image", "transform", "integer", "string", "string-enumeration"}
+    kinds = {"image", "transform", "integer", "string", "string-enumeration", "boolean"}
     for parameter in root.iterfind("parameters/*"):
         if parameter.tag in ("label", "description"):
             continue
@@ -84,7 +85,9 @@ def test_the_description_offers_what_there_is() -> None:
         p.findtext("name"): tuple(e.text for e in p.iterfind("element")) for p in root.iter("string-enumeration")
     }
     assert elements["preset"] == tuple(PRESETS)
-    assert elements["linear"] == ("none", "rigid", "affine")
+    assert elements["linear"] == ("none", "translation", "rigid", "similarity", "affine")
+    assert set(elements["metric"]) == {"auto", *METRICS} - {"none"}
+    assert elements["interpolation"] == ("linear", "nearest", "bspline")
     assert elements["device"] == ("auto", "cpu", "cuda")
 
 
@@ -143,18 +146,45 @@ def test_a_run_as_slicer_starts_it(pair: tuple[Phantom, Path], tmp_path: Path) -
             "give it as --fixedMask m.nrrd",
         ),
         (["--outputTransform", "t.docx"], "t.docx: Slicer reads no such transform"),
+        (["--outputDisplacementField", "t.h5"], "t.h5: is no image file, which a displacement field is"),
+        (["--outputVolume", "w.nrrd", "--settings", "metric=nmi"], "give it as --metric nmi"),
+        (["--outputVolume", "w.nrrd", "--linear", "none", "--linearOnly"], "leaves nothing to do"),
     ],
 )
 def test_refusals_are_one_line_on_standard_error(
     pair: tuple[Phantom, Path], more: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    more = [str(tmp_path / m) if m in ("w.nrrd", "t.docx") else m for m in more]
+    more = [str(tmp_path / m) if m in ("w.nrrd", "t.docx", "t.h5") else m for m in more]
     assert main(arguments(pair[1], *more)) == 2
     out, err = capsys.readouterr()
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert not [line for line in out.splitlines() if not line.startswith("<filter-")]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_linear_stage_alone_with_its_metric_and_a_displacement_field(
+    pair: tuple[Phantom, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a rigid preset of another module asks for."""
+    phantom, folder = pair
+    more = ["--linear", "rigid", "--linearOnly", "--metric", "nmi", "--interpolation", "nearest"]
+    outputs = ["--outputVolume", "w.nrrd", "--outputDisplacementField", "d.nrrd", "--outputTransform", "t.tfm"]
+    outputs = [str(tmp_path / name) if name[1] == "." else name for name in outputs]
+    assert main([*arguments(folder, *more), *outputs]) == 0
+    capsys.readouterr()
+    fixed, moving = (sitk.ReadImage(str(folder / f"{name}.nrrd")) for name in ("fixed", "moving"))
+    linear = sitk.ReadTransform(str(tmp_path / "t.tfm"))
+    assert linear.IsLinear()
+    matrix = np.reshape(linear.GetParameters()[:4], (2, 2))
+    assert np.allclose(matrix @ matrix.T, np.eye(2), atol=1e-6)
+    warped = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "w.nrrd")))
+    assert set(np.unique(warped)) <= {0, *np.unique(phantom.moving)}
+    field = sitk.DisplacementFieldTransform(sitk.ReadImage(str(tmp_path / "d.nrrd"), sitk.sitkVectorFloat64))
+    points = phantom.geometry.grid()[phantom.fixed_labels > 0][::50].tolist()
+    apart = np.subtract([field.TransformPoint(p) for p in points], [linear.TransformPoint(p) for p in points])
+    assert np.linalg.norm(apart, axis=1).max() < 1e-3
+    assert sitk.GetArrayFromImage(sitk.Resample(moving, fixed, linear, sitk.sitkNearestNeighbor)).shape == warped.shape
 
 
 def test_an_unknown_flag_is_refused(pair: tuple[Phantom, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,12 @@ import pytest
 import SimpleITK as sitk
 
 from itk_nir.compat.ants import (
+    APPROXIMATED_TYPES,
     METRICS,
-    NO_COUNTERPART,
     OPTIONS,
     SCRIPT_TYPES,
     TYPES,
+    Kind,
     parse_type,
     register_options,
     registration,
@@ -253,31 +254,15 @@ def test_the_signature_is_that_of_antspy() -> None:
     assert list(ours) == list(theirs)
     assert {n: p.default for n, p in ours.items()} == {n: p.default for n, p in theirs.items()}
     assert set(OPTIONS) == set(theirs) - {"fixed", "moving", "kwargs"} | {"random_seed"}
-    assert {what for what, _ in OPTIONS.values()} == {"honoured", "approximated", "refused"}
+    assert {what for what, _ in OPTIONS.values()} == {"honoured", "approximated"}
     assert {ours for _, ours, _ in METRICS.values()} <= set(ENGINE_METRICS)
 
 
 def test_the_options_that_stand_for_anothers_exist() -> None:
     """``set linear_iterations=`` and the like name options that `itk_nir.register` has."""
     named = {name for _, meaning in OPTIONS.values() for name in re.findall(r"\bset (\w+)=", meaning)}
-    assert len(named) >= 5
+    assert "learning_rates" in named
     assert named <= engine_options("default")
-
-
-REFUSED = {
-    "grad_step": 0.1, "flow_sigma": 2, "total_sigma": 0.5, "aff_iterations": (10, 10),
-    "aff_shrink_factors": (2, 1), "aff_smoothing_sigmas": (1, 0), "multivariate_extras": [("CC", None, None, 1, 2)],
-    "smoothing_in_mm": True, "singleprecision": False,
-    "use_legacy_histogram_matching": True,
-}  # fmt: skip
-
-
-def test_every_refused_option_is_an_error_that_names_it(oblique: dict[int, Phantom]) -> None:
-    assert set(REFUSED) == {name for name, (what, _) in OPTIONS.items() if what == "refused"}
-    names = images(oblique[2])
-    for name, value in REFUSED.items():
-        with pytest.raises(OptionError, match=name):
-            registration(names["fixed"], names["moving"], **{name: value})
 
 
 def test_names_of_before_are_taken_with_a_warning(oblique: dict[int, Phantom]) -> None:
@@ -306,13 +291,25 @@ def test_names_of_before_are_taken_with_a_warning(oblique: dict[int, Phantom]) -
         ({"reg_iterations": (0, 0)}, "all zero"),
         ({"reg_iterations": "40x20"}, "reg_iterations"),
         ({"type_of_transform": "Rigid", "reg_iterations": (10, 5)}, "no meaning for 'Rigid'"),
-        ({"type_of_transform": "Translation"}, "'Translation' has no counterpart"),
-        ({"type_of_transform": "Similarity"}, "'Similarity' has no counterpart"),
         ({"type_of_transform": "t"}, "unknown type_of_transform 't'"),
-        ({"type_of_transform": "TV[4]"}, r"TV\[4\]"),
+        ({"type_of_transform": "TV[n]"}, "unknown type_of_transform"),
         ({"type_of_transform": "Syn"}, "did you mean 'SyN'"),
-        ({"type_of_transform": "antsRegistrationSyN[t]"}, "translation"),
-        ({"type_of_transform": "antsRegistrationSyN[b,26]"}, "spline distances"),
+        ({"type_of_transform": "antsRegistrationSyN[r,4]"}, "can follow a type with a deformation"),
+        ({"type_of_transform": "antsRegistrationSyN[s,0]"}, "a radius of CC .* at least 1"),
+        ({"grad_step": 0}, "grad_step is a number above 0"),
+        ({"flow_sigma": -1}, "the update of ANTs' smoothing is a number that is not negative, got -1"),
+        ({"total_sigma": "1"}, "the total of ANTs' smoothing"),
+        ({"total_sigma": 1, "preset": "paper"}, "preset 'paper' has no smoothness"),
+        ({"aff_iterations": 4, "aff_shrink_factors": 4, "aff_smoothing_sigmas": (4, 4)}, "one number a level each"),
+        ({"aff_iterations": (4, 4)}, "aff_shrink_factors and aff_smoothing_sigmas have one number"),
+        ({"aff_iterations": (0, 0, 0, 0)}, "aff_iterations has a level that is not zero"),
+        ({"aff_shrink_factors": (2, 1.5, 1, 1)}, "aff_shrink_factors has one whole number a level"),
+        ({"multivariate_extras": "CC"}, "multivariate_extras is a list, got str"),
+        ({"multivariate_extras": [("CC", None, None, 1)]}, "the metric's number each, got 4"),
+        ({"multivariate_extras": [("PSE", None, None, 1, 2)]}, "metric 'PSE' has no counterpart"),
+        ({"multivariate_extras": [("CC", None, None, -1, 2)]}, "a weight is a number that is not negative"),
+        ({"multivariate_extras": [("CC", None, None, 1, 0)]}, "is the radius of CC in voxels"),
+        ({"type_of_transform": "Rigid", "multivariate_extras": [("CC", None, None, 1, 2)]}, "no meaning for 'Rigid'"),
         ({"type_of_transform": "antsRegistrationSyN[q]"}, "there is no type 'q'"),
         ({"regiterations": (10, 5)}, "did you mean 'reg_iterations'"),
         ({"stepz": (1, 1, 1)}, "did you mean 'iterations'"),
@@ -351,6 +348,17 @@ def test_types_map_to_stages_and_presets() -> None:
     assert kind_options(replace(SCRIPT_TYPES["r"], radius=4))["preset"] == make_settings("default")
     quick = parse_type("antsRegistrationSyNQuick[sr]")
     assert (quick.linear, quick.deformable, quick.preset) == ("rigid", True, "fast")
+    assert parse_type("antsRegistrationSyN[t]") == parse_type("Translation") == Kind("translation", False)
+    assert parse_type("TV[3]") == parse_type("TVMSQ") == Kind("none", True)
+    squares = kind_options(parse_type("TVMSQC"))["preset"].deformable.metric
+    assert (squares, kind_options(parse_type("SyNabp"))["preset"].deformable.radius) == ("mse", (4, 4, 4))
+    # With Quick the number is that of the bins, its default changes nothing, and the distance of the knots smooths.
+    thirty_two = parse_type("antsRegistrationSyNQuick[b,32,26]")
+    assert kind_options(thirty_two) == kind_options(parse_type("antsRegistrationSyNQuick[b]"))
+    wide = kind_options(parse_type("antsRegistrationSyNQuick[b,16,52]"))["preset"].deformable
+    own = make_settings("fast").deformable.smoothness
+    assert (wide.metric, wide.smoothness) == (NMI(16), tuple(2 * w for w in own))
+    assert kind_options(parse_type("antsRegistrationSyNQuickRepro[s,3]"))["preset"].deformable.radius == (3, 3, 3)
     bold = [parse_type(name) for name in ("SyNBold", "SyNBoldAff")]
     assert [(kind.linear, kind.deformable) for kind in bold] == [("rigid", True), ("affine", True)]
 
@@ -468,8 +476,10 @@ def test_images_that_cannot_be_used(oblique: dict[int, Phantom]) -> None:
         registration(names["fixed"], ants.merge_channels([names["moving"]] * 2))
     with pytest.raises(InputError, match="is 2D but"):
         registration(images(oblique[3])["fixed"], names["moving"])
-    with pytest.raises(InputError, match="raw antsRegistration"):
-        registration(["-d", "2"], None)
+    with pytest.raises(InputError, match="antsRegistration's arguments alone"):
+        registration(["-d", "2"], names["moving"])
+    with pytest.raises(InputError, match="words and names of files, got ANTsImage; write images to files"):
+        registration(["-d", "2", "-f", names["fixed"]], None)
     with pytest.raises(InputError, match="ndarray"):
         registration(names["fixed"].numpy(), names["moving"])
 
@@ -511,8 +521,8 @@ def test_the_page_runs_and_lists_every_option(tmp_path: Path, monkeypatch: pytes
     for name, kind in SCRIPT_TYPES.items():
         deformation = "yes" if kind.deformable else "no"
         assert f"| `antsRegistrationSyN[{name}]` | {kind.linear} | {deformation} | {kind.preset} |" in text
-    for name, why in NO_COUNTERPART.items():
-        assert f"`{name}` ({why})" in text
+    for name, how in APPROXIMATED_TYPES.items():
+        assert f"`{name}` ({how})" in text
 
 
 def test_restricted_transformation(oblique: dict[int, Phantom]) -> None:

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from itk_nir.compat.ants.arguments import parse_script_type, parse_type, register_options
 from itk_nir.compat.ants.files import load_initial_transform, write_files
-from itk_nir.compat.ants.options import METRICS, NO_COUNTERPART, OPTIONS, SCRIPT_TYPES, TYPES, Kind
+from itk_nir.compat.ants.options import APPROXIMATED_TYPES, METRICS, OPTIONS, SCRIPT_TYPES, TYPES, Kind
 from itk_nir.compat.ants.run import registration, run_kind
 from itk_nir.images import to_ants
 
 __all__ = [
+    "APPROXIMATED_TYPES",
     "METRICS",
-    "NO_COUNTERPART",
     "OPTIONS",
     "SCRIPT_TYPES",
     "TYPES",

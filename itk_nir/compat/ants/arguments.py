@@ -8,11 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from itk_nir.compat.ants.options import (
+    AFF_LEVELS,
     DEFAULT_METRIC,
-    FIXED_VALUES,
     METRICS,
-    NO_COUNTERPART,
-    NO_SCRIPT_COUNTERPART,
     OPTIONS,
     REG_ITERATIONS,
     SAMPLING,
@@ -21,11 +19,14 @@ from itk_nir.compat.ants.options import (
     Kind,
     LeftOut,
 )
+from itk_nir.compat.ants.smoothness import SPLINE_DISTANCE, smoothness_for
 from itk_nir.compat.options import (
     LINEAR_METRIC,
     MUTUAL_INFORMATION,
     engine_options,
     level_options,
+    limited,
+    linear_sizes,
     mutual_information,
     register_arguments,
 )
@@ -34,9 +35,10 @@ from itk_nir.errors import OptionError
 from itk_nir.options import SYNONYMS, nearest_name, whole_number
 
 if TYPE_CHECKING:
+    from itk_nir.geometry import Geometry
     from itk_nir.settings import Settings
 
-_SCRIPT = re.compile(r"antsRegistrationSyN(Quick)?(Repro)?(?:\[(\w+)(?:,([\d.]+))?\])?$")
+_SCRIPT = re.compile(r"antsRegistrationSyN(Quick)?(Repro)?(?:\[(\w+)(?:,([\d.]+))?(?:,([\d.]+))?\])?$")
 
 
 def parse_type(name: Any) -> Kind:
@@ -45,9 +47,10 @@ def parse_type(name: Any) -> Kind:
     Parameters
     ----------
     name : str or sequence of one str
-        A key of `TYPES`, or ``"antsRegistrationSyN[x]"``, ``"antsRegistrationSyNQuick[x]"`` or
-        ``"antsRegistrationSyNRepro[x]"`` with a key of `SCRIPT_TYPES` for ``x``; a radius of CC may follow the type, as
-        in ``"antsRegistrationSyN[s,4]"``. An empty name is ``"SyN"``, as in ANTsPy.
+        A key of `TYPES`, ``"TV[n]"``, or ``"antsRegistrationSyN[x]"``, ``"antsRegistrationSyNQuick[x]"`` or
+        ``"antsRegistrationSyNRepro[x]"`` with a key of `SCRIPT_TYPES` for ``x``; the radius of CC may follow the type
+        (with Quick the number of bins), then the spline distance in mm, as in ``"antsRegistrationSyN[b,4,26]"``. An
+        empty name is ``"SyN"``, as in ANTsPy.
 
     Returns
     -------
@@ -57,7 +60,7 @@ def parse_type(name: Any) -> Kind:
     Raises
     ------
     OptionError
-        A type that has no counterpart here, or is unknown to ANTs (with the nearest name).
+        A type that is unknown to ANTs (with the nearest name), or numbers that it cannot have.
     """
     if isinstance(name, (list, tuple)) and len(name) == 1:
         name = name[0]
@@ -65,28 +68,32 @@ def parse_type(name: Any) -> Kind:
         raise OptionError(f"type_of_transform is a name such as 'SyN', got {name!r}")
     if name in TYPES or name == "":
         return TYPES[name or "SyN"]
-    if name in NO_COUNTERPART:
-        raise OptionError(f"type_of_transform {name!r} has no counterpart here: {NO_COUNTERPART[name]}")
     if re.match(r"TV\[\d+\]$", name):
-        raise OptionError(f"type_of_transform {name!r} has no counterpart here: use 'SyNOnly' or 'SyN'")
+        return TYPES["TVMSQ"]
     script = _SCRIPT.match(name)
     if script is None:
-        known = [*TYPES, *NO_COUNTERPART, "antsRegistrationSyN[s]", "antsRegistrationSyNQuick[s]"]
+        known = [*TYPES, "antsRegistrationSyN[s]", "antsRegistrationSyNQuick[s]"]
         raise OptionError(
             f"unknown type_of_transform {name!r}{nearest_name(name, known)}; see docs/coming_from_ants.md"
         )
-    quick, _, letters, number = script.groups()
+    quick, repro, letters, number, distance = script.groups()
     kind = parse_script_type(letters or "s", f"type_of_transform {name!r}")
     if quick:
         kind = replace(kind, preset="fast")
-    if number is not None:
-        if quick or not (letters.startswith("s") and number.isdigit()):
-            raise OptionError(
-                f"type_of_transform {name!r}: only the radius of CC can follow the letter, as in "
-                "'antsRegistrationSyN[s,4]'; bins and spline distances have no counterpart here"
-            )
+    if number is None:
+        return kind
+    if not kind.deformable or not number.isdigit() or int(number) < 1:
+        raise OptionError(
+            f"type_of_transform {name!r}: a radius of CC (with Quick a number of bins), at least 1, and a spline "
+            "distance in mm can follow a type with a deformation, as in 'antsRegistrationSyN[s,4]' and "
+            "'antsRegistrationSyNQuick[b,32,26]'"
+        )
+    bins = bool(quick and not repro)
+    if bins and int(number) != SAMPLING:
+        kind = replace(kind, bins=int(number))
+    elif not bins:
         kind = replace(kind, radius=int(number))
-    return kind
+    return kind if distance is None else replace(kind, spline_distance=float(distance))
 
 
 def parse_script_type(letters: str, where: str) -> Kind:
@@ -107,11 +114,8 @@ def parse_script_type(letters: str, where: str) -> Kind:
     Raises
     ------
     OptionError
-        A type that has no counterpart here, or that the script does not have.
+        A type that the script does not have.
     """
-    if letters in NO_SCRIPT_COUNTERPART:
-        what, instead = NO_SCRIPT_COUNTERPART[letters]
-        raise OptionError(f"{where}: {what} has no counterpart here; {instead}")
     if letters not in SCRIPT_TYPES:
         raise OptionError(f"{where}: there is no type {letters!r}; give one of {', '.join(SCRIPT_TYPES)}")
     return SCRIPT_TYPES[letters]
@@ -134,10 +138,16 @@ def kind_options(kind: Kind, options: Mapping[str, Any] | None = None) -> dict[s
     """
     given = dict(options or {})
     preset = given.pop("preset", kind.preset)
-    if kind.deformable and (kind.cc or kind.radius is not None):
-        given.setdefault("metric", METRICS["cc"][1])
+    named = "cc" if kind.radius is not None else kind.metric
+    if kind.deformable and named is not None:
+        given.setdefault("metric", METRICS[named][1])
     if kind.deformable and kind.radius is not None:
         given.setdefault("radius", kind.radius)
+    if kind.deformable and kind.bins is not None:
+        given.setdefault("metric", mutual_information(kind.bins, "type_of_transform"))
+    if kind.deformable and kind.spline_distance not in (None, SPLINE_DISTANCE) and "smoothness" not in given:
+        levels = given.get("shrink_factors")
+        given |= smoothness_for(3, 0, preset, None if levels is None else len(levels), kind.spline_distance)
     return {"linear": kind.linear, "deformable": kind.deformable, **register_arguments(preset, given)}
 
 
@@ -165,13 +175,13 @@ def register_options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> tupl
         An option that is refused, does not exist (with the nearest name) or has a value it cannot have.
     """
     kind = parse_type(given["type_of_transform"])
-    _check_refused(given)
     preset = extra.get("preset", kind.preset)
     from itk_nir.settings import present_names
 
     extra = present_names(preset, extra)
     _check_names(extra, preset)
     stages = {**_linear_options(given, kind), **_deformable_options(given, kind, preset), **_restriction(given)}
+    stages |= _channels(given, kind, stages)
     if "restrict" in stages and "restrict" in extra:
         raise OptionError("restrict_transformation and restrict are the same option; give one of them")
     options = {**stages, **extra}
@@ -180,14 +190,6 @@ def register_options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> tupl
             raise OptionError("random_seed and seed are the same option; give one of them")
         options["seed"] = options.pop("random_seed")
     return kind, options
-
-
-def _check_refused(given: Mapping[str, Any]) -> None:
-    for name, only in FIXED_VALUES.items():
-        value = given[name]
-        value = tuple(value) if isinstance(value, list) else value
-        if value is not only and value != only:
-            raise OptionError(f"{name}={given[name]!r} is refused: {OPTIONS[name][1]} (only {only!r} can be had)")
 
 
 def _check_names(extra: Mapping[str, Any], preset: str | Settings) -> None:
@@ -251,11 +253,17 @@ def _deformable_options(given: Mapping[str, Any], kind: Kind, preset: str | Sett
                 "which has no deformable stage; leave them out"
             )
         return {}
-    metric, radius = _metric(given, "syn", "cc" if kind.cc or kind.radius is not None else "mattes")
+    usual_metric = "cc" if kind.radius is not None else kind.metric or "mattes"
+    metric, radius = _metric(given, "syn", usual_metric)
     out: dict[str, Any] = {n: value for n, value in (("metric", metric), ("radius", radius)) if value is not None}
     if iterations != REG_ITERATIONS:
         out.update(_levels(iterations, given["reg_iterations"], preset))
-    return out
+    step, distance = given["grad_step"], kind.spline_distance
+    if isinstance(step, bool) or not isinstance(step, (int, float)) or not step > 0:
+        raise OptionError(f"grad_step is a number above 0, got {step!r}")
+    levels = len(out["shrink_factors"]) if "shrink_factors" in out else None
+    usual_distance = SPLINE_DISTANCE if distance is None else distance
+    return out | smoothness_for(given["flow_sigma"], given["total_sigma"], preset, levels, usual_distance)
 
 
 def _radius(sampling: Any, stage: str) -> int:
@@ -274,3 +282,126 @@ def _levels(iterations: tuple[Any, ...], given: Any, preset: str | Settings) -> 
     if not levels:
         raise OptionError("reg_iterations is all zero, which leaves nothing to do; use a linear type of transform")
     return level_options(preset, [factor for factor, _ in levels], most_iterations=[n for _, n in levels])
+
+
+def linear_levels(given: Mapping[str, Any], kind: Kind, fixed: Geometry, preset: str | Settings) -> dict[str, Any]:
+    """Levels of the linear stage, where they are not ANTsPy's defaults.
+
+    Parameters
+    ----------
+    given : mapping of str to object
+        Values of all named arguments of `registration`.
+    kind : Kind
+        What the type of transform asks for.
+    fixed : Geometry
+        The fixed grid.
+    preset : str or Settings
+        The preset whose iterations are the most that a level has.
+
+    Returns
+    -------
+    dict of str to object
+        ``linear_size`` and ``linear_iterations``; empty without a linear stage or for the defaults.
+
+    Raises
+    ------
+    OptionError
+        Anything but one whole number a level, or one for all three; levels that are all left out.
+    """
+    levels = {name: _numbers(given[name], name) for name in AFF_LEVELS}
+    lists = {isinstance(given[name], (list, tuple)) for name in levels}
+    if len({len(values) for values in levels.values()}) > 1 or len(lists) > 1:
+        raise OptionError(
+            "aff_iterations, aff_shrink_factors and aff_smoothing_sigmas have one number a level each, or are a single "
+            f"number all three, got {', '.join(f'{name}={given[name]!r}' for name in levels)}"
+        )
+    if levels == AFF_LEVELS or kind.linear == "none":
+        return {}
+    pairs = zip(levels["aff_shrink_factors"], levels["aff_iterations"], strict=True)
+    kept = [(factor, most) for factor, most in pairs if most > 0]
+    if not kept or min(factor for factor, _ in kept) < 1:
+        raise OptionError(
+            "aff_iterations has a level that is not zero, and aff_shrink_factors are at least 1, got "
+            f"{given['aff_iterations']!r} and {given['aff_shrink_factors']!r}"
+        )
+    from itk_nir.settings import options_of
+
+    own = options_of(preset)["linear_iterations"]
+    return {
+        "linear_size": linear_sizes(fixed, [factor for factor, _ in kept]),
+        "linear_iterations": limited(own, len(kept), [most for _, most in kept]),
+    }
+
+
+def _numbers(value: Any, name: str) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    numbers = [number for number in map(whole_number, values) if number is not None and number >= 0]
+    if not numbers or len(numbers) != len(values):
+        raise OptionError(f"{name} has one whole number a level, or is a single one, got {value!r}")
+    return tuple(numbers)
+
+
+def further_pairs(given: Mapping[str, Any]) -> list[tuple[str, Any, Any, float, Any]]:
+    """The image pairs of ``multivariate_extras``.
+
+    Parameters
+    ----------
+    given : mapping of str to object
+        Values of all named arguments of `registration`.
+
+    Returns
+    -------
+    list of tuple
+        Metric in lower case, fixed and moving image, weight, and the metric's own number, each.
+
+    Raises
+    ------
+    OptionError
+        Anything but such a list, an unknown metric, or a weight that is negative.
+    """
+    extras = given["multivariate_extras"]
+    if extras is None:
+        return []
+    if not isinstance(extras, (list, tuple)):
+        raise OptionError(f"multivariate_extras is a list, got {type(extras).__name__}")
+    pairs = []
+    for extra in extras:
+        if not isinstance(extra, (list, tuple)) or len(extra) != 5:
+            raise OptionError(
+                "multivariate_extras holds a metric, a fixed image, a moving image, a weight and the metric's number "
+                f"each, got {len(extra) if isinstance(extra, (list, tuple)) else type(extra).__name__}"
+            )
+        name, fixed, moving, weight, number = extra
+        if str(name).lower() not in METRICS:
+            raise OptionError(
+                f"multivariate_extras: metric {name!r} has no counterpart here; there are {', '.join(METRICS)}"
+            )
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+            raise OptionError(f"multivariate_extras: a weight is a number that is not negative, got {weight!r}")
+        pairs.append((str(name).lower(), fixed, moving, float(weight), number))
+    return pairs
+
+
+def _channels(given: Mapping[str, Any], kind: Kind, stages: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics and weights of the channels, where there are several."""
+    pairs = further_pairs(given)
+    if not pairs:
+        return {}
+    if not kind.deformable:
+        raise OptionError(
+            f"multivariate_extras have no meaning for {given['type_of_transform']!r}, which has no deformable stage; "
+            "leave them out"
+        )
+    usual = "cc" if kind.radius is not None else kind.metric or "mattes"
+    metrics = [stages.get("metric", METRICS[usual][1])]
+    radii = [stages["radius"]] if "radius" in stages else [] if kind.radius is None else [kind.radius]
+    for name, _, _, _, number in pairs:
+        ours = METRICS[name][1]
+        if ours == MUTUAL_INFORMATION:
+            metrics.append(mutual_information(number, "multivariate_extras: the number of 'mattes'"))
+            continue
+        if name == "cc":
+            radii.append(_radius(number, "multivariate_extras: CC's number, as syn"))
+        metrics.append(ours)
+    out: dict[str, Any] = {"metric": tuple(metrics), "channel_weights": (1.0, *(weight for *_, weight, _ in pairs))}
+    return out | ({"radius": max(radii)} if radii else {})

@@ -25,7 +25,12 @@ _BRACKETED = re.compile(r"\[(.+?)\s*,\s*([01])\]$")
 
 
 def write_files(
-    result: RegistrationResult, prefix: str, *, composite: bool = False, images: bool = False
+    result: RegistrationResult,
+    prefix: str,
+    *,
+    composite: bool = False,
+    images: bool = False,
+    precision: str = "float",
 ) -> dict[str, Any]:
     """Write what ANTs writes, under its names: all files appear, complete, or none.
 
@@ -42,6 +47,8 @@ def write_files(
     images : bool, default False
         Write ``PWarped.nii.gz`` (the moving image on the fixed grid) and ``PInverseWarped.nii.gz`` (the fixed image on
         the moving grid) too.
+    precision : {"float", "double"}, default "float"
+        Of the voxels of displacement fields.
 
     Returns
     -------
@@ -61,10 +68,10 @@ def write_files(
     folder, start = split_prefix(prefix)
     with all_or_none(folder) as stage:
         if composite:
-            write_h5(result.mapping, stage / f"{start}Composite.h5")
-            write_h5(result.mapping.inverse(), stage / f"{start}InverseComposite.h5")
+            write_h5(result.mapping, stage / f"{start}Composite.h5", precision=precision)
+            write_h5(result.mapping.inverse(), stage / f"{start}InverseComposite.h5", precision=precision)
         else:
-            write_ants(result.mapping, f"{stage}{os.sep}{start}", result.fixed.geometry)
+            write_ants(result.mapping, f"{stage}{os.sep}{start}", result.fixed.geometry, precision=precision)
         if images:
             for array, image, name in (
                 (result.warped_array, result.fixed, "Warped"),

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from itk_nir.compat.options import MUTUAL_INFORMATION
 
@@ -41,7 +40,7 @@ METRICS: dict[str, tuple[str, str, str]] = {
 
 #: Option of ``ants.registration`` → (honoured, approximated or refused; what that means).
 OPTIONS: dict[str, tuple[str, str]] = {
-    "type_of_transform": ("honoured", "see the table of types; those without a counterpart are refused by name"),
+    "type_of_transform": ("honoured", "see the table of types"),
     "initial_transform": (
         "honoured",
         "files in ANTs' order, `[file,1]` for the inverse of one, or 'Identity'; None looks for the best start "
@@ -51,9 +50,20 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "mask": ("honoured", "above 0 where the fixed image counts"),
     "moving_mask": ("honoured", "above 0 where the moving image counts"),
     "mask_all_stages": ("honoured", "masks count in every stage, as with True; False leaves them in as well"),
-    "grad_step": ("refused", "set learning_rates= (voxels, one a level)"),
-    "flow_sigma": ("refused", "set velocity_smoothness= (weight of the smoothness of the update, one a level)"),
-    "total_sigma": ("refused", "set smoothness= (weight of the smoothness of the total, one a level)"),
+    "grad_step": (
+        "approximated",
+        "above 0; steps are the preset's own, whatever it is: set learning_rates= (voxels, one a level)",
+    ),
+    "flow_sigma": (
+        "approximated",
+        "variance of the smoothing of updates in voxels, as a factor on the preset's smoothness, see below; 3 is the "
+        "preset's own",
+    ),
+    "total_sigma": (
+        "approximated",
+        "variance of the smoothing of the total in voxels, as a factor on the preset's smoothness, see below; 0 is the "
+        "preset's own",
+    ),
     "aff_metric": (
         "honoured",
         "see the table of metrics; left out, the linear stage has that of the deformation",
@@ -77,42 +87,52 @@ OPTIONS: dict[str, tuple[str, str]] = {
         "the number of levels, shrink factors …, 4, 2, 1, and most iterations of each (0 leaves a level out); a preset "
         "that needs fewer takes fewer; the default (40, 20, 0) is the preset's own levels",
     ),
-    "aff_iterations": ("refused", "set linear_iterations="),
-    "aff_shrink_factors": ("refused", "set linear_size="),
-    "aff_smoothing_sigmas": ("refused", "the levels of the linear stage are smoothed as their size asks for"),
+    "aff_iterations": (
+        "approximated",
+        "one number a level of the linear stage, of every type that has one: the most evaluations, 0 leaves a level "
+        "out; a preset that needs fewer takes fewer; the default is the preset's own levels",
+    ),
+    "aff_shrink_factors": (
+        "approximated",
+        "the size of the levels of the linear stage, of every type that has one; the default is the preset's own",
+    ),
+    "aff_smoothing_sigmas": (
+        "approximated",
+        "as many as aff_shrink_factors; the levels are smoothed as their size asks for, whatever they are",
+    ),
     "write_composite_transform": ("honoured", "Composite.h5 and InverseComposite.h5 in place of the single files"),
     "verbose": ("honoured", "prints one line a level"),
     "multivariate_extras": (
-        "refused",
-        "one image pair only; a sum of metrics of it is metric='0.5*nmi + 0.5*lncc', points and labels are "
-        "fixed_landmarks=, moving_landmarks=, fixed_labels=, moving_labels=",
+        "honoured",
+        "further pairs as channels, `(metric, fixed, moving, weight, number)` each, on the grids of the first pair, "
+        "whose weight is 1; they count in the linear stage as well; one radius for all of CC, the largest; without "
+        "syn_metric the first pair has 'mattes', or 'CC' where the type says so",
     ),
     "restrict_transformation": (
         "honoured",
         "along which axes of the fixed image things may move, 1 or 0 an axis, in every stage; a weight between the two "
         "is refused",
     ),
-    "smoothing_in_mm": ("refused", "the linear stage has no sigmas to give"),
-    "singleprecision": ("refused", "fields are float32, points and matrices float64; False cannot be had"),
-    "use_legacy_histogram_matching": ("refused", "match the histograms beforehand, or take a metric that needs none"),
+    "smoothing_in_mm": ("approximated", "without effect, as aff_smoothing_sigmas"),
+    "singleprecision": (
+        "approximated",
+        "False writes fields of doubles; they hold float32 values, points and matrices are float64 in both cases",
+    ),
+    "use_legacy_histogram_matching": (
+        "approximated",
+        "histograms are not matched, whatever it is: no metric but 'meansquares' and 'demons' would gain by it",
+    ),
     "random_seed": ("honoured", "the seed of every random draw; the same seed gives the same bits on a CPU"),
 }
 
-#: Refused option → the only value that it may have, which is ANTsPy's default.
-FIXED_VALUES: dict[str, Any] = {
-    "grad_step": 0.2,
-    "flow_sigma": 3,
-    "total_sigma": 0,
+#: ANTsPy's defaults: with these the preset's own levels, smoothness and radius stay.
+REG_ITERATIONS = (40, 20, 0)
+AFF_LEVELS: dict[str, tuple[int, ...]] = {
     "aff_iterations": (2100, 1200, 1200, 10),
     "aff_shrink_factors": (6, 4, 2, 1),
     "aff_smoothing_sigmas": (3, 2, 1, 0),
-    "multivariate_extras": None,
-    "smoothing_in_mm": False,
-    "singleprecision": True,
-    "use_legacy_histogram_matching": False,
 }
-#: ANTsPy's defaults of options that are honoured: with these the preset's own levels and radius stay.
-REG_ITERATIONS = (40, 20, 0)
+#: Number of bins, too, of antsRegistrationSyNQuick.sh.
 SAMPLING = 32
 
 
@@ -122,7 +142,7 @@ class Kind:
 
     Parameters
     ----------
-    linear : {"none", "rigid", "affine"}
+    linear : {"none", "translation", "rigid", "similarity", "affine"}
         The linear stage.
     deformable : bool
         Whether a deformation follows the linear stage.
@@ -130,27 +150,41 @@ class Kind:
         The preset of `itk_nir.register` that stands for the type.
     radius : int, optional
         Radius of CC in voxels of the level, where the type names one; the preset's otherwise.
-    cc : bool, default False
-        Whether the type names CC as the metric of the deformation. One that names its radius need not say so.
+    metric : str, optional
+        Metric of the deformation that the type names, a key of `METRICS`. One that names a radius has CC, and need not
+        say so.
+    bins : int, optional
+        Number of bins of mutual information, where the type names one.
+    spline_distance : float, optional
+        Between the knots of ANTs' splines, mm, where the type names it.
     """
 
     linear: str
     deformable: bool
     preset: str = "default"
     radius: int | None = None
-    cc: bool = False
+    metric: str | None = None
+    bins: int | None = None
+    spline_distance: float | None = None
 
 
 #: ANTs' type of transform → `Kind`.
 TYPES: dict[str, Kind] = {
     "SyN": Kind("affine", True),
     "SyNRA": Kind("affine", True),
-    "SyNCC": Kind("affine", True, cc=True),
+    "SyNCC": Kind("affine", True, metric="cc"),
+    "SyNabp": Kind("affine", True, radius=4),
     "SyNOnly": Kind("none", True),
     "SyNAggro": Kind("affine", True, "accurate"),
     "SyNLessAggro": Kind("affine", True, "accurate"),
+    "Elastic": Kind("affine", True),
+    "ElasticSyN": Kind("affine", True),
+    "TVMSQ": Kind("none", True),
+    "TVMSQC": Kind("none", True, metric="meansquares"),
     "SyNBold": Kind("rigid", True),
     "SyNBoldAff": Kind("affine", True),
+    "Translation": Kind("translation", False),
+    "Similarity": Kind("similarity", False),
     "Rigid": Kind("rigid", False),
     "DenseRigid": Kind("rigid", False),
     "QuickRigid": Kind("rigid", False, "fast"),
@@ -162,6 +196,7 @@ TYPES: dict[str, Kind] = {
 }
 #: ``antsRegistrationSyN[x]`` → `Kind`; so are the flag ``-t`` of the shell script and of ``itk-nir ants``.
 SCRIPT_TYPES: dict[str, Kind] = {
+    "t": Kind("translation", False),
     "r": Kind("rigid", False),
     "a": Kind("affine", False),
     "s": Kind("affine", True),
@@ -171,17 +206,12 @@ SCRIPT_TYPES: dict[str, Kind] = {
     "br": Kind("rigid", True),
     "bo": Kind("none", True),
 }
-#: Type of transform that is refused → why, or what to use instead.
-NO_COUNTERPART: dict[str, str] = {
-    "Translation": "the smallest linear map here is 'Rigid'",
-    "Similarity": "use 'Rigid' or 'Affine'",
-    "Elastic": "use 'SyN'",
-    "ElasticSyN": "use 'SyN'",
-    "SyNabp": "use 'SyN'",
-    "TVMSQ": "use 'SyN'",
-    "TVMSQC": "use 'SyN'",
-}
-#: Type of the shell script that is refused → (what it is, what to use instead).
-NO_SCRIPT_COUNTERPART: dict[str, tuple[str, str]] = {
-    "t": ("a translation alone", "the smallest linear map here is 'r'"),
+#: Type of transform that stands for another here → how it differs.
+APPROXIMATED_TYPES: dict[str, str] = {
+    "Elastic": "as 'SyN': the deformation is a diffeomorphism here too",
+    "ElasticSyN": "as 'SyN'",
+    "SyNabp": "as 'SyN' with CC of radius 4",
+    "TVMSQ": "as 'SyNOnly': the velocity is that of two steps, not of four",
+    "TVMSQC": "as 'SyNOnly' with 'meansquares'",
+    "TV[n]": "as 'SyNOnly', whatever the number of steps",
 }

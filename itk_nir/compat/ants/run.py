@@ -8,9 +8,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from itk_nir.compat.ants.arguments import kind_options, register_options
+import numpy as np
+from numpy.typing import NDArray
+
+from itk_nir.compat.ants.arguments import further_pairs, kind_options, linear_levels, register_options
 from itk_nir.compat.ants.files import load_initial_transform, warped_fixed, write_files
 from itk_nir.compat.ants.options import DEFAULT_METRIC, OPTIONS, Kind
 from itk_nir.errors import InputError
@@ -21,7 +25,11 @@ from itk_nir.warping import in_place
 
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Callback, Progress
+    from itk_nir.geometry import Geometry
     from itk_nir.result import RegistrationResult
+
+#: Pixel types of ANTsPy.
+_PIXEL_TYPES = {"unsigned char": "u1", "unsigned int": "u4", "float": "f4", "double": "f8"}
 
 
 def registration(
@@ -59,7 +67,8 @@ def registration(
     Parameters
     ----------
     fixed, moving : ants.ANTsImage, itk.Image, SimpleITK.Image or path
-        2D or 3D images of one grey value.
+        2D or 3D images of one grey value. A list of antsRegistration's own arguments as `fixed` alone is handed to that
+        program's interface here, as ANTsPy hands it to ANTs; 0 comes back.
     type_of_transform : str, default "SyN"
         A key of `TYPES`, or ``"antsRegistrationSyN[x]"`` or ``"antsRegistrationSyNQuick[x]"`` with a key of
         `SCRIPT_TYPES`.
@@ -91,17 +100,23 @@ def registration(
         Write ``PComposite.h5`` and ``PInverseComposite.h5`` in place of the single files.
     verbose : bool, default False
         Print a line when a level begins and ends.
-    grad_step, flow_sigma, total_sigma : float
-        Refused unless ANTsPy's default.
-    aff_iterations, aff_shrink_factors, aff_smoothing_sigmas : sequence of int
-        Refused unless ANTsPy's default.
-    multivariate_extras : object
-        Refused unless None.
+    grad_step : float, default 0.2
+        Above 0; without effect.
+    flow_sigma, total_sigma : float
+        How smooth the deformation is (see `smoothness_factor`).
+    aff_iterations, aff_shrink_factors, aff_smoothing_sigmas : int or sequence of int
+        Levels of the linear stage: the most evaluations of each, its shrink factor, and a sigma without effect. The
+        defaults stand for the preset's own levels.
+    multivariate_extras : sequence of (str, image, image, float, int), optional
+        Further pairs on the grids of the first: a metric of `METRICS`, a fixed and a moving image, the weight beside
+        that of the first pair, 1, and the number of bins or radius.
     restrict_transformation : sequence of int, optional
         1 for each axis of the fixed image along which things may move, 0 for the others, in every stage: ``(0, 1, 0)``,
         ANTs' ``-g 0x1x0``.
-    smoothing_in_mm, singleprecision, use_legacy_histogram_matching : bool
-        Refused unless ANTsPy's default.
+    smoothing_in_mm, use_legacy_histogram_matching : bool
+        Without effect.
+    singleprecision : bool, default True
+        False writes fields of doubles.
     **kwargs : object
         ``random_seed``, every argument of `itk_nir.register` and every option of its preset, public or expert
         (``preset``, ``device``, ``threads``, ``callback``, ``smoothness``, ...), which go before what the type of
@@ -111,9 +126,10 @@ def registration(
     -------
     dict
         ``warpedmovout`` : ants.ANTsImage
-            The moving image on the fixed grid.
+            The moving image on the fixed grid, of the pixel type of an ANTsImage `fixed`, as ANTsPy has it (rounded to
+            whole numbers, within the type's range); else float.
         ``warpedfixout`` : ants.ANTsImage
-            The fixed image on the moving grid.
+            The fixed image on the moving grid, of the same type.
         ``fwdtransforms`` : list of str, or str
             Files for ``ants.apply_transforms(fixed, moving, ...)``: ``[P1Warp.nii.gz, P0GenericAffine.mat]``, or the
             .mat alone after a linear type; with `write_composite_transform` one path as text.
@@ -126,7 +142,8 @@ def registration(
     InputError
         An image, mask or transform that cannot be used, or a prefix that cannot be written to.
     OptionError
-        An option that is refused, does not exist (with the nearest name) or has a value it cannot have.
+        A `ValueError`, as ANTsPy raises: an option that does not exist (with the nearest name) or has a value it cannot
+        have.
 
     Notes
     -----
@@ -151,7 +168,7 @@ def registration(
     # First, while the arguments are all that is in the scope.
     given = {name: value for name, value in locals().items() if name in OPTIONS}
     if isinstance(fixed, (list, tuple)) or moving is None:
-        raise InputError("registration takes two images; raw antsRegistration arguments cannot be used")
+        return _raw(fixed, moving)
     kind, options = register_options(given, kwargs)
     # Before the work and not after it.
     check_output_prefix(
@@ -164,20 +181,28 @@ def registration(
             options[name] = load_image(options[name], name.replace("_", " "))
     if verbose:
         options["callback"] = _printing(options.get("callback"))
+    a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
+    extras = further_pairs(given)
+    levels = linear_levels(given, kind, a.geometry, options.get("preset", kind.preset))
     result = run_kind(
-        load_image(fixed, "fixed image"),
-        load_image(moving, "moving image"),
+        a,
+        b,
         kind,
+        more=[
+            (load_image(f, f"fixed image of multivariate_extras {k}"), load_image(m, f"its moving image {k}"))
+            for k, (_, f, m, _, _) in enumerate(extras, 1)
+        ],
         mask=None if mask is None else load_image(mask, "mask"),
         moving_mask=None if moving_mask is None else load_image(moving_mask, "moving mask"),
         initial_transform=initial_transform,
-        options=options,
+        options=levels | options,
     )
     prefix = outprefix or tempfile.mkdtemp(prefix="itk_nir_") + os.sep
-    files = write_files(result, prefix, composite=write_composite_transform)
+    precision = "float" if singleprecision else "double"
+    files = write_files(result, prefix, composite=write_composite_transform, precision=precision)
     return {
-        "warpedmovout": to_ants(*in_place(result.warped_array, result.fixed)),
-        "warpedfixout": to_ants(*in_place(warped_fixed(result), result.moving)),
+        "warpedmovout": _of_type(fixed, *in_place(result.warped_array, result.fixed)),
+        "warpedfixout": _of_type(fixed, *in_place(warped_fixed(result), result.moving)),
         "fwdtransforms": files["fwdtransforms"],
         "invtransforms": files["invtransforms"],
     }
@@ -188,6 +213,7 @@ def run_kind(
     moving: Volume,
     kind: Kind,
     *,
+    more: Sequence[tuple[Volume, Volume]] = (),
     mask: Any = None,
     moving_mask: Any = None,
     initial_transform: Any = None,
@@ -201,6 +227,8 @@ def run_kind(
         The images.
     kind : Kind
         What the type of transform asks for (see `parse_type`).
+    more : sequence of (Volume, Volume)
+        Further channels of both images, on their grids.
     mask, moving_mask : Volume, itk.Image, SimpleITK.Image or path, optional
         Above 0 where the image counts.
     initial_transform : path, str or sequence of these, optional
@@ -223,15 +251,58 @@ def run_kind(
     # Here, because it imports torch: reading the tables and files must not wait for that.
     from itk_nir.registration import register
 
-    (fixed,), (moving,), _ = in_their_planes([fixed], [moving])
+    fixed_channels, moving_channels, _ = in_their_planes(
+        [fixed, *(f for f, _ in more)], [moving, *(m for _, m in more)]
+    )
+    fixed = fixed_channels[0]
     return register(
-        fixed,
-        moving,
+        fixed_channels if more else fixed,
+        moving_channels if more else moving_channels[0],
         fixed_mask=mask,
         moving_mask=moving_mask,
         initial_transform=load_initial_transform(initial_transform, fixed.geometry),
         **kind_options(kind, options),
     )
+
+
+def _raw(arguments: Any, moving: Any) -> Any:
+    """What ``ants.registration([...])`` does with antsRegistration's own arguments.
+
+    Raises
+    ------
+    InputError
+        Not such a list alone, or the program ends with an error, which it has printed.
+    """
+    if moving is not None or not isinstance(arguments, (list, tuple)):
+        raise InputError("registration takes two images, or a list of antsRegistration's arguments alone")
+    wrong = [a for a in arguments if not isinstance(a, (str, int, float, os.PathLike))]
+    if wrong:
+        raise InputError(
+            f"registration: antsRegistration's arguments are words and names of files, got {type(wrong[0]).__name__}; "
+            "write images to files first"
+        )
+    try:
+        # By its name: programs stand above the interfaces.
+        main = import_module("itk_nir.programs.ants_registration").main
+    except ImportError as error:
+        raise InputError(f"registration takes two images; raw antsRegistration arguments: {error}") from error
+    status = main([os.fspath(a) if isinstance(a, os.PathLike) else str(a) for a in arguments])
+    if status:
+        raise InputError(f"registration: antsRegistration ended with status {status}")
+    return status
+
+
+def _of_type(like: Any, array: NDArray[Any], geometry: Geometry) -> Any:
+    """An ``ANTsImage`` of the pixel type of another; as it is where that is no ``ANTsImage``."""
+    kind = getattr(like, "pixeltype", None)
+    if kind not in _PIXEL_TYPES:
+        return to_ants(array, geometry)
+    to = np.dtype(_PIXEL_TYPES[kind])
+    if to.kind == "u":
+        array = np.clip(np.rint(array), 0, np.iinfo(to).max)
+    image = to_ants(array.astype(to), geometry)
+    # ANTsPy makes floats of doubles.
+    return image if image.pixeltype == kind else image.clone(kind)
 
 
 def _printing(callback: Callback | None) -> Callback:

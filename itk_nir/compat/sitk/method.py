@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,15 +13,16 @@ import numpy as np
 from itk_nir.compat.options import (
     Device,
     engine_options,
-    level_options,
-    mutual_information,
     refused,
     register_arguments,
 )
+from itk_nir.compat.sitk.exhaustive import best_position
 from itk_nir.compat.sitk.measure import similarity
-from itk_nir.compat.sitk.options import OPTIMISERS, OPTIONS, Setup, optimiser_signature, register_options
-from itk_nir.compat.sitk.run import ObservedRegistration, Run
+from itk_nir.compat.sitk.options import OPTIONS, Setup, register_options
+from itk_nir.compat.sitk.run import Run
+from itk_nir.compat.sitk.setters import ConfiguredRegistration
 from itk_nir.compat.sitk.transforms import TransformModel, as_composite, checked_transform
+from itk_nir.compat.sitk.weights import stage_for
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
 from itk_nir.images import Volume, load_image, refuse_slices
 from itk_nir.options import SYNONYMS, nearest_name, whole_number
@@ -41,7 +45,7 @@ SET_BY_METHODS = {
 }
 
 
-class ImageRegistrationMethod(ObservedRegistration):
+class ImageRegistrationMethod(ConfiguredRegistration):
     """``SimpleITK.ImageRegistrationMethod`` with this engine; see `OPTIONS` for what each method does.
 
     Parameters
@@ -75,14 +79,7 @@ class ImageRegistrationMethod(ObservedRegistration):
     ('CompositeTransform', (48, 56))
     """
 
-    #: Values of SimpleITK's enumerations, under its names.
-    NONE, REGULAR, RANDOM = 0, 1, 2
-    Never: int = 0
-    Once: int = 1
-    EachIteration: int = 2
-
     def __init__(self, *, preset: str | Settings = "default", device: Device = "auto", **options: Any) -> None:
-        super().__init__()
         from itk_nir.settings import present_names
 
         options = present_names(preset, options)
@@ -92,20 +89,18 @@ class ImageRegistrationMethod(ObservedRegistration):
                 hint = nearest_name(name, allowed, SYNONYMS)
                 raise OptionError(f"unknown option {name!r}{hint}; set the rest by its methods")
         self._device = device
-        self._setup = Setup(preset, options)
+        super().__init__(Setup(preset, options))
         self._initial: Any = None
         self._in_place = True
         self._moving_initial: Any = None
-        self._fixed_mask: Any = None
-        self._moving_mask: Any = None
-        self._percentages: tuple[float, ...] = (1.0,)
         self._result: RegistrationResult | None = None
 
     def __getattr__(self, name: str) -> Any:
         # Only for names that the class lacks: those of SimpleITK's class that are refused, and what does not exist.
-        import SimpleITK as sitk
-
-        theirs = [n for n in dir(sitk.ImageRegistrationMethod) if not n.startswith("_") and n != "thisown"]
+        # SimpleITK.SimpleITK has the original even where this class was put in its place.
+        original = sys.modules.get("SimpleITK.SimpleITK") or import_module("SimpleITK")
+        listed = [*dir(original.ImageRegistrationMethod), *OPTIONS]
+        theirs = [n for n in listed if n.isalnum() and n != "thisown"]
         if name in theirs:
             support = OPTIONS.get(name, refused("settings of the whole process are not touched"))
 
@@ -124,17 +119,16 @@ class ImageRegistrationMethod(ObservedRegistration):
     def SetInitialTransformAsBSpline(
         self, transform: Any, inPlace: bool = True, scaleFactors: Sequence[int] = ()
     ) -> None:
-        """A B-spline to start from; the result is a displacement field."""
-        if any(f != 1 for f in scaleFactors):
+        """A B-spline to start from; the result is a displacement field, on levels of its own."""
+        if not all((number := whole_number(f)) is not None and number >= 1 for f in scaleFactors):
             raise OptionError(
-                f"SetInitialTransformAsBSpline: scaleFactors={list(scaleFactors)} is refused, the deformation has "
-                "levels of its own; leave them out"
+                f"SetInitialTransformAsBSpline: scaleFactors are whole numbers of at least 1, got {list(scaleFactors)}"
             )
         self.SetInitialTransform(transform, inPlace)
 
     def GetInitialTransform(self) -> Any:
-        """What was given, None before."""
-        return self._initial
+        """What was given, the identity before."""
+        return self._identity() if self._initial is None else self._initial
 
     def GetInitialTransformInPlace(self) -> bool:
         """Whether the initial transform becomes the result."""
@@ -145,8 +139,8 @@ class ImageRegistrationMethod(ObservedRegistration):
         self._moving_initial = checked_transform(transform, "SetMovingInitialTransform")
 
     def GetMovingInitialTransform(self) -> Any:
-        """What was given, None before."""
-        return self._moving_initial
+        """What was given, the identity before."""
+        return self._identity() if self._moving_initial is None else self._moving_initial
 
     def SetFixedInitialTransform(self, transform: Any) -> None:
         """The identity only."""
@@ -155,161 +149,16 @@ class ImageRegistrationMethod(ObservedRegistration):
 
     def GetFixedInitialTransform(self) -> Any:
         """The identity."""
+        return self._identity()
+
+    def _identity(self) -> Any:
+        """Of the dimension of the images, where that is known."""
         import SimpleITK as sitk
 
-        return sitk.Transform()
-
-    # --- metric ------------------------------------------------------------------------------------------------------
-
-    def SetMetricAsANTSNeighborhoodCorrelation(self, radius: int) -> None:
-        """Metric ``"lncc"``, squared local correlation; `radius` in voxels of the level."""
-        number = whole_number(radius)
-        if number is None or number < 1:
-            raise OptionError(f"SetMetricAsANTSNeighborhoodCorrelation: radius is at least 1, got {radius!r}")
-        self._set_metric("lncc", number)
-
-    def SetMetricAsCorrelation(self) -> None:
-        """Metric ``"ncc"``, correlation of the whole images, with its sign."""
-        self._set_metric("ncc")
-
-    def SetMetricAsMeanSquares(self) -> None:
-        """Metric ``"mse"``, mean squares."""
-        self._set_metric("mse")
-
-    def SetMetricAsDemons(self, intensityDifferenceThreshold: float = 0.001) -> None:
-        """Metric ``"mse"``, mean squares, whatever the threshold."""
-        self._set_metric("mse")
-
-    def SetMetricAsMattesMutualInformation(self, numberOfHistogramBins: int = 50) -> None:
-        """Metric ``"nmi"``, normalised mutual information, with so many bins (4 to 128)."""
-        self._set_metric(
-            mutual_information(numberOfHistogramBins, "SetMetricAsMattesMutualInformation: numberOfHistogramBins")
-        )
-
-    def SetMetricAsJointHistogramMutualInformation(
-        self, numberOfHistogramBins: int = 20, varianceForJointPDFSmoothing: float = 1.5
-    ) -> None:
-        """Metric ``"nmi"``, normalised mutual information, with so many bins (4 to 128), whatever the variance."""
-        self._set_metric(
-            mutual_information(
-                numberOfHistogramBins, "SetMetricAsJointHistogramMutualInformation: numberOfHistogramBins"
-            )
-        )
-
-    def _set_metric(self, metric: Any, radius: int | None = None) -> None:
-        self._setup.metric, self._setup.radius = metric, radius
-
-    def SetMetricFixedMask(self, binaryMask: Any) -> None:
-        """An image above 0 where the fixed image counts, on any grid."""
-        self._fixed_mask = binaryMask
-
-    def SetMetricMovingMask(self, binaryMask: Any) -> None:
-        """An image above 0 where the moving image counts, on any grid."""
-        self._moving_mask = binaryMask
-
-    def SetMetricSamplingStrategy(self, strategy: int) -> None:
-        """`NONE`, `REGULAR` or `RANDOM`: all voxels are used."""
-        if strategy not in (self.NONE, self.REGULAR, self.RANDOM):
-            raise OptionError(f"SetMetricSamplingStrategy takes NONE, REGULAR or RANDOM, got {strategy!r}")
-
-    def SetMetricSamplingPercentage(self, percentage: float, seed: int = 0) -> None:
-        """All voxels are used, whatever the share; `seed` is the seed of the registration."""
-        self.SetMetricSamplingPercentagePerLevel((percentage,), seed)
-
-    def SetMetricSamplingPercentagePerLevel(self, percentage: Sequence[float], seed: int = 0) -> None:
-        """All voxels are used, whatever the shares; `seed` is the seed of the registration."""
-        values = tuple(float(p) for p in percentage)
-        if not values or not all(0 < p <= 1 for p in values):
-            raise OptionError(f"sampling percentages are above 0 and at most 1, got {list(percentage)}")
-        self._percentages, self._setup.seed = values, int(seed)
-
-    def GetMetricSamplingPercentagePerLevel(self) -> tuple[float, ...]:
-        """What was given, (1.0,) before."""
-        return self._percentages
-
-    def MetricUseFixedImageGradientFilterOff(self) -> None:
-        """What happens anyway."""
-
-    def MetricUseMovingImageGradientFilterOff(self) -> None:
-        """What happens anyway."""
-
-    def SetMetricUseFixedImageGradientFilter(self, value: bool) -> None:
-        """False only."""
-        if value:
-            self.MetricUseFixedImageGradientFilterOn()
-
-    def SetMetricUseMovingImageGradientFilter(self, value: bool) -> None:
-        """False only."""
-        if value:
-            self.MetricUseMovingImageGradientFilterOn()
-
-    # --- optimiser (the methods of OPTIMISERS are added below) -------------------------------------------------------
-
-    def SetOptimizerScalesFromPhysicalShift(
-        self, centralRegionRadius: int = 5, smallParameterVariation: float = 0.01
-    ) -> None:
-        """What happens anyway: parameters are in mm."""
-
-    def SetOptimizerScalesFromIndexShift(
-        self, centralRegionRadius: int = 5, smallParameterVariation: float = 0.01
-    ) -> None:
-        """Parameters are in mm, as with `SetOptimizerScalesFromPhysicalShift`."""
-
-    def SetOptimizerScalesFromJacobian(self, centralRegionRadius: int = 5) -> None:
-        """Parameters are in mm, as with `SetOptimizerScalesFromPhysicalShift`."""
-
-    def SetOptimizerWeights(self, weights: Sequence[float]) -> None:
-        """Empty, or ones only."""
-        if any(w != 1 for w in weights):
-            raise OPTIONS["SetOptimizerWeights"].refusal("SetOptimizerWeights")
-
-    # --- levels, interpolation, threads ------------------------------------------------------------------------------
-
-    def SetShrinkFactorsPerLevel(self, shrinkFactors: Sequence[int]) -> None:
-        """Coarsest first, in voxels of the fixed image along its finest axis; coarser axes are shrunk less."""
-        level_options("default", shrinkFactors)
-        self._setup.shrink_factors = tuple(int(f) for f in shrinkFactors)
-
-    def SetSmoothingSigmasPerLevel(self, smoothingSigmas: Sequence[float]) -> None:
-        """One a level; mm, or voxels after `SmoothingSigmasAreSpecifiedInPhysicalUnitsOff`."""
-        values = tuple(float(s) for s in smoothingSigmas)
-        if not all(0 <= s < np.inf for s in values):
-            raise OptionError(f"SetSmoothingSigmasPerLevel: sigmas are not negative, got {list(smoothingSigmas)}")
-        self._setup.sigmas = values
-
-    def SetSmoothingSigmasAreSpecifiedInPhysicalUnits(self, arg: bool) -> None:
-        """Whether the sigmas are mm, else voxels of the fixed image along its finest axis."""
-        self._setup.sigmas_in_mm = bool(arg)
-
-    def SmoothingSigmasAreSpecifiedInPhysicalUnitsOn(self) -> None:
-        """The sigmas are mm."""
-        self._setup.sigmas_in_mm = True
-
-    def SmoothingSigmasAreSpecifiedInPhysicalUnitsOff(self) -> None:
-        """The sigmas are voxels of the fixed image along its finest axis."""
-        self._setup.sigmas_in_mm = False
-
-    def SetInterpolator(self, interpolator: int) -> None:
-        """``sitk.sitkLinear``."""
-        if interpolator != self.GetInterpolator():
-            raise OPTIONS["SetInterpolator"].refusal(f"SetInterpolator({interpolator!r})")
-
-    def GetInterpolator(self) -> int:
-        """``sitk.sitkLinear``."""
-        import SimpleITK as sitk
-
-        return int(sitk.sitkLinear)
-
-    def SetNumberOfThreads(self, n: int) -> None:
-        """CPU threads; 0 means all that the process may use. Results do not depend on it."""
-        number = whole_number(n)
-        if number is None or number < 0:
-            raise OptionError(f"SetNumberOfThreads takes a whole number that is not negative, got {n!r}")
-        self._setup.threads = number
-
-    def GetNumberOfThreads(self) -> int:
-        """What was given, 0 before."""
-        return self._setup.threads
+        known = [t.GetDimension() for t in (self._initial, self._moving_initial) if t is not None]
+        if self._run is not None:
+            known.insert(0, self._run.dimension)
+        return sitk.Transform(known[0], sitk.sitkIdentity) if known else sitk.Transform()
 
     # --- the work ----------------------------------------------------------------------------------------------------
 
@@ -320,6 +169,8 @@ class ImageRegistrationMethod(ObservedRegistration):
         Its transform is the whole map, with the moving initial transform.
         """
         if self._result is None:
+            if self._run is not None and self._run.transform is not None:
+                raise ItkNirError("an exhaustive search has no result beside the transform that Execute returned")
             raise ItkNirError("there is no result yet; call Execute first")
         return self._result
 
@@ -347,16 +198,19 @@ class ImageRegistrationMethod(ObservedRegistration):
         a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
         refuse_slices(fixed=a.geometry.size, moving=b.geometry.size)
         model, after = self._transforms(a)
-        options = register_options(self._setup, model.deformable, a.geometry)
+        if self._setup.exhaustive is not None:
+            return self._search(a, b, model, after)
+        linear, held = stage_for(model.name, model.linear, self._setup.weights, model.own_matrix, a.geometry)
+        options = register_options(self._setup, model.deformable, a.geometry) | held
         arguments = register_arguments(self._setup.preset, options)
-        run = self._run = Run("deformable" if model.deformable else "linear", a.dimension, self._fire)
+        run = self._begin(model, after)
         try:
             self._fire("Start")
             result = register(
                 a,
                 b,
                 device=self._device,
-                linear=model.linear,
+                linear=linear,
                 deformable=model.deformable,
                 fixed_mask=self._fixed_mask,
                 moving_mask=self._moving_mask,
@@ -366,9 +220,7 @@ class ImageRegistrationMethod(ObservedRegistration):
             )
         finally:
             run.live = False
-        if run.ending == "abort":
-            self._fire("Abort")
-            raise RegistrationCancelled("aborted by Abort(); StopRegistration() keeps what was found so far")
+        self._refuse_aborted(run)
         stopped = run.ending == "stop"
         run.stop_condition = f"itk-nir: {'stopped by StopRegistration' if stopped else result.report.stop}"
         if result.report.similarity is not None and not stopped:
@@ -376,6 +228,54 @@ class ImageRegistrationMethod(ObservedRegistration):
         self._result = result
         run.transform = model.deliver(result, after, self._in_place)
         run.progress = 1.0
+        self._fire("End")
+        return run.transform
+
+    def _begin(self, model: TransformModel, after: CompositeTransform | None) -> Run:
+        """A run that begins at the initial transform."""
+        at = None if model.optimised is None else tuple(model.optimised.GetParameters())
+        self._run = Run(
+            "deformable" if model.deformable else "linear", model.grid.dimension, self._fire,
+            lambda mapping: model.parameters(mapping, after), at,
+        )  # fmt: skip
+        return self._run
+
+    def _refuse_aborted(self, run: Run) -> None:
+        if run.ending == "abort":
+            self._fire("Abort")
+            raise RegistrationCancelled("aborted by Abort(); StopRegistration() keeps what was found so far")
+
+    def _search(self, a: Volume, b: Volume, model: TransformModel, after: CompositeTransform | None) -> Any:
+        """The exhaustive optimiser."""
+        grid = self._setup.exhaustive
+        assert grid is not None
+        if model.deformable:
+            raise OptionError(
+                "SetOptimizerAsExhaustive is for linear transforms: give SetInitialTransform a Translation, Euler, "
+                "VersorRigid3D, Similarity or Affine transform"
+            )
+        positions = grid.positions(model.optimised.GetParameters(), self._setup.scales)
+        run = self._begin(model, after)
+        metric = self._metric_of(a, b, model.deformable)
+        first = next(positions)
+
+        def value(position: tuple[float, ...]) -> float:
+            return metric(model.with_parameters(position).start(after))
+
+        def tell(position: tuple[float, ...], now: float) -> bool:
+            run.progress = (len(run.values) + 1) / grid.count
+            return run.visited(position, now)
+
+        try:
+            self._fire("Start")
+            self._fire("MultiResolutionIteration")
+            best, least = best_position(chain((first,), positions), value, tell)
+        finally:
+            run.live = False
+        self._refuse_aborted(run)
+        run.stop_condition = f"itk-nir: {len(run.values)} of {grid.count} positions done"
+        run.value, self._result = least, None
+        run.transform = model.handed_over(model.with_parameters(best).optimised, self._in_place)
         self._fire("End")
         return run.transform
 
@@ -397,76 +297,37 @@ class ImageRegistrationMethod(ObservedRegistration):
         InputError
             Images that do not overlap where the masks count.
         """
-        from itk_nir.checks import match_mask
-        from itk_nir.resample import resample_array
-
         a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
         refuse_slices(fixed=a.geometry.size, moving=b.geometry.size)
         model, after = self._transforms(a)
-        start = model.start(after) or CompositeTransform((LinearTransform.identity(a.dimension),))
+        value = self._metric_of(a, b, model.deformable)(model.start(after))
+        if value == np.inf:
+            raise InputError("the images do not overlap where the masks count; check the initial transforms")
+        return value
+
+    def _metric_of(self, a: Volume, b: Volume, deformable: bool) -> Callable[[CompositeTransform | None], float]:
+        """What is measured under a transform fixed → moving: smaller is better, infinite without an overlap."""
+        from itk_nir.checks import match_mask
+        from itk_nir.resample import resample_array
+
         threads = self._setup.allowed_threads
-        warped = resample_array(b.array, b.geometry, start, a.geometry, "linear", threads=threads)
+        counted = np.ones(a.array.shape, bool)
         seen = np.ones_like(b.array)
         if self._moving_mask is not None:
             seen = match_mask(load_image(self._moving_mask, "moving mask"), b)[0].array
-        inside = resample_array(seen, b.geometry, start, a.geometry, "nearest", threads=threads) > 0.5
         if self._fixed_mask is not None:
-            inside &= match_mask(load_image(self._fixed_mask, "fixed mask"), a)[0].array > 0.5
-        if not inside.any():
-            raise InputError("the images do not overlap where the masks count; check the initial transforms")
-        return -similarity(a.array, warped, inside, self._setup, model.deformable)
+            counted = match_mask(load_image(self._fixed_mask, "fixed mask"), a)[0].array > 0.5
+
+        def value(start: CompositeTransform | None) -> float:
+            start = start or CompositeTransform((LinearTransform.identity(a.dimension),))
+            warped = resample_array(b.array, b.geometry, start, a.geometry, "linear", threads=threads)
+            inside = resample_array(seen, b.geometry, start, a.geometry, "nearest", threads=threads) > 0.5
+            inside &= counted
+            return -similarity(a.array, warped, inside, self._setup, deformable) if inside.any() else np.inf
+
+        return value
 
     def _transforms(self, fixed: Volume) -> tuple[TransformModel, CompositeTransform | None]:
         """What the initial transform asks for, and the moving initial transform."""
         after = None if self._moving_initial is None else as_composite(self._moving_initial, fixed.geometry)
         return TransformModel.of(self._initial, fixed.geometry), after
-
-
-def _optimiser_method(name: str) -> Callable[..., None]:
-    """A method of `OPTIMISERS` with SimpleITK's signature."""
-    signature = optimiser_signature(name)
-
-    def method(self: ImageRegistrationMethod, *args: Any, **kwargs: Any) -> None:
-        try:
-            given = signature.bind(self, *args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{name}(): {error}") from None
-        given.apply_defaults()
-        self._setup.set_optimiser(name, {k: v for k, v in given.arguments.items() if k != "self"})
-
-    method.__name__ = name
-    method.__qualname__ = f"ImageRegistrationMethod.{name}"
-    method.__doc__ = _optimiser_doc(name)
-    method.__signature__ = signature  # type: ignore[attr-defined]
-    return method
-
-
-def _optimiser_doc(name: str) -> str:
-    """Docstring of a method of `OPTIMISERS`: which of its parameters count."""
-    meanings = {
-        "numberOfIterations": (
-            "numberOfIterations : int\n"
-            "    The most iterations of a level" + ("; 0 for the preset's." if name == "SetOptimizerAsLBFGS2" else ".")
-        ),
-        "maximumStepSizeInPhysicalUnits": (
-            "maximumStepSizeInPhysicalUnits : float\n"
-            "    The learning rate that a deformation begins with, in mm; 0 for the preset's."
-        ),
-    }
-    counting = [text for parameter, text in meanings.items() if parameter in OPTIMISERS[name]]
-    others = ", ".join(parameter for parameter in OPTIMISERS[name] if parameter not in meanings)
-    return "\n".join(
-        [
-            "The engine's own optimiser, at most so many iterations a level.",
-            "",
-            "Parameters",
-            "----------",
-            *counting,
-            others,
-            "    Accepted without effect" + (", but bounds are refused." if "lowerBound" in OPTIMISERS[name] else "."),
-        ]
-    )
-
-
-for _name in OPTIMISERS:
-    setattr(ImageRegistrationMethod, _name, _optimiser_method(_name))

@@ -14,6 +14,7 @@ from itk_nir.compat.options import (
     honoured,
     level_options,
     limited,
+    linear_sizes,
     refused,
 )
 from itk_nir.errors import OptionError
@@ -21,18 +22,20 @@ from itk_nir.geometry import Geometry
 from itk_nir.options import whole_number
 
 if TYPE_CHECKING:
+    from itk_nir.compat.sitk.exhaustive import Grid
     from itk_nir.engine.metrics import Metric
     from itk_nir.settings import Settings
 
 #: Method of SimpleITK's class -> what becomes of it. Getters follow their setters.
 OPTIONS: dict[str, OptionSupport] = {
     "SetInitialTransform": honoured(
-        "its class is what is optimised: Euler, VersorRigid3D → rigid; Affine → affine; DisplacementField, BSpline → "
-        "deformable; the last of a composite. Other linear classes (translation, similarity, scale) are refused"
+        "its class is what is optimised: Translation; Euler, VersorRigid3D → rigid; Similarity; Affine; "
+        "DisplacementField, BSpline → deformable; the last of a composite. Other linear classes (scale and versor "
+        "alone, scale and skew) are refused"
     ),
     "SetInitialTransformAsBSpline": approximated(
         "the spline is the start; the result is a displacement field, and a spline given in place stays as it was; "
-        "scale factors are refused"
+        "the deformation has levels of its own, whatever the scale factors"
     ),
     "SetMovingInitialTransform": honoured("applied after the optimised transform, and no part of what is returned"),
     "SetFixedInitialTransform": refused("identity only; resample the fixed image, or use SetMovingInitialTransform"),
@@ -70,23 +73,31 @@ OPTIONS: dict[str, OptionSupport] = {
     "SetOptimizerAsRegularStepGradientDescent": approximated("as SetOptimizerAsGradientDescent"),
     "SetOptimizerAsLBFGSB": approximated("as SetOptimizerAsGradientDescent; bounds are refused"),
     "SetOptimizerAsLBFGS2": approximated("as SetOptimizerAsGradientDescent; 0 iterations mean the preset's"),
-    "SetOptimizerAsAmoeba": refused("use SetOptimizerAsGradientDescent"),
-    "SetOptimizerAsPowell": refused("use SetOptimizerAsGradientDescent"),
-    "SetOptimizerAsOnePlusOneEvolutionary": refused("use SetOptimizerAsGradientDescent"),
-    "SetOptimizerAsExhaustive": refused("without an initial transform the best of several starts is looked for"),
-    "SetOptimizerScales": refused("parameters are in mm already, so nothing is to be scaled"),
+    "SetOptimizerAsAmoeba": approximated("as SetOptimizerAsGradientDescent"),
+    "SetOptimizerAsPowell": approximated("as SetOptimizerAsGradientDescent"),
+    "SetOptimizerAsOnePlusOneEvolutionary": approximated("as SetOptimizerAsGradientDescent; the seed has no effect"),
+    "SetOptimizerAsExhaustive": honoured(
+        "the metric of the whole images at every node of the grid, in SimpleITK's order, by the metric of "
+        "MetricEvaluate; for linear transforms, with no result beside the transform"
+    ),
+    "SetOptimizerScales": approximated(
+        "the steps of an exhaustive search; without effect else, because parameters are in mm already"
+    ),
     "SetOptimizerScalesFromPhysicalShift": honoured("which is what happens: parameters are in mm"),
     "SetOptimizerScalesFromIndexShift": approximated("as SetOptimizerScalesFromPhysicalShift"),
     "SetOptimizerScalesFromJacobian": approximated("as SetOptimizerScalesFromPhysicalShift"),
-    "SetOptimizerWeights": refused(
-        "every parameter is optimised; restrict= of itk_nir.register holds axes of the image"
+    "SetOptimizerWeights": honoured(
+        "0 or 1 a parameter: all rotations or those about one axis (of the fixed image and of space) with all "
+        "translations, translations along some axes, or rigid of a similarity; other weights are refused"
     ),
     "SetShrinkFactorsPerLevel": honoured("the levels of what is optimised (of the deformation, where both run)"),
     "SetSmoothingSigmasPerLevel": honoured(
         "for a deformation (at full resolution from 0.75 voxels on); a linear stage smooths as its levels ask for"
     ),
     "SetSmoothingSigmasAreSpecifiedInPhysicalUnits": honoured("mm by default, else voxels of the fixed image"),
-    "SetInterpolator": honoured("sitkLinear only; others are refused (resample with what you like afterwards)"),
+    "SetInterpolator": approximated(
+        "the metric interpolates linearly; others are taken with a warning (resample with what you like afterwards)"
+    ),
     "SetNumberOfThreads": honoured("0 means all"),
     "SetNumberOfWorkUnits": refused("use SetNumberOfThreads"),
     "SetGlobalDefault…": refused("settings of the whole process are not touched; use SetNumberOfThreads"),
@@ -109,9 +120,12 @@ OPTIONS: dict[str, OptionSupport] = {
     "GetOptimizerConvergenceValue": approximated(
         "decrease of the metric per iteration, by a straight line through the last 10; the largest float before"
     ),
-    "GetOptimizerPosition": approximated("the parameters of the returned transform; refused while it runs"),
-    "GetOptimizerScales": honoured("ones"),
-    "GetOptimizerWeights": honoured("empty: none"),
+    "GetOptimizerPosition": honoured(
+        "the parameters at this iteration, those of a BSpline fitted to the displacement; after Execute those of what "
+        "it returned; refused while it runs without an initial transform"
+    ),
+    "GetOptimizerScales": honoured("as given, else ones"),
+    "GetOptimizerWeights": honoured("as given, else empty"),
     "GetOptimizerStopConditionDescription": honoured("why the run ended"),
     "SetDebug": refused("use AddCommand"),
 }
@@ -167,6 +181,28 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
         "upperBound": sys.float_info.max,
         "trace": False,
     },
+    "SetOptimizerAsAmoeba": {
+        "simplexDelta": float,
+        "numberOfIterations": int,
+        "parametersConvergenceTolerance": 1e-8,
+        "functionConvergenceTolerance": 1e-4,
+        "withRestarts": False,
+    },
+    "SetOptimizerAsPowell": {
+        "numberOfIterations": 100,
+        "maximumLineIterations": 100,
+        "stepLength": 1.0,
+        "stepTolerance": 1e-6,
+        "valueTolerance": 1e-6,
+    },
+    "SetOptimizerAsOnePlusOneEvolutionary": {
+        "numberOfIterations": 100,
+        "epsilon": 1.5e-4,
+        "initialRadius": 1.01,
+        "growthFactor": -1.0,
+        "shrinkFactor": -1.0,
+        "seed": 0,
+    },
     "SetOptimizerAsLBFGS2": {
         "solutionAccuracy": 1e-5,
         "numberOfIterations": 0,
@@ -221,6 +257,10 @@ class Setup:
         Whether `sigmas` are mm, else voxels of the fixed image.
     threads : int
         CPU threads; 0 for all that the process may use.
+    exhaustive : Grid, optional
+        What an exhaustive search goes over, in place of any other optimiser.
+    scales, weights : tuple of float
+        Of the parameters; empty for ones.
     """
 
     preset: str | Settings = "default"
@@ -234,6 +274,9 @@ class Setup:
     sigmas: tuple[float, ...] | None = None
     sigmas_in_mm: bool = True
     threads: int = 0
+    exhaustive: Grid | None = None
+    scales: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
 
     @property
     def allowed_threads(self) -> int | None:
@@ -269,7 +312,7 @@ class Setup:
         step = values.get("maximumStepSizeInPhysicalUnits", 0.0)
         if not 0 <= step < float("inf"):
             raise OptionError(f"{name}: maximumStepSizeInPhysicalUnits is not negative (mm), got {step!r}")
-        self.iterations, self.largest_step = iterations, float(step)
+        self.iterations, self.largest_step, self.exhaustive = iterations, float(step), None
 
 
 def register_options(setup: Setup, deformable: bool, fixed: Geometry) -> dict[str, Any]:
@@ -318,8 +361,7 @@ def _linear_options(setup: Setup, fixed: Geometry) -> dict[str, Any]:
             "maximumStepSizeInPhysicalUnits has no meaning for a rigid or affine registration; leave it at 0"
         )
     out: dict[str, Any] = {}
-    voxels = 2 * fixed.half_extent / min(fixed.spacing)
-    sizes = tuple(max(4, round(voxels / factor)) for factor in setup.shrink_factors or ())
+    sizes = linear_sizes(fixed, setup.shrink_factors or ())
     if sizes:
         out["linear_size"] = sizes
     if sizes or setup.iterations is not None:

@@ -47,6 +47,10 @@ class Run:
         Share of the work that is done, 0 to 1.
     stop_condition : str
         Why it ended.
+    position : tuple of float, optional
+        The parameters where they are told: at the start, or at the latest position of an exhaustive search.
+    parameters : callable, optional
+        Takes `Progress.mapping`, gives the parameters of the optimised transform.
     transform : SimpleITK.Transform, optional
         What it returned.
     """
@@ -54,6 +58,8 @@ class Run:
     stage: str
     dimension: int
     fire: Callable[[str], None]
+    parameters: Callable[[Any], tuple[float, ...]] | None = None
+    position: tuple[float, ...] | None = None
     live: bool = True
     ending: str | None = None
     latest: Progress | None = None
@@ -77,6 +83,15 @@ class Run:
             self.value = -progress.metric
             self.values.append(self.value)
             self.fire("Iteration")
+        self.fire("Progress")
+        return self.ending is not None
+
+    def visited(self, position: tuple[float, ...], value: float) -> bool:
+        """Take a position of an exhaustive search and its metric, send the events; say whether it shall end."""
+        self.position, self.value = position, value
+        self.iteration = len(self.values)
+        self.values.append(value)
+        self.fire("Iteration")
         self.fire("Progress")
         return self.ending is not None
 
@@ -183,21 +198,21 @@ class ObservedRegistration:
         return float(-np.polyfit(np.arange(CONVERGENCE_WINDOW), values, 1)[0])
 
     def GetOptimizerPosition(self) -> tuple[float, ...]:
-        """Parameters of the transform that `Execute` returned."""
-        if self._run is None or self._run.live or self._run.transform is None:
+        """Parameters of the optimised transform: at this iteration, or as `Execute` returned it."""
+        run = self._run
+        if run is None:
+            raise OptionError("GetOptimizerPosition is refused before Execute: there is no position yet")
+        if not run.live and run.transform is not None:
+            return tuple(run.transform.GetParameters())
+        mapping = None if run.latest is None else run.latest.mapping
+        if mapping is not None and run.parameters is not None:
+            return run.parameters(mapping)
+        if run.position is None or run.latest is not None:
             raise OptionError(
-                "GetOptimizerPosition is refused while nothing has been returned: the engine's parameters are those of "
-                "a neural field; ask after Execute"
+                "GetOptimizerPosition is refused while this runs: its parameters are those of a neural field; ask "
+                "after Execute"
             )
-        return tuple(self._run.transform.GetParameters())
-
-    def GetOptimizerScales(self) -> tuple[float, ...]:
-        """Ones, an axis each: parameters are in mm."""
-        return (1.0,) * (0 if self._run is None else self._run.dimension)
-
-    def GetOptimizerWeights(self) -> tuple[float, ...]:
-        """Empty: every parameter is optimised."""
-        return ()
+        return run.position
 
     def GetOptimizerStopConditionDescription(self) -> str:
         """Why the run ended."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,25 @@ from itk_nir.transforms.model import CompositeTransform, LinearTransform, compos
 if TYPE_CHECKING:
     from itk_nir.result import RegistrationResult
 
+TRANSLATION = ("TranslationTransform",)
+SIMILARITY = ("Similarity2DTransform", "Similarity3DTransform")
 RIGID = ("Euler2DTransform", "Euler3DTransform", "VersorRigid3DTransform")
 AFFINE = ("AffineTransform",)
 DEFORMABLE = ("DisplacementFieldTransform", "BSplineTransform")
 IDENTITY = ("IdentityTransform",)
+
+#: Class of a linear transform → the linear stage that optimises it.
+_STAGES: dict[str, LinearStage] = {
+    **dict.fromkeys(TRANSLATION, "translation"),
+    **dict.fromkeys(RIGID, "rigid"),
+    **dict.fromkeys(SIMILARITY, "similarity"),
+    **dict.fromkeys((*AFFINE, *IDENTITY), "affine"),
+}
+
+#: Points ``(..., d)`` to points or vectors, LPS mm.
+Mapping = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+#: mm between the points that a linear map is told by.
+_PROBE = 100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +102,30 @@ class TransformModel:
 
     @property
     def linear(self) -> LinearStage:
-        """The linear stage: ``"rigid"``, ``"affine"`` or ``"none"``."""
-        return "rigid" if self.name in RIGID else "affine" if self.name in (*AFFINE, *IDENTITY) else "none"
+        """The linear stage: ``"translation"``, ``"rigid"``, ``"similarity"``, ``"affine"`` or ``"none"``."""
+        return _STAGES.get(self.name, "none")
+
+    @property
+    def own_matrix(self) -> NDArray[np.float64]:
+        """The map of a linear transform where the search begins, ``(d + 1, d + 1)`` LPS mm."""
+        linear = self.own is not None and self.own.is_linear
+        return _matrix(self.own) if linear else np.eye(self.grid.dimension + 1)  # type: ignore[arg-type]
+
+    def with_parameters(self, parameters: Sequence[float]) -> TransformModel:
+        """The model with other parameters of the part that is optimised, which is linear.
+
+        Parameters
+        ----------
+        parameters : sequence of float
+            In the order of SimpleITK.
+
+        Returns
+        -------
+        TransformModel
+        """
+        optimised = type(self.optimised)(self.optimised)
+        optimised.SetParameters(parameters)
+        return replace(self, optimised=optimised, own=as_composite(optimised, self.grid))
 
     def start(self, after: CompositeTransform | None) -> CompositeTransform | None:
         """Everything that a fixed point meets after what is going to be found.
@@ -129,22 +167,87 @@ class TransformModel:
 
         from itk_nir.transforms.as_simpleitk import to_sitk
 
-        part = self._without_what_follows(result, after)
+        part = self._without_what_follows(*found_parts(result), after)
         if self.name in IDENTITY:
             found = [to_sitk(CompositeTransform((transform,))) for transform in reversed(part.transforms)]
             return sitk.CompositeTransform([*self._tail_parts(), *found])
         if in_place and isinstance(self.given, sitk.DisplacementFieldTransform):
             return self._as_field(part, self.given)
-        optimised = self._as_field(part) if self.deformable else self._as_linear(part)
+        return self.handed_over(self._as_field(part) if self.deformable else self._as_linear(part), in_place)
+
+    def handed_over(self, optimised: Any, in_place: bool) -> Any:
+        """A part that was optimised, as `Execute` returns it.
+
+        Parameters
+        ----------
+        optimised : SimpleITK.Transform
+            That part.
+        in_place : bool
+            Whether the given transform becomes the result.
+
+        Returns
+        -------
+        SimpleITK.Transform
+        """
+        import SimpleITK as sitk
+
         if in_place and self.name != "BSplineTransform":
             return self._put(optimised)
         if in_place and self.tail is None:
             return optimised
         return sitk.CompositeTransform([*self._tail_parts(), optimised])
 
-    def _without_what_follows(self, result: RegistrationResult, after: CompositeTransform | None) -> CompositeTransform:
+    def parameters(self, mapping: Mapping, after: CompositeTransform | None) -> tuple[float, ...]:
+        """The parameters of the optimised transform for a map of the engine's.
+
+        Parameters
+        ----------
+        mapping : callable
+            As of `itk_nir.Progress`: fixed points ``(N, d)``, LPS mm, to what the map makes of them before a start that
+            is not linear.
+        after : CompositeTransform or None
+            The moving initial transform.
+
+        Returns
+        -------
+        tuple of float
+            Those of a B-spline fit the displacement at its control points.
+
+        Raises
+        ------
+        OptionError
+            No initial transform is given, so there are no parameters.
+        """
+        d = self.grid.dimension
+        if self.name in IDENTITY:
+            raise OptionError(
+                "GetOptimizerPosition is refused without an initial transform while it runs: affine map and "
+                "deformation have no parameters of one transform; ask after Execute"
+            )
+        if not self.deformable:
+            probes = mapping(np.vstack([np.zeros(d), _PROBE * np.eye(d)]))
+            matrix = np.eye(d + 1)
+            matrix[:d, :d], matrix[:d, d] = ((probes[1:] - probes[0]) / _PROBE).T, probes[0]
+            part = self._without_what_follows(LinearTransform(matrix), None, after)
+            return tuple(self._as_linear(part).GetParameters())
+        start = self.start(after)
+        following = [c for c in (self.tail, after) if c is not None]
+        last = self.own
+        if start is None or start.is_linear:
+            last = compose(*following).inverse() if following else None
+
+        def displacement(points: NDArray[np.float64]) -> NDArray[np.float64]:
+            moved = mapping(points)
+            return (moved if last is None else last.map(moved.reshape(-1, d)).reshape(points.shape)) - points
+
+        if self.name == "BSplineTransform":
+            return _spline_parameters(self.optimised, displacement)
+        return tuple(displacement(self._field_grid().grid()).ravel().tolist())
+
+    def _without_what_follows(
+        self, linear: LinearTransform, deformation: CompositeTransform | None, after: CompositeTransform | None
+    ) -> CompositeTransform:
         """What was found, with the own start of the optimised transform, without tail and moving initial transform."""
-        linear, deformation = found_parts(result)
         start, own = self.start(after), self.own
         if start is None or start.is_linear:
             # A linear start is multiplied into the linear map.
@@ -169,9 +272,12 @@ class TransformModel:
         matrix = _matrix(part)
         out = type(self.optimised)(self.optimised)
         m = matrix[:d, :d]
-        if self.name in RIGID:
-            u, _, v = np.linalg.svd(m)
-            m = u @ v
+        if self.name in TRANSLATION:
+            out.SetOffset(matrix[:d, d].tolist())
+            return out
+        if self.name in (*RIGID, *SIMILARITY):
+            u, s, v = np.linalg.svd(m)
+            m = (u @ v) * (s.mean() if self.name in SIMILARITY else 1.0)
         centre = np.asarray(self.optimised.GetCenter())
         out.SetMatrix(m.ravel().tolist())
         out.SetTranslation((matrix[:d, d] - centre + m @ centre).tolist())
@@ -187,10 +293,7 @@ class TransformModel:
 
         from itk_nir.images import to_sitk as image_to_sitk
 
-        grid = self.grid
-        if self.name == "DisplacementFieldTransform":
-            image = self.optimised.GetDisplacementField()
-            grid = Geometry.make(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+        grid = self._field_grid()
         vectors = part.displacement_on(grid).vectors.astype(np.float64)
         if out is None:
             out = sitk.DisplacementFieldTransform(part.dimension)
@@ -199,6 +302,12 @@ class TransformModel:
             back = part.inverse().displacement_on(grid).vectors.astype(np.float64)
             out.SetInverseDisplacementField(image_to_sitk(back, grid))
         return out
+
+    def _field_grid(self) -> Geometry:
+        """The grid of the given displacement field, else that of the fixed image."""
+        if self.name != "DisplacementFieldTransform":
+            return self.grid
+        return _grid_of(self.optimised.GetDisplacementField())
 
     def _put(self, optimised: Any) -> Any:
         """The result in the object that was given in place, and that object."""
@@ -247,10 +356,10 @@ def _checked_class(transform: Any) -> str:
     name = type(transform).__name__
     if name == "Transform":
         name = str(transform.GetName())
-    if name not in (*RIGID, *AFFINE, *DEFORMABLE, *IDENTITY):
+    if name not in (*_STAGES, *DEFORMABLE):
         raise OptionError(
-            f"SetInitialTransform: a {name} has no counterpart here; give an Euler, VersorRigid3D, Affine, "
-            "DisplacementField or BSpline transform, or none for affine and deformable"
+            f"SetInitialTransform: a {name} has no counterpart here; give a Translation, Euler, VersorRigid3D, "
+            "Similarity, Affine, DisplacementField or BSpline transform, or none for affine and deformable"
         )
     if name == "DisplacementFieldTransform" and not transform.GetDisplacementField().GetNumberOfPixels():
         raise InputError(
@@ -271,6 +380,27 @@ def _is_zero(transform: Any, name: str) -> bool:
         vectors: NDArray[Any] = sitk.GetArrayViewFromImage(transform.GetDisplacementField())
         return not vectors.any()
     return not np.any(transform.GetParameters())
+
+
+def _grid_of(image: Any) -> Geometry:
+    """The grid of an image of SimpleITK."""
+    return Geometry.make(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+
+def _spline_parameters(spline: Any, displacement: Mapping) -> tuple[float, ...]:
+    """Coefficients of a B-spline transform that has a displacement, ``(..., d)`` LPS mm, at its control points."""
+    import SimpleITK as sitk
+
+    from itk_nir.images import to_sitk as image_to_sitk
+
+    grid = _grid_of(spline.GetCoefficientImages()[0])
+    vectors = displacement(grid.grid())
+    out: list[float] = []
+    for axis in range(grid.dimension):
+        image = image_to_sitk(np.ascontiguousarray(vectors[..., axis]), grid)
+        coefficients = sitk.BSplineDecomposition(image, splineOrder=spline.GetOrder())
+        out += sitk.GetArrayViewFromImage(coefficients).ravel().tolist()
+    return tuple(out)
 
 
 def _matrix(transform: CompositeTransform) -> NDArray[np.float64]:

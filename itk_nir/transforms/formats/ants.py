@@ -75,7 +75,11 @@ class Ants:
 
 
 def write_ants(
-    transform: CompositeTransform, prefix: str | os.PathLike[str], grid: Geometry | None = None
+    transform: CompositeTransform,
+    prefix: str | os.PathLike[str],
+    grid: Geometry | None = None,
+    *,
+    precision: str = "float",
 ) -> tuple[list[Path], list[Path]]:
     """Write a transform as ANTs' three files, all or none; a linear one as ``PREFIX0GenericAffine.mat`` alone.
 
@@ -90,6 +94,8 @@ def write_ants(
     grid : Geometry, optional
         The fixed image's. The affine is written about its centre, as ANTs does, and the transform is sampled on it
         where that has to be. The grid of the transform's first field when left out.
+    precision : {"float", "double"}, default "float"
+        Of the voxels of the fields; what they hold are float32 values in both cases.
 
     Returns
     -------
@@ -112,7 +118,8 @@ def write_ants(
         assert form.inverse_transforms is not None
         for field, path in ((form.transforms[0], warp), (form.inverse_transforms[1], inverse_warp)):
             assert isinstance(field, DisplacementField)
-            save_image(field.vectors, field.geometry, stage / path.name)
+            kind = np.float64 if precision == "double" else np.float32
+            save_image(field.vectors.astype(kind, copy=False), field.geometry, stage / path.name)
     return [warp, affine], [affine, inverse_warp]
 
 
