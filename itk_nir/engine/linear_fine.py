@@ -107,7 +107,8 @@ class BothWays:
     def __init__(self, there: LinearLevel, back: LinearLevel) -> None:
         self.there: LinearLevel = there
         self.back: LinearLevel = back
-        self.voxel: float = there.voxel
+        #: A quarter of a step: the first moves are small, the map is nearly right.
+        self.voxel: float = 0.25 * there.voxel
         self.fixed: Tensor = there.fixed
 
     def under(self, base: F64, metrics: Sequence[tuple[float, Metric]]) -> NearBothWays:
@@ -262,7 +263,7 @@ def steps(geometry: Geometry, voxel: float, coarse: float) -> list[float]:
     while voxels / finest**geometry.dimension > MOST_SAMPLES:
         finest = math.floor(finest) + (PART if finest < 1.5 else 1 + PART)
     out = [finest]
-    while 2.2 * out[0] * voxel < coarse:
+    while 2 * out[0] * voxel < coarse / 1.5:
         out.insert(0, math.floor(2 * out[0]) + PART)
     return [k * voxel for k in out]
 
@@ -315,8 +316,9 @@ def exchanged(pair: Pair) -> Pair:
     """
     return replace(
         pair, fixed=pair.moving, fixed_geometry=pair.moving_geometry, moving=pair.fixed,
-        moving_geometry=pair.fixed_geometry, linear=np.asarray(np.linalg.inv(pair.linear)), fixed_intensity=pair.moving_intensity,
-        moving_intensity=pair.fixed_intensity, fixed_weight=pair.moving_weight, moving_weight=pair.fixed_weight,
+        moving_geometry=pair.fixed_geometry, linear=np.asarray(np.linalg.inv(pair.linear)),
+        fixed_intensity=pair.moving_intensity, moving_intensity=pair.fixed_intensity,
+        fixed_weight=pair.moving_weight, moving_weight=pair.fixed_weight,
         more=tuple(Channel(c.moving, c.fixed, c.moving_intensity, c.fixed_intensity) for c in pair.more),
         fixed_lesion=pair.moving_lesion, moving_lesion=pair.fixed_lesion, regions=(), known=None,
     )  # fmt: skip
