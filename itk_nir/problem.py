@@ -59,7 +59,7 @@ class Problem:
     settings : Settings
         The settings of all stages.
     linear : str
-        The linear stage: ``"affine"``, ``"rigid"`` or ``"none"``.
+        The linear stage: ``"affine"``, ``"similarity"``, ``"rigid"``, ``"translation"`` or ``"none"``.
     deformable : bool
         Whether a deformable stage follows.
     seed : int
@@ -140,7 +140,7 @@ class Problem:
         settings : Settings
             The settings of all stages.
         linear : str
-            ``"affine"``, ``"rigid"`` or ``"none"``.
+            ``"affine"``, ``"similarity"``, ``"rigid"``, ``"translation"`` or ``"none"``.
         deformable : bool
             Whether a deformable stage follows.
         fixed_mask, moving_mask : image or path, optional

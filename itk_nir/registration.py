@@ -81,7 +81,8 @@ def register(
         Linear stage before the deformation: ``"affine"``, ``"similarity"``, ``"rigid"``, ``"translation"`` or
         ``"none"``.
     deformable : bool
-        False stops after the linear stage: the result is a linear map (and `initial_transform`).
+        False stops after the linear stage: the result is a linear map (and `initial_transform`). The stage then goes on
+        to the full resolution of the images.
     fixed_mask, moving_mask : image or path, optional
         Above 0 where the image counts, in every stage: similarity is compared there alone. What lies beyond may still
         be looked at by smoothing; a hole of a mask, which it encloses, counts as a lesion.

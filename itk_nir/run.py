@@ -199,6 +199,7 @@ class Run:
             pair, problem.linear, self.settings.linear, images=self.settings.linear.linear_metric != NONE
             and look_at_images(self._channel_metrics(pair, self.settings.deformable.metric)), threads=problem.threads,
             callback=self._share(0.0, 0.05), clock=problem.clock, restrict=problem.restrict,
+            alone=not problem.deformable,
         )  # fmt: skip
         self.cancelled = found.cancelled
         self.doubts.extend(found.doubts)
@@ -243,6 +244,7 @@ class Run:
             callback=self._share(0.05, share - 0.05),
             clock=problem.clock,
             restrict=problem.restrict,
+            alone=not problem.deformable,
         )
         self.similarity_linear, self.cancelled = found.similarity, found.cancelled
         self.notes.extend(found.notes)

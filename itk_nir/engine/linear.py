@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from itk_nir.engine import linear_starts
 from itk_nir.engine.images import Pair
+from itk_nir.engine.linear_fine import refined
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed, value
 from itk_nir.engine.metrics import Metric, MutualInformation, look_at_images, mean_of
 from itk_nir.engine.progress import Callback
@@ -34,6 +35,9 @@ LEAST_EVIDENCE = 0.4
 
 #: Mutual information that so many positions have by chance, times their number, about: noise fills the bins unevenly.
 CHANCE = 150.0
+
+#: Windows of the finer levels are so many times as wide, in samples: there is more noise, and less to be found.
+FINE_RADII = 2
 
 #: By which share of a measure the map that was found must be worse than the start for that to be told.
 NOTABLE = 0.005
@@ -72,6 +76,7 @@ def optimise_linear(
     callback: Callback | None = None,
     clock: float | None = None,
     restrict: Sequence[float] = (),
+    alone: bool = False,
 ) -> LinearResult:
     """Find the linear map between two images.
 
@@ -95,6 +100,9 @@ def optimise_linear(
         ``time.perf_counter()`` when the registration began.
     restrict : sequence of float
         1 for each axis of the fixed image along which the map may displace things, 0 for the others; empty for all.
+    alone : bool
+        Whether no deformation follows: the map is then improved up to the full resolution of the images
+        (`linear_fine`), and the share of the moving image that the fixed one has is that of its size under the map.
 
     Returns
     -------
@@ -105,7 +113,7 @@ def optimise_linear(
         kind = pair.known.supported(kind)
     normalised = pair.normalised()
     radius = min(settings.linear_radius, max(pair.fixed_geometry.size))  # wider windows see no more
-    levels = [LinearLevel(pair, normalised, size, radius, threads) for size in settings.linear_size]
+    levels = [LinearLevel.of_size(pair, normalised, size, radius, threads, alone) for size in settings.linear_size]
     descent = LinearDescent(pair, settings, levels, metrics, callback, clock, sum(settings.linear_iterations), restrict)
     begin = linear_starts.as_they_lie(pair)
     base, cancelled, notes = (begin, False, []) if start is None else (start.matrix, start.cancelled, list(start.notes))
@@ -120,7 +128,8 @@ def optimise_linear(
                 plain = base
     gain = mean_of(metrics, "contrast_gain")
     if several and gain > 0 and not cancelled:
-        base = _needed(descent, plain, base, gain)
+        needed = _needed(descent, plain, base, gain)
+        base, kind = needed, kind if needed is base else "rigid"
     # By the metric and by mutual information, each times the overlap.
     measures = metrics, [(w, MutualInformation()) for w, _ in metrics]
     found, at_start = ([value(levels[-1], m, by) for by in measures] for m in (base, begin))
@@ -131,6 +140,8 @@ def optimise_linear(
         # Few positions hold much information by chance; a metric of another kind may know better.
         little_found = found[0] < LEAST_EVIDENCE * little or (found[1] < chance and found[0] < max(little, chance))
         worse = [name for name, a, b in zip(("metric", "mutual information"), found, at_start, strict=True) if a < b]
+        if alone and sum((a - b) / max(abs(b), 1e-3) for a, b in zip(found, at_start, strict=True)) > 0:
+            worse = []  # A large gain by one outweighs the little that the other loses with the corners of the image.
         if worse or little_found:
             told = any(b - a > NOTABLE * abs(b) for a, b in zip(found, at_start, strict=True))
             if told and not np.array_equal(base, begin):
@@ -139,9 +150,13 @@ def optimise_linear(
                     "start, which was kept"
                 )
             base, found = begin, at_start
+    similarity = found[0]
+    if alone and base is not begin and not cancelled and look_at_images(metrics):
+        base, finer, cancelled = refined(descent, normalised, base, kind, FINE_RADII * radius, threads)
+        similarity = similarity if finer is None else finer
     # Free parameters alone have moved: what there is along held axes is rounding.
     base = without_held_axes(base, pair.fixed_geometry, restrict)
-    return LinearResult(pair.linear @ base, found[0], cancelled, tuple(notes))
+    return LinearResult(pair.linear @ base, similarity, cancelled, tuple(notes))
 
 
 def _needed(descent: LinearDescent, plain: F64, base: F64, gain: float) -> F64:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,33 @@ F64 = NDArray[np.float64]
 #: Evaluations after which it is looked anew at which positions both images have.
 ROUND = 10
 
+#: The least share of the fixed image that the moving one is held to fill, whatever a map makes of it.
+LEAST_EXTENT = 0.1
+
+
+class Measuring(Protocol):
+    """What measures the images of a level near a map."""
+
+    @property
+    def share(self) -> float:
+        """Of the positions that count; 0 where there is nothing to compare."""
+
+    def agreement(self, model: LinearMap, x: Tensor) -> Tensor:
+        """The similarity under a map after that one, with its gradient."""
+
+    def agreed(self) -> float:
+        """The similarity under the map itself."""
+
+
+class Comparing(Protocol):
+    """What compares the images of a level: `LinearLevel`, or `linear_fine.BothWays`."""
+
+    voxel: float
+    fixed: Tensor
+
+    def under(self, base: F64, metrics: Sequence[tuple[float, Metric]]) -> Measuring:
+        """What measures the images near a map."""
+
 
 class LinearLevel:
     """All channels at one resolution, and how alike they are under a linear map.
@@ -39,25 +67,33 @@ class LinearLevel:
         The images.
     normalised : sequence of (Tensor, Tensor)
         Fixed and moving image of each channel, of `Pair.normalised`.
-    size : int
-        Voxels along the longest axis.
+    grids : LevelGrids
+        Its voxels.
+    voxel : float
+        Their size, mm.
     radius : int
         Of the windows of local metrics, voxels of the level.
     threads : int
         CPU threads of the native ops.
+    sigma : float
+        Of the Gaussian that smooths the images, in voxels of the level.
+    alone : bool
+        Whether the size of the moving image changes with the map, as of `optimise_linear`.
     """
 
     def __init__(
-        self, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], size: int, radius: int, threads: int
-    ) -> None:
+        self, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], grids: LevelGrids, voxel: float, radius: int,
+        threads: int, sigma: float = 0.5, alone: bool = False,
+    ) -> None:  # fmt: skip
         self.pair: Pair = pair
         self.threads: int = threads
+        #: Whether the size of the moving image changes with the map.
+        self.alone: bool = alone
         geometry = pair.fixed_geometry
         #: mm a voxel of the level.
-        self.voxel: float = shrink_factor(geometry, size) * min(geometry.spacing)
-        grids = LevelGrids.whole(pair, size)
+        self.voxel: float = voxel
         self.grids: LevelGrids = grids
-        self.channels: LevelChannels = LevelChannels.of(pair, grids, normalised, 0.5, radius, threads)
+        self.channels: LevelChannels = LevelChannels.of(pair, grids, normalised, sigma, radius, threads)
         self.fixed: Tensor = self.channels.images[0].fixed
         self.moving: Tensor = self.channels.images[0].moving
         self.still: Tensor = torch.zeros(3, *self.fixed.shape, device=self.fixed.device)
@@ -82,7 +118,36 @@ class LinearLevel:
         if pair.known is not None:
             self.known = LinearCorrespondences.of(pair.known, pair, grids, self.weight, self.voxel, threads)
         #: Positions that there can be at most: those of the fixed image, or as many as the moving image fills.
+        #: Positions that count of the fixed image, and that the moving image fills.
+        self.counted: float = counted
+        self.extent: float = extent
         self.most: float = max(1.0, min(counted, extent))
+
+    @classmethod
+    def of_size(
+        cls,
+        pair: Pair,
+        normalised: Sequence[tuple[Tensor, Tensor]],
+        size: int,
+        radius: int,
+        threads: int,
+        alone: bool = False,
+    ) -> LinearLevel:
+        """Both images shrunk until the longest axis of the fixed one has about `size` voxels.
+
+        Parameters
+        ----------
+        pair, normalised, radius, threads, alone
+            As of the class.
+        size : int
+            Voxels; an image that has fewer is not shrunk.
+
+        Returns
+        -------
+        LinearLevel
+        """
+        voxel = shrink_factor(pair.fixed_geometry, size) * min(pair.fixed_geometry.spacing)
+        return cls(pair, normalised, LevelGrids.whole(pair, size), voxel, radius, threads, alone=alone)
 
     def overlap(self, base: F64) -> float:
         """The share of the positions that both images have under a map.
@@ -98,7 +163,25 @@ class LinearLevel:
             0 to 1.
         """
         weight = self._weight(self.still, self.pair.linear @ base)
-        return 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
+        return 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most_under(base))
+
+    def most_under(self, base: F64) -> float:
+        """Positions that there can be at most under a map, see `most`.
+
+        Parameters
+        ----------
+        base : ndarray
+            ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
+
+        Returns
+        -------
+        float
+        """
+        if not self.alone:
+            return self.most
+        # A moving image that is made small must not end as a point.
+        extent = max(LEAST_EXTENT * self.counted, self.extent / abs(float(np.linalg.det(base[:-1, :-1]))))
+        return max(1.0, min(self.counted, extent))
 
     def _weight(self, u: Tensor, linear: F64) -> Tensor | None:
         index, vector = self.grids.voxel_map(self.pair, linear)
@@ -131,25 +214,22 @@ class LinearLevel:
         weight = self._weight(self.still, linear)
         images = tuple(replace(i, axes=index[:, :3]) for i in self.channels.images)
         metric = LevelChannels(images).metric(metrics, weight)
-        share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
+        share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most_under(base))
         return Near(self, metric, linear, index, vector, share if metric.count >= 1 else 0.0)
 
-    def displacement(self, model: LinearMap, x: Tensor) -> Tensor:
-        """What the parameters of a map displace things by.
+    def displacement(self, matrix: Tensor, shift: Tensor) -> Tensor:
+        """What a linear map displaces things by.
 
         Parameters
         ----------
-        model : LinearMap
-            Which map.
-        x : Tensor
-            Its parameters.
+        matrix, shift : Tensor
+            ``(3, 3)`` and ``(3,)`` mm along the fixed axes, about the centre of the fixed grid.
 
         Returns
         -------
         Tensor
             ``(3, Z, Y, X)`` mm along the fixed axes.
         """
-        matrix, shift = model.parts(x)
         u = (matrix - torch.eye(3, device=matrix.device)) @ self.points + shift[:, None]
         return u.reshape(3, *self.fixed.shape)
 
@@ -179,7 +259,7 @@ class Near:
     displacement_to_moving: F64
     share: float
 
-    def _view(self, u: Tensor) -> View:
+    def view(self, u: Tensor) -> View:
         return View(u, self.grid_to_moving, self.displacement_to_moving, threads=self.level.threads)
 
     def agreement(self, model: LinearMap, x: Tensor) -> Tensor:
@@ -197,9 +277,10 @@ class Near:
         Tensor
             One number.
         """
-        view, known = self._view(self.level.displacement(model, x)), self.level.known
+        parts, known = model.parts(x), self.level.known
+        view = self.view(self.level.displacement(*parts))
         out = self.metric(view)
-        return out if known is None else out - known(*model.parts(x), self.linear, view)
+        return out if known is None else out - known(*parts, self.linear, view)
 
     def agreed(self) -> float:
         """Under the map itself: its `value`, less what landmarks and labels still ask for.
@@ -214,7 +295,7 @@ class Near:
         still = self.level.still
         with torch.no_grad():
             eye, zero = torch.eye(3, device=still.device), torch.zeros(3, device=still.device)
-            return out - float(known(eye, zero, self.linear, self._view(still)))
+            return out - float(known(eye, zero, self.linear, self.view(still)))
 
     def value(self) -> float:
         """Under the map itself, times the share of the positions.
@@ -226,7 +307,7 @@ class Near:
         if self.share == 0:
             return 0.0
         with torch.no_grad():
-            return float(self.metric(self._view(self.level.still))) * self.share
+            return float(self.metric(self.view(self.level.still))) * self.share
 
 
 def value(level: LinearLevel, base: F64, metrics: Sequence[tuple[float, Metric]]) -> float:
@@ -326,7 +407,26 @@ class LinearDescent:
         cancelled : bool
             Whether the caller asked to stop.
         """
-        here, model = self.levels[level], LinearMap(self.pair.fixed_geometry, kind, self.restrict)
+        return self.at(self.levels[level], level, base, kind, evaluations)
+
+    def at(self, here: Comparing, level: int, base: F64, kind: str, evaluations: int) -> tuple[F64, float, bool]:
+        """The same at a level that need not be among those of the descent.
+
+        Parameters
+        ----------
+        here : Comparing
+            The level.
+        level : int
+            Its number, for the progress.
+        base, kind, evaluations
+            As of `run`.
+
+        Returns
+        -------
+        tuple of (ndarray, float, bool)
+            As of `run`.
+        """
+        model = LinearMap(self.pair.fixed_geometry, kind, self.restrict)
         corners = self._corners().to(here.fixed.device)
         model.turn_about(self.settings.linear_rotations)
 
@@ -348,7 +448,7 @@ class LinearDescent:
             if ended or cancelled or done >= evaluations or near.share == 0 or gained <= 1e-6:
                 return kept, best, cancelled
 
-            def function(x: Tensor, near: Near = near) -> tuple[float, Tensor]:
+            def function(x: Tensor, near: Measuring = near) -> tuple[float, Tensor]:
                 at = x.detach().requires_grad_()
                 self.latest = model, x.detach()
                 loss = 1 - near.agreement(model, at)

@@ -56,7 +56,7 @@ class Start:
 
 def find_start(
     pair: Pair, kind: str, settings: LinearSettings, *, images: bool = True, threads: int = 1,
-    callback: Callback | None = None, clock: float | None = None, restrict: Sequence[float] = (),
+    callback: Callback | None = None, clock: float | None = None, restrict: Sequence[float] = (), alone: bool = False,
 ) -> Start:  # fmt: skip
     """Follow several starts for a few steps, by mutual information, which holds for like and unlike contrasts.
 
@@ -74,6 +74,8 @@ def find_start(
         CPU threads of the native ops; no result depends on it.
     callback, clock, restrict
         As of `optimise_linear`; with held axes nothing is turned, and shifted along free axes only.
+    alone : bool
+        As of `optimise_linear`; the starts are then compared after a change of size too, where the map may have one.
 
     Returns
     -------
@@ -85,7 +87,7 @@ def find_start(
     metric: Metric = MutualInformation() if images else NoMetric()
     metrics = [(1.0, metric)] * len(pair.channels)
     tiny, level = (
-        LinearLevel(pair, normalised, size, 1, threads)
+        LinearLevel.of_size(pair, normalised, size, 1, threads, alone)
         for size in (settings.linear_search_size, settings.linear_size[0])
     )
     masses = linear_starts.masses(pair)
@@ -122,6 +124,8 @@ def find_start(
     cancelled = False
     for start in kept:
         base, cost, cancelled = descent.run(0, start, part, steps)
+        if alone and kind in ("similarity", "affine") and not cancelled:
+            _, cost, cancelled = descent.run(0, base, "similarity", steps)
         turned = linear_starts.angle(start) > GREAT_TURN
         tried.append(_Tried(base, 1 - cost, turned, bool(np.linalg.det(start[:-1, :-1]) < 0)))
         if cancelled:
@@ -130,7 +134,7 @@ def find_start(
     best, likely = max(plain, key=_Tried.held), max(plain, key=lambda t: t.similarity)
     if likely is not best and not cancelled:
         # The headers against the images: a finer look at both.
-        last = LinearLevel(pair, normalised, settings.linear_size[-1], 1, threads)
+        last = LinearLevel.of_size(pair, normalised, settings.linear_size[-1], 1, threads, alone)
         fine = LinearDescent(pair, settings, [last], metrics, None, clock, steps, restrict)
         ends = [replace(t, similarity=1 - fine.run(0, t.base, part, steps)[1]) for t in (best, likely)]
         best = likely if ends[1].held(TURNED_GAIN_FINE) > ends[0].similarity else best

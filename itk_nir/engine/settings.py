@@ -356,6 +356,13 @@ class LinearSettings:
         at_most=100_000,
         per_level=True,
     )
+    linear_fine_iterations: int = option(
+        40,
+        "most evaluations of the metric at each of the finer levels of a linear stage that no deformation follows; 0 "
+        "leaves them out",
+        at_least=0,
+        at_most=100_000,
+    )
     linear_start_iterations: int = option(
         12,
         "evaluations that every start of the linear stage gets before the best is chosen",

@@ -83,12 +83,19 @@ class DisplacementField:
         numpy.ndarray
             ``(..., d)``, mm.
         """
+        return self._displacement(points)
+
+    def _displacement(self, points: ArrayLike, continued: bool = False) -> FloatArray:
+        """The displacement; beyond the grid zero, or that of the nearest point of the grid."""
         p = np.asarray(points, float)
         flat = p.reshape(-1, self.dimension)
         out = np.empty_like(flat)
         for start in range(0, len(flat), CHUNK):
             part = slice(start, start + CHUNK)
-            out[part] = interpolate_vectors(self.vectors, self.geometry.physical_to_index(flat[part]))
+            index = self.geometry.physical_to_index(flat[part])
+            if continued:
+                index = np.clip(index, 0, np.asarray(self.geometry.size) - 1)
+            out[part] = interpolate_vectors(self.vectors, index)
         return out.reshape(p.shape)
 
     def map(self, points: ArrayLike) -> FloatArray:
@@ -128,8 +135,14 @@ class DisplacementField:
         Warns
         -----
         UserWarning
-            Points that were not inverted to `tolerance`; they keep the best value that was found. Points whose inverse
-            lies outside the field's grid are not counted: the field jumps to zero there, so none exists.
+            Points that were not inverted to `tolerance`, because the field folds or is very steep there; they keep the
+            best value that was found.
+
+        Notes
+        -----
+        Every reader takes the field to be zero beyond its grid. A point outside that no point of the grid is taken to
+        is its own inverse, therefore. A point of the grid that none is taken to has no inverse; it gets that of the
+        field continued beyond its grid by its nearest value, which leaves the inverse smooth.
 
         References
         ----------
@@ -149,7 +162,7 @@ class DisplacementField:
             step = np.ones(len(p))
             open_ = np.arange(len(p))
             for _ in range(iterations):
-                r = v[open_] + self.displacement(p[open_] + v[open_])
+                r = v[open_] + self._displacement(p[open_] + v[open_], continued=True)
                 size = np.linalg.norm(r, axis=-1)
                 better = size < residual[open_]
                 step[open_] = np.where(better, step[open_], step[open_] / 2)
@@ -159,18 +172,17 @@ class DisplacementField:
                 open_ = open_[size > limit]
                 if not len(open_):
                     break
-            if len(open_):
-                inner = self.geometry.physical_to_index(p[open_] + best[open_])
-                last = np.asarray(self.geometry.size) - 1
-                left = residual[open_][np.all((inner >= 0) & (inner <= last), axis=-1)]
-                failed += len(left)
-                worst = max(worst, float(left.max(initial=0.0)))
+            found = self.geometry.contains(p + best)
+            best[~self.geometry.contains(p) & ~(found & (residual <= limit))] = 0.0
+            left = residual[open_][(found & self.geometry.contains(p))[open_]]
+            failed += len(left)
+            worst = max(worst, float(left.max(initial=0.0)))
             row = int(np.prod(grid.shape[1:]))
             out[part.start * row : part.stop * row] = best
         if failed:
             warnings.warn(
                 f"{failed} of {len(out)} points of a displacement field could not be inverted to {limit:.3g} mm "
-                f"(worst {worst:.3g} mm): it probably folds there",
+                f"(worst {worst:.3g} mm): it folds or is very steep there",
                 stacklevel=2,
             )
         return DisplacementField(grid, out.reshape(*grid.shape, self.dimension))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,29 @@ def test_inverse_of_a_folding_field_warns() -> None:
     u = np.random.default_rng(0).normal(size=(30, 30, 2), scale=4).astype(np.float32)
     with pytest.warns(UserWarning, match="could not be inverted"):
         DisplacementField(grid, u).inverse()
+
+
+def test_inverse_at_the_rim_of_a_field_without_folds() -> None:
+    """A field that carries things over its rim, as readers see it: zero beyond."""
+    grid = Geometry.make([60, 70])
+    p = grid.grid()
+    waves = np.stack([np.sin(p[..., 1] / 9), np.cos(p[..., 0] / 8 + p[..., 1] / 30)], -1)
+    field = DisplacementField(grid, (2.5 * waves + [3.0, -2.0]).astype(np.float32))
+    wide = Geometry.make([80, 90], origin=[-10.0, -10.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inverse, wider = field.inverse(), field.inverse(wide)
+    there = field.map(p)
+    assert (~grid.contains(there)).sum() > 300
+    stays = np.all((there > 2) & (there < np.asarray(grid.size) - 3), axis=-1)
+    np.testing.assert_allclose(inverse.map(there[stays]), p[stays], atol=0.1)
+    # Beyond the grid: what the field carries there comes back, all else is its own inverse.
+    q = wide.grid()
+    back = wider.map(q)
+    np.testing.assert_allclose(field.map(back)[~grid.contains(q)], q[~grid.contains(q)], atol=0.02)
+    moved = np.linalg.norm(wider.vectors, axis=-1)[~grid.contains(q)]
+    assert 100 < (moved > 1).sum() < 0.5 * moved.size
+    assert (moved == 0).sum() > 0.5 * moved.size
 
 
 @BOTH
