@@ -30,7 +30,7 @@ from itk_nir.compat.elastix import (
     understand,
 )
 from itk_nir.compat.elastix.options import POINTS
-from itk_nir.compat.elastix.parameters import read_maps
+from itk_nir.compat.elastix.reading import read_maps
 from itk_nir.compat.options import engine_options
 from itk_nir.engine.metrics import NCC, MutualInformation, WeightedSum
 from itk_nir.errors import InputError, OptionError
@@ -453,7 +453,8 @@ def test_stages() -> None:
             stages(*names)
 
 
-MATTES, NORMALISED, CORRELATION, SQUARES = METRICS
+MATTES, NORMALISED = "AdvancedMattesMutualInformation", "NormalizedMutualInformation"
+CORRELATION, SQUARES = "AdvancedNormalizedCorrelation", "AdvancedMeanSquares"
 BENDING = PENALTIES[0]
 
 

@@ -28,6 +28,7 @@ METRICS = {
     "AdvancedMattesMutualInformation": MUTUAL_INFORMATION,
     "NormalizedMutualInformation": MUTUAL_INFORMATION,
     "MattesMutualInformation": MUTUAL_INFORMATION,
+    "MattesMutualInformationWithRigidityPenalty": MUTUAL_INFORMATION,
     "AdvancedNormalizedCorrelation": "ncc",
     "AdvancedMeanSquares": "mse",
 }
@@ -35,6 +36,8 @@ METRICS = {
 INVERSION = "DisplacementMagnitudePenalty"
 #: The penalty that keeps regions rigid.
 RIGIDITY = "TransformRigidityPenalty"
+#: What elastix 3 and 4 called mutual information with that penalty.
+WITH_RIGIDITY = "MattesMutualInformationWithRigidityPenalty"
 #: Penalties, in place of which our own regularity stands.
 PENALTIES = ("TransformBendingEnergyPenalty", INVERSION)
 #: Values that cannot be had, and why or what there is in their place.
@@ -59,8 +62,6 @@ REPLACED = {
     "KNNGraphAlphaMutualInformation": "give features as further images (-f1, -m1) with a metric of the table",
     "MultiResolutionRegistrationWithFeatures": "give features as further images (-f1, -m1)",
     "AdvancedKappaStatistic": "give the label maps as the keywords fixed_labels= and moving_labels= instead",
-    "MattesMutualInformationWithRigidityPenalty": f'ask for (Metric "AdvancedMattesMutualInformation" "{RIGIDITY}") '
-    "with FixedRigidityImageName, as elastix 5 does",
 }
 #: The metric of corresponding points, which are landmarks here.
 POINTS = "CorrespondingPointsEuclideanDistanceMetric"
@@ -94,7 +95,7 @@ HONOURED = (
     "ResultImageFormat", "ResultImagePixelType", "CompressResultImage", "ResultImageName", "NumberOfHistogramBins",
     "NumberOfFixedHistogramBins", "NumberOfMovingHistogramBins", "UseRelativeWeights", "UseDirectionCosines",
     "WriteFinalTransformParameters", "OutputTransformParameterFileFormat", "FixedRigidityImageName",
-    "UseFixedRigidityImage",
+    "UseFixedRigidityImage", "MovingRigidityImageName", "UseMovingRigidityImage",
 )  # fmt: skip
 
 #: Parameters of which only these values can be had: any other is an error.
@@ -145,7 +146,7 @@ NO_MEANING: dict[str, tuple[str, ...]] = {
         "OrthonormalityConditionWeight", "PropernessConditionWeight", "UseLinearityCondition",
         "UseOrthonormalityCondition", "UsePropernessCondition", "CalculateLinearityCondition",
         "CalculateOrthonormalityCondition", "CalculatePropernessCondition", "DilateRigidityImages",
-        "DilationRadiusMultiplier", "UseMovingRigidityImage", "MovingRigidityImageName", "RigidityPenaltyWeight",
+        "DilationRadiusMultiplier", "RigidityPenaltyWeight",
     ),
     "levels": (
         "NumberOfResolutions", "FixedImagePyramid", "MovingImagePyramid", "ImagePyramidSchedule",

@@ -23,6 +23,7 @@ from itk_nir.compat.elastix.options import (
     REPLACED,
     RIGIDITY,
     TRANSFORMS,
+    WITH_RIGIDITY,
     has_no_meaning,
     is_of_metric,
 )
@@ -89,8 +90,8 @@ class Request:
         One a stage.
     use_direction : bool
         Whether the axes of images count.
-    rigidity : str or None
-        File of the image of what stays rigid.
+    rigidity : mapping of str to str
+        Files of the images of what stays rigid, of ``"fixed"`` and of ``"moving"``.
     unused : tuple of str
         Names of the given parameters that have no meaning here.
     """
@@ -104,7 +105,7 @@ class Request:
     seed: int = 0
     outputs: tuple[Output, ...] = (Output(),) * len(DEFAULT_KINDS)
     use_direction: bool = True
-    rigidity: str | None = None
+    rigidity: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
 
     @property
@@ -270,24 +271,32 @@ def _is_inversion(maps: Sequence[ParameterMap]) -> bool:
     return all(asked)
 
 
-def _rigidity(maps: Sequence[ParameterMap]) -> str | None:
-    """The image of the rigid regions, which the last map that asks for them names."""
+def _rigidity(maps: Sequence[ParameterMap]) -> Mapping[str, str]:
+    """The images of the rigid regions, which the last map that asks for them names."""
     for one in reversed(maps):
         names = list(one.get("Metric", ()))
-        if RIGIDITY not in names:
+        penalised = next((n for n, name in enumerate(names) if name in (RIGIDITY, WITH_RIGIDITY)), None)
+        if penalised is None:
             continue
         last = {name: values[-1:] for name, values in one.items()}
-        n = names.index(RIGIDITY)
         word = "RelativeWeight" if _flag(last, "UseRelativeWeights", False) else "Weight"
-        if not _flag(last, f"Metric{n}Use", True) or _number(last, f"Metric{n}{word}", 1.0) == 0:
+        if not _flag(last, f"Metric{penalised}Use", True) or _number(last, f"Metric{penalised}{word}", 1.0) == 0:
             continue
-        if not _flag(last, "UseFixedRigidityImage", True) or not one.get("FixedRigidityImageName"):
+        found = {
+            side.lower(): (one.get(f"{side}RigidityImageName") or [""])[0]
+            for side in ("Fixed", "Moving")
+            if _flag(last, f"Use{side}RigidityImage", True)
+        }
+        named = {side: name for side, name in found.items() if name}
+        # A file that leaves the name of the only image to be filled in is told of where it is used.
+        found = named or dict(list(found.items())[:1])
+        if not found:
             raise OptionError(
-                f"elastix parameter Metric: {RIGIDITY} needs the regions of the fixed image: FixedRigidityImageName, "
-                'and (UseFixedRigidityImage "true"); those of the moving image cannot be had'
+                f"elastix parameter Metric: {names[penalised]} needs an image of what is rigid; neither that of the "
+                "fixed image nor that of the moving one is used"
             )
-        return one["FixedRigidityImageName"][0]
-    return None
+        return found
+    return {}
 
 
 def check_dimensions(maps: Sequence[ParameterMap], fixed: Volume, moving: Volume) -> None:

@@ -17,11 +17,12 @@ from itk_nir.compat.elastix.points import read_points
 from itk_nir.compat.elastix.resampling import Resampling, resampled, without_direction
 from itk_nir.compat.elastix.stages import Stage, inverse_stages, stages_of
 from itk_nir.compat.options import Device
-from itk_nir.errors import InputError, OptionError, warn_caller
+from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, load_image, refuse_slices
 from itk_nir.loading import load_transform
 from itk_nir.places import as_file_name
+from itk_nir.resample import resample_array
 from itk_nir.settings import Settings, make_settings, present_names
 from itk_nir.transforms.as_simpleitk import to_sitk
 from itk_nir.transforms.formats.elastix import ParameterMap, read_elastix
@@ -218,11 +219,11 @@ def run(
                 "elastix: the smallest displacement alone asks for the inverse of an initial transform; give one"
             )
         return Outcome(stages=inverse_stages(began.transform, request.kinds, plain), **told)
-    if request.rigidity is not None:
-        arguments.setdefault("rigid_regions", _rigid_regions(request, plain))
     initial = None if began is None else began.transform
     if initial is None and not request.search:
         initial = load_transform(np.eye(plain.dimension + 1))
+    if request.rigidity:
+        arguments.setdefault("rigid_regions", _rigid_regions(request, fixeds[0], initial))
     result = register(
         fixeds[0] if count == 1 else fixeds, movings[0] if count == 1 else movings, preset=settings,
         linear=request.linear, deformable=request.deformable, initial_transform=initial, seed=request.seed,
@@ -239,21 +240,36 @@ def _pairs(fixed: Sequence[Any], moving: Sequence[Any]) -> int:
     return len(fixed)
 
 
-def _rigid_regions(request: Request, grid: Geometry) -> Volume:
-    """Every connected part of what the rigidity image holds to be stiff, as a region of its own."""
+def _rigid_regions(request: Request, fixed: Volume, start: CompositeTransform | None) -> Volume:
+    """Every connected part of what the rigidity images hold to be stiff, as a region of its own.
+
+    What the image of the moving side says is taken to the fixed grid by the initial transform.
+    """
     import SimpleITK as sitk
 
-    file = Path(as_file_name(str(request.rigidity)))
-    if not file.is_file():
-        raise InputError(f"elastix parameter FixedRigidityImageName: {file}: no such file; check the path")
-    image = load_image(file, "FixedRigidityImageName")
-    if not request.use_direction:
-        image = without_direction(image)
-    parts = sitk.ConnectedComponent(sitk.GetImageFromArray((image.array > 0.5).astype(np.uint8)))
-    labels = sitk.GetArrayFromImage(parts).astype(np.uint16)
+    grid = fixed.geometry
+    stiff = np.zeros(grid.shape, np.uint8)
+    identity = CompositeTransform((LinearTransform.identity(grid.dimension),))
+    for side, name in request.rigidity.items():
+        word = f"{side.capitalize()}RigidityImageName"
+        file = Path(as_file_name(name))
+        if not name:
+            raise OptionError(f"elastix parameter {word} is missing: name the image of what is rigid")
+        if not file.is_file():
+            raise InputError(f"elastix parameter {word}: {file}: no such file; check the path")
+        image = load_image(file, word)
+        if not request.use_direction:
+            image = without_direction(image)
+        through = identity if side == "fixed" or start is None else start
+        near = resample_array((image.array > 0.5).astype(np.uint8), image.geometry, through, grid, "nearest")
+        stiff |= near.astype(np.uint8)
+    labels = sitk.GetArrayFromImage(sitk.ConnectedComponent(sitk.GetImageFromArray(stiff))).astype(np.uint16)
     if not labels.any():
-        warn_caller(f"elastix parameter FixedRigidityImageName: {file} is nowhere above 0.5, so that nothing is rigid")
-    return replace(image, array=labels, pixel_type=labels.dtype)
+        raise InputError(
+            f"elastix: {', '.join(request.rigidity.values())}: nowhere above 0.5 in the fixed image, so that nothing "
+            "is rigid; leave the penalty out, or give another image"
+        )
+    return replace(fixed, array=labels, name="rigid regions", pixel_type=labels.dtype, scale=1.0, offset=0)
 
 
 def start_of(given: Mapping[str, Any], grid: Geometry) -> Start | None:
