@@ -116,7 +116,7 @@ def _write_points(file: Path, chain: Chain, moving: Volume | None, stage: Path) 
     # As transformix has it, an index is a whole number of voxels.
     start = grid.index_to_physical(index) if are_indices else values
     end = chain.map(start)
-    columns = [index, start, _rounded(grid.physical_to_index(end)), end, end - start]
+    columns = [index, start, _rounded(grid.physical_to_index(end)), end, (end - start).astype(np.float32)]
     names = ["InputIndex", "InputPoint", "OutputIndexFixed", "OutputPoint", "Deformation"]
     if moving is not None:
         names.append("OutputIndexMoving")
