@@ -21,10 +21,10 @@ from itk_nir.compat.options import Device
 from itk_nir.errors import InputError, OptionError
 from itk_nir.images import to_itk
 from itk_nir.options import whole_number
-from itk_nir.settings import Settings
 
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Callback, Progress
+    from itk_nir.settings import Settings
 
 
 def registration_method(

@@ -20,10 +20,8 @@ from itk_nir.compat.options import Device
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, load_image, refuse_slices
-from itk_nir.loading import load_transform
 from itk_nir.places import as_file_name
 from itk_nir.resample import resample_array
-from itk_nir.settings import Settings, make_settings, present_names
 from itk_nir.transforms.as_simpleitk import to_sitk
 from itk_nir.transforms.formats.elastix import ParameterMap, read_elastix
 from itk_nir.transforms.formats.elastix.exact import read_chain
@@ -34,6 +32,7 @@ from itk_nir.transforms.model import CompositeTransform, LinearTransform
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Callback
     from itk_nir.result import RegistrationResult
+    from itk_nir.settings import Settings
 
 #: Arguments of `itk_nir.register` that elastix has no word for, and that go through as they are.
 PASSED = (
@@ -187,7 +186,10 @@ def run(
     InputError
         An image, mask or transform that cannot be used.
     """
+    # Here, because they import torch: transformix and the tables must not wait for that.
+    from itk_nir.loading import load_transform
     from itk_nir.registration import register
+    from itk_nir.settings import make_settings, present_names
 
     request = understand(maps)
     count = _pairs(fixed, moving)
@@ -295,6 +297,8 @@ def start_of(given: Mapping[str, Any], grid: Geometry) -> Start | None:
     InputError
         One that cannot be read.
     """
+    from itk_nir.loading import load_transform  # imports torch
+
     present = [name for name, value in given.items() if value is not None]
     if not present:
         return None

@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.compat.elastix.options import TRANSFORMS
 from itk_nir.geometry import Geometry
-from itk_nir.result import RegistrationResult
 from itk_nir.transforms.composition import cover, surface
 from itk_nir.transforms.formats.elastix import ParameterMap
 from itk_nir.transforms.formats.elastix.parameters import as_numbers
 from itk_nir.transforms.formats.elastix.steps import ShearedField, linear_class
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
+
+if TYPE_CHECKING:
+    from itk_nir.result import RegistrationResult
 
 F64 = NDArray[np.float64]
 
