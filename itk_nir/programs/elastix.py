@@ -95,7 +95,7 @@ def _register(
 ) -> Iterator[str]:
     """Register and write; what there is to say."""
     # Here, because they import the libraries that read images: help and mistakes must not wait for that.
-    from itk_nir.compat.elastix.files import write_result
+    from itk_nir.compat.elastix.files import check_output_folder, write_result
     from itk_nir.compat.elastix.parameters import understand
     from itk_nir.compat.elastix.reading import read_maps
     from itk_nir.compat.elastix.registration import printing, remarks
@@ -107,6 +107,7 @@ def _register(
             raise OptionError(f"-{side}Mask: there are {len(names)} masks; one holds for all images")
     maps = read_maps(list(files))
     request = understand(maps)
+    check_output_folder(folder, request, *(name for flag, names in given.items() if flag != "-out" for name in names))
     for number, name in enumerate(files):
         yield f'Parameter file {number}: "{name}" ({request.kinds[number]})'
     yield from remarks(request)

@@ -7,19 +7,25 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from itk_nir.atomic import all_or_none
 from itk_nir.compat.elastix.options import PIXELS
+from itk_nir.compat.elastix.parameters import Request
 from itk_nir.compat.elastix.resampling import as_pixel_type
 from itk_nir.compat.elastix.run import Outcome
 from itk_nir.compat.elastix.stages import stage_map
-from itk_nir.images import save_image
+from itk_nir.errors import InputError
+from itk_nir.images import check_image_name, save_image
+from itk_nir.places import check_outputs, named_files, refuse_inputs
 from itk_nir.transforms.formats.elastix import ParameterMap, as_text, as_toml, parameter_maps
 from itk_nir.transforms.formats.elastix.parameters import INITIAL, NONE, as_numbers, grid_entries
 from itk_nir.transforms.formats.elastix.steps import ShearedField
 
 #: Stems of the files of the result and of an initial transform that was given in memory.
 _OWN, _INITIAL = "TransformParameters", "InitialTransformParameters"
+#: The image of the deformation.
+_FIELD = "DeformationField.mha"
 
 
 def result_maps(outcome: Outcome) -> list[ParameterMap]:
@@ -84,6 +90,39 @@ def write_result(outcome: Outcome, folder: str | os.PathLike[str], pixel_type: s
     return [*first, *own]
 
 
+def check_output_folder(folder: str | os.PathLike[str], request: Request, *inputs: Any) -> None:
+    """Refuse a folder that the files of a result cannot be written to, or where they would replace what is read.
+
+    Parameters
+    ----------
+    folder : path
+        The output directory.
+    request : Request
+        What is asked for.
+    *inputs : object
+        Images, masks, points and initial transforms as they were given.
+
+    Raises
+    ------
+    InputError
+        No such folder or one that is not writable, or an output that is an input.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"output_directory {folder}: no such folder; create it first")
+    names = [_FIELD]
+    for number, output in enumerate(request.outputs):
+        if output.parameters:
+            names.append(f"{_OWN}.{number}.{'toml' if output.toml else 'txt'}")
+        if output.image is not None:
+            names.append(f"{output.image}.{number}.{output.resampling.image_format}")
+    files = [Path(os.path.abspath(folder)) / name for name in names]
+    check_outputs(files, f"output_directory {folder}")
+    for path in files:
+        if path.suffix not in (".txt", ".toml"):
+            check_image_name(path)
+    refuse_inputs(files, named_files(*inputs))
+
+
 def _write(parameters: ParameterMap, stage: Path, where: Path, name: str, before: str, toml: bool) -> str:
     """Write a parameter map into a folder and say the path that it will have."""
     file = f"{name}.toml" if toml else f"{name}.txt"
@@ -107,17 +146,25 @@ def _initial_maps(outcome: Outcome, folder: Path, where: Path) -> list[Parameter
 def _stage_maps(outcome: Outcome, folder: Path, where: Path, pixel_type: str) -> list[ParameterMap]:
     """One map a stage; the first one names the file of the initial transform where that is one."""
 
+    start = outcome.start
+    used = {
+        name for one in (start.maps if start is not None else ()) for name in one.get("DeformationFieldFileName", ())
+    }
+    # An initial transform of this folder keeps its field.
+    names = (_FIELD, *(f"DeformationField.{n}.mha" for n in range(1, len(used) + 1)))
+    name = next(n for n in names if str(where / n) not in used)
+
     def write(field: ShearedField) -> Path:
         # Uncompressed: elastix reads it each time, and displacements hardly compress.
-        field.write(folder / "DeformationField.mha")
-        return where / "DeformationField.mha"
+        field.write(folder / name)
+        return where / name
 
     request, grid = outcome.request, outcome.fixed.geometry
     common = grid_entries(grid)
     if not request.use_direction:
         # elastix writes the image's own axes, which transformix gives the resampled image.
         common |= {"UseDirectionCosines": ["false"], "Direction": as_numbers(outcome.grid.rotation.T.ravel())}
-    before = NONE if outcome.start is None or outcome.start.file is None else str(outcome.start.file)
+    named = NONE if start is None or start.file is None else str(start.file)
     maps = []
     for number, (stage, output) in enumerate(zip(outcome.stages, request.outputs, strict=True)):
         how = output.resampling
@@ -129,7 +176,7 @@ def _stage_maps(outcome: Outcome, folder: Path, where: Path, pixel_type: str) ->
             "CompressResultImage": ["true" if how.compress else "false"],
             **{name: list(values) for name, values in output.entries.items()},
         }
-        first = {key: [before if number == 0 else NONE] for key in INITIAL}
+        first = {key: [named if number == 0 else NONE] for key in INITIAL}
         maps.append({**stage_map(stage, grid, grid.centre, write), **common, **resampling, **first})
     return maps
 

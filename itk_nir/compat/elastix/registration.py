@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from itk_nir.atomic import replacing
-from itk_nir.compat.elastix.files import result_maps, write_result
+from itk_nir.compat.elastix.files import check_output_folder, result_maps, write_result
 from itk_nir.compat.elastix.options import PIXELS, REFUSED
 from itk_nir.compat.elastix.parameters import Request, understand
 from itk_nir.compat.elastix.reading import import_itk_elastix, read_maps
@@ -18,7 +18,7 @@ from itk_nir.compat.elastix.resampling import as_pixel_type
 from itk_nir.compat.elastix.run import Outcome, run
 from itk_nir.compat.elastix.stages import is_deformable
 from itk_nir.compat.options import Device
-from itk_nir.errors import InputError, OptionError
+from itk_nir.errors import OptionError
 from itk_nir.images import to_itk
 from itk_nir.options import whole_number
 
@@ -194,14 +194,16 @@ def registered(
     itk = import_itk_elastix()
     _check_keywords(options, number_of_threads)
     folder = None if output_directory is None else Path(output_directory)
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"output_directory {folder}: no such folder; create it first")
     if log_to_file and folder is None:
         raise OptionError("elastix: log_to_file needs an output_directory, where the log is written")
     maps = read_maps(parameter_object)
     lines: list[str] = []
     say = _saying(lines, log_to_console)
-    for line in remarks(understand(maps)):
+    request = understand(maps)
+    if folder is not None:
+        inputs = (fixed_image, moving_image, fixed_mask, moving_mask, *start.values(), *points.values())
+        check_output_folder(folder, request, *inputs)
+    for line in remarks(request):
         say(line)
     outcome = run(
         _several(fixed_image), _several(moving_image), maps, fixed_mask=fixed_mask, moving_mask=moving_mask,

@@ -83,7 +83,7 @@ def _toml_lines(text: str) -> list[str]:
 
 def _toml_entry(line: str) -> tuple[str, list[str]] | None:
     match = _TOML_ENTRY.match(line)
-    if match is None:
+    if match is None or not match[2]:
         return None
     body = match[2]
     if body.startswith("[") and body.endswith("]"):
