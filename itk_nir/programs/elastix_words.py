@@ -217,8 +217,8 @@ class Log:
     program: str
     folder: Path
     level: str = "info"
-    lines: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
+    lines: list[str] = field(default_factory=list, init=False)
+    began: float = field(default_factory=time.perf_counter, init=False)
 
     def say(self, line: str) -> None:
         """Add a line.

@@ -60,6 +60,10 @@ def read_elastix(source: Any, grid: Geometry | None = None, *, beside: bool = Fa
 def explained() -> Iterator[None]:
     """Tell what is wrong with parameters as an error that says so.
 
+    Yields
+    ------
+    None
+
     Raises
     ------
     InputError
