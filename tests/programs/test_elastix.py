@@ -16,6 +16,7 @@ from itk_nir.compat.elastix.reading import read_maps
 from itk_nir.errors import InputError, ItkNirError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, save_image
+from itk_nir.loading import load_transform
 from itk_nir.programs import elastix, elastix_words, transformix
 from itk_nir.transforms.formats.elastix import as_text, as_toml, read_elastix, read_entries
 from itk_nir.transforms.formats.elastix.steps import ShearedField
@@ -323,11 +324,17 @@ def test_an_initial_transform_is_not_written_over(folder: Path, registered: Path
 def test_the_smallest_displacement_is_the_inverse(folder: Path, registered: Path, tmp_path: Path) -> None:
     """elastix' own way to ask for the inverse: the maps are that of the initial transform, which is not among them."""
     start = registered / "TransformParameters.1.txt"
-    (tmp_path / "p.txt").write_text('(Transform "BSplineTransform")\n(Metric "DisplacementMagnitudePenalty")\n')
+    asked = '(Transform "BSplineTransform")\n(Metric "DisplacementMagnitudePenalty")\n'
+    (tmp_path / "p.txt").write_text(asked + '(OutputTransformParameterFileFormat "TOML")\n(WriteResultImage "false")\n')
     fixed = str(folder / "f.mha")
     elastix.main(["-f", fixed, "-m", fixed, "-t0", str(start), "-p", str(tmp_path / "p.txt"), "-out", str(tmp_path)])
-    parameters = read_entries(tmp_path / "TransformParameters.0.txt")
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "p.txt", "elastix.log", "TransformParameters.0.toml", "DeformationField.mha"
+    }  # fmt: skip
+    parameters = read_entries(tmp_path / "TransformParameters.0.toml")
     assert parameters["InitialTransformParameterFileName"] == [str(start)]
+    whole = load_transform(tmp_path / "TransformParameters.0.toml")
+    assert np.linalg.norm(whole.map(FIXED.grid()[8:-8, 8:-8]) - FIXED.grid()[8:-8, 8:-8], axis=-1).max() < 0.1
     alone = {key: ["NoInitialTransform"] for key in parameters if key.startswith("InitialTransform")}
     there = read_elastix(start)
     back = read_elastix([{**parameters, **alone}])
