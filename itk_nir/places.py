@@ -39,6 +39,7 @@ _NAMED = {
     ".mhd": re.compile(rb"^ElementDataFile\s*=[ \t]*(\S.*?)[ \t]*\r?$", re.MULTILINE),
     ".nhdr": re.compile(rb"^data ?file:[ \t]*(\S.*?)[ \t]*\r?$", re.MULTILINE),
     ".txt": re.compile(rb'^\((?:InitialTransformParameters?FileName|DeformationFieldFileName) "([^"]*)"\)', re.M),
+    ".toml": re.compile(rb'^(?:InitialTransformParameters?FileName|DeformationFieldFileName) = "([^"]*)"', re.M),
 }
 #: Endings of files that lie beside one of another ending and belong to it.
 _BESIDE = {

@@ -184,6 +184,7 @@ OBJECTS: tuple[tuple[Callable[[Any], bool], Callable[[Any, Spaces, str], Composi
 #: (endings of the name, reader). A file of any other name is a matrix in text, or else an image of displacements.
 FILES: tuple[tuple[tuple[str, ...], Callable[[Path, Spaces, str], CompositeTransform]], ...] = (
     ((".txt",), _read_text),
+    ((".toml",), lambda path, spaces, label: read_elastix(path, spaces.fixed)),
     ((".h5", ".hdf5", ".hdf"), lambda path, spaces, label: read_itk_file(path, spaces.fixed, label)),
     ((".tfm", ".mat"), _read_itk_or_matrix),
     ((".xfm",), lambda path, spaces, label: read_xfm(path, label)),

@@ -11,30 +11,57 @@ from itk_nir.compat.options import MUTUAL_INFORMATION
 
 #: Class of elastix' transform → stage of ours.
 TRANSFORMS = {
-    "TranslationTransform": "rigid",
+    "TranslationTransform": "translation",
     "EulerTransform": "rigid",
-    "SimilarityTransform": "affine",
+    "SimilarityTransform": "similarity",
     "AffineTransform": "affine",
     "BSplineTransform": "deformable",
     "RecursiveBSplineTransform": "deformable",
 }
-#: Linear classes that are only taken before a stage that can do what they cannot, since the result would be of another
-#: class otherwise.
-WEAKER = ("TranslationTransform", "SimilarityTransform")
+#: Linear stages, each of which can do what those before it can.
+LINEAR = ("none", "translation", "rigid", "similarity", "affine")
+#: The stages where no parameter map is given, which are elastix' own.
+DEFAULT_KINDS = ("TranslationTransform", "AffineTransform", "BSplineTransform")
 
 #: Similarity of elastix → metric here.
 METRICS = {
     "AdvancedMattesMutualInformation": MUTUAL_INFORMATION,
     "NormalizedMutualInformation": MUTUAL_INFORMATION,
+    "MattesMutualInformation": MUTUAL_INFORMATION,
+    "MattesMutualInformationWithRigidityPenalty": MUTUAL_INFORMATION,
     "AdvancedNormalizedCorrelation": "ncc",
     "AdvancedMeanSquares": "mse",
 }
+#: The penalty whose minimum, where it is the only metric, is the inverse of the initial transform.
+INVERSION = "DisplacementMagnitudePenalty"
+#: The penalty that keeps regions rigid.
+RIGIDITY = "TransformRigidityPenalty"
+#: What elastix 3 and 4 called mutual information with that penalty.
+WITH_RIGIDITY = "MattesMutualInformationWithRigidityPenalty"
 #: Penalties, in place of which our own regularity stands.
-PENALTIES = ("TransformBendingEnergyPenalty",)
-#: Values that cannot be had as elastix has them, and what there is in their place.
+PENALTIES = ("TransformBendingEnergyPenalty", INVERSION)
+#: Values that cannot be had, and why or what there is in their place.
+_SERIES = (
+    "it compares the volumes of a series, and a registration takes two images; register each volume to one of them"
+)
+_PROJECTION = "it compares an X-ray projection with a volume; 2D images are registered to 2D ones here, 3D to 3D"
 REPLACED = {
-    "TransformRigidityPenalty": "instead of FixedRigidityImageName, give rigid_regions= a label map of the fixed "
-    "image: its regions become exactly rigid",
+    "VarianceOverLastDimensionMetric": _SERIES,
+    "PCAMetric": _SERIES,
+    "PCAMetric2": _SERIES,
+    "SumOfPairwiseCorrelationCoefficientsMetric": _SERIES,
+    "BSplineStackTransform": _SERIES,
+    "TranslationStackTransform": _SERIES,
+    "EulerStackTransform": _SERIES,
+    "AffineLogStackTransform": _SERIES,
+    "FinalReducedDimensionBSplineInterpolator": _SERIES,
+    "FinalRayCastInterpolator": _PROJECTION,
+    "NormalizedGradientCorrelation": _PROJECTION,
+    "GradientDifference": _PROJECTION,
+    "PatternIntensity": _PROJECTION,
+    "KNNGraphAlphaMutualInformation": "give features as further images (-f1, -m1) with a metric of the table",
+    "MultiResolutionRegistrationWithFeatures": "give features as further images (-f1, -m1)",
+    "AdvancedKappaStatistic": "give the label maps as the keywords fixed_labels= and moving_labels= instead",
 }
 #: The metric of corresponding points, which are landmarks here.
 POINTS = "CorrespondingPointsEuclideanDistanceMetric"
@@ -45,53 +72,42 @@ POINT_KEYWORDS = {
 #: Bins of mutual information where nothing is said, as in elastix.
 BINS = 32
 
-#: Interpolator of the result → our interpolation (None: `FinalBSplineInterpolationOrder` decides).
+#: Interpolator of the result → order of its B-spline (None: `FinalBSplineInterpolationOrder` decides).
 INTERPOLATORS = {
     "FinalBSplineInterpolator": None,
     "FinalBSplineInterpolatorFloat": None,
-    "FinalLinearInterpolator": "linear",
-    "FinalNearestNeighborInterpolator": "nearest",
+    "FinalLinearInterpolator": 1,
+    "FinalNearestNeighborInterpolator": 0,
 }
-#: `FinalBSplineInterpolationOrder` → our interpolation.
-ORDERS = {"0": "nearest", "1": "linear", "3": "bspline"}
-#: Parameters of the resampled image as elastix has them where nothing is said.
-DEFAULT_OUTPUT = {"FinalBSplineInterpolationOrder": ("3",)}
 
 #: elastix' names of pixel types → NumPy's.
 PIXELS = {
     "float": "float32", "double": "float64", "char": "int8", "unsigned char": "uint8", "short": "int16",
     "unsigned short": "uint16", "int": "int32", "unsigned int": "uint32", "float32": "float32", "float64": "float64",
+    "long": "int64", "unsigned long": "uint64", "ushort": "uint16", "int8": "int8", "uint8": "uint8", "int16": "int16",
+    "uint16": "uint16", "int32": "int32", "uint32": "uint32", "int64": "int64", "uint64": "uint64",
 }  # fmt: skip
 
 #: Parameters that are done as asked.
 HONOURED = (
     "Transform", "AutomaticTransformInitialization", "RandomSeed", "FixedImageDimension", "MovingImageDimension",
     "ResampleInterpolator", "FinalBSplineInterpolationOrder", "DefaultPixelValue", "WriteResultImage",
-    "ResultImageFormat", "ResultImagePixelType", "CompressResultImage", "NumberOfHistogramBins",
-    "NumberOfFixedHistogramBins", "NumberOfMovingHistogramBins", "UseRelativeWeights",
+    "ResultImageFormat", "ResultImagePixelType", "CompressResultImage", "ResultImageName", "NumberOfHistogramBins",
+    "NumberOfFixedHistogramBins", "NumberOfMovingHistogramBins", "UseRelativeWeights", "UseDirectionCosines",
+    "WriteFinalTransformParameters", "OutputTransformParameterFileFormat", "FixedRigidityImageName",
+    "UseFixedRigidityImage", "MovingRigidityImageName", "UseMovingRigidityImage",
 )  # fmt: skip
 
 #: Parameters of which only these values can be had: any other is an error.
 ONLY: dict[str, tuple[str, ...]] = {
-    "Metric": (*METRICS, *PENALTIES, POINTS),
-    "AutomaticTransformInitializationMethod": ("GeometricalCenter", "CenterOfGravity"),
-    "HowToCombineTransforms": ("Compose",),
-    "UseDirectionCosines": ("true",),
+    "Metric": (*METRICS, *PENALTIES, POINTS, RIGIDITY),
+    "AutomaticTransformInitializationMethod": ("GeometricalCenter", "CenterOfGravity", "Origins", "GeometryTop"),
+    "HowToCombineTransforms": ("Compose", "Add"),
     "Registration": ("MultiResolutionRegistration", "MultiMetricMultiResolutionRegistration"),
-    "Resampler": ("DefaultResampler",),
+    "Resampler": ("DefaultResampler", "CUDAResampler", "OpenCLResampler", "MyStandardResampler"),
     "InitialTransformParameterFileName": ("NoInitialTransform", ""),
     "InitialTransformParametersFileName": ("NoInitialTransform", ""),
-    "ErodeMask": ("false",),
-    "ErodeFixedMask": ("false",),
-    "ErodeMovingMask": ("false",),
     "UseCyclicTransform": ("false",),
-    "WriteFinalTransformParameters": ("true",),
-    "WriteIterationInfo": ("false",),
-    "WriteResultImageAfterEachResolution": ("false",),
-    "WriteResultImageAfterEachIteration": ("false",),
-    "WriteTransformParametersEachResolution": ("false",),
-    "WriteTransformParametersEachIteration": ("false",),
-    "WritePyramidImagesAfterEachResolution": ("false",),
     "ITKTransformOutputFileNameExtension": ("",),
 }
 
@@ -106,17 +122,31 @@ NO_MEANING: dict[str, tuple[str, ...]] = {
         "SP_alpha", "SP_c", "SP_gamma", "MinimumStepLength", "MinimumGradientMagnitude", "RelaxationFactor",
         "GradientMagnitudeTolerance", "ValueTolerance", "StopIfWolfeNotSatisfied", "LBFGSUpdateAccuracy",
         "LineSearchValueTolerance", "LineSearchGradientTolerance", "MaximumNumberOfLineSearchIterations",
-        "ShowExactMetricValue", "NoiseCompensation",
+        "ShowExactMetricValue", "NoiseCompensation", "ShowExactMetricValues", "MaxBandCovSize", "Scales", "Scaler",
+        "ConjugateGradientType", "GenerateLineSearchIterations", "StepLength", "StepTolerance", "UseConstantStep",
+        "MaximumStepLengthRatio", "GradientEstimationMethod", "AutomaticInitialSimplex", "InitialSimplexDelta",
+        "UseDecayingSigma", "CenterOfRotationPoint", "CenterOfRotation", "MaximumNumberOfSamplesForExactGradient",
+        "PopulationSize", "NumberOfPerturbations", "AutomaticLBFGSStepsizeEstimation", "NumberOfInnerLoopSamples",
+        "NumberOfSamplesForSelfHessian", "SelfHessianSmoothingSigma", "SelfHessianNoiseRange",
+        "JacobianThresholdPercentage", "ScalesEstimationMethod", "StepSizeStrategy",
     ),
     "samples": (
         "ImageSampler", "NumberOfSpatialSamples", "NewSamplesEveryIteration", "CheckNumberOfSamples",
         "RequiredRatioOfValidSamples", "MaximumNumberOfSamplingAttempts", "UseRandomSampleRegion", "SampleRegionSize",
         "SampleGridSpacing", "FixedImageBSplineInterpolationOrder", "Interpolator", "BSplineInterpolationOrder",
+        "Sampler", "UseAllPixels", "ExactMetricSampleGridSpacing", "ExactMetricEveryXIterations",
+        "FixedImageBSplineInterpolatorOrder", "MovingImageBSplineInterpolationOrder", "UseDifferentiableOverlap",
+        "ErodeMask", "ErodeFixedMask", "ErodeMovingMask", "MovingImageDerivativeScales",
+        "UseMovingImageDerivativeScales",
     ),
     "similarity": (
         "FixedKernelBSplineOrder", "MovingKernelBSplineOrder", "FixedLimitRangeRatio", "MovingLimitRangeRatio",
         "UseFastAndLowMemoryVersion", "UseJacobianPreconditioning", "FiniteDifferenceDerivative", "SubtractMean",
-        "UseNormalization", "UseMultiThreadingForMetrics",
+        "UseNormalization", "UseMultiThreadingForMetrics", "UseExplicitPDFDerivatives", "LinearityConditionWeight",
+        "OrthonormalityConditionWeight", "PropernessConditionWeight", "UseLinearityCondition",
+        "UseOrthonormalityCondition", "UsePropernessCondition", "CalculateLinearityCondition",
+        "CalculateOrthonormalityCondition", "CalculatePropernessCondition", "DilateRigidityImages",
+        "DilationRadiusMultiplier", "RigidityPenaltyWeight",
     ),
     "levels": (
         "NumberOfResolutions", "FixedImagePyramid", "MovingImagePyramid", "ImagePyramidSchedule",
@@ -125,26 +155,35 @@ NO_MEANING: dict[str, tuple[str, ...]] = {
         "MovingImagePyramidRescaleSchedule", "MovingImagePyramidSmoothingSchedule",
     ),
     "grid": (
-        "FinalGridSpacingInPhysicalUnits", "FinalGridSpacingInVoxels", "GridSpacingSchedule",
+        "FinalGridSpacingInPhysicalUnits", "FinalGridSpacingInVoxels", "GridSpacingSchedule", "FinalGridSpacing",
         "BSplineTransformSplineOrder", "PassiveEdgeWidth", "UpsampleGridOption",
     ),
-    "memory": ("FixedInternalImagePixelType", "MovingInternalImagePixelType"),
+    "files": (
+        "WriteIterationInfo", "WriteResultImageAfterEachResolution", "WriteResultImageAfterEachIteration",
+        "WriteTransformParametersEachResolution", "WriteTransformParametersEachIteration",
+        "WritePyramidImagesAfterEachResolution", "WriteResultMeshAfterEachResolution",
+        "WriteResultMeshAfterEachIteration", "WriteDiffusionFiles", "WriteITKCompositeTransform",
+        "ShowProgressPercentage", "ReleaseMemoryBeforeResampling",
+    ),
+    "memory": (
+        "FixedInternalImagePixelType", "MovingInternalImagePixelType", "FixedImagePixelType", "MovingImagePixelType",
+        "UseCUDA", "OpenCLResamplerUseOpenCL", "OpenCLDeviceType", "OpenCLDeviceID",
+    ),
 }  # fmt: skip
 
 #: Group of `NO_MEANING` → what decides instead.
 INSTEAD: dict[str, str] = {
     "optimiser": "`iterations=`, `learning_rates=`",
-    "samples": "every voxel of a level counts",
-    "similarity": "`radius=`, `smoothness=`",
+    "samples": "every voxel of a level counts, and of a mask every voxel that it has",
+    "similarity": "`radius=`, `smoothness=`, `region_weight=`",
     "levels": "`shrink_factors=`, `smoothing_sigmas=`",
     "grid": "`grid_spacing=`",
-    "memory": "always float",
+    "files": "only what the end is made of is written; `callback=` sees every iteration",
+    "memory": "always float; `device=`",
 }
 
 #: Keywords of ``itk.elastix_registration_method`` that cannot be had, and what to do instead.
 REFUSED = {
-    "log_to_file": "log_to_console=True prints the same lines; or give callback=",
-    "log_file_name": "log_to_console=True prints the same lines; or give callback=",
     "log_level": "log_to_console=True prints what there is",
     "initial_transform_parameter_object_file_name": "did you mean initial_transform_parameter_file_name?",
 }

@@ -1,41 +1,71 @@
-"""Reading parameter maps: from whatever holds them, and what they ask for."""
+"""What parameter maps ask for."""
 
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from itk_nir.compat.elastix.options import (
     BINS,
-    DEFAULT_OUTPUT,
+    DEFAULT_KINDS,
     HONOURED,
-    INTERPOLATORS,
+    INVERSION,
     KNOWN,
+    LINEAR,
     METRICS,
     ONLY,
-    ORDERS,
     PENALTIES,
-    PIXELS,
     POINTS,
     REPLACED,
+    RIGIDITY,
     TRANSFORMS,
-    WEAKER,
+    WITH_RIGIDITY,
     has_no_meaning,
     is_of_metric,
 )
-from itk_nir.compat.options import LINEAR_METRIC, MUTUAL_INFORMATION, LinearStage, mutual_information
-from itk_nir.errors import InputError, OptionError, one_line
+from itk_nir.compat.elastix.resampling import ENTRIES, Resampling
+from itk_nir.compat.options import LINEAR_METRIC, MUTUAL_INFORMATION, mutual_information
+from itk_nir.errors import InputError, OptionError
 from itk_nir.images import Volume
 from itk_nir.transforms.formats.elastix import ParameterMap
 
 if TYPE_CHECKING:
     from itk_nir.engine.metrics import Metric
+
+#: Similarities with their weights.
+Parts = tuple[tuple[float, Any], ...]
+
+#: Scales that differ by more than this hold parameters still, rather than making steps alike.
+_MOST_SCALES = 5e5
+
+
+@dataclass(frozen=True)
+class Output:
+    """What becomes of the end of one stage.
+
+    Parameters
+    ----------
+    resampling : Resampling
+        How its image is resampled and written.
+    entries : mapping of str to tuple of str
+        What its parameter map says of that, as it was given.
+    image : str or None
+        Stem of the image file in the output directory; None where none is wanted.
+    parameters : bool
+        Whether its parameter map is written there.
+    toml : bool
+        Whether that is written as TOML.
+    """
+
+    resampling: Resampling = Resampling()
+    entries: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    image: str | None = "result"
+    parameters: bool = True
+    toml: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,68 +74,135 @@ class Request:
 
     Parameters
     ----------
-    linear : {"none", "rigid", "affine"}
-        The linear stage.
-    deformable : bool
-        Whether a deformable stage follows.
-    metric : str or Metric, optional
-        Of the deformable stage, where its map names one.
-    linear_metric : str or Metric, optional
-        Of the linear stage, where its maps name one: that of the last of them.
+    kinds : tuple of str
+        Class of elastix' transforms of every stage.
+    linear_parts, parts : tuple of (float, metric) or None
+        Similarities of the linear and of the deformable stage with their weights, where a map names any.
     points : float or None
         Weight of the corresponding points beside that of a similarity, where a map names their metric.
+    inverse : bool
+        Whether the inverse of the initial transform is asked for.
     search : bool
         Whether the linear stage may look for a start of its own.
     seed : int
         The seed of every random draw.
-    interpolation : {"nearest", "linear", "bspline"}
-        How the result is resampled.
-    default : float
-        Value of the result outside the moving image.
-    output : mapping of str to tuple of str
-        Parameters of the resampled image that go into the returned maps as they are.
-    write_image : bool
-        Whether an image file is wanted in the output directory.
+    outputs : tuple of Output
+        One a stage.
+    use_direction : bool
+        Whether the axes of images count.
+    rigidity : mapping of str to str
+        Files of the images of what stays rigid, of ``"fixed"`` and of ``"moving"``.
     unused : tuple of str
         Names of the given parameters that have no meaning here.
     """
 
-    linear: LinearStage = "affine"
-    deformable: bool = True
-    metric: str | Metric | None = None
-    linear_metric: str | Metric | None = None
+    kinds: tuple[str, ...] = DEFAULT_KINDS
+    linear_parts: Parts | None = None
+    parts: Parts | None = None
     points: float | None = None
+    inverse: bool = False
     search: bool = True
     seed: int = 0
-    interpolation: str = "bspline"
-    default: float = 0.0
-    output: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(DEFAULT_OUTPUT))
-    write_image: bool = True
+    outputs: tuple[Output, ...] = (Output(),) * len(DEFAULT_KINDS)
+    use_direction: bool = True
+    rigidity: Mapping[str, str] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
 
-    def with_metrics(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    @property
+    def linear(self) -> Any:
+        """The linear stage of `itk_nir.register`: that of the linear map with the most freedom."""
+        ours = [TRANSFORMS[k] for k in self.kinds if TRANSFORMS[k] != "deformable"]
+        return max(ours, key=LINEAR.index, default="none")
+
+    @property
+    def deformable(self) -> bool:
+        """Whether a deformable stage follows."""
+        return TRANSFORMS[self.kinds[-1]] == "deformable"
+
+    @property
+    def metric(self) -> str | Metric | None:
+        """Metric of the deformable stage of two images, where its maps name one."""
+        return combined(self.parts)
+
+    @property
+    def linear_metric(self) -> str | Metric | None:
+        """Metric of the linear stage of two images, where its maps name one."""
+        return combined(self.linear_parts)
+
+    def with_metrics(self, options: Mapping[str, Any], channels: int = 1) -> dict[str, Any]:
         """Options of the preset with the metrics of the maps.
 
         Parameters
         ----------
         options : mapping of str to object
             Those that were given as keywords: a metric among them goes before those of all maps.
+        channels : int, default 1
+            Number of fixed images; of several, each is compared by the metric of its number.
 
         Returns
         -------
         dict of str to object
+
+        Raises
+        ------
+        OptionError
+            Several images and another number of metrics.
         """
         out = dict(options)
         if self.points is not None:
             from itk_nir.engine.settings import DeformableSettings
 
             out.setdefault("landmark_weight", self.points * DeformableSettings().landmark_weight)
-        if "metric" not in options:
-            if self.metric is not None:
-                out["metric"] = self.metric
-            if self.linear_metric is not None:
-                out.setdefault(LINEAR_METRIC, self.linear_metric)
+        if "metric" in options:
+            return out
+        if channels == 1:
+            found: dict[str, Any] = {"metric": self.metric, LINEAR_METRIC: self.linear_metric}
+        else:
+            found = {"metric": _for_each(self.parts, channels), LINEAR_METRIC: _for_each(self.linear_parts, channels)}
+            deciding = self.parts or self.linear_parts or ()
+            if len(deciding) == channels:
+                found["channel_weights"] = tuple(weight for weight, _ in deciding)
+        for name, value in found.items():
+            if value is not None:
+                out.setdefault(name, value)
         return out
+
+
+def combined(parts: Parts | None) -> str | Metric | None:
+    """One metric of several similarities.
+
+    Parameters
+    ----------
+    parts : tuple of (float, str or Metric) or None
+        With their weights; none at all is the metric ``"none"``.
+
+    Returns
+    -------
+    str, Metric or None
+        None for None.
+    """
+    # Here, because it imports torch: reading the tables must not wait for that.
+    from itk_nir.engine.metrics import WeightedSum, metric_named
+
+    if parts is None or len(parts) < 2:
+        return None if parts is None else parts[0][1] if parts else "none"
+    if all(isinstance(metric, str) for _, metric in parts):
+        return " + ".join(f"{weight:.15g}*{metric}" for weight, metric in parts)
+    return WeightedSum(tuple((weight, metric_named(metric)) for weight, metric in parts))
+
+
+def _for_each(parts: Parts | None, channels: int) -> Any:
+    """A metric for each of several pairs of images."""
+    if parts is None or len(parts) == 0:
+        return combined(parts)
+    if len(parts) == 1:
+        return parts[0][1]
+    if len(parts) != channels:
+        raise OptionError(
+            f"elastix parameter Metric: there are {channels} pairs of images and {len(parts)} similarities; name one, "
+            "or one for each pair"
+        )
+    return tuple(metric for _, metric in parts)
 
 
 def understand(maps: Sequence[ParameterMap]) -> Request:
@@ -131,61 +228,75 @@ def understand(maps: Sequence[ParameterMap]) -> Request:
     for number, one in enumerate(maps):
         for name, values in one.items():
             _check(name, values, f"elastix parameter {name} of map {number}")
-    linear, deformable = _stages(maps)
-    metrics = [_metric(one, f"of map {number}") for number, one in enumerate(maps)]
-    deforming = metrics.pop() if deformable else None
-    first, last = maps[0], maps[-1]
-    kind = INTERPOLATORS[_one(last, "ResampleInterpolator", "FinalBSplineInterpolator", INTERPOLATORS)]
-    order = _one(last, "FinalBSplineInterpolationOrder", "3", ORDERS)
-    wanted = ("ResampleInterpolator", "FinalBSplineInterpolationOrder", "DefaultPixelValue", "ResultImageFormat",
-              "ResultImagePixelType", "CompressResultImage")  # fmt: skip
+    kinds = _stages(maps)
+    found = [_parts(one, f"of map {number}") for number, one in enumerate(maps)]
+    linear = [p for p, kind in zip(found, kinds, strict=True) if TRANSFORMS[kind] != "deformable" and p is not None]
+    deforming = [p for p, kind in zip(found, kinds, strict=True) if TRANSFORMS[kind] == "deformable" and p is not None]
+    direction = {_flag(one, "UseDirectionCosines", True) for one in maps}
+    if len(direction) > 1:
+        raise OptionError(
+            "elastix parameter UseDirectionCosines: is true in one map and false in another; let it be one"
+        )
     return Request(
-        linear=linear,
-        deformable=deformable,
-        metric=deforming,
-        linear_metric=next((m for m in reversed(metrics) if m is not None), None),
+        kinds=kinds,
+        linear_parts=linear[-1] if linear else None,
+        parts=deforming[-1] if deforming else None,
         points=_points_weight(maps),
-        search=_flag(first, "AutomaticTransformInitialization", True),
-        seed=int(_number(first, "RandomSeed", 0)),
-        interpolation=kind or ORDERS[order],
-        default=_number(last, "DefaultPixelValue", 0),
-        output={**DEFAULT_OUTPUT, **{k: tuple(last[k]) for k in wanted if k in last}},
-        write_image=_flag(last, "WriteResultImage", True),
+        inverse=_is_inversion(maps),
+        search=_flag(maps[0], "AutomaticTransformInitialization", True),
+        seed=int(_number(maps[0], "RandomSeed", 0)),
+        outputs=tuple(_output(one) for one in maps),
+        use_direction=direction.pop(),
+        rigidity=_rigidity(maps),
         unused=tuple(dict.fromkeys(name for one in maps for name in one if has_no_meaning(name))),
     )
 
 
-def read_maps(source: Any) -> list[ParameterMap]:
-    """Read parameter maps, whatever they come as.
+def _output(parameters: ParameterMap) -> Output:
+    wanted = _flag(parameters, "WriteResultImage", True)
+    form = _one(parameters, "OutputTransformParameterFileFormat", "", {"": False, "txt": False, "TXT": False,
+                                                                       "toml": True, "TOML": True})  # fmt: skip
+    return Output(
+        resampling=Resampling.of(parameters),
+        entries={name: tuple(parameters[name]) for name in ENTRIES if name in parameters},
+        image=(parameters.get("ResultImageName") or ["result"])[0] if wanted else None,
+        parameters=_flag(parameters, "WriteFinalTransformParameters", True),
+        toml=form in ("toml", "TOML"),
+    )
 
-    Parameters
-    ----------
-    source : itk.ParameterObject, mapping, path, sequence of mappings or paths, or None
-        Values may be text, numbers or truth values, one or several. None stands for no map at all.
 
-    Returns
-    -------
-    list of dict of str to list of str
-        One a stage, in order, with all values as text.
+def _is_inversion(maps: Sequence[ParameterMap]) -> bool:
+    """Whether all maps ask for the smallest displacement and nothing else: the inverse of the initial transform."""
+    asked = [[n for n in one.get("Metric", ()) if n not in PENALTIES or n == INVERSION] == [INVERSION] for one in maps]
+    return all(asked)
 
-    Raises
-    ------
-    InputError
-        Something else, a file that is missing or none of elastix', or itk-elastix is not installed.
-    """
-    if source is None:
-        return []
-    if isinstance(source, (str, os.PathLike)):
-        source = [source]
-    if hasattr(source, "GetNumberOfParameterMaps"):
-        source = [source.GetParameterMap(n) for n in range(source.GetNumberOfParameterMaps())]
-    if hasattr(source, "keys"):
-        source = [source]
-    if not isinstance(source, (list, tuple)) or not source:
-        raise InputError(
-            f"parameter_object: cannot use {source!r}; give an itk.ParameterObject, a dict, a list of dicts or a path"
-        )
-    return [_read_map(one) for one in source]
+
+def _rigidity(maps: Sequence[ParameterMap]) -> Mapping[str, str]:
+    """The images of the rigid regions, which the last map that asks for them names."""
+    for one in reversed(maps):
+        names = list(one.get("Metric", ()))
+        penalised = next((n for n, name in enumerate(names) if name in (RIGIDITY, WITH_RIGIDITY)), None)
+        if penalised is None:
+            continue
+        last = {name: values[-1:] for name, values in one.items()}
+        word = "RelativeWeight" if _flag(last, "UseRelativeWeights", False) else "Weight"
+        if not _flag(last, f"Metric{penalised}Use", True) or _number(last, f"Metric{penalised}{word}", 1.0) == 0:
+            continue
+        found = {
+            side.lower(): (one.get(f"{side}RigidityImageName") or [""])[0]
+            for side in ("Fixed", "Moving")
+            if _flag(last, f"Use{side}RigidityImage", True)
+        }
+        named = {side: name for side, name in found.items() if name}
+        # A file that leaves the name of the only image to be filled in is told of where it is used.
+        found = named or dict(list(found.items())[:1])
+        if not found:
+            raise OptionError(
+                f"elastix parameter Metric: {names[penalised]} needs an image of what is rigid; neither that of the "
+                "fixed image nor that of the moving one is used"
+            )
+        return found
+    return {}
 
 
 def check_dimensions(maps: Sequence[ParameterMap], fixed: Volume, moving: Volume) -> None:
@@ -209,26 +320,6 @@ def check_dimensions(maps: Sequence[ParameterMap], fixed: Volume, moving: Volume
                 raise InputError(f"elastix parameter {name} is {one[name][0]}, but {image.name} is {image.dimension}D")
 
 
-def import_itk_elastix() -> Any:
-    """Import ``itk`` with itk-elastix' classes in it.
-
-    Returns
-    -------
-    module
-        ``itk``.
-
-    Raises
-    ------
-    InputError
-        itk-elastix is not installed.
-    """
-    import itk
-
-    if not hasattr(itk, "ParameterObject"):
-        raise InputError("elastix: itk.ParameterObject is not there; pip install itk-elastix")
-    return itk
-
-
 def _check(name: str, values: list[str], label: str) -> None:
     if name in ONLY:
         for value in values:
@@ -242,23 +333,37 @@ def _check(name: str, values: list[str], label: str) -> None:
         raise OptionError(f"{label}: not known here, so it cannot be honoured; {hint}")
     if name == "MaximumNumberOfIterations" and any(v.strip() == "0" for v in values):
         raise OptionError(f"{label}: 0 iterations leave the initial transform as it is; apply that one directly")
-    if name == "ResultImagePixelType" and values[:1] not in ([k] for k in PIXELS):
-        raise OptionError(f"{label}: {values} is no pixel type that can be written; it may be {_list(PIXELS)}")
+    if name.endswith("ImageDimension") and values[:1] not in (["2"], ["3"]):
+        raise OptionError(f"{label}: {values} cannot be had here; images are 2D or 3D ({REPLACED['PCAMetric2']})")
+    if name in ("Scales", "MovingImageDerivativeScales"):
+        _refuse_holding(name, values, label)
 
 
-def _metric(parameters: ParameterMap, where: str) -> str | Metric | None:
-    """The metric of a map, or the weighted sum of several; None where it names none but penalties."""
-    # Here, because it imports torch: reading the tables must not wait for that.
-    from itk_nir.engine.metrics import WeightedSum, metric_named
+def _refuse_holding(name: str, values: Sequence[str], label: str) -> None:
+    """Scales that hold parameters or axes still mean something, all others are for elastix' steps alone."""
+    try:
+        numbers = [abs(float(v)) for v in values]
+    except ValueError:
+        raise OptionError(f"{label}: are numbers, got {list(values)}") from None
+    holds = max(numbers, default=1.0) > _MOST_SCALES * min(numbers, default=1.0)
+    # A single number is the scale of the rotations beside the 1 of the translations.
+    if holds or (name == "Scales" and len(numbers) == 1 and numbers[0] > _MOST_SCALES):
+        raise OptionError(
+            f"{label}: {list(values)} hold parameters still, which cannot be had parameter by parameter; restrict= "
+            "holds axes of the image still, and the class of the transform holds the rest"
+        )
 
+
+def _parts(parameters: ParameterMap, where: str) -> Parts | None:
+    """The similarities of a map with their weights; None where it names none but penalties."""
     # Of values for each resolution, the last ones count: those of full resolution.
     last = {name: values[-1:] for name, values in parameters.items()}
     weight_name = "RelativeWeight" if _flag(last, "UseRelativeWeights", False) else "Weight"
     names = parameters.get("Metric", ())
-    similarities = [(n, name) for n, name in enumerate(names) if name not in (*PENALTIES, POINTS)]
-    if not similarities and POINTS in names:
-        return "none"
-    parts: list[tuple[float, str | Metric]] = []
+    similarities = [(n, name) for n, name in enumerate(names) if name in METRICS]
+    if not similarities:
+        return () if POINTS in names else None
+    parts: list[tuple[float, Any]] = []
     for n, name in similarities:
         weight = _number(last, f"Metric{n}{weight_name}", 1.0)
         if weight < 0:
@@ -266,13 +371,9 @@ def _metric(parameters: ParameterMap, where: str) -> str | Metric | None:
         if weight > 0 and _flag(last, f"Metric{n}Use", True):
             ours = METRICS[name]
             parts.append((weight, _with_bins(last, where) if ours == MUTUAL_INFORMATION else ours))
-    if similarities and not parts:
+    if not parts and POINTS not in names:
         raise OptionError(f"elastix parameter Metric {where}: all have weight 0 or are not used; leave one in")
-    if len(parts) < 2:
-        return parts[0][1] if parts else None
-    if all(isinstance(metric, str) for _, metric in parts):
-        return " + ".join(f"{weight:.15g}*{metric}" for weight, metric in parts)
-    return WeightedSum(tuple((weight, metric_named(metric)) for weight, metric in parts))
+    return tuple(parts)
 
 
 def _points_weight(maps: Sequence[ParameterMap]) -> float | None:
@@ -304,8 +405,8 @@ def _with_bins(parameters: ParameterMap, where: str) -> str | Metric:
     )
 
 
-def _stages(maps: Sequence[ParameterMap]) -> tuple[LinearStage, bool]:
-    """The linear stage, and whether a deformable one follows."""
+def _stages(maps: Sequence[ParameterMap]) -> tuple[str, ...]:
+    """The class of every stage: linear ones, then deformable ones."""
     names = []
     for number, one in enumerate(maps):
         if "Transform" not in one:
@@ -313,51 +414,11 @@ def _stages(maps: Sequence[ParameterMap]) -> tuple[LinearStage, bool]:
                 f"elastix parameter Transform is missing in map {number}; name one of {_list(TRANSFORMS)}"
             )
         names.append(_one(one, "Transform", "", TRANSFORMS))
-    kinds = [TRANSFORMS[n] for n in names]
-    if kinds.count("deformable") > 1:
-        raise OptionError(
-            f"elastix parameter Transform: {kinds.count('deformable')} deformable maps in a row cannot be had; one "
-            "already goes from coarse to fine, remove the others"
-        )
-    if "deformable" in kinds[:-1]:
-        raise OptionError(
-            f"elastix parameter Transform: {names[-1]} after a deformable map cannot be had; put it first"
-        )
-    linear = [n for n, k in zip(names, kinds, strict=True) if k != "deformable"]
-    if linear and linear[-1] in WEAKER and kinds[-1] != "deformable":
-        raise OptionError(
-            f"elastix parameter Transform: {linear[-1]} as the last map cannot be had; ask for EulerTransform or "
-            "AffineTransform"
-        )
-    stage: LinearStage = "none"
-    if linear:
-        stage = "affine" if "affine" in (TRANSFORMS[n] for n in linear) else "rigid"
-    return stage, kinds[-1] == "deformable"
-
-
-def _read_map(source: Any) -> ParameterMap:
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if not path.is_file():
-            raise InputError(f"parameter file {path}: no such file; check the path")
-        parameters = import_itk_elastix().ParameterObject.New()
-        try:
-            parameters.AddParameterFile(str(path))
-        except RuntimeError as error:
-            raise InputError(f"parameter file {path}: is none of elastix' ({one_line(error)})") from error
-        source = parameters.GetParameterMap(0)
-    if not hasattr(source, "keys"):
-        raise InputError(f"parameter_object: cannot use {type(source).__name__} as a parameter map; give a dict")
-    # ITK's maps are no dicts: they cannot be iterated over.
-    return {str(name): _texts(source[name]) for name in source.keys()}  # noqa: SIM118
-
-
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, (bool, np.bool_)):
-        return ["true" if value else "false"]
-    if isinstance(value, (str, int, float, np.number)):
-        return [str(value)]
-    return [text for part in value for text in _texts(part)]
+    deformable = [TRANSFORMS[n] == "deformable" for n in names]
+    if deformable != sorted(deformable):
+        late = names[len(deformable) - 1 - deformable[::-1].index(False)]
+        raise OptionError(f"elastix parameter Transform: {late} after a deformable map cannot be had; put it first")
+    return tuple(names)
 
 
 def _list(names: Iterable[str]) -> str:
@@ -367,7 +428,8 @@ def _list(names: Iterable[str]) -> str:
 def _one(parameters: ParameterMap, name: str, default: str, known: Mapping[str, Any]) -> str:
     value = (parameters.get(name) or [default])[0]
     if value not in known:
-        raise OptionError(f"elastix parameter {name}: {value!r} cannot be had here; it may be {_list(known)}")
+        hint = f"; {REPLACED[value]}" if value in REPLACED else ""
+        raise OptionError(f"elastix parameter {name}: {value!r} cannot be had here; it may be {_list(known)}{hint}")
     return value
 
 

@@ -50,20 +50,49 @@ def read_points(source: Any, grid: Geometry, role: str) -> F64:
             return np.array(source, float)
         except (TypeError, ValueError) as error:
             raise InputError(f"{role}: is a file, an itk.PointSet or (N, {d}) numbers, got {source!r}") from error
-    file = Path(source)
+    points, are_indices = read_point_file(Path(source), d, role)
+    return grid.index_to_physical(points) if are_indices else points
+
+
+def read_point_file(file: Path, dimension: int, role: str) -> tuple[F64, bool]:
+    """Read a point file of elastix.
+
+    Parameters
+    ----------
+    file : Path
+        ``point`` or ``index`` (which may be left out), the number of points, then their coordinates.
+    dimension : {2, 3}
+        Of the points.
+    role : str
+        Name of the keyword, for messages.
+
+    Returns
+    -------
+    points : ndarray
+        ``(N, d)``.
+    are_indices : bool
+        Whether they are voxel indices rather than LPS mm.
+
+    Raises
+    ------
+    InputError
+        No such file, or none of elastix'.
+    """
     if not file.is_file():
         raise InputError(f"{role} {file}: no such file; check the path")
     words = file.read_text(encoding="utf-8", errors="replace").split()
+    if words and words[0].isdigit():  # as elastix reads it: indices
+        words = ["index", *words]
     kind = words[0].lower() if words else ""
     try:
         count = int(words[1])
-        points = np.array([float(word) for word in words[2 : 2 + count * d]]).reshape(count, d)
-        known = kind in WORDS and len(words) == 2 + count * d
+        points = np.array([float(word) for word in words[2 : 2 + count * dimension]]).reshape(count, dimension)
+        known = kind in WORDS and len(words) == 2 + count * dimension
     except (IndexError, ValueError):
         known = False
     if not known:
         raise InputError(
-            f"{role} {file}: is no point file of elastix: 'point' or 'index', the number of points, then {d} numbers "
-            "for each"
+            f"{role} {file}: is no point file of elastix: 'point' or 'index', the number of points, then {dimension} "
+            "numbers for each"
         )
-    return grid.index_to_physical(points) if WORDS[kind] else points
+    return points, WORDS[kind]

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from itk_nir.compat.elastix.files import as_pixel_type, result_maps, write_result
-from itk_nir.compat.elastix.options import POINT_KEYWORDS, POINTS, REFUSED
-from itk_nir.compat.elastix.parameters import check_dimensions, import_itk_elastix, read_maps, understand
-from itk_nir.compat.elastix.points import read_points
+from itk_nir.atomic import replacing
+from itk_nir.compat.elastix.files import check_output_folder, result_maps, write_result
+from itk_nir.compat.elastix.options import PIXELS, REFUSED
+from itk_nir.compat.elastix.parameters import Request, understand
+from itk_nir.compat.elastix.reading import import_itk_elastix, read_maps
+from itk_nir.compat.elastix.resampling import as_pixel_type
+from itk_nir.compat.elastix.run import Outcome, run
+from itk_nir.compat.elastix.stages import is_deformable
 from itk_nir.compat.options import Device
-from itk_nir.errors import InputError, OptionError
-from itk_nir.geometry import Geometry
-from itk_nir.images import load_image, refuse_slices, to_itk
-from itk_nir.loading import load_transform
+from itk_nir.errors import OptionError
+from itk_nir.images import to_itk
 from itk_nir.options import whole_number
-from itk_nir.registration import register
-from itk_nir.resample import resample_array
-from itk_nir.settings import Settings, make_settings, present_names
-from itk_nir.transforms.formats.elastix import read_elastix
-from itk_nir.transforms.model import CompositeTransform
 
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Callback, Progress
+    from itk_nir.settings import Settings
 
 
 def registration_method(
@@ -46,6 +44,8 @@ def registration_method(
     moving_points: Any = None,
     output_directory: str | os.PathLike[str] | None = None,
     log_to_console: bool = False,
+    log_to_file: bool = False,
+    log_file_name: str | None = None,
     number_of_threads: int = 0,
     preset: str | Settings = "default",
     device: Device = "auto",
@@ -56,29 +56,35 @@ def registration_method(
 
     Parameters
     ----------
-    fixed_image, moving_image : itk.Image, SimpleITK.Image or path
-        2D or 3D images of one grey value; their pixel types may differ.
+    fixed_image, moving_image : itk.Image, SimpleITK.Image, path or list of these
+        2D or 3D images of one grey value; their pixel types may differ. Lists are as many pairs, registered together:
+        the first of them is resampled.
     parameter_object : itk.ParameterObject, dict, list of dict, path or list of path, optional
-        One parameter map a stage, in order. Left out: an affine, then a deformable stage.
+        One parameter map a stage, in order. Left out, elastix' stages: translation, affine, B-spline.
     fixed_mask, moving_mask : itk.Image, SimpleITK.Image or path, optional
         Above 0 where the image counts.
     initial_transform, external_initial_transform : transform of ITK or SimpleITK, path or matrix, optional
         Whatever `itk_nir.load_transform` takes, fixed → moving, LPS mm. Both names mean the same. At most one of these
-        two and the next two may be given. The result contains it.
+        two and the next two may be given. Its maps come first in the result.
     initial_transform_parameter_object : itk.ParameterObject, optional
-        A result of elastix to start from.
+        A result of elastix to start from. Its maps come first in the result, as in elastix.
     initial_transform_parameter_file_name : path, optional
-        The last ``TransformParameters.N.txt`` of a result of elastix to start from.
+        The last ``TransformParameters.N.txt`` of a result of elastix to start from. The result does not contain it, as
+        in elastix: its first map names the file.
     fixed_point_set_file_name, moving_point_set_file_name : path, optional
         Corresponding points, elastix' files; a map must name ``CorrespondingPointsEuclideanDistanceMetric``.
     fixed_points, moving_points : itk.PointSet or array_like, optional
         The same points in memory, LPS mm.
     output_directory : path, optional
         An existing folder for ``TransformParameters.N.txt``, the displacement field they name, and
-        ``result.N.FORMAT``. Left out: the field goes to a folder of its own for this result under the system's
-        temporary folder, which is removed when Python ends; the returned object is of no use after that.
+        ``result.N.FORMAT``, one of each a stage. Left out: the field goes to a folder of its own for this result under
+        the system's temporary folder, which is removed when Python ends; the returned object is of no use after that.
     log_to_console : bool, default False
         Print a line for every tenth iteration.
+    log_to_file : bool, default False
+        Write the same lines into a file of `output_directory`.
+    log_file_name : str, optional
+        Its name; ``elastix.log`` by default.
     number_of_threads : int, default 0
         CPU threads; 0 for all that the process may use.
     preset : str or Settings, default "default"
@@ -89,15 +95,17 @@ def registration_method(
         Called with a `Progress` after every iteration; a true return value ends the registration with the best
         deformation so far.
     **options : object
-        Options of the preset, public and expert ones, as for `itk_nir.make_settings`.
+        Options of the preset, public and expert ones, as for `itk_nir.make_settings`, and the arguments of
+        `itk_nir.register` that elastix has no word for: `PASSED`.
 
     Returns
     -------
     image : itk.Image
         The moving image resampled through the transform on the fixed grid, in the fixed image's pixel type.
     transform_parameters : itk.ParameterObject
-        First applied map first: the deformation (a ``DeformationFieldTransform``), the linear part, the initial
-        transform; fixed → moving, LPS mm. ``itk.transformix_filter`` takes it.
+        One map a stage, in order, after those of an initial transform that was given as an object: linear ones of the
+        class that was asked for, the deformation as a ``DeformationFieldTransform``; fixed → moving, LPS mm.
+        ``itk.transformix_filter`` takes it.
 
     Raises
     ------
@@ -115,61 +123,140 @@ def registration_method(
     >>> phantom = brain_phantom(2, (48, 56))
     >>> fixed, moving = (to_itk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
     >>> image, parameters = registration_method(fixed, moving, preset="fast", iterations=2)
-    >>> parameters.GetNumberOfParameterMaps()
-    2
+    >>> [parameters.GetParameterMap(n)["Transform"][0] for n in range(parameters.GetNumberOfParameterMaps())]
+    ['TranslationTransform', 'AffineTransform', 'DeformationFieldTransform']
     >>> again = itk.transformix_filter(moving, parameters)
     >>> bool(abs(itk.array_view_from_image(again) - itk.array_view_from_image(image)).mean() < 0.1)
     True
     """
+    image, parameters, _ = registered(
+        fixed_image, moving_image, parameter_object, fixed_mask=fixed_mask, moving_mask=moving_mask,
+        start={
+            "initial_transform": initial_transform,
+            "external_initial_transform": external_initial_transform,
+            "initial_transform_parameter_object": initial_transform_parameter_object,
+            "initial_transform_parameter_file_name": initial_transform_parameter_file_name,
+        },
+        points={
+            "fixed_point_set_file_name": fixed_point_set_file_name, "fixed_points": fixed_points,
+            "moving_point_set_file_name": moving_point_set_file_name, "moving_points": moving_points,
+        },
+        output_directory=output_directory, log_to_console=log_to_console, log_to_file=log_to_file,
+        log_file_name=log_file_name, number_of_threads=number_of_threads, preset=preset, device=device,
+        callback=callback, options=options,
+    )  # fmt: skip
+    return image, parameters
+
+
+def registered(
+    fixed_image: Any,
+    moving_image: Any,
+    parameter_object: Any,
+    *,
+    fixed_mask: Any,
+    moving_mask: Any,
+    start: Mapping[str, Any],
+    points: Mapping[str, Any],
+    output_directory: str | os.PathLike[str] | None,
+    log_to_console: bool,
+    log_to_file: bool,
+    log_file_name: str | None,
+    number_of_threads: int,
+    preset: str | Settings,
+    device: Device,
+    callback: Callback | None,
+    options: Mapping[str, Any],
+) -> tuple[Any, Any, Outcome]:
+    """Do what `registration_method` does, and give the registration itself too.
+
+    Parameters
+    ----------
+    fixed_image, moving_image, parameter_object, fixed_mask, moving_mask, output_directory, log_to_console
+        As of `registration_method`.
+    start, points : mapping of str to object
+        Its four ways to give an initial transform and its four to give points, by name; None where not given.
+    log_to_file, log_file_name, number_of_threads, preset, device, callback
+        As of `registration_method`.
+    options : mapping of str to object
+        Its ``**options``.
+
+    Returns
+    -------
+    image : itk.Image
+    transform_parameters : itk.ParameterObject
+    outcome : Outcome
+
+    Raises
+    ------
+    OptionError, InputError
+        As of `registration_method`.
+    """
     itk = import_itk_elastix()
     _check_keywords(options, number_of_threads)
-    maps = read_maps(parameter_object)
-    request = understand(maps)
-    # A wrong option is refused before any image is read.
-    settings = make_settings(preset, **request.with_metrics(present_names(preset, options)))
     folder = None if output_directory is None else Path(output_directory)
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"output_directory {folder}: no such folder; create it first")
-    fixed, moving = load_image(fixed_image, "fixed image"), load_image(moving_image, "moving image")
-    refuse_slices(fixed=fixed.geometry.size, moving=moving.geometry.size)
-    check_dimensions(maps, fixed, moving)
-    starts = {
-        "initial_transform": initial_transform,
-        "external_initial_transform": external_initial_transform,
-        "initial_transform_parameter_object": initial_transform_parameter_object,
-        "initial_transform_parameter_file_name": initial_transform_parameter_file_name,
-    }
-    start = _start(starts, fixed.geometry)
-    if start is None and not request.search:
-        start = load_transform(np.eye(fixed.dimension + 1))
-
-    landmarks = _landmarks(
-        {"fixed_point_set_file_name": fixed_point_set_file_name, "fixed_points": fixed_points,
-         "moving_point_set_file_name": moving_point_set_file_name, "moving_points": moving_points},
-        request.points, fixed.geometry, moving.geometry,
+    if log_to_file and folder is None:
+        raise OptionError("elastix: log_to_file needs an output_directory, where the log is written")
+    maps = read_maps(parameter_object)
+    lines: list[str] = []
+    say = _saying(lines, log_to_console)
+    request = understand(maps)
+    if folder is not None:
+        inputs = (fixed_image, moving_image, fixed_mask, moving_mask, *start.values(), *points.values())
+        check_output_folder(folder, request, *inputs)
+    for line in remarks(request):
+        say(line)
+    outcome = run(
+        _several(fixed_image), _several(moving_image), maps, fixed_mask=fixed_mask, moving_mask=moving_mask,
+        start=start, points=points,
+        preset=preset, device=device, threads=number_of_threads or None, options=options,
+        callback=printing(callback, say) if log_to_console or log_to_file else callback,
     )  # fmt: skip
-
-    if log_to_console and request.unused:
-        print(f"elastix parameters without a meaning here: {', '.join(request.unused)}", flush=True)
-    result = register(
-        fixed, moving, preset=settings, linear=request.linear, deformable=request.deformable, fixed_mask=fixed_mask,
-        moving_mask=moving_mask, initial_transform=start, seed=request.seed, device=device,
-        threads=number_of_threads or None, callback=_printing(callback) if log_to_console else callback,
-        **landmarks,
-    )  # fmt: skip
-    warped = resample_array(
-        moving.array, moving.geometry, result.mapping, fixed.geometry, request.interpolation, request.default,
-        threads=number_of_threads or None,
-    )  # fmt: skip
-    image = to_itk(as_pixel_type(warped, fixed.pixel_type), fixed.geometry)
-    if folder is None:
-        maps = result_maps(result.mapping, request, fixed.geometry)
-    else:
-        maps = write_result(result.mapping, folder, request, warped, fixed.geometry)
+    image = to_itk(as_pixel_type(outcome.warped(), outcome.fixed.pixel_type), outcome.grid)
+    pixel_type = next((n for n, t in PIXELS.items() if np.dtype(t) == outcome.fixed.pixel_type), "float")
+    written = result_maps(outcome) if folder is None else write_result(outcome, folder, pixel_type)
+    if log_to_file and folder is not None:
+        with replacing(folder / (log_file_name or "elastix.log")) as file:
+            file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     parameters = itk.ParameterObject.New()
-    for one in maps:
+    for one in written:
         parameters.AddParameterMap(one)
-    return image, parameters
+    return image, parameters, outcome
+
+
+def remarks(request: Request) -> list[str]:
+    """What a request does not get as it asks for it, a line each.
+
+    Parameters
+    ----------
+    request : Request
+        Of parameter maps.
+
+    Returns
+    -------
+    list of str
+    """
+    out = []
+    if request.unused:
+        out.append(f"elastix parameters without a meaning here: {', '.join(request.unused)}")
+    deformable = [k for k in request.kinds if is_deformable(k)]
+    if len(deformable) > 1:
+        out.append(
+            f"{len(deformable)} deformable maps are one stage here: the first of them holds all of the deformation"
+        )
+    return out
+
+
+def _several(image: Any) -> Sequence[Any]:
+    return image if isinstance(image, list) else [image]
+
+
+def _saying(lines: list[str], aloud: bool) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        lines.append(line)
+        if aloud:
+            print(line, flush=True)
+
+    return say
 
 
 def _check_keywords(options: Mapping[str, Any], number_of_threads: Any) -> None:
@@ -181,48 +268,26 @@ def _check_keywords(options: Mapping[str, Any], number_of_threads: Any) -> None:
         raise OptionError(f"number_of_threads is a whole number, 0 for all, got {number_of_threads!r}")
 
 
-def _landmarks(given: Mapping[str, Any], weight: float | None, fixed: Geometry, moving: Geometry) -> dict[str, Any]:
-    """The corresponding points as arguments of `register`."""
-    present = [name for name, value in given.items() if value is not None]
-    if weight is None:
-        if present:
-            raise OptionError(
-                f"elastix: {', '.join(present)} without {POINTS} in any map has no effect; name it in Metric"
-            )
-        return {}
-    out = {}
-    for side, grid in (("fixed", fixed), ("moving", moving)):
-        names = [name for name in POINT_KEYWORDS[side] if name in present]
-        if len(names) != 1:
-            raise OptionError(
-                f"elastix: {POINTS} needs one of {', '.join(POINT_KEYWORDS[side])}, got {names or 'none'}"
-            )
-        out[f"{side}_landmarks"] = read_points(given[names[0]], grid, names[0])
-    return out
+def printing(callback: Callback | None, say: Callable[[str], None]) -> Callback:
+    """Make a callback that tells every tenth iteration of a level and its last one, and then calls another.
 
+    Parameters
+    ----------
+    callback : callable or None
+        The other one.
+    say : callable
+        Takes a line.
 
-def _start(given: Mapping[str, Any], grid: Geometry) -> CompositeTransform | None:
-    """The one initial transform of the four that may be given."""
-    present = [name for name, value in given.items() if value is not None]
-    if not present:
-        return None
-    if len(present) > 1:
-        raise OptionError(f"give one initial transform, got {', '.join(present)}")
-    name = present[0]
-    if "parameter" in name:
-        return read_elastix(given[name], grid)
-    return load_transform(given[name], grid, role=name)
-
-
-def _printing(callback: Callback | None) -> Callback:
-    """A callback that prints every tenth iteration of a level and its last one, and then calls `callback`."""
+    Returns
+    -------
+    callable
+    """
 
     def report(now: Progress) -> bool | None:
         if now.iteration % 10 == 0 or now.iteration == now.iterations - 1:
-            print(
+            say(
                 f"{now.stage} level {now.level + 1} of {now.levels}, iteration {now.iteration + 1} of "
-                f"{now.iterations}: metric {now.metric:.4f}",
-                flush=True,
+                f"{now.iterations}: metric {now.metric:.4f}"
             )
         return None if callback is None else callback(now)
 

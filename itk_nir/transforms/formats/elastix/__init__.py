@@ -6,8 +6,19 @@ names; a linear transform is an ``AffineTransform``. ``Size``, ``Spacing``, ``Or
 column) are the grid that transformix resamples on, not the grid of the field.
 """
 
-from itk_nir.transforms.formats.elastix.parameters import ParameterMap, as_text, is_elastix_file
+from itk_nir.transforms.formats.elastix.parameters import is_elastix_file
 from itk_nir.transforms.formats.elastix.reading import read_elastix
+from itk_nir.transforms.formats.elastix.text import ParameterMap, as_text, as_toml, read_entries
 from itk_nir.transforms.formats.elastix.writing import Elastix, parameter_maps, write_elastix
 
-__all__ = ["Elastix", "ParameterMap", "as_text", "is_elastix_file", "parameter_maps", "read_elastix", "write_elastix"]
+__all__ = [
+    "Elastix",
+    "ParameterMap",
+    "as_text",
+    "as_toml",
+    "is_elastix_file",
+    "parameter_maps",
+    "read_elastix",
+    "read_entries",
+    "write_elastix",
+]

@@ -1,10 +1,9 @@
-"""elastix' parameter maps as text, and what their entries mean."""
+"""What the entries of elastix' parameter maps mean."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 
 from itk_nir.errors import InputError, one_line
 from itk_nir.geometry import Geometry
-
-ParameterMap = dict[str, list[str]]
+from itk_nir.transforms.formats.elastix.text import ParameterMap, read_entries
 
 #: elastix 5 writes the first of these keys and elastix 4 and 5.0 read the second alone: files carry both.
 INITIAL = ("InitialTransformParameterFileName", "InitialTransformParametersFileName")
@@ -30,8 +28,6 @@ _OF_KIND: dict[str, tuple[str, ...]] = {
     "BSplineTransform": ("TransformParameters", "GridSize", "GridIndex", "GridOrigin", "GridSpacing", "GridDirection"),
     "DeformationFieldTransform": ("DeformationFieldFileName", "DeformationFieldInterpolationOrder"),
 }
-_ENTRY = re.compile(r'^\s*\(\s*([^\s"()]+)\s*(.*?)\s*\)\s*(?://.*)?$')
-_VALUE = re.compile(r'"([^"]*)"|(\S+)')
 
 
 def is_elastix_file(path: str | os.PathLike[str]) -> bool:
@@ -48,7 +44,7 @@ def is_elastix_file(path: str | os.PathLike[str]) -> bool:
         Whether it has an entry ``Transform``.
     """
     with open(path, encoding="utf-8", errors="replace") as file:
-        return re.search(r"^\s*\(\s*Transform\s", file.read(1 << 22), re.MULTILINE) is not None
+        return re.search(r"^\s*(\(\s*Transform\s|Transform\s*=)", file.read(1 << 22), re.MULTILINE) is not None
 
 
 def parse(path: Path) -> ParameterMap:
@@ -69,21 +65,7 @@ def parse(path: Path) -> ParameterMap:
     InputError
         A file that is no such text, or names no ``Transform``.
     """
-    parameters: ParameterMap = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"elastix: {path}: is no text; give a TransformParameters.N.txt") from error
-    for line in lines:
-        text = line.strip()
-        if not text or text.startswith("//"):
-            continue
-        match = _ENTRY.match(text)
-        if match is None:
-            raise InputError(f"elastix: {path}: damaged or no parameter file, at {text[:60]!r}")
-        if match[1] in parameters:
-            raise InputError(f"elastix: {path}: damaged, it has {match[1]} twice")
-        parameters[match[1]] = [quoted or plain for quoted, plain in _VALUE.findall(match[2])]
+    parameters = read_entries(path)
     if not parameters.get("Transform"):
         raise InputError(f"elastix: {path}: names no Transform; give a TransformParameters.N.txt")
     _refuse_cut(parameters, path)
@@ -222,7 +204,7 @@ def grid_entries(grid: Geometry) -> ParameterMap:
         "DefaultPixelValue": ["0"],
         "ResultImageFormat": ["nii.gz"],
         "ResultImagePixelType": ["float"],
-        "CompressResultImage": ["true"],
+        "CompressResultImage": ["false"],
     }
 
 
@@ -240,39 +222,3 @@ def as_numbers(values: Any) -> list[str]:
         One for each.
     """
     return [repr(float(v)) for v in np.asarray(values).ravel()]
-
-
-def as_text(parameters: Mapping[str, Sequence[str]]) -> str:
-    """Write a parameter map in the form of elastix' files.
-
-    Parameters
-    ----------
-    parameters : mapping of str to sequence of str
-        The map.
-
-    Returns
-    -------
-    str
-        One line for each entry.
-
-    Raises
-    ------
-    InputError
-        A value with a quotation mark or a line break, which such files cannot hold.
-    """
-    quoted = '"{}"'.format
-    lines = []
-    for key, values in parameters.items():
-        # The file format knows no escape, so a quotation mark in a path cannot be written.
-        if any('"' in v or "\n" in v for v in values):
-            raise InputError(f"elastix: {key} cannot hold {list(values)}: parameter files have no quotation marks")
-        lines.append(f"({' '.join([key, *(v if _is_number(v) else quoted(v) for v in values)])})")
-    return "\n".join(lines) + "\n"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,11 @@ import numpy as np
 
 from itk_nir.errors import InputError, one_line
 from itk_nir.geometry import Geometry
-from itk_nir.places import as_file_name
 from itk_nir.transforms.as_simpleitk import to_sitk
-from itk_nir.transforms.formats.elastix.parameters import (
-    INITIAL,
-    NONE,
-    ParameterMap,
-    grid_entries,
-    grid_of,
-    initial_file,
-    numbers,
-    parse,
-)
-from itk_nir.transforms.formats.field_image import read_field
-from itk_nir.transforms.formats.itk_text import read_itk_file
+from itk_nir.transforms.formats.elastix.parameters import INITIAL, NONE, grid_entries, grid_of, initial_file, parse
+from itk_nir.transforms.formats.elastix.steps import field_first, locate, step_of
+from itk_nir.transforms.formats.elastix.text import ParameterMap
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
-
-_BSPLINES = ("BSplineTransform", "RecursiveBSplineTransform")
 
 
 def read_elastix(source: Any, grid: Geometry | None = None, *, beside: bool = False) -> CompositeTransform:
@@ -60,11 +49,28 @@ def read_elastix(source: Any, grid: Geometry | None = None, *, beside: bool = Fa
     InputError
         Missing or damaged files, parameters that are wanting, or a class that needs itk-elastix.
     """
-    maps = _collect(source, beside)
+    maps = collect(source, beside)
     if not maps:
         raise InputError("elastix: no parameter map")
-    try:
+    with explained():
         return _composite(maps, grid, beside)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Tell what is wrong with parameters as an error that says so.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    InputError
+        Whatever failed within.
+    """
+    try:
+        yield
     except (KeyError, IndexError) as error:
         raise InputError(f"elastix: the parameters lack {error}; give a complete TransformParameters file") from error
     except InputError:
@@ -78,15 +84,15 @@ def _composite(maps: list[tuple[ParameterMap, Path | None]], grid: Geometry | No
     d = int(last.get("FixedImageDimension", ["0"])[0]) or len(last["Size"])
     whole = CompositeTransform((LinearTransform.identity(d),))
     for number, (parameters, folder) in enumerate(maps):
-        step: Any = _step(parameters, folder, d, beside)
+        step: Any = step_of(parameters, folder, d, beside)
         if step is None:
-            return _by_transformix([m for m, _ in maps], _sampling_grid(grid, last))
+            return by_transformix([m for m, _ in maps], _sampling_grid(grid, last))
         adds = number > 0 and parameters.get("HowToCombineTransforms", ["Compose"])[0] == "Add"
         if isinstance(step, CompositeTransform) and not adds:
             whole = CompositeTransform((*whole.transforms, *step.transforms)).simplified()
         else:
             whole = _sampled(whole, step, _sampling_grid(grid, parameters), adds)
-    return whole
+    return CompositeTransform(field_first(whole.transforms))
 
 
 def _sampling_grid(grid: Geometry | None, parameters: ParameterMap) -> Geometry:
@@ -100,80 +106,12 @@ def _sampling_grid(grid: Geometry | None, parameters: ParameterMap) -> Geometry:
     return grid_of(parameters)
 
 
-def _step(parameters: ParameterMap, folder: Path | None, d: int, beside: bool) -> Any:
-    """One of ours; a SimpleITK transform that has to be sampled; None for a class that only elastix knows."""
-    import SimpleITK as sitk
-
-    name = parameters["Transform"][0]
-    kind = name.removeprefix("Advanced")
-    if kind == "DeformationFieldTransform":
-        return CompositeTransform((_field(parameters, folder, beside),))
-    if kind == "File":
-        path = _locate(parameters["TransformFileName"][0], folder, beside)
-        if not path.is_file():
-            raise InputError(f"elastix' transform file {path}: no such file; check the path")
-        return read_itk_file(path, None, f"elastix' transform file {path}")
-    if kind == "ExternalTransform":
-        raise InputError(
-            "elastix: the result began from a transform in memory and holds no more than its address; start from "
-            "parameter_maps(...) instead, or save the two parts on their own"
-        )
-    if kind in _BSPLINES and parameters.get("UseCyclicTransform", ["false"])[0] != "true":
-        index, origin, spacing = (numbers(parameters, key, d) for key in ("GridIndex", "GridOrigin", "GridSpacing"))
-        size = [int(n) for n in parameters["GridSize"]]
-        direction = numbers(parameters, "GridDirection", d * d) if "GridDirection" in parameters else np.eye(d).ravel()
-        axes = direction.reshape(d, d).T
-        spline = sitk.BSplineTransform(d, int(parameters.get("BSplineTransformSplineOrder", ["3"])[0]))
-        start = np.asarray(origin) + axes @ (spacing * index)
-        spline.SetFixedParameters([*map(float, size), *start.tolist(), *spacing.tolist(), *axes.ravel().tolist()])
-        spline.SetParameters(numbers(parameters, "TransformParameters", d * int(np.prod(size))).tolist())
-        return spline
-    linear = _linear(kind, parameters, d)
-    return None if linear is None else CompositeTransform((linear,))
-
-
-def _linear(kind: str, parameters: ParameterMap, d: int) -> LinearTransform | None:
-    import SimpleITK as sitk
-
-    kind = {"EulerTransform": f"Euler{d}DTransform", "SimilarityTransform": f"Similarity{d}DTransform"}.get(kind, kind)
-    if kind == "TranslationTransform":
-        return LinearTransform.make(np.eye(d), numbers(parameters, "TransformParameters", d))
-    made: Any = {
-        "AffineTransform": lambda: sitk.AffineTransform(d),
-        "Euler2DTransform": sitk.Euler2DTransform,
-        "Euler3DTransform": sitk.Euler3DTransform,
-        "Similarity2DTransform": sitk.Similarity2DTransform,
-        "Similarity3DTransform": sitk.Similarity3DTransform,
-    }.get(kind)
-    if made is None:
-        return None
-    transform = made()
-    if kind == "Euler3DTransform":
-        transform.SetComputeZYX(parameters.get("ComputeZYX", ["false"])[0] == "true")
-    if "CenterOfRotationPoint" in parameters:
-        centre = numbers(parameters, "CenterOfRotationPoint", d)
-    else:  # as elastix 4 wrote it: an index of the fixed image
-        centre = grid_of(parameters).index_to_physical(numbers(parameters, "CenterOfRotation", d))
-    transform.SetCenter(centre.tolist())
-    transform.SetParameters(numbers(parameters, "TransformParameters", len(transform.GetParameters())).tolist())
-    return LinearTransform.of_map(transform.TransformPoint, d)
-
-
-def _field(parameters: ParameterMap, folder: Path | None, beside: bool) -> DisplacementField:
-    path = _locate(parameters["DeformationFieldFileName"][0], folder, beside)
-    if parameters.get("DeformationFieldInterpolationOrder", ["0"])[0] != "1":
-        warnings.warn(
-            f"{path}: elastix was told to take the nearest vector; it is read with linear interpolation", stacklevel=2
-        )
-    return read_field(path, f"elastix' deformation field {path}")
-
-
 def _sampled(before: CompositeTransform, step: Any, grid: Geometry, adds: bool) -> CompositeTransform:
     """`before` and `step` (one of ours or of SimpleITK's) as a field on `grid`, then the linear part of `before`."""
     import SimpleITK as sitk
 
     if adds:
-        shift = step.displacement_on(grid) if isinstance(step, CompositeTransform) else _on_grid(step, grid)
+        shift = step.displacement_on(grid) if isinstance(step, CompositeTransform) else on_grid(step, grid)
         return CompositeTransform((DisplacementField(grid, before.displacement_on(grid).vectors + shift.vectors),))
     linear = LinearTransform.identity(grid.dimension)
     for part in before.transforms:
@@ -181,10 +119,23 @@ def _sampled(before: CompositeTransform, step: Any, grid: Geometry, adds: bool) 
             linear = LinearTransform(part.matrix @ linear.matrix)
     # SimpleITK applies the last of a list first.
     whole = sitk.CompositeTransform([to_sitk(CompositeTransform((linear.inverse(),))), step, to_sitk(before)])
-    return CompositeTransform((_on_grid(whole, grid), linear)).simplified()
+    return CompositeTransform((on_grid(whole, grid), linear)).simplified()
 
 
-def _on_grid(transform: Any, grid: Geometry) -> DisplacementField:
+def on_grid(transform: Any, grid: Geometry) -> DisplacementField:
+    """Sample a transform of SimpleITK's.
+
+    Parameters
+    ----------
+    transform : SimpleITK.Transform
+        Fixed -> moving.
+    grid : Geometry
+        Of fixed space.
+
+    Returns
+    -------
+    DisplacementField
+    """
     import SimpleITK as sitk
 
     field = sitk.TransformToDisplacementField(
@@ -193,8 +144,26 @@ def _on_grid(transform: Any, grid: Geometry) -> DisplacementField:
     return DisplacementField(grid, sitk.GetArrayFromImage(field))
 
 
-def _by_transformix(maps: list[ParameterMap], grid: Geometry) -> CompositeTransform:
-    """The whole of a result that elastix alone understands, sampled by elastix itself."""
+def by_transformix(maps: list[ParameterMap], grid: Geometry) -> CompositeTransform:
+    """The whole of a result that elastix alone understands, sampled by elastix itself.
+
+    Parameters
+    ----------
+    maps : list of dict
+        All of it, first applied to last.
+    grid : Geometry
+        Of fixed space.
+
+    Returns
+    -------
+    CompositeTransform
+        One field on `grid`.
+
+    Raises
+    ------
+    InputError
+        itk-elastix is not installed, or cannot read it either.
+    """
     import itk
 
     names = ", ".join(m["Transform"][0] for m in maps)
@@ -216,8 +185,26 @@ def _by_transformix(maps: list[ParameterMap], grid: Geometry) -> CompositeTransf
     return CompositeTransform((DisplacementField(grid, itk.array_from_image(out)),))
 
 
-def _collect(source: Any, beside: bool) -> list[tuple[ParameterMap, Path | None]]:
-    """Every parameter map, first applied to last, with the folder it was read from."""
+def collect(source: Any, beside: bool) -> list[tuple[ParameterMap, Path | None]]:
+    """Every parameter map of a result, with the folder it was read from.
+
+    Parameters
+    ----------
+    source : str, os.PathLike, itk.ParameterObject, mapping or list of mappings
+        As of `read_elastix`.
+    beside : bool
+        As of `read_elastix`.
+
+    Returns
+    -------
+    list of tuple of dict and Path or None
+        First applied to last; None for maps in memory.
+
+    Raises
+    ------
+    InputError
+        Something else, or files that are missing, damaged or name each other in a circle.
+    """
     if isinstance(source, (str, os.PathLike)):
         return _from_files(Path(source), set(), beside)
     if hasattr(source, "GetNumberOfParameterMaps"):
@@ -234,7 +221,7 @@ def _collect(source: Any, beside: bool) -> list[tuple[ParameterMap, Path | None]
         return []
     # Maps in memory follow each other by their order, whatever files the later ones name.
     before = initial_file(maps[0])
-    first = [] if before is None else _from_files(_locate(before, None, beside), set(), beside)
+    first = [] if before is None else _from_files(locate(before, None, beside), set(), beside)
     return [*first, *((m, None) for m in maps)]
 
 
@@ -245,15 +232,5 @@ def _from_files(path: Path, seen: set[Path], beside: bool) -> list[tuple[Paramet
         raise InputError(f"elastix: {path}: its initial transforms name each other in a circle")
     parameters = parse(path)
     before = initial_file(parameters)
-    first = [] if before is None else _from_files(_locate(before, path.parent, beside), {*seen, path.resolve()}, beside)
+    first = [] if before is None else _from_files(locate(before, path.parent, beside), {*seen, path.resolve()}, beside)
     return [*first, (parameters, path.parent)]
-
-
-def _locate(name: str, folder: Path | None, beside: bool) -> Path:
-    """A file that one in `folder` names: where elastix looks, else beside it; the other way round if asked."""
-    path = Path(as_file_name(name))
-    if folder is None:
-        return path
-    places = [path, folder / path, folder / path.name]
-    found = [p for p in (reversed(places) if beside else places) if p.exists()]
-    return found[0] if found else path

@@ -22,8 +22,9 @@ from itk_nir.transforms.formats.base import (
     needs_reference,
     parameter_file_prefix,
 )
-from itk_nir.transforms.formats.elastix.parameters import INITIAL, NONE, ParameterMap, as_numbers, as_text, grid_entries
+from itk_nir.transforms.formats.elastix.parameters import INITIAL, NONE, as_numbers, grid_entries
 from itk_nir.transforms.formats.elastix.reading import read_elastix
+from itk_nir.transforms.formats.elastix.text import ParameterMap, as_text
 from itk_nir.transforms.model import CompositeTransform, LinearTransform
 
 
