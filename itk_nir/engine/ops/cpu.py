@@ -117,6 +117,11 @@ class Lncc(torch.autograd.Function):
         return ctx.gradient.mul_(float(grads[0]) / ctx.count), None, None
 
 
+def takes_radius(radius: int, device: torch.device) -> bool:
+    """Whether `LnccFixed` takes a radius on a device: any."""
+    return True
+
+
 class LnccFixed:
     """The local sums of a fixed image, see `images.Lncc`: `count` windows of them count."""
 

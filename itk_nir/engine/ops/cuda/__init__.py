@@ -1,0 +1,35 @@
+"""The ops by our own kernels on a card, CUDA or ROCm: float32, the same names, arguments and meaning as in `ops.cpu`.
+
+Nothing here waits for the card: what an iteration computes stays there, scalars too. Sums that many threads add to are
+whole numbers, so that a result has the same bits each time. `threads` is for the CPU and has no meaning here.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from itk_nir.engine.ops.cuda.compositions import Compose, Exponential
+from itk_nir.engine.ops.cuda.images import Banded, Lncc, LnccFixed, Warp, WarpSpline, takes_radius
+from itk_nir.engine.ops.cuda.launching import module_on
+
+__all__ = ["Banded", "Compose", "Exponential", "Lncc", "LnccFixed", "Warp", "WarpSpline", "load", "takes_radius"]
+
+#: The files of kernels that every registration needs.
+FILES = ("banded.cu", "compositions.cu", "warp.cu")
+
+
+def load(device: torch.device) -> None:
+    """Compile the kernels, if that was never done on this machine, and load them.
+
+    Parameters
+    ----------
+    device : torch.device
+        With its number.
+
+    Raises
+    ------
+    CompilerError, DriverError
+        They cannot be had.
+    """
+    for file in FILES:
+        module_on(file, (), device)

@@ -1,0 +1,354 @@
+"""Kernels are loaded and launched through the driver: no torch ABI, no C compiler, nothing to build.
+
+A launch waits for nothing. It goes to the stream that torch is on, so that the memory which torch hands out there is
+safe to use.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itk_nir.engine.ops.cuda.compiler import compiled
+
+Grid = tuple[int, int, int]
+
+#: Shared memory beyond which a kernel must ask for it, bytes.
+GIVEN_SHARED = 48 * 1024
+#: Of the driver: the attribute by which a kernel asks.
+MOST_DYNAMIC_SHARED = 8
+
+
+class DriverError(RuntimeError):
+    """The driver is missing or refuses what it is asked for."""
+
+
+class Size(ctypes.Structure):
+    """The size of a grid, voxels along x, y and z."""
+
+    _fields_ = [(axis, ctypes.c_int) for axis in "xyz"]  # noqa: RUF012
+
+
+def size_of(x: Tensor) -> Size:
+    """The size of a grid that a tensor lies on.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``(..., Z, Y, X)``.
+
+    Returns
+    -------
+    Size
+    """
+    z, y, x_ = x.shape[-3:]
+    return Size(x_, y, z)
+
+
+def blocks(n: int, per: int = 256) -> int:
+    """How many blocks there must be for so many things.
+
+    Parameters
+    ----------
+    n : int
+        Things.
+    per : int
+        In one block.
+
+    Returns
+    -------
+    int
+    """
+    return -(-n // per)
+
+
+def f32(x: Tensor) -> Tensor:
+    """A tensor as kernels take it.
+
+    Parameters
+    ----------
+    x : Tensor
+        Any.
+
+    Returns
+    -------
+    Tensor
+        float32 and contiguous, without its history.
+    """
+    return x.detach().to(torch.float32).contiguous()
+
+
+class Driver:
+    """The few functions of the CUDA driver, or of HIP, that a launch needs.
+
+    Parameters
+    ----------
+    library : ctypes.CDLL
+        The driver's library.
+    hip : bool
+        Whether it is HIP's.
+    """
+
+    library: ctypes.CDLL
+
+    def __init__(self, library: ctypes.CDLL, hip: bool = False) -> None:
+        self.library = library
+        names = (
+            ("ModuleLoadData", "ModuleGetFunction", "FuncSetAttribute", "LaunchKernel", "GetErrorString")
+            if not hip
+            else ("ModuleLoadData", "ModuleGetFunction", "FuncSetAttribute", "ModuleLaunchKernel", "DrvGetErrorString")
+        )
+        prefix = "hip" if hip else "cu"
+        self.load, self.find, self.set, self.launch, self.text = (getattr(library, prefix + n) for n in names)
+
+    def check(self, status: int, what: str) -> None:
+        """Raise where the driver reports a failure.
+
+        Parameters
+        ----------
+        status : int
+            What a function returned.
+        what : str
+            What was tried.
+
+        Raises
+        ------
+        DriverError
+            `status` is not 0.
+        """
+        if not status:
+            return
+        text = ctypes.c_char_p()
+        self.text(status, ctypes.byref(text))
+        raise DriverError(f"{what}: {(text.value or b'unknown error').decode()} (status {status})")
+
+
+@lru_cache(maxsize=1)
+def driver() -> Driver:
+    """The driver of this machine.
+
+    Returns
+    -------
+    Driver
+
+    Raises
+    ------
+    DriverError
+        Its library cannot be loaded.
+    """
+    hip = torch.version.hip is not None
+    if sys.platform == "win32":
+        name = "amdhip64.dll" if hip else "nvcuda.dll"
+    else:
+        name = "libamdhip64.so" if hip else "libcuda.so.1"
+    try:
+        return Driver(ctypes.CDLL(name), hip)
+    except OSError as error:
+        raise DriverError(f"the driver of the card was not found: {error}") from error
+
+
+class Module:
+    """The kernels of one file, loaded on one card.
+
+    Parameters
+    ----------
+    of : Driver
+        The driver.
+    code : bytes
+        What the compiler made.
+    """
+
+    def __init__(self, of: Driver, code: bytes) -> None:
+        self.driver, self.code = of, code  # the driver may read the code later
+        self.handle = ctypes.c_void_p()
+        self.functions: dict[str, ctypes.c_void_p] = {}
+        self.shared: dict[str, int] = {}
+        of.check(of.load(ctypes.byref(self.handle), code), "loading kernels")
+
+    def launch(self, name: str, grid: Grid, block: Grid, arguments: Sequence[Any], shared: int, stream: int) -> None:
+        """Launch a kernel; nothing waits.
+
+        Parameters
+        ----------
+        name : str
+            Of the kernel.
+        grid, block : tuple of int
+            Blocks, and threads of a block, along x, y and z.
+        arguments : sequence
+            As for `launch`.
+        shared : int
+            Bytes of dynamic shared memory.
+        stream : int
+            Handle of the stream.
+
+        Raises
+        ------
+        DriverError
+            The driver refuses the launch.
+        """
+        function = self.functions.get(name)
+        if function is None:
+            function = ctypes.c_void_p()
+            self.driver.check(self.driver.find(ctypes.byref(function), self.handle, name.encode()), f"kernel {name}")
+            self.functions[name] = function
+        if shared > max(GIVEN_SHARED, self.shared.get(name, 0)):
+            self.driver.check(self.driver.set(function, MOST_DYNAMIC_SHARED, shared), f"kernel {name}")
+            self.shared[name] = shared
+        held = [_argument(a) for a in arguments]
+        pointers = (ctypes.c_void_p * len(held))(*[ctypes.addressof(h) for h in held])
+        status = self.driver.launch(function, *grid, *block, shared, ctypes.c_void_p(stream), pointers, None)
+        self.driver.check(status, f"kernel {name}")
+
+
+def _argument(a: Any) -> Any:
+    if a is None:
+        return ctypes.c_void_p(0)
+    if isinstance(a, Tensor):
+        return ctypes.c_void_p(pointer(a))
+    if isinstance(a, bool):
+        return ctypes.c_int(a)
+    if isinstance(a, int):
+        return ctypes.c_int(a)
+    if isinstance(a, float):
+        return ctypes.c_float(a)
+    return a
+
+
+def pointer(x: Tensor) -> int:
+    """Where a tensor lies on its card.
+
+    Parameters
+    ----------
+    x : Tensor
+        Contiguous.
+
+    Returns
+    -------
+    int
+        An address.
+
+    Raises
+    ------
+    ValueError
+        It is not contiguous.
+    """
+    if not x.is_contiguous():
+        raise ValueError("a kernel takes contiguous tensors")
+    return x.data_ptr()
+
+
+def architecture_of(device: torch.device) -> str:
+    """What the compiler calls a card.
+
+    Parameters
+    ----------
+    device : torch.device
+        A CUDA device.
+
+    Returns
+    -------
+    str
+    """
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName)
+    return f"sm_{properties.major}{properties.minor}"
+
+
+@lru_cache(maxsize=256)
+def module_on(file: str, defines: tuple[str, ...], device: torch.device) -> Module:
+    """The kernels of a file on a card, compiled and loaded once.
+
+    Parameters
+    ----------
+    file : str
+        Its name.
+    defines : tuple of str
+        Macros.
+    device : torch.device
+        With its number.
+
+    Returns
+    -------
+    Module
+
+    Raises
+    ------
+    CompilerError, DriverError
+        It cannot be had.
+    """
+    with torch.cuda.device(device):
+        torch.cuda.current_stream(device)  # torch makes the context that the module belongs to
+        return Module(driver(), compiled(file, architecture_of(device), defines))
+
+
+def most_shared(device: torch.device) -> int:
+    """Shared memory that a block may ask for on a card.
+
+    Parameters
+    ----------
+    device : torch.device
+        With its number.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", GIVEN_SHARED))
+
+
+def launch(
+    file: str, kernel: str, grid: Grid, block: Grid, *arguments: Any, shared: int = 0, defines: tuple[str, ...] = ()
+) -> None:
+    """Launch a kernel where its first tensor lies, on the stream that torch is on; nothing waits.
+
+    Parameters
+    ----------
+    file, kernel : str
+        The file of kernels, and which of them.
+    grid, block : tuple of int
+        Blocks, and threads of a block (256 at most), along x, y and z.
+    *arguments : Tensor, None, int, float or ctypes.Structure
+        As the kernel declares them: a pointer (None: null), an int, a float, a structure.
+    shared : int
+        Bytes of dynamic shared memory.
+    defines : tuple of str
+        Macros that the file is compiled with.
+
+    Raises
+    ------
+    CompilerError, DriverError
+        The kernel cannot be had, or the driver refuses it.
+    """
+    device = next(a for a in arguments if isinstance(a, Tensor)).device
+    module = module_on(file, defines, device)
+    if device.index == torch.cuda.current_device():
+        module.launch(kernel, grid, block, arguments, shared, torch.cuda.current_stream(device).cuda_stream)
+        return
+    with torch.cuda.device(device):
+        module.launch(kernel, grid, block, arguments, shared, torch.cuda.current_stream(device).cuda_stream)
+
+
+def launch_each(file: str, kernel: str, count: int, *arguments: Any, shared: int = 0) -> None:
+    """`launch` with a thread for each of `count` things, 256 a block.
+
+    Parameters
+    ----------
+    file, kernel : str
+        The file of kernels, and which of them.
+    count : int
+        Things.
+    *arguments : object
+        See `launch`.
+    shared : int
+        Bytes of dynamic shared memory.
+    """
+    launch(file, kernel, (blocks(count), 1, 1), (256, 1, 1), *arguments, shared=shared)
