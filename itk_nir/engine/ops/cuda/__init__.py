@@ -8,14 +8,29 @@ from __future__ import annotations
 
 import torch
 
+from itk_nir.engine.ops.cuda.adam import adam
 from itk_nir.engine.ops.cuda.compositions import Compose, Exponential
 from itk_nir.engine.ops.cuda.images import Banded, Lncc, LnccFixed, Warp, WarpSpline, takes_radius
 from itk_nir.engine.ops.cuda.launching import module_on
+from itk_nir.engine.ops.cuda.penalties import Diffusion, JacobianPenalty
 
-__all__ = ["Banded", "Compose", "Exponential", "Lncc", "LnccFixed", "Warp", "WarpSpline", "load", "takes_radius"]
+__all__ = [
+    "Banded",
+    "Compose",
+    "Diffusion",
+    "Exponential",
+    "JacobianPenalty",
+    "Lncc",
+    "LnccFixed",
+    "Warp",
+    "WarpSpline",
+    "adam",
+    "load",
+    "takes_radius",
+]
 
 #: The files of kernels that every registration needs.
-FILES = ("banded.cu", "compositions.cu", "warp.cu")
+FILES = ("adam.cu", "banded.cu", "compositions.cu", "penalties.cu", "sums.cu", "warp.cu")
 
 
 def load(device: torch.device) -> None:
