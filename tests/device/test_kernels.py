@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.ops import reference
-from itk_nir.engine.ops.cuda import adam, penalties
+from itk_nir.engine.ops.cuda import adam, inversion, penalties
 from tests.device.emulated import set_order
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -116,3 +116,68 @@ def test_adam() -> None:
 
     for a, b in zip(in_every_order(run), wanted, strict=True):
         assert_close(a, b, 1e-6)
+
+
+def smooth(shape: tuple[int, int, int], size: float, seed: int = 0) -> Tensor:
+    """A smooth displacement of about `size` voxels, none along an axis of one voxel."""
+    u = noise(3, *shape, seed=seed).double()
+    for _ in range(4):
+        for axis in (1, 2, 3):
+            u = (u + u.roll(1, axis) + u.roll(-1, axis)) / 3
+    for axis in (1, 2, 3):
+        if shape[axis - 1] == 1:
+            u[3 - axis] = 0
+    return size * u / u.std()
+
+
+@pytest.mark.parametrize(("shape", "size"), [((6, 11, 17), 0.9), ((1, 13, 25), 1.5), ((4, 1, 9), 0.5)])
+def test_inverses(shape: tuple[int, int, int], size: float) -> None:
+    u = smooth(shape, size)
+    found, worst = in_every_order(lambda: inversion.invert(u.float(), -u.float(), 20, 1e-3, 1))
+    wanted, _ = reference.invert(u, -u)
+    gap = reference.compose(u, found.double()).square().sum(0).sqrt()
+    assert float(gap.max()) == pytest.approx(float(worst), abs=1e-5)
+    # Where the map folds there is no inverse; elsewhere a node ends at the tolerance.
+    solved = reference.compose(u, wanted).square().sum(0) < 1e-10
+    assert solved.double().mean() > 0.9
+    assert float(gap[solved].max()) < 1.1e-3
+    pair, error = in_every_order(lambda: inversion.inverse_pair(u.float(), -u.float(), 0.5, [1.0, 2.0, 0.5], 1))
+    scale = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64).reshape(3, 1, 1, 1)
+    there = (reference.compose(pair.double(), u) * scale).square().sum(0).sqrt()
+    assert_close(error, there, 1e-5)
+    # The step from the same inverse, once by the reference.
+    x = (reference.identity(shape, u) + u).requires_grad_(False)
+    nodes = found.double().requires_grad_()
+    interpolated = reference._corner_sum(nodes, x)
+    (weight,) = torch.autograd.grad(interpolated.sum(), nodes, retain_graph=True)
+    (move,) = torch.autograd.grad(interpolated, nodes, -(u + interpolated).detach())
+    assert_close(pair, found + move / (weight + 0.5), 1e-5)
+
+
+def test_an_inverse_passes_on_what_is_no_number() -> None:
+    u = smooth((3, 8, 9), 0.4).float()
+    clean, _ = inversion.inverse_pair(u, -u, 0.5, [1.0] * 3, 1)
+    u[0, 1, 4, 4] = math.nan
+    start = -u
+    start[0, 1, 4, 4] = 0.0
+    pair, error = in_every_order(lambda: inversion.inverse_pair(u, start, 0.5, [1.0] * 3, 1))
+    assert error[1, 4, 4].isnan()
+    assert 0 < int(pair.isnan().any(0).sum()) < 60
+    _, worst = inversion.invert(torch.full_like(u, math.nan), u, 20, 1e-3, 1)
+    assert worst.isinf()
+    assert torch.equal(pair[:, 0, :2, 7:], clean[:, 0, :2, 7:])
+
+
+def test_a_whole_image_that_ends_in_one_node() -> None:
+    """As many addends as there can be: what leaves the image goes to its corner."""
+    u = torch.full((3, 4, 8, 8), 100.0)
+    u += 0.1 * noise(*u.shape)
+    pair, _ = inversion.inverse_pair(u, -u, 0.5, [1.0] * 3, 1)
+    wanted, _ = reference.inverse_pair(u.double(), -u.double(), 0.5, torch.ones(3, dtype=torch.float64))
+    assert_close(pair, wanted, 1e-5)
+
+
+@each_shape
+def test_jacobian_map(shape: tuple[int, int, int]) -> None:
+    u = noise(3, *shape)
+    assert_close(inversion.jacobian_map(u, 1), reference.jacobian_map(u.double()), 1e-6)
