@@ -46,6 +46,16 @@ __device__ __forceinline__ float4 newton_step(float4 r, float4 jx, float4 jy, fl
   return make_float4(shorter * sx, shorter * sy, shorter * sz, 0.f);
 }
 
+// The value in one plane of a cell, and its slopes along x and y.
+__device__ __forceinline__ void in_plane(const float4 *u, int sx, int sy, float fx, float fy, float4 *value,
+                                         float4 *along_x, float4 *along_y) {
+  const float4 v0 = u[0], v1 = u[sy], d0 = minus(u[sx], v0), d1 = minus(u[sx + sy], v1);
+  const float4 w0 = plus_times(v0, fx, d0);
+  *along_y = minus(plus_times(v1, fx, d1), w0);
+  *along_x = plus_times(d0, fy, minus(d1, d0));
+  *value = plus_times(w0, fy, *along_y);
+}
+
 // v with v(y) + u(y + v(y)) = 0 at every node y, from the v that is there. A node ends where its residual is within
 // `tolerance`, and keeps the best of what it came by. `bits`: the largest residual.
 KERNEL(invert, (const float4 *__restrict__ u, float4 *__restrict__ v, Size n, int iterations, float tolerance,
@@ -54,30 +64,27 @@ KERNEL(invert, (const float4 *__restrict__ u, float4 *__restrict__ v, Size n, in
   float worst = 0.f;
   if (i < count_of(n)) {
     const Point p = point_of(i, n);
-    float4 w = v[i], best = w;
+    float4 w = v[i];
     float least = __uint_as_float(0x7f800000u);
+#pragma unroll 1
     for (int k = 0; k <= iterations; ++k) {
       const Cell c = locate(n, p.x + w.x, p.y + w.y, p.z + w.z);
-      const float4 *const a = u + c.at, *const b = a + c.sz;
-      const float4 v000 = a[0], v010 = a[c.sy], v001 = b[0], v011 = b[c.sy];
-      const float4 d00 = minus(a[c.sx], v000), d10 = minus(a[c.sx + c.sy], v010);
-      const float4 d01 = minus(b[c.sx], v001), d11 = minus(b[c.sx + c.sy], v011);
-      const float4 w00 = plus_times(v000, c.fx, d00), w01 = plus_times(v001, c.fx, d01);
-      const float4 e0 = minus(plus_times(v010, c.fx, d10), w00), e1 = minus(plus_times(v011, c.fx, d11), w01);
-      const float4 r0 = plus_times(w00, c.fy, e0), jz = minus(plus_times(w01, c.fy, e1), r0);
-      const float4 residual = plus_times(plus_times(w, 1.f, r0), c.fz, jz);
-      const float size = residual.x * residual.x + residual.y * residual.y + residual.z * residual.z;
-      if (size < least) least = size, best = w;
-      if (size <= tolerance * tolerance || k == iterations) break;
-      const float4 t0 = plus_times(d00, c.fy, minus(d10, d00)), t1 = plus_times(d01, c.fy, minus(d11, d01));
+      // Steps of 32 bits, as they are held: no plane has more nodes.
+      const int sx = static_cast<int>(c.sx), sy = static_cast<int>(c.sy), sz = static_cast<int>(c.sz);
       const float4 zero = make_float4(0.f, 0.f, 0.f, 0.f);
+      float4 r0, x0, y0, r1, x1, y1;
+      in_plane(u + c.at, sx, sy, c.fx, c.fy, &r0, &x0, &y0);
+      in_plane(u + c.at + sz, sx, sy, c.fx, c.fy, &r1, &x1, &y1);
+      const float4 jz = minus(r1, r0), residual = plus_times(plus_times(w, 1.f, r0), c.fz, jz);
+      const float size = residual.x * residual.x + residual.y * residual.y + residual.z * residual.z;
+      if (size < least) least = size, v[i] = w;
+      if (size <= tolerance * tolerance || k == iterations) break;
       // Beyond the edge the value is constant.
-      const float4 step = newton_step(residual, plus_times(zero, c.ox, plus_times(t0, c.fz, minus(t1, t0))),
-                                      plus_times(zero, c.oy, plus_times(e0, c.fz, minus(e1, e0))),
-                                      plus_times(zero, c.oz, jz));
+      const float4 jx = plus_times(zero, c.ox, plus_times(x0, c.fz, minus(x1, x0)));
+      const float4 jy = plus_times(zero, c.oy, plus_times(y0, c.fz, minus(y1, y0)));
+      const float4 step = newton_step(residual, jx, jy, plus_times(zero, c.oz, jz));
       w = minus(w, step);
     }
-    v[i] = best;
     worst = sqrtf(least);
   }
   keep_largest(worst, bits);
