@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.ops import reference
-from itk_nir.engine.ops.cuda import adam, inversion, penalties
+from itk_nir.engine.ops.cuda import adam, inversion, penalties, sums
+from itk_nir.engine.ops.histogram import joint_histogram
 from tests.device.emulated import set_order
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -181,3 +182,75 @@ def test_a_whole_image_that_ends_in_one_node() -> None:
 def test_jacobian_map(shape: tuple[int, int, int]) -> None:
     u = noise(3, *shape)
     assert_close(inversion.jacobian_map(u, 1), reference.jacobian_map(u.double()), 1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("count", [(3, 5, 7), (5, 31, 37)])
+def test_global_sums(count: tuple[int, int, int], weighted: bool) -> None:
+    fixed, moving, weight = noise(*count), noise(*count, seed=1), (noise(*count, seed=2) > 0).float()
+    if weighted:
+        moving[weight == 0], fixed[weight == 0] = math.nan, math.inf
+    w, mask = (weight, weight > 0.5) if weighted else (None, torch.ones_like(weight) > 0)
+    factor = torch.tensor([0.3, -2.0, 0.7], dtype=torch.float64)
+
+    def run() -> tuple[Tensor, ...]:
+        leaf = moving.clone().requires_grad_()
+        value = sums.GlobalSums.apply(fixed, leaf, w, 1)
+        return value.detach(), *torch.autograd.grad((value * factor).sum(), leaf)
+
+    value, gradient = in_every_order(run)
+    f, m = fixed[mask].double(), moving[mask].double()
+    assert value.dtype == torch.float64
+    assert_close(value, torch.stack([m.sum(), m.square().sum(), (f * m).sum()]), 1e-6)
+    wanted = torch.zeros(count, dtype=torch.float64)
+    wanted[mask] = factor[0] + 2 * factor[1] * m + factor[2] * f
+    assert_close(gradient, wanted, 1e-6)
+    moving[mask.nonzero()[0].unbind()] = math.nan
+    assert sums.GlobalSums.apply(fixed, moving, w, 1).isnan().all()
+
+
+@pytest.mark.parametrize("bins", [4, 32, 48, 70])
+def test_joint_histogram(bins: int) -> None:
+    shape = (6, 17, 31)
+    position = (noise(*shape).abs() * bins / 3).clamp(0, bins - 1)
+    position[noise(*shape, seed=1) > 1] = -1
+    position[0, 0, 0] = math.nan
+    moving, factor = noise(*shape, seed=2), noise(bins, bins, seed=3).double()
+    low, scale = -2.0, (bins - 1) / 4.0
+    moving[1, 1, 1:4] = torch.tensor([-2.0, 2.0, 30.0])
+
+    def run() -> tuple[Tensor, ...]:
+        leaf = moving.clone().requires_grad_()
+        value = sums.JointHistogram.apply(position, leaf, bins, low, scale, 1)
+        return value.detach(), *torch.autograd.grad((value * factor).sum(), leaf)
+
+    value, gradient = in_every_order(run)
+    leaf = moving.double().requires_grad_()
+    wanted = joint_histogram(position.double(), leaf, bins, low, scale)
+    (slope,) = torch.autograd.grad((wanted * factor).sum(), leaf)
+    assert float(value.sum()) == float((position >= 0).sum())
+    assert_close(value, wanted.detach(), 2e-6)
+    # On the face of a cell either side is right.
+    t = (moving.double() - low) * scale
+    off = (t - t.round()).abs() > 1e-5
+    assert_close(gradient[off], slope[off], 1e-5)
+
+
+def test_a_histogram_of_one_bin_overflows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All voxels in one place, as many a block as of a large image."""
+    monkeypatch.setattr(sums, "WANTED_BLOCKS", 1)
+    position, moving = torch.full((1, 131, 130), 2.0), torch.full((1, 131, 130), 1.0)
+    for bins in (4, 32, 70):
+        value = sums.JointHistogram.apply(position, moving, bins, 0.0, 1.0, 1)
+        assert float(value[2, 1]) == position.numel()
+        assert float(value.sum()) == position.numel()
+
+
+def test_a_histogram_passes_on_what_is_no_number() -> None:
+    position, moving = noise(4, 5, 6).abs(), noise(4, 5, 6, seed=1)
+    moving[1, 2, 3], position[1, 2, 3] = math.nan, 2.5
+    moving[0, 0, 0], position[0, 0, 0] = math.nan, -1.0  # does not count
+    value = in_every_order(lambda: (sums.JointHistogram.apply(position, moving, 8, -3.0, 1.1, 1),))[0]
+    wanted = joint_histogram(position.double(), moving.double(), 8, -3.0, 1.1)
+    assert int(wanted.isnan().sum()) == 4
+    assert_close(value, wanted, 2e-6)

@@ -14,13 +14,16 @@ from itk_nir.engine.ops.cuda.images import Banded, Lncc, LnccFixed, Warp, WarpSp
 from itk_nir.engine.ops.cuda.inversion import inverse_pair, invert, jacobian_map
 from itk_nir.engine.ops.cuda.launching import module_on
 from itk_nir.engine.ops.cuda.penalties import Diffusion, JacobianPenalty
+from itk_nir.engine.ops.cuda.sums import GlobalSums, JointHistogram
 
 __all__ = [
     "Banded",
     "Compose",
     "Diffusion",
     "Exponential",
+    "GlobalSums",
     "JacobianPenalty",
+    "JointHistogram",
     "Lncc",
     "LnccFixed",
     "Warp",
