@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from itk_nir.engine.ops import reference
-from itk_nir.engine.ops.cuda import adam, inversion, penalties, sums
+from itk_nir.engine.lattice import Domain
+from itk_nir.engine.ops import reference, reference_mind
+from itk_nir.engine.ops.cuda import adam, inversion, mind, penalties, sums
 from itk_nir.engine.ops.histogram import joint_histogram
+from itk_nir.engine.ops.images import banded_tensors
 from tests.device.emulated import set_order
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -254,3 +257,109 @@ def test_a_histogram_passes_on_what_is_no_number() -> None:
     wanted = joint_histogram(position.double(), moving.double(), 8, -3.0, 1.1)
     assert int(wanted.isnan().sum()) == 4
     assert_close(value, wanted, 2e-6)
+
+
+OFFSETS = {
+    "whole": np.eye(3),
+    "between": np.array([[0.8, 0.3, 0.0], [-0.2, 1.3, 0.1], [0.4, 0.0, 2.2]]),
+}
+
+
+@pytest.mark.parametrize("offsets", OFFSETS.values(), ids=OFFSETS)
+@pytest.mark.parametrize(
+    ("shape", "radius", "dimension"), [((5, 9, 13), 1, 3), ((4, 6, 7), 5, 3), ((1, 12, 17), 2, 2), ((7, 1, 1), 1, 3)]
+)
+def test_descriptors(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], radius: int, dimension: int, offsets: np.ndarray
+) -> None:
+    image = noise(*shape)
+    if dimension == 2:
+        offsets = offsets * np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+    wanted = reference_mind.mind_descriptors(image.double(), torch.from_numpy(offsets), radius, dimension)
+
+    def run() -> tuple[Tensor, ...]:
+        return (mind.mind_descriptors(image, offsets, radius, dimension, 1),)
+
+    for slab in (mind.SLAB, 2):
+        monkeypatch.setattr(mind, "SLAB", slab)
+        (got,) = in_every_order(run) if slab > 2 else run()
+        assert got.dtype == torch.uint8
+        assert int((got.int() - wanted.int()).abs().max()) <= 1
+        assert float((got != wanted).float().mean()) < 0.02
+
+
+def test_descriptors_of_what_does_not_vary() -> None:
+    flat = mind.mind_descriptors(torch.full((4, 5, 6), 0.3), OFFSETS["between"], 1, 3, 1)
+    assert bool((flat[..., :12] == 255).all())
+    assert bool((flat[..., 12:] == 0).all())
+    broken = noise(4, 5, 6)
+    broken[2, 2, 2] = math.nan
+    assert not mind.mind_descriptors(broken, np.eye(3), 1, 3, 1).any()
+
+
+INDEX = np.array([[0.9, 0.05, 0.0, 0.3], [-0.03, 1.1, 0.02, -0.4], [0.01, 0.0, 0.95, 0.2]])
+VECTOR = np.array([[0.9, 0.1, 0.0], [0.0, 1.1, -0.2], [0.05, 0.0, 0.8]])
+
+
+def descriptors(shape: tuple[int, int, int], channels: int, seed: int) -> Tensor:
+    found = torch.randint(0, 256, (*shape, 16), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    found[..., channels:] = 0
+    return found
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("shape", "channels"), [((5, 6, 35), 12), ((1, 9, 13), 4), ((3, 1, 4), 12)])
+def test_difference_of_descriptors(shape: tuple[int, int, int], channels: int, weighted: bool) -> None:
+    fixed, moving = (
+        descriptors(shape, channels, 1),
+        descriptors((4, 7, 20) if shape[0] > 1 else (1, 8, 15), channels, 2),
+    )
+    u = 2 * noise(3, *shape)
+    weight = noise(*shape, seed=3) if weighted else None
+    maps = torch.from_numpy(INDEX), torch.from_numpy(VECTOR)
+    value, gradient = in_every_order(
+        lambda: value_and_gradient(
+            lambda x: mind.MindDifference.apply(fixed, moving, weight, x, INDEX, VECTOR, channels, 1), u, -3.0
+        )
+    )
+    wanted, slope = value_and_gradient(
+        lambda x: reference_mind.mind_difference(fixed, moving, weight, x, *maps, channels), u.double(), -3.0
+    )
+    assert_close(value, wanted, 1e-5)
+    assert_close(gradient, slope, 1e-4)
+    with torch.no_grad():
+        assert torch.equal(mind.MindDifference.apply(fixed, moving, weight, u, INDEX, VECTOR, channels, 1), value)
+    u[1, 0, 0, 2] = math.nan
+    value, gradient = value_and_gradient(
+        lambda x: mind.MindDifference.apply(fixed, moving, None, x, INDEX, VECTOR, channels, 1), u
+    )
+    assert value.isnan()
+    assert gradient[:, 0, 0, 2].isnan().all()
+    assert int(gradient.isnan().any(0).sum()) == 1
+
+
+@pytest.mark.parametrize(("size", "channels"), [((11, 9, 6), 12), ((14, 12, 1), 4)])
+def test_difference_of_descriptors_by_a_spline(size: tuple[int, int, int], channels: int) -> None:
+    domain = Domain((0, 0, 0), size)
+    axes = domain.lattice((2.0,) * 3)
+    matrices = [a.evaluate(p) for a, p in zip(axes, domain.level_positions((1, 1, 1)), strict=True)]
+    rows, back = banded_tensors(matrices, torch.device("cpu"))
+    shape = size[::-1]
+    fixed, moving = descriptors(shape, channels, 1), descriptors(shape, channels, 2)
+    lattice = noise(3, *(a.count for a in axes[::-1]))
+    value, gradient = in_every_order(
+        lambda: value_and_gradient(
+            lambda x: mind.MindDifferenceSpline.apply(fixed, moving, None, x, rows, back, INDEX, VECTOR, channels, 1),
+            lattice,
+        )
+    )
+    dense = [torch.from_numpy(m.dense()) for m in matrices]
+
+    def true(x: Tensor) -> Tensor:
+        u = torch.einsum("czyx,Zz,Yy,Xx->cZYX", x, dense[2], dense[1], dense[0])
+        maps = torch.from_numpy(INDEX), torch.from_numpy(VECTOR)
+        return reference_mind.mind_difference(fixed, moving, None, u, *maps, channels)
+
+    wanted, slope = value_and_gradient(true, lattice.double())
+    assert_close(value, wanted, 1e-5)
+    assert_close(gradient, slope, 1e-4)

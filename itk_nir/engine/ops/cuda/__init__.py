@@ -13,6 +13,7 @@ from itk_nir.engine.ops.cuda.compositions import Compose, Exponential
 from itk_nir.engine.ops.cuda.images import Banded, Lncc, LnccFixed, Warp, WarpSpline, takes_radius
 from itk_nir.engine.ops.cuda.inversion import inverse_pair, invert, jacobian_map
 from itk_nir.engine.ops.cuda.launching import module_on
+from itk_nir.engine.ops.cuda.mind import MindDifference, MindDifferenceSpline, mind_descriptors
 from itk_nir.engine.ops.cuda.penalties import Diffusion, JacobianPenalty
 from itk_nir.engine.ops.cuda.sums import GlobalSums, JointHistogram
 
@@ -26,6 +27,8 @@ __all__ = [
     "JointHistogram",
     "Lncc",
     "LnccFixed",
+    "MindDifference",
+    "MindDifferenceSpline",
     "Warp",
     "WarpSpline",
     "adam",
@@ -33,6 +36,7 @@ __all__ = [
     "invert",
     "jacobian_map",
     "load",
+    "mind_descriptors",
     "takes_radius",
 ]
 
