@@ -8,14 +8,36 @@ from __future__ import annotations
 
 import torch
 
+from itk_nir.engine.ops.cuda.adam import adam
 from itk_nir.engine.ops.cuda.compositions import Compose, Exponential
 from itk_nir.engine.ops.cuda.images import Banded, Lncc, LnccFixed, Warp, WarpSpline, takes_radius
+from itk_nir.engine.ops.cuda.inversion import inverse_pair, invert, jacobian_map
 from itk_nir.engine.ops.cuda.launching import module_on
+from itk_nir.engine.ops.cuda.penalties import Diffusion, JacobianPenalty
+from itk_nir.engine.ops.cuda.sums import GlobalSums, JointHistogram
 
-__all__ = ["Banded", "Compose", "Exponential", "Lncc", "LnccFixed", "Warp", "WarpSpline", "load", "takes_radius"]
+__all__ = [
+    "Banded",
+    "Compose",
+    "Diffusion",
+    "Exponential",
+    "GlobalSums",
+    "JacobianPenalty",
+    "JointHistogram",
+    "Lncc",
+    "LnccFixed",
+    "Warp",
+    "WarpSpline",
+    "adam",
+    "inverse_pair",
+    "invert",
+    "jacobian_map",
+    "load",
+    "takes_radius",
+]
 
 #: The files of kernels that every registration needs.
-FILES = ("banded.cu", "compositions.cu", "warp.cu")
+FILES = ("adam.cu", "banded.cu", "compositions.cu", "inversion.cu", "penalties.cu", "sums.cu", "warp.cu")
 
 
 def load(device: torch.device) -> None:

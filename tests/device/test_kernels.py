@@ -1,0 +1,256 @@
+"""The kernels of penalties, inverses, sums, descriptors and matches, emulated, against the float64 references."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from itk_nir.engine.ops import reference
+from itk_nir.engine.ops.cuda import adam, inversion, penalties, sums
+from itk_nir.engine.ops.histogram import joint_histogram
+from tests.device.emulated import set_order
+
+pytestmark = pytest.mark.usefixtures("kernels")
+
+#: A volume that no block divides, an image, a column, a volume of one block along x.
+SHAPES = {"3D": (5, 7, 37), "2D": (1, 9, 41), "column": (6, 1, 1), "thin": (4, 5, 1), "point": (1, 1, 1)}
+
+each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def in_every_order(run: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """What `run` returns, which has the same bits in three orders of threads and blocks."""
+    found = []
+    for seed in (0, 1, 2):
+        set_order(seed)
+        found.append(run())
+    set_order(1)
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert torch.equal(a.nan_to_num(nan=7e30), b.nan_to_num(nan=7e30))
+    return found[0]
+
+
+def value_and_gradient(op: Callable[[Tensor], Tensor], x: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    leaf = x.clone().requires_grad_()
+    value = op(leaf)
+    # The reference of nothing at all has no gradient.
+    gradient = torch.autograd.grad(factor * value, leaf)[0] if value.requires_grad else torch.zeros_like(x)
+    return value.detach(), gradient
+
+
+def assert_close(got: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """Largest difference, relative to the largest value."""
+    assert got.shape == wanted.shape
+    assert torch.equal(got.isnan(), wanted.isnan())
+    if wanted.numel():
+        scale = float(wanted.nan_to_num().abs().max())
+        assert float((got.double() - wanted.double()).nan_to_num().abs().max()) <= tolerance * max(scale, 1e-30)
+
+
+@each_shape
+@pytest.mark.parametrize(("components", "scale"), [(3, math.inf), (3, 0.7), (2, 1e-3), (1, 1e20)])
+def test_diffusion(shape: tuple[int, int, int], components: int, scale: float) -> None:
+    u = noise(components, *shape)
+    value, gradient = in_every_order(
+        lambda: value_and_gradient(lambda x: penalties.Diffusion.apply(x, scale, 1), u, -3.0)
+    )
+    wanted, slope = value_and_gradient(lambda x: reference.diffusion(x, scale), u.double(), -3.0)
+    assert_close(value, wanted, 1e-6)
+    assert_close(gradient, slope, 2e-6)
+
+
+def test_diffusion_of_small_differences_keeps_its_digits() -> None:
+    u = 1e-4 * noise(3, 4, 5, 6)
+    value, gradient = value_and_gradient(lambda x: penalties.Diffusion.apply(x, 10.0, 1), u)
+    wanted, slope = value_and_gradient(lambda x: reference.diffusion(x, 10.0), u.double())
+    assert_close(value, wanted, 1e-6)
+    assert_close(gradient, slope, 2e-6)
+
+
+@each_shape
+@pytest.mark.parametrize("corner", range(8))
+def test_jacobian_penalty(shape: tuple[int, int, int], corner: int) -> None:
+    u = 0.6 * noise(3, *shape)
+    value, gradient = in_every_order(
+        lambda: value_and_gradient(lambda x: penalties.JacobianPenalty.apply(x, 0.8, corner, 1), u, -3.0)
+    )
+    wanted, slope = value_and_gradient(lambda x: reference.jacobian_penalty(x, 0.8, corner), u.double(), -3.0)
+    assert float(wanted) > 0 or max(shape) == 1 or sum(n > 1 for n in shape) == 1
+    assert_close(value, wanted, 1e-6)
+    assert_close(gradient, slope, 2e-6)
+
+
+@pytest.mark.parametrize("op", [
+    lambda x: penalties.Diffusion.apply(x, math.inf, 1), lambda x: penalties.Diffusion.apply(x, 0.5, 1),
+    lambda x: penalties.JacobianPenalty.apply(x, 0.5, 3, 1),
+], ids=["diffusion", "robust", "jacobian"])  # fmt: skip
+def test_penalties_pass_on_what_is_no_number(op: Callable[[Tensor], Tensor]) -> None:
+    u = noise(3, 4, 5, 6)
+    clean = value_and_gradient(op, u)[1]
+    u[1, 2, 2, 2] = math.nan
+    value, gradient = value_and_gradient(op, u)
+    assert value.isnan()
+    assert gradient[:, 2, 2, 2].isnan().any()
+    assert torch.equal(gradient[:, 0, 0], clean[:, 0, 0])
+
+
+def test_adam() -> None:
+    p, g = noise(700, seed=1), noise(700, seed=2)
+    moments = 0.1 * noise(700, seed=3), 0.1 * noise(700, seed=4).square()
+    wanted = [x.double() for x in (p, *moments)]
+    reference.adam(wanted[0], g.double(), wanted[1], wanted[2], (0.9, 0.999), 0.1, 2.0, 1e-8)
+
+    def run() -> tuple[Tensor, ...]:
+        got = [x.clone() for x in (p, *moments)]
+        adam(got[0], g, got[1], got[2], (0.9, 0.999), 0.1, 2.0, 1e-8, 1)
+        return tuple(got)
+
+    for a, b in zip(in_every_order(run), wanted, strict=True):
+        assert_close(a, b, 1e-6)
+
+
+def smooth(shape: tuple[int, int, int], size: float, seed: int = 0) -> Tensor:
+    """A smooth displacement of about `size` voxels, none along an axis of one voxel."""
+    u = noise(3, *shape, seed=seed).double()
+    for _ in range(4):
+        for axis in (1, 2, 3):
+            u = (u + u.roll(1, axis) + u.roll(-1, axis)) / 3
+    for axis in (1, 2, 3):
+        if shape[axis - 1] == 1:
+            u[3 - axis] = 0
+    return size * u / u.std()
+
+
+@pytest.mark.parametrize(("shape", "size"), [((6, 11, 17), 0.9), ((1, 13, 25), 1.5), ((4, 1, 9), 0.5)])
+def test_inverses(shape: tuple[int, int, int], size: float) -> None:
+    u = smooth(shape, size)
+    found, worst = in_every_order(lambda: inversion.invert(u.float(), -u.float(), 20, 1e-3, 1))
+    wanted, _ = reference.invert(u, -u)
+    gap = reference.compose(u, found.double()).square().sum(0).sqrt()
+    assert float(gap.max()) == pytest.approx(float(worst), abs=1e-5)
+    # Where the map folds there is no inverse; elsewhere a node ends at the tolerance.
+    solved = reference.compose(u, wanted).square().sum(0) < 1e-10
+    assert solved.double().mean() > 0.9
+    assert float(gap[solved].max()) < 1.1e-3
+    pair, error = in_every_order(lambda: inversion.inverse_pair(u.float(), -u.float(), 0.5, [1.0, 2.0, 0.5], 1))
+    scale = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64).reshape(3, 1, 1, 1)
+    there = (reference.compose(pair.double(), u) * scale).square().sum(0).sqrt()
+    assert_close(error, there, 1e-5)
+    # The step from the same inverse, once by the reference.
+    x = (reference.identity(shape, u) + u).requires_grad_(False)
+    nodes = found.double().requires_grad_()
+    interpolated = reference._corner_sum(nodes, x)
+    (weight,) = torch.autograd.grad(interpolated.sum(), nodes, retain_graph=True)
+    (move,) = torch.autograd.grad(interpolated, nodes, -(u + interpolated).detach())
+    assert_close(pair, found + move / (weight + 0.5), 1e-5)
+
+
+def test_an_inverse_passes_on_what_is_no_number() -> None:
+    u = smooth((3, 8, 9), 0.4).float()
+    clean, _ = inversion.inverse_pair(u, -u, 0.5, [1.0] * 3, 1)
+    u[0, 1, 4, 4] = math.nan
+    start = -u
+    start[0, 1, 4, 4] = 0.0
+    pair, error = in_every_order(lambda: inversion.inverse_pair(u, start, 0.5, [1.0] * 3, 1))
+    assert error[1, 4, 4].isnan()
+    assert 0 < int(pair.isnan().any(0).sum()) < 60
+    _, worst = inversion.invert(torch.full_like(u, math.nan), u, 20, 1e-3, 1)
+    assert worst.isinf()
+    assert torch.equal(pair[:, 0, :2, 7:], clean[:, 0, :2, 7:])
+
+
+def test_a_whole_image_that_ends_in_one_node() -> None:
+    """As many addends as there can be: what leaves the image goes to its corner."""
+    u = torch.full((3, 4, 8, 8), 100.0)
+    u += 0.1 * noise(*u.shape)
+    pair, _ = inversion.inverse_pair(u, -u, 0.5, [1.0] * 3, 1)
+    wanted, _ = reference.inverse_pair(u.double(), -u.double(), 0.5, torch.ones(3, dtype=torch.float64))
+    assert_close(pair, wanted, 1e-5)
+
+
+@each_shape
+def test_jacobian_map(shape: tuple[int, int, int]) -> None:
+    u = noise(3, *shape)
+    assert_close(inversion.jacobian_map(u, 1), reference.jacobian_map(u.double()), 1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("count", [(3, 5, 7), (5, 31, 37)])
+def test_global_sums(count: tuple[int, int, int], weighted: bool) -> None:
+    fixed, moving, weight = noise(*count), noise(*count, seed=1), (noise(*count, seed=2) > 0).float()
+    if weighted:
+        moving[weight == 0], fixed[weight == 0] = math.nan, math.inf
+    w, mask = (weight, weight > 0.5) if weighted else (None, torch.ones_like(weight) > 0)
+    factor = torch.tensor([0.3, -2.0, 0.7], dtype=torch.float64)
+
+    def run() -> tuple[Tensor, ...]:
+        leaf = moving.clone().requires_grad_()
+        value = sums.GlobalSums.apply(fixed, leaf, w, 1)
+        return value.detach(), *torch.autograd.grad((value * factor).sum(), leaf)
+
+    value, gradient = in_every_order(run)
+    f, m = fixed[mask].double(), moving[mask].double()
+    assert value.dtype == torch.float64
+    assert_close(value, torch.stack([m.sum(), m.square().sum(), (f * m).sum()]), 1e-6)
+    wanted = torch.zeros(count, dtype=torch.float64)
+    wanted[mask] = factor[0] + 2 * factor[1] * m + factor[2] * f
+    assert_close(gradient, wanted, 1e-6)
+    moving[mask.nonzero()[0].unbind()] = math.nan
+    assert sums.GlobalSums.apply(fixed, moving, w, 1).isnan().all()
+
+
+@pytest.mark.parametrize("bins", [4, 32, 48, 70])
+def test_joint_histogram(bins: int) -> None:
+    shape = (6, 17, 31)
+    position = (noise(*shape).abs() * bins / 3).clamp(0, bins - 1)
+    position[noise(*shape, seed=1) > 1] = -1
+    position[0, 0, 0] = math.nan
+    moving, factor = noise(*shape, seed=2), noise(bins, bins, seed=3).double()
+    low, scale = -2.0, (bins - 1) / 4.0
+    moving[1, 1, 1:4] = torch.tensor([-2.0, 2.0, 30.0])
+
+    def run() -> tuple[Tensor, ...]:
+        leaf = moving.clone().requires_grad_()
+        value = sums.JointHistogram.apply(position, leaf, bins, low, scale, 1)
+        return value.detach(), *torch.autograd.grad((value * factor).sum(), leaf)
+
+    value, gradient = in_every_order(run)
+    leaf = moving.double().requires_grad_()
+    wanted = joint_histogram(position.double(), leaf, bins, low, scale)
+    (slope,) = torch.autograd.grad((wanted * factor).sum(), leaf)
+    assert float(value.sum()) == float((position >= 0).sum())
+    assert_close(value, wanted.detach(), 2e-6)
+    # On the face of a cell either side is right.
+    t = (moving.double() - low) * scale
+    off = (t - t.round()).abs() > 1e-5
+    assert_close(gradient[off], slope[off], 1e-5)
+
+
+def test_a_histogram_of_one_bin_overflows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All voxels in one place, as many a block as of a large image."""
+    monkeypatch.setattr(sums, "WANTED_BLOCKS", 1)
+    position, moving = torch.full((1, 131, 130), 2.0), torch.full((1, 131, 130), 1.0)
+    for bins in (4, 32, 70):
+        value = sums.JointHistogram.apply(position, moving, bins, 0.0, 1.0, 1)
+        assert float(value[2, 1]) == position.numel()
+        assert float(value.sum()) == position.numel()
+
+
+def test_a_histogram_passes_on_what_is_no_number() -> None:
+    position, moving = noise(4, 5, 6).abs(), noise(4, 5, 6, seed=1)
+    moving[1, 2, 3], position[1, 2, 3] = math.nan, 2.5
+    moving[0, 0, 0], position[0, 0, 0] = math.nan, -1.0  # does not count
+    value = in_every_order(lambda: (sums.JointHistogram.apply(position, moving, 8, -3.0, 1.1, 1),))[0]
+    wanted = joint_histogram(position.double(), moving.double(), 8, -3.0, 1.1)
+    assert int(wanted.isnan().sum()) == 4
+    assert_close(value, wanted, 2e-6)
