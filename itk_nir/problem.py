@@ -166,7 +166,7 @@ class Problem:
         seed : int
             Of every random draw.
         device : str
-            ``"auto"``, ``"cpu"`` or ``"cuda"``.
+            ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         threads : int, optional
             CPU threads; all that the process may use by default.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from itk_nir.cli.arguments import PRESETS
+from itk_nir.cli.arguments import PRESETS, device
 from itk_nir.cli.console import names, note_if_folder, progress, summary, tell
 from itk_nir.cli.signals import requests
 from itk_nir.errors import InputError, OptionError
@@ -68,7 +68,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="not a flag of ANTs: how long to work (fast for antsRegistrationSyNQuick.sh; default: default)",
     )
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="not a flag of ANTs (default: auto)"
+        "--device", type=device, default="auto", metavar="NAME", help="not a flag of ANTs (default: auto)"
     )
     return parser
 

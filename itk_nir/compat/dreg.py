@@ -23,7 +23,7 @@ from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, refuse_slices
 from itk_nir.images.itk_classes import empty_image, itk_matrix
 from itk_nir.loading import load_transform
-from itk_nir.options import whole_number
+from itk_nir.options import checked_device, whole_number
 from itk_nir.report import Report
 from itk_nir.settings import Settings, make_settings, present_names
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, compose
@@ -112,7 +112,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         blocks hold too little to do it better.
     seed : int
         At least 0; every random draw comes from it.
-    device : {"auto", "cpu", "cuda"}
+    device : str
         As for `itk_nir.register`.
     threads : int, optional
         CPU threads for one pair of blocks; all by default.
@@ -148,8 +148,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         # itk-dreg turns an exception in a block into a failed block, so what is wrong with every block is said here.
         if linear not in ("none", "rigid", "affine"):
             raise OptionError(f"linear is 'none', 'rigid' or 'affine', got {linear!r}")
-        if device not in ("auto", "cpu", "cuda"):
-            raise OptionError(f"device is 'auto', 'cpu' or 'cuda', got {device!r}")
+        checked_device(device)
         for name, value, least in (("seed", seed, 0), ("threads", 1 if threads is None else threads, 1)):
             number = whole_number(value)
             if number is None or number < least:

@@ -27,11 +27,11 @@ struct alignas(16) float4 {
 struct float2 {
   float x, y;
 };
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static inline float2 make_float2(float x, float y) { return {x, y}; }
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 static float *emulated_shared;
-#define __device__ inline
+#define __device__ static inline
 #define __forceinline__
 #define __restrict__
 #define SHARED(name) float *const name = emulated_shared
@@ -40,18 +40,19 @@ static float *emulated_shared;
   static const emulated::Known known_##name(#name, emulated::unpacked(name)); \
   static void name parameters
 
+// All of it static: libraries of several radii are loaded side by side, and must not share a table.
 namespace emulated {
 using Run = std::function<void(void **)>;
-inline std::map<std::string, Run> &table() {
+static inline std::map<std::string, Run> &table() {
   static std::map<std::string, Run> kernels;
   return kernels;
 }
 template <class... A, size_t... I>
-void call(void (*kernel)(A...), void **a, std::index_sequence<I...>) {
+static void call(void (*kernel)(A...), void **a, std::index_sequence<I...>) {
   kernel(*static_cast<std::remove_cv_t<std::remove_reference_t<A>> *>(a[I])...);
 }
 template <class... A>
-Run unpacked(void (*kernel)(A...)) {
+static Run unpacked(void (*kernel)(A...)) {
   return [kernel](void **a) { call(kernel, a, std::index_sequence_for<A...>{}); };
 }
 struct Known {
@@ -69,12 +70,12 @@ static ucontext_t scheduler;
 static Fiber *running;
 static std::function<void()> body;
 static unsigned seed = 1;
-inline void enter() {
+static inline void enter() {
   body();
   running->done = true;
   swapcontext(&running->context, &scheduler);
 }
-inline void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel) {
+static inline void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel) {
   std::mt19937 random(seed);
   body = kernel;
   blockDim = block, gridDim = grid;
@@ -120,27 +121,27 @@ inline void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<voi
 }
 }  // namespace emulated
 
-inline void __syncthreads() {
+static inline void __syncthreads() {
   ++emulated::running->barriers;
   swapcontext(&emulated::running->context, &emulated::scheduler);
 }
 template <class T>
-inline T atomicAdd(T *p, T v) {
+static inline T atomicAdd(T *p, T v) {
   T old = *p;
   *p = old + v;
   return old;
 }
-inline unsigned atomicMax(unsigned *p, unsigned v) {
+static inline unsigned atomicMax(unsigned *p, unsigned v) {
   unsigned old = *p;
   *p = std::max(old, v);
   return old;
 }
-inline float __uint_as_float(unsigned u) {
+static inline float __uint_as_float(unsigned u) {
   float f;
   std::memcpy(&f, &u, 4);
   return f;
 }
-inline unsigned __float_as_uint(float f) {
+static inline unsigned __float_as_uint(float f) {
   unsigned u;
   std::memcpy(&u, &f, 4);
   return u;

@@ -84,6 +84,26 @@ def native_for(x: Tensor) -> Any:
     return None if of is None else of(x.device)
 
 
+def descriptors_for(x: Tensor) -> Any:
+    """The ops on self-similarity descriptors that were written for a device, as `native_for`.
+
+    Parameters
+    ----------
+    x : Tensor
+        What decides.
+
+    Returns
+    -------
+    module or None
+    """
+    native = native_for(x)
+    if native is not None and x.device.type == "cpu" and native is native_module():
+        from itk_nir.engine.ops import cpu_mind
+
+        return cpu_mind
+    return native if hasattr(native, "MindDifference") else None
+
+
 def release_memory() -> None:
     """Give freed memory back to the system, where the native module knows how."""
     native = native_module()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.ops import reference_matching
-from itk_nir.engine.ops.dispatch import native_module
+from itk_nir.engine.ops.dispatch import native_for, native_module
 from itk_nir.engine.ops.limits import thread_count
 
 Whole = tuple[int, int, int]
@@ -122,7 +122,7 @@ def best_matches(costs: Tensor, wanted: Tensor, reach: Whole, weight: float, thr
     tuple of Tensor
         ``(3, nodes)`` displacements in voxels, and ``(nodes,)`` their costs, float32.
     """
-    native = native_module() if costs.device.type == "cpu" else None
+    native = native_for(wanted)
     if not native:
         return reference_matching.best_matches(costs, wanted, reach, weight)
     found, cost = torch.empty_like(wanted), torch.empty(wanted.shape[1])
