@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.lattice import Domain
-from itk_nir.engine.ops import reference, reference_mind
-from itk_nir.engine.ops.cuda import adam, inversion, mind, penalties, sums
+from itk_nir.engine.ops import reference, reference_matching, reference_mind
+from itk_nir.engine.ops.cuda import adam, inversion, matching, mind, penalties, sums
 from itk_nir.engine.ops.histogram import joint_histogram
 from itk_nir.engine.ops.images import banded_tensors
 from tests.device.emulated import set_order
@@ -363,3 +363,38 @@ def test_difference_of_descriptors_by_a_spline(size: tuple[int, int, int], chann
     wanted, slope = value_and_gradient(true, lattice.double())
     assert_close(value, wanted, 1e-5)
     assert_close(gradient, slope, 1e-4)
+
+
+MATCHES = [((6, 7, 9), (2, 1, 1), (3, 2, 4)), ((1, 10, 11), (3, 2, 0), (4, 4, 1)), ((5, 3, 3), (0, 1, 2), (4, 4, 4))]
+
+
+@pytest.mark.parametrize(("shape", "reach", "block"), MATCHES)
+def test_matches(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], reach: matching.Whole, block: matching.Whole
+) -> None:
+    around = tuple(n + 2 * r for n, r in zip(shape, reversed(reach), strict=True))
+    fixed, moving = descriptors(shape, 16, 1), descriptors(around, 16, 2)
+    counts, there = ((noise(*s, seed=3) > -1).to(torch.uint8) for s in (shape, around))
+    arguments = (fixed, counts, moving, there, reach, block, 1300)
+    wanted = reference_matching.match_costs(*arguments)
+    costs = in_every_order(lambda: (matching.match_costs(*arguments, 1).int(),))[0]
+    assert torch.equal(costs, wanted.int())
+    monkeypatch.setattr(matching, "HELD", 1)
+    assert torch.equal(matching.match_costs(*arguments, 1).int(), costs)
+    to = noise(3, costs.shape[0], seed=4)
+    found, cost = in_every_order(lambda: matching.best_matches(wanted, to, reach, 0.05, 1))
+    best, least = reference_matching.best_matches(wanted, to.double(), reach, 0.05)
+    assert torch.equal(found.double(), best)
+    assert torch.equal(cost.double(), least)
+
+
+def test_the_first_of_several_matches() -> None:
+    """Of displacements that are as good, also in threads far apart."""
+    costs = torch.full((2, 729), 100, dtype=torch.int32)
+    costs[0, [700, 20, 300, 21]] = 3
+    found, cost = in_every_order(
+        lambda: matching.best_matches(costs.to(torch.uint16), torch.zeros(3, 2), (4, 4, 4), 0.0, 1)
+    )
+    assert found[:, 0].tolist() == [20 % 9 - 4, 20 // 9 - 4, -4]
+    assert found[:, 1].tolist() == [-4, -4, -4]
+    assert (8192 * cost).tolist() == [3, 100]
