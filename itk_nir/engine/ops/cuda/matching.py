@@ -50,8 +50,8 @@ def match_costs(
         planes = min(together, deep - first)
         wanted = count * plane * planes
         launch_each(
-            FILE, "block_differences", wanted, *images[:2], n, *images[2:], Size(*reach), Size(*block), unrelated, first,
-            planes, sums,
+            FILE, "block_differences", wanted, *images[:2], n, *images[2:], Size(*reach), Size(*block), unrelated,
+            first, planes, sums,
         )  # fmt: skip
         launch_each(
             FILE, "costs_around", wanted, sums, Size(*nodes), plane * planes, float(scale),
