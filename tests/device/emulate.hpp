@@ -15,6 +15,7 @@
 #include <map>
 #include <random>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -42,18 +43,27 @@ static float *emulated_shared;
 
 // All of it static: libraries of several radii are loaded side by side, and must not share a table.
 namespace emulated {
-using Run = std::function<void(void **)>;
+using Run = std::function<void(const char *)>;
 static inline std::map<std::string, Run> &table() {
   static std::map<std::string, Run> kernels;
   return kernels;
 }
-template <class... A, size_t... I>
-static void call(void (*kernel)(A...), void **a, std::index_sequence<I...>) {
-  kernel(*static_cast<std::remove_cv_t<std::remove_reference_t<A>> *>(a[I])...);
+// The arguments lie one after the other, each where its alignment allows it, as the driver wants them.
+template <class T>
+static T read(const char *buffer, size_t &at) {
+  at = (at + alignof(T) - 1) / alignof(T) * alignof(T);
+  T value;
+  std::memcpy(&value, buffer + at, sizeof(T));
+  at += sizeof(T);
+  return value;
 }
 template <class... A>
 static Run unpacked(void (*kernel)(A...)) {
-  return [kernel](void **a) { call(kernel, a, std::index_sequence_for<A...>{}); };
+  return [kernel](const char *buffer) {
+    size_t at = 0;
+    std::tuple<std::decay_t<A>...> values{read<std::decay_t<A>>(buffer, at)...};
+    std::apply(kernel, values);
+  };
 }
 struct Known {
   Known(const char *name, Run run) { table()[name] = std::move(run); }
@@ -171,10 +181,10 @@ int cuGetErrorString(int, const char **text) {
   return 0;
 }
 int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void *, void **arguments, void **) {
+                   unsigned shared, void *, void **, void **extra) {
   if (bx * by * bz > 256 || !gx || !gy || !gz || shared > 227 * 1024) return 1;
   const emulated::Run &run = *static_cast<emulated::Run *>(f);
-  emulated::launch({gx, gy, gz}, {bx, by, bz}, shared, [&] { run(arguments); });
+  emulated::launch({gx, gy, gz}, {bx, by, bz}, shared, [&] { run(static_cast<const char *>(extra[1])); });
   return 0;
 }
 }

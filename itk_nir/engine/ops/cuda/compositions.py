@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itk_nir.engine.ops.cuda.launching import Size, f32, launch_each
+from itk_nir.engine.ops.cuda.launching import Size, f32, launch_each, size_xyz
 
 FILE = "compositions.cu"
 
@@ -65,7 +65,7 @@ def packed_size(p: Tensor) -> Size:
     Size
     """
     z, y, x = p.shape[:3]
-    return Size(x, y, z)
+    return size_xyz(x, y, z)
 
 
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:

@@ -210,6 +210,9 @@ class LnccFixed:
             self.inverse_count, self.mean, self.inverse_variance, partial,
         )  # fmt: skip
         self.count = float(partial.sum())
+        maps = (self.image, self.weight, self.inverse_count, self.mean, self.inverse_variance)
+        #: What the kernels need of the fixed image.
+        self.pointers = _Fixed(*[None if m is None else launching.pointer(m) for m in maps])
 
     @property
     def depth(self) -> int:
@@ -243,11 +246,6 @@ class LnccFixed:
         launch("lncc.cu", kernel, self.grid, (*WINDOW_BLOCK, 1), *arguments, shared=shared,
                defines=(f"RADIUS={self.radius}",))  # fmt: skip
 
-    def pointers(self) -> _Fixed:
-        """What the kernels need of the fixed image."""
-        maps = (self.image, self.weight, self.inverse_count, self.mean, self.inverse_variance)
-        return _Fixed(*[None if m is None else launching.pointer(m) for m in maps])
-
 
 class Lncc(torch.autograd.Function):
     """The mean squared local correlation with a fixed image, see `images.Lncc`."""
@@ -259,9 +257,9 @@ class Lncc(torch.autograd.Function):
         maps = None if gradient is None else m.new_empty((3, *m.shape))
         kernel, arrays = ("lncc_statistics", 2) if fixed.weight is None else ("lncc_statistics_weighted", 3)
         least = max(fixed.epsilon, 1e-30)
-        fixed.launch(kernel, arrays, m, fixed.pointers(), n, fixed.depth, least, maps, partial)
+        fixed.launch(kernel, arrays, m, fixed.pointers, n, fixed.depth, least, maps, partial)
         if gradient is not None:
-            fixed.launch("lncc_gradient", 3, maps, m, fixed.pointers(), n, fixed.depth, gradient)
+            fixed.launch("lncc_gradient", 3, maps, m, fixed.pointers, n, fixed.depth, gradient)
         ctx.gradient, ctx.count = gradient, max(1.0, fixed.count)
         return partial.sum() / ctx.count
 
