@@ -151,6 +151,7 @@ static inline float __uint_as_float(unsigned u) {
   std::memcpy(&f, &u, 4);
   return f;
 }
+static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline unsigned __float_as_uint(float f) {
   unsigned u;
   std::memcpy(&u, &f, 4);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.lattice import Domain
-from itk_nir.engine.ops import reference, reference_mind
-from itk_nir.engine.ops.cuda import adam, inversion, mind, penalties, sums
+from itk_nir.engine.ops import reference, reference_matching, reference_mind
+from itk_nir.engine.ops.cuda import adam, inversion, matching, mind, penalties, sums
+from itk_nir.engine.ops.cuda.compiler import text_of
 from itk_nir.engine.ops.histogram import joint_histogram
 from itk_nir.engine.ops.images import banded_tensors
-from tests.device.emulated import set_order
+from tests.device.emulated import emulated_kernels, set_order
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -363,3 +365,84 @@ def test_difference_of_descriptors_by_a_spline(size: tuple[int, int, int], chann
     wanted, slope = value_and_gradient(true, lattice.double())
     assert_close(value, wanted, 1e-5)
     assert_close(gradient, slope, 1e-4)
+
+
+MATCHES = [((6, 7, 9), (2, 1, 1), (3, 2, 4)), ((1, 10, 11), (3, 2, 0), (4, 4, 1)), ((5, 3, 3), (0, 1, 2), (4, 4, 4))]
+
+
+@pytest.mark.parametrize(("shape", "reach", "block"), MATCHES)
+def test_matches(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], reach: matching.Whole, block: matching.Whole
+) -> None:
+    around = tuple(n + 2 * r for n, r in zip(shape, reversed(reach), strict=True))
+    fixed, moving = descriptors(shape, 16, 1), descriptors(around, 16, 2)
+    counts, there = ((noise(*s, seed=3) > -1).to(torch.uint8) for s in (shape, around))
+    arguments = (fixed, counts, moving, there, reach, block, 1300)
+    wanted = reference_matching.match_costs(*arguments)
+    costs = in_every_order(lambda: (matching.match_costs(*arguments, 1).int(),))[0]
+    assert torch.equal(costs, wanted.int())
+    monkeypatch.setattr(matching, "HELD", 1)
+    assert torch.equal(matching.match_costs(*arguments, 1).int(), costs)
+    to = noise(3, costs.shape[0], seed=4)
+    found, cost = in_every_order(lambda: matching.best_matches(wanted, to, reach, 0.05, 1))
+    best, least = reference_matching.best_matches(wanted, to.double(), reach, 0.05)
+    assert torch.equal(found.double(), best)
+    assert torch.equal(cost.double(), least)
+
+
+def test_the_first_of_several_matches() -> None:
+    """Of displacements that are as good, also in threads far apart."""
+    costs = torch.full((2, 729), 100, dtype=torch.int32)
+    costs[0, [700, 20, 300, 21]] = 3
+    found, cost = in_every_order(
+        lambda: matching.best_matches(costs.to(torch.uint16), torch.zeros(3, 2), (4, 4, 4), 0.0, 1)
+    )
+    assert found[:, 0].tolist() == [20 % 9 - 4, 20 // 9 - 4, -4]
+    assert found[:, 1].tolist() == [-4, -4, -4]
+    assert (8192 * cost).tolist() == [3, 100]
+
+
+def _of_inversion() -> tuple[Tensor, ...]:
+    return inversion.invert(smooth((3, 9, 11), 0.6).float(), torch.zeros(3, 3, 9, 11), 1, 1e-3, 1)
+
+
+def _of_totals() -> tuple[Tensor, ...]:
+    return (sums.total(noise(700)),)
+
+
+def _of_histogram() -> tuple[Tensor, ...]:
+    return (sums.JointHistogram.apply(noise(4, 9, 20).abs(), noise(4, 9, 20, seed=1), 6, -2.0, 1.2, 1),)
+
+
+def _of_matches() -> tuple[Tensor, ...]:
+    costs = torch.randint(0, 8192, (3, 729), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    return matching.best_matches(costs.to(torch.uint16), noise(3, 3), (4, 4, 4), 0.1, 1)
+
+
+#: File, which of its barriers, what needs it. That of `block_sum` is tested with the local correlation.
+BARRIERS = [
+    ("inversion.cu", 0, _of_inversion), ("sums.cu", 0, _of_totals), ("sums.cu", 1, _of_histogram),
+    ("sums.cu", 2, _of_histogram), ("matching.cu", 0, _of_matches),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "number", "run"), BARRIERS)
+def test_each_barrier_is_needed(libraries: Path, file: str, number: int, run: Callable[[], tuple[Tensor, ...]]) -> None:
+    text, barrier = text_of(file), "__syncthreads();"
+    places = [i for i in range(len(text_of("common.cuh")) // 2, len(text)) if text.startswith(barrier, i)]
+    assert len(places) == sum(file == f for f, _, _ in BARRIERS)
+    around = text[places[number] - 80 : places[number] + len(barrier)]
+    wanted = in_every_order(run)
+    with emulated_kernels(libraries, {file: (around, around[: -len(barrier)])}):
+        found = []
+        for seed in (1, 2, 3):
+            set_order(seed)
+            found.append(run())
+    set_order(1)
+    assert any(not torch.equal(a, b) for one in found for a, b in zip(one, wanted, strict=True))
+
+
+def test_every_barrier_is_in_the_list() -> None:
+    """None of the other files of these ops has one."""
+    for file in ("adam.cu", "mind.cu", "penalties.cu"):
+        assert "__syncthreads" not in text_of(file)[len(text_of("common.cuh")) // 2 :]

@@ -80,8 +80,24 @@ def native_for(x: Tensor) -> Any:
     module or None
         See `native_module` and `cuda_module`; None for any other type or device.
     """
-    of = KERNELS.get(x.device.type) if x.dtype == torch.float32 else None
-    return None if of is None else of(x.device)
+    return native_on(x.device) if x.dtype == torch.float32 else None
+
+
+def native_on(device: torch.device) -> Any:
+    """The ops that were written for a device, for what is no float: see `native_for`.
+
+    Parameters
+    ----------
+    device : torch.device
+        What decides.
+
+    Returns
+    -------
+    module or None
+        See `native_module` and `cuda_module`; None for any other device.
+    """
+    of = KERNELS.get(device.type)
+    return None if of is None else of(device)
 
 
 def descriptors_for(x: Tensor) -> Any:

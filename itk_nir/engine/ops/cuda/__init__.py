@@ -13,6 +13,7 @@ from itk_nir.engine.ops.cuda.compositions import Compose, Exponential
 from itk_nir.engine.ops.cuda.images import Banded, Lncc, LnccFixed, Warp, WarpSpline, takes_radius
 from itk_nir.engine.ops.cuda.inversion import inverse_pair, invert, jacobian_map
 from itk_nir.engine.ops.cuda.launching import module_on
+from itk_nir.engine.ops.cuda.matching import best_matches, match_costs
 from itk_nir.engine.ops.cuda.mind import MindDifference, MindDifferenceSpline, mind_descriptors
 from itk_nir.engine.ops.cuda.penalties import Diffusion, JacobianPenalty
 from itk_nir.engine.ops.cuda.sums import GlobalSums, JointHistogram
@@ -32,10 +33,12 @@ __all__ = [
     "Warp",
     "WarpSpline",
     "adam",
+    "best_matches",
     "inverse_pair",
     "invert",
     "jacobian_map",
     "load",
+    "match_costs",
     "mind_descriptors",
     "takes_radius",
 ]

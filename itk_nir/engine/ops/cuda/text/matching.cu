@@ -1,0 +1,108 @@
+// Matches over long distances: how unlike two images are around a node for every displacement of a whole number of
+// voxels, and the choice among those. All sums are of whole numbers: exact, in any order. A voxel is 16 bytes, loaded as
+// four floats, whose bits alone count.
+
+// Sum of the absolute differences of four bytes.
+__device__ __forceinline__ int byte_differences(float a, float b) {
+  const unsigned p = __float_as_uint(a), q = __float_as_uint(b);
+  int sum = 0;
+#pragma unroll
+  for (int k = 0; k < 32; k += 8) {
+    const int far = static_cast<int>(p >> k & 255u) - static_cast<int>(q >> k & 255u);
+    sum += far < 0 ? -far : far;
+  }
+  return sum;
+}
+
+__device__ __forceinline__ int number_of(int size, int edge) { return (size + edge - 1) / edge; }
+
+// The differences summed over the block of every node: out[node][label], labels of the planes dz0 … dz0 + planes - 1 of
+// all displacements, x fastest.
+KERNEL(block_differences, (const float4 *__restrict__ fixed, const unsigned char *__restrict__ fixed_counts, Size n,
+                           const float4 *__restrict__ moving, const unsigned char *__restrict__ moving_counts, Size reach,
+                           Size block, int unrelated, int dz0, int planes, int *__restrict__ out)) {
+  const int lx = 2 * reach.x + 1, ly = 2 * reach.y + 1;
+  const Size m = {n.x + 2 * reach.x, n.y + 2 * reach.y, n.z + 2 * reach.z};
+  const int nx = number_of(n.x, block.x), ny = number_of(n.y, block.y), nz = number_of(n.z, block.z);
+  const Index labels = static_cast<Index>(lx) * ly * planes, i = this_thread();
+  if (i >= labels * nx * ny * nz) return;
+  const int label = static_cast<int>(i % labels), dx = label % lx, dy = label / lx % ly, dz = dz0 + label / lx / ly;
+  const Index node = i / labels;
+  const int x0 = static_cast<int>(node % nx) * block.x, y0 = static_cast<int>(node / nx % ny) * block.y;
+  const int z0 = static_cast<int>(node / nx / ny) * block.z;
+  int sum = 0;
+  for (int z = z0; z < min(z0 + block.z, n.z); ++z) {
+    for (int y = y0; y < min(y0 + block.y, n.y); ++y) {
+      const Index row = (static_cast<Index>(z) * n.y + y) * n.x;
+      const Index other = (static_cast<Index>(z + dz) * m.y + y + dy) * m.x + dx;
+      for (int x = x0; x < min(x0 + block.x, n.x); ++x) {
+        if (!fixed_counts[row + x]) continue;
+        if (!moving_counts[other + x]) {
+          sum += unrelated;
+          continue;
+        }
+        const float4 f = fixed[row + x], g = moving[other + x];
+        sum += byte_differences(f.x, g.x) + byte_differences(f.y, g.y) + byte_differences(f.z, g.z) +
+               byte_differences(f.w, g.w);
+      }
+    }
+  }
+  out[i] = sum;
+}
+
+// The sums over the nodes around as well, as costs: costs[node][label], of all displacements, from label `first` on.
+KERNEL(costs_around, (const int *__restrict__ sums, Size nodes, int labels, float scale, Index first, Index all,
+                      unsigned short *__restrict__ costs)) {
+  const Index i = this_thread();
+  if (i >= count_of(nodes) * labels) return;
+  const Index label = i % labels, node = i / labels;
+  const int x = static_cast<int>(node % nodes.x), y = static_cast<int>(node / nodes.x % nodes.y);
+  const int z = static_cast<int>(node / nodes.x / nodes.y);
+  int sum = 0;
+  for (int c = max(z - 1, 0); c <= min(z + 1, nodes.z - 1); ++c) {
+    for (int b = max(y - 1, 0); b <= min(y + 1, nodes.y - 1); ++b) {
+      for (int a = max(x - 1, 0); a <= min(x + 1, nodes.x - 1); ++a) {
+        sum += sums[((static_cast<Index>(c) * nodes.y + b) * nodes.x + a) * labels + label];
+      }
+    }
+  }
+  // Rounded twice, as on the CPU.
+  const float cost = __fmul_rn(static_cast<float>(sum), scale) + 0.5f;
+  costs[node * all + first + label] = static_cast<unsigned short>(fminf(cost, 65535.f));
+}
+
+// For every node, a block each, the displacement d of least cost(d) + weight |d - wanted|^2, the first of several, and
+// its cost.
+KERNEL(best_matches, (const unsigned short *__restrict__ costs, const float *__restrict__ wanted, Index nodes, Size reach,
+                      float weight, float *__restrict__ found, float *__restrict__ cost)) {
+  SHARED(shared);
+  float *const values = shared;
+  int *const indices = reinterpret_cast<int *>(shared + 256);
+  const int lx = 2 * reach.x + 1, ly = 2 * reach.y + 1, lz = 2 * reach.z + 1, labels = lx * ly * lz;
+  const Index node = blockIdx.x;
+  const unsigned short *const own = costs + node * labels;
+  const float ux = wanted[node], uy = wanted[nodes + node], uz = wanted[2 * nodes + node], unit = 1.f / 8192.f;
+  const int t = threadIdx.x;
+  float least = __uint_as_float(0x7f800000u);
+  int at = 0;
+  for (int i = t; i < labels; i += 256) {
+    const float dx = static_cast<float>(i % lx - reach.x) - ux, dy = static_cast<float>(i / lx % ly - reach.y) - uy;
+    const float dz = static_cast<float>(i / lx / ly - reach.z) - uz;
+    const float value = static_cast<float>(own[i]) * unit + weight * (dx * dx + dy * dy + dz * dz);
+    if (value < least) least = value, at = i;
+  }
+  values[t] = least, indices[t] = at;
+  for (int half = 128; half; half /= 2) {
+    __syncthreads();
+    if (t >= half) continue;
+    const float other = values[t + half];
+    const int its = indices[t + half];
+    if (other < values[t] || (other == values[t] && its < indices[t])) values[t] = other, indices[t] = its;
+  }
+  if (t) return;
+  const int best = indices[0];
+  found[node] = static_cast<float>(best % lx - reach.x);
+  found[nodes + node] = static_cast<float>(best / lx % ly - reach.y);
+  found[2 * nodes + node] = static_cast<float>(best / lx / ly - reach.z);
+  cost[node] = static_cast<float>(own[best]) * unit;
+}
