@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ def groups() -> dict[str, dict[str, Callable[[Any], dict[str, Any]]]]:
             "nmi, landmarks": _both(
                 linear="rigid", deformable=False, linear_metric="nmi", brief=True, start=True, landmarks=True
             ),
-            "paper": _both(preset="paper", iterations=2, **STILL),
+            "paper": _both(preset="paper", **STILL),
         },
         "fields": {
             "symmetric, diffusion": _both(symmetric=True, regulariser="diffusion", **STILL),
@@ -97,7 +100,9 @@ def _arguments(phantom: Any, given: dict[str, Any]) -> tuple[Any, Any, dict[str,
         options["callback"] = lambda p: (seen.append(p), len(seen) >= cancel)[1]
     expert = options.pop("expert", {}) | (BRIEF if options.pop("brief", False) else {})
     if options["preset"] == "paper":
-        options.pop("search")
+        options = {k: v for k, v in options.items() if k not in ("iterations", "search")}
+        phases = itk_nir.make_settings("paper").deformable.phases
+        expert["phases"] = tuple(replace(phase, iterations=2) for phase in phases)
     if expert:
         kept = {k: options.pop(k) for k in list(options) if k in ("iterations", "search", "metric", "linear_metric")}
         options["preset"] = itk_nir.make_settings(options["preset"], **kept, **expert)
@@ -130,24 +135,28 @@ def _both(size: tuple[int, ...] = (32, 40), **given: Any) -> Callable[[Any], dic
     return case
 
 
-def _same(a: Any, b: Any) -> dict[str, bool]:
+def _same(a: Any, b: Any, *, network: bool = False) -> dict[str, bool]:
+    """Whether two results are the same: to the bit, but where the device computes in another way."""
     import numpy as np
 
-    def bits(result: Any) -> list[bytes]:
-        grids = [] if result.displacement is None else [result.displacement.vectors.tobytes()]
-        return [result.affine.matrix.tobytes(), *grids]
+    def apart(name: str) -> float:
+        one, other = getattr(a, name), getattr(b, name)
+        return 0.0 if one is None else float(np.abs(one.vectors - other.vectors).max())
 
-    apart = 0.0
-    if a.inverse_displacement is not None:
-        # On the CPU the search for the inverse ends where it is exact to rounding; a GPU would be waited for.
-        apart = float(np.abs(a.inverse_displacement.vectors - b.inverse_displacement.vectors).max())
-    traces = [[(t.loss, t.metric) for t in r.report.trace] for r in (a, b)]
+    traces = [np.array([(t.loss, t.metric) for t in r.report.trace]) for r in (a, b)]
     known = [(r.report.similarity, r.report.landmarks, r.report.labels, r.report.stop) for r in (a, b)]
+    # Histograms are sums of whole numbers on a GPU, and torch takes another way through the layers of a network.
+    histogram = re.search(r"\bn?mi\b", str(a.report.settings["deformable"]["metric"])) is not None
+    least = 0.05 if network else 1e-4 if histogram else 0.0
     return {
-        "losses": traces[0] == traces[1] and (bool(traces[0]) or a.displacement is None),
-        "transform": bits(a) == bits(b),
-        "inverse": apart < 1e-3,
-        "report": repr(known[0]) == repr(known[1]),
+        "losses": traces[0].shape == traces[1].shape
+        and (len(traces[0]) > 0 or a.displacement is None)
+        and bool((np.abs(traces[0] - traces[1]) <= (1e-4 if network else 0.0)).all()),
+        "linear": a.affine.matrix.tobytes() == b.affine.matrix.tobytes(),
+        "transform": apart("displacement") <= least,
+        # On the CPU the search for the inverse ends where it is exact to rounding; a GPU would be waited for.
+        "inverse": apart("inverse_displacement") <= least + 1e-3,
+        "report": network or repr(known[0]) == repr(known[1]),
     }
 
 
@@ -155,14 +164,16 @@ def _op_cases(pretend: Any) -> dict[str, Any]:
     """Every op of the self-test, value and gradient."""
     import torch
 
-    from itk_nir.engine.op_cases import op_cases, value_and_gradients
+    from itk_nir.engine.op_cases import distance, op_cases, value_and_gradients
 
     found = {}
     for case in op_cases((1, 14, 17)):
         here = value_and_gradients(case, torch.device("cpu"), torch.float32)
         with pretend.Pretend():
             there = [x.cpu() for x in value_and_gradients(case, pretend.DEVICE, torch.float32)]
-        found[case.name] = all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+        # Histograms are sums of whole numbers on a GPU.
+        most = 1e-6 if case.name.startswith("mutual information") else 0
+        found[case.name] = all(distance(a, b) <= most for a, b in zip(here, there, strict=True))
     return found
 
 
@@ -176,7 +187,7 @@ def _reloaded(pretend: Any) -> dict[str, Any]:
     phantom = _phantom((32, 40))
     result = _register(phantom, "cpu", given)
     with pretend.Pretend():
-        trained = _same(result, _register(phantom, "pretend", given))
+        trained = _same(result, _register(phantom, "pretend", given), network=True)
     points = phantom.geometry.grid().reshape(-1, 2)[::7]
     with tempfile.TemporaryDirectory() as folder:
         path = result.save_field(Path(folder) / "field.safetensors")
@@ -190,7 +201,7 @@ def _reloaded(pretend: Any) -> dict[str, Any]:
     wanted = here.displacement(points), here.displacement(points, inverse=True)
     return {
         "kernels": sum(mode.kernels.values()),
-        "network": len(result.field.field.networks) > 0,
+        "network": len(result.field.trained.networks) > 0,
         **trained,
         "points": all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True)),
         "sampled": result.displacement.vectors.tobytes() == sampled.displacement.vectors.tobytes(),
@@ -226,7 +237,7 @@ def _waits(pretend: Any) -> dict[str, Any]:
 
             with _noted(note, told) as more:
                 _register(_phantom((16, 20, 14)), "pretend", {"iterations": (4, 3, 3), **STILL, **more})
-        steps = [b - a for (i, a), (j, b) in zip(counts, counts[1:], strict=False) if i == j]
+        steps = [b - a for (i, a), (j, b) in itertools.pairwise(counts) if i == j]
         found["told" if told else "not told"] = max(steps)
     return found
 
