@@ -134,22 +134,19 @@ class LinearLevel:
         share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most)
         return Near(self, metric, linear, index, vector, share if metric.count >= 1 else 0.0)
 
-    def displacement(self, model: LinearMap, x: Tensor) -> Tensor:
-        """What the parameters of a map displace things by.
+    def displacement(self, matrix: Tensor, shift: Tensor) -> Tensor:
+        """What a linear map displaces things by.
 
         Parameters
         ----------
-        model : LinearMap
-            Which map.
-        x : Tensor
-            Its parameters.
+        matrix, shift : Tensor
+            ``(3, 3)`` and ``(3,)``, of `LinearMap.parts`, on the device.
 
         Returns
         -------
         Tensor
             ``(3, Z, Y, X)`` mm along the fixed axes.
         """
-        matrix, shift = model.parts(x)
         u = (matrix - torch.eye(3, device=matrix.device)) @ self.points + shift[:, None]
         return u.reshape(3, *self.fixed.shape)
 
@@ -197,9 +194,10 @@ class Near:
         Tensor
             One number.
         """
-        view, known = self._view(self.level.displacement(model, x)), self.level.known
+        level, device = self.level, self.level.still.device
+        view, known = self._view(level.displacement(*model.parts(x, device))), level.known
         out = self.metric(view)
-        return out if known is None else out - known(*model.parts(x), self.linear, view)
+        return out if known is None else out - known(*model.parts(x, device), self.linear, view)
 
     def agreed(self) -> float:
         """Under the map itself: its `value`, less what landmarks and labels still ask for.
@@ -324,7 +322,7 @@ class LinearDescent:
             Whether the caller asked to stop.
         """
         here, model = self.levels[level], LinearMap(self.pair.fixed_geometry, kind, self.restrict)
-        corners = self._corners().to(here.fixed.device)
+        corners = self._corners()
 
         def reach(a: Tensor, b: Tensor) -> float:
             ends = []
@@ -351,7 +349,7 @@ class LinearDescent:
                 return float(loss.detach()), at.grad.double()
 
             found = minimise(
-                function, model.zero(here.fixed.device), reach, radius=2 * here.voxel, most_radius=8 * here.voxel,
+                function, model.zero(), reach, radius=2 * here.voxel, most_radius=8 * here.voxel,
                 evaluations=min(ROUND, evaluations - done), tolerance=self.settings.linear_tolerance,
                 goes_on=partial(self._goes_on, level, done, evaluations),
             )  # fmt: skip

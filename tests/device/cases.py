@@ -5,63 +5,60 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 #: Few iterations: a step is enough to see where tensors lie.
-FEW = {"preset": "fast", "iterations": (2, 1, 1), "search": "never"}
+FEW = {"preset": "fast", "iterations": (2, 1, 0), "search": "never"}
 STILL = {"linear": "none"}
 #: Expert settings of a linear stage that is over soon.
 BRIEF = {"linear_size": (12, 20), "linear_iterations": (4, 2)}
 
 
 def groups() -> dict[str, dict[str, Callable[[Any], dict[str, Any]]]]:
-    """Group → case → function of the pretend module."""
+    """Group → case → function of the pretend module. Together they touch every part; each has several at once."""
     return {
-        "metrics": {name: _both(metric=name, **STILL) for name in ("lncc", "ncc", "mse", "nmi", "mi", "mind")}
-        | {
-            "sum": _both(metric="0.5*nmi + 0.5*mind", **STILL),
-            "auto": _both(metric="auto", size=(28, 32), **STILL),
-            "channels": _both(channels=2, metric=("lncc", "nmi"), **STILL),
-            "masks": _both(masks=True, **STILL),
-            "lesions": _both(lesions=True, **STILL),
+        "metrics": {
+            "lncc, nmi, masks": _both(channels=2, metric=("lncc", "nmi"), masks=True, **STILL),
+            "mse, mind, lesions": _both(channels=2, metric=("mse", "mind"), lesions=True, **STILL),
+            "ncc, mi": _both(channels=2, metric=("ncc", "mi"), **STILL),
+            "auto, a start": _both(metric="auto", start=True, **STILL),
             "op cases": _op_cases,
+            "planted": _planted,
         },
         "linear": {
-            name: _both(linear=name, deformable=False, brief=True)
-            for name in ("translation", "rigid", "similarity", "affine")
+            name: _both(linear=name, deformable=False, brief=True, start=True)
+            for name in ("translation", "rigid", "similarity")
         }
         | {
             "affine, then deformable": _both(linear="affine", brief=True),
-            "nmi": _both(linear="rigid", linear_metric="nmi", brief=True),
-            "landmarks": _both(linear="rigid", landmarks=True, brief=True),
-            "paper": _both(preset="paper", iterations=2, **STILL),
+            "nmi, landmarks": _both(
+                linear="rigid", deformable=False, linear_metric="nmi", brief=True, start=True, landmarks=True
+            ),
+            "paper": _both(preset="paper", **STILL),
         },
         "fields": {
-            "symmetric": _both(symmetric=True, **STILL),
-            "displacement": _both(transform_model="displacement", **STILL),
-            "network": _both(expert={"network_above": 0.0}, iterations=(8, 1, 1), **STILL),
-            "diffusion": _both(regulariser="diffusion", **STILL),
-            "restrict": _both(restrict=(1, 0), **STILL),
-            "regions": _both(regions=True, **STILL),
-            "labels": _both(labels=True, **STILL),
-            "landmarks": _both(landmarks=True, **STILL),
+            "symmetric, diffusion": _both(symmetric=True, regulariser="diffusion", **STILL),
+            "displacement, cancelled": _both(transform_model="displacement", cancel=2, **STILL),
+            "restrict, labels": _both(restrict=(1, 0), labels=True, **STILL),
+            "regions, landmarks": _both(regions=True, landmarks=True, **STILL),
             "search": _both(search="always", **STILL),
-            "start": _both(start=True, **STILL),
-            "cancelled": _both(cancel=2, **STILL),
-            "reloaded": _reloaded,
-            "planted": _planted,
+            "network, reloaded": _reloaded,
         },
         "3D": {
-            "lncc": _both(size=(16, 20, 14), **STILL),
-            "mind": _both(size=(14, 16, 12), metric="mind", iterations=(1, 1, 0), **STILL),
-            "linear": _both(size=(14, 16, 12), linear="affine", deformable=False, brief=True),
+            "lncc": _both(size=(16, 20, 14), iterations=(1, 1, 0), **STILL),
+            "mind, affine": _both(
+                size=(14, 16, 12), metric="mind", iterations=(1, 0, 0), linear="affine", brief=True, start=True
+            ),
             "waits": _waits,
         },
     }
@@ -103,7 +100,9 @@ def _arguments(phantom: Any, given: dict[str, Any]) -> tuple[Any, Any, dict[str,
         options["callback"] = lambda p: (seen.append(p), len(seen) >= cancel)[1]
     expert = options.pop("expert", {}) | (BRIEF if options.pop("brief", False) else {})
     if options["preset"] == "paper":
-        options.pop("search")
+        options = {k: v for k, v in options.items() if k not in ("iterations", "search")}
+        phases = itk_nir.make_settings("paper").deformable.phases
+        expert["phases"] = tuple(replace(phase, iterations=2) for phase in phases)
     if expert:
         kept = {k: options.pop(k) for k in list(options) if k in ("iterations", "search", "metric", "linear_metric")}
         options["preset"] = itk_nir.make_settings(options["preset"], **kept, **expert)
@@ -136,17 +135,28 @@ def _both(size: tuple[int, ...] = (32, 40), **given: Any) -> Callable[[Any], dic
     return case
 
 
-def _same(a: Any, b: Any) -> dict[str, bool]:
-    def bits(result: Any) -> list[bytes]:
-        grids = [d.vectors.tobytes() for d in (result.displacement, result.inverse_displacement) if d is not None]
-        return [result.affine.matrix.tobytes(), *grids]
+def _same(a: Any, b: Any, *, network: bool = False) -> dict[str, bool]:
+    """Whether two results are the same: to the bit, but where the device computes in another way."""
+    import numpy as np
 
-    traces = [[(t.loss, t.metric) for t in r.report.trace] for r in (a, b)]
+    def apart(name: str) -> float:
+        one, other = getattr(a, name), getattr(b, name)
+        return 0.0 if one is None else float(np.abs(one.vectors - other.vectors).max())
+
+    traces = [np.array([(t.loss, t.metric) for t in r.report.trace]) for r in (a, b)]
     known = [(r.report.similarity, r.report.landmarks, r.report.labels, r.report.stop) for r in (a, b)]
+    # Histograms are sums of whole numbers on a GPU, and torch takes another way through the layers of a network.
+    histogram = re.search(r"\bn?mi\b", str(a.report.settings["deformable"]["metric"])) is not None
+    least = 0.05 if network else 1e-4 if histogram else 0.0
     return {
-        "losses": traces[0] == traces[1] and (bool(traces[0]) or a.displacement is None),
-        "transform": bits(a) == bits(b),
-        "report": repr(known[0]) == repr(known[1]),
+        "losses": traces[0].shape == traces[1].shape
+        and (len(traces[0]) > 0 or a.displacement is None)
+        and bool((np.abs(traces[0] - traces[1]) <= (1e-4 if network else 0.0)).all()),
+        "linear": a.affine.matrix.tobytes() == b.affine.matrix.tobytes(),
+        "transform": apart("displacement") <= least,
+        # On the CPU the search for the inverse ends where it is exact to rounding; a GPU would be waited for.
+        "inverse": apart("inverse_displacement") <= least + 1e-3,
+        "report": network or repr(known[0]) == repr(known[1]),
     }
 
 
@@ -154,26 +164,30 @@ def _op_cases(pretend: Any) -> dict[str, Any]:
     """Every op of the self-test, value and gradient."""
     import torch
 
-    from itk_nir.engine.op_cases import op_cases, value_and_gradients
+    from itk_nir.engine.op_cases import distance, op_cases, value_and_gradients
 
     found = {}
     for case in op_cases((1, 14, 17)):
         here = value_and_gradients(case, torch.device("cpu"), torch.float32)
         with pretend.Pretend():
             there = [x.cpu() for x in value_and_gradients(case, pretend.DEVICE, torch.float32)]
-        found[case.name] = all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+        # Histograms are sums of whole numbers on a GPU.
+        most = 1e-6 if case.name.startswith("mutual information") else 0
+        found[case.name] = all(distance(a, b) <= most for a, b in zip(here, there, strict=True))
     return found
 
 
 def _reloaded(pretend: Any) -> dict[str, Any]:
-    """A field from its file, evaluated on the device."""
+    """A network trained on the device, and the field from its file evaluated there."""
     import numpy as np
 
     import itk_nir
 
-    given = {"expert": {"network_above": 0.0}, "iterations": (8, 1, 1), **STILL}
+    given = {"expert": {"network_above": 0.0}, "iterations": (8, 1, 0), **STILL}
     phantom = _phantom((32, 40))
     result = _register(phantom, "cpu", given)
+    with pretend.Pretend():
+        trained = _same(result, _register(phantom, "pretend", given), network=True)
     points = phantom.geometry.grid().reshape(-1, 2)[::7]
     with tempfile.TemporaryDirectory() as folder:
         path = result.save_field(Path(folder) / "field.safetensors")
@@ -187,6 +201,8 @@ def _reloaded(pretend: Any) -> dict[str, Any]:
     wanted = here.displacement(points), here.displacement(points, inverse=True)
     return {
         "kernels": sum(mode.kernels.values()),
+        "network": len(result.field.trained.networks) > 0,
+        **trained,
         "points": all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True)),
         "sampled": result.displacement.vectors.tobytes() == sampled.displacement.vectors.tobytes(),
     }
@@ -221,7 +237,7 @@ def _waits(pretend: Any) -> dict[str, Any]:
 
             with _noted(note, told) as more:
                 _register(_phantom((16, 20, 14)), "pretend", {"iterations": (4, 3, 3), **STILL, **more})
-        steps = [b - a for (i, a), (j, b) in zip(counts, counts[1:], strict=False) if i == j]
+        steps = [b - a for (i, a), (j, b) in itertools.pairwise(counts) if i == j]
         found["told" if told else "not told"] = max(steps)
     return found
 

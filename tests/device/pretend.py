@@ -67,6 +67,20 @@ class There(torch.Tensor):
 
     __array__ = numpy
 
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, other: There) -> None:
+        torch.Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
+        self.held = other.held
+
+    def tolist(self) -> Any:
+        if Pretend.current is not None:
+            Pretend.current.note(Pretend.current.waits, "tolist")
+        return self.held.tolist()
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if Pretend.current is None:
@@ -182,28 +196,36 @@ class Pretend(TorchDispatchMode):
     ) -> None:
         """Uploads, and what the host waits for."""
         if name == "aten::copy_" and isinstance(args[0], There) != isinstance(args[1], There):
-            self._note(self.uploads if isinstance(args[0], There) else self.waits, name)
+            self.note(self.uploads if isinstance(args[0], There) else self.waits, name)
         if name in ("aten::_to_copy", "aten::to") and to is not None:
             if ours and to.type == "cpu":
-                self._note(self.waits, f"{name} (device to host)")
+                self.note(self.waits, f"{name} (device to host)")
             if plain and to.type == NAME:
-                self._note(self.uploads, name)
+                self.note(self.uploads, name)
         if ours and name in MIXED and name != "aten::copy_" and any(x.dim() for x in plain):
-            self._note(self.uploads, name)
+            self.note(self.uploads, name)
         if ours and name in WAITS:
-            self._note(self.waits, name)
+            self.note(self.waits, name)
 
     def _count(self, name: str, tensors: list[torch.Tensor], outs: list[torch.Tensor]) -> None:
         if any(t.dtype == torch.float64 and t.numel() > 1 for t in [*tensors, *outs]):
-            self._note(self.doubles, name)
+            self.note(self.doubles, name)
             if self.forbid_float64:
                 raise TypeError(f"the pretend device has no float64 ({name})")
         if name not in FREE:
             self.kernels[name] += 1
             self.bytes[name] += sum(t.numel() * t.element_size() for t in [*tensors, *outs])
 
-    def _note(self, counter: collections.Counter[tuple[str, str]], name: str) -> None:
-        """Count, with the innermost line of the package."""
+    def note(self, counter: collections.Counter[tuple[str, str]], name: str) -> None:
+        """Count something, with the innermost line of the package.
+
+        Parameters
+        ----------
+        counter : Counter
+            `waits`, `uploads` or `doubles`.
+        name : str
+            Of the operation.
+        """
         frame = sys._getframe(1)
         while frame is not None and "itk_nir" not in frame.f_code.co_filename:
             frame = frame.f_back  # type: ignore[assignment]

@@ -15,6 +15,8 @@ from itk_nir.engine.ops.limits import thread_count
 
 #: Fewest and most bins along either axis: those of the smoothing, and what stays in the cache.
 LEAST_BINS, MOST_BINS = 4, 128
+#: Weights are summed on a GPU in units of one over this; a histogram may hold 2^31 voxels.
+WHOLE = 2.0**32
 #: Logarithms are taken of no less: what an empty bin costs, and how steep it is, stays finite.
 LEAST_PROBABILITY = 1e-12
 #: What keeps a division by the probability of nothing from being one by 0.
@@ -50,18 +52,41 @@ def joint_histogram(position: Tensor, moving: Tensor, bins: int, low: float, sca
         ``(bins, bins)`` float64, bins of the fixed image by those of the moving one.
     """
     counts = position >= 0
-    sums = torch.zeros(bins * bins, dtype=torch.float64, device=moving.device)
     along = []
-    for t in (position[counts].double(), (moving[counts].double() - low) * scale):
-        t = t.clamp(0, bins - 1)
+    for t in (position.double(), (moving.double() - low) * scale):
+        # Where a voxel does not count, the moving image may be anything.
+        t = torch.where(counts, t, 0.0).clamp(0, bins - 1)
         # What is not a number has a bin as well, and makes that no number.
         lower = t.detach().nan_to_num(0.0).floor().clamp(max=bins - 2)
         along.append((lower.long(), 1 - (t - lower), t - lower))
     (i, a0, a1), (j, b0, b1) = along
-    at = i * bins + j
-    for offset, weight in ((0, a0 * b0), (1, a0 * b1), (bins, a1 * b0), (bins + 1, a1 * b1)):
-        sums = sums.index_add(0, at + offset, weight)
+    a0, a1, at = a0 * counts, a1 * counts, (i * bins + j).reshape(-1)
+    at = torch.cat([at + offset for offset in (0, 1, bins, bins + 1)])
+    weights = torch.stack([a0 * b0, a0 * b1, a1 * b0, a1 * b1]).reshape(-1)
+    sums: Tensor = _BinSums.apply(weights, at, bins * bins)
     return sums.reshape(bins, bins)
+
+
+class _BinSums(torch.autograd.Function):
+    """Sums of weights by bins, the same bits every time.
+
+    A CPU adds one after the other; a GPU adds in any order, which for whole numbers is all the same.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, at: Tensor, bins: int) -> Tensor:
+        ctx.save_for_backward(at)
+        if weights.device.type == "cpu":
+            return weights.new_zeros(bins).index_add_(0, at, weights)
+        whole = (weights.nan_to_num(0.0) * WHOLE).round_().long()
+        sums = torch.zeros(bins, dtype=torch.long, device=at.device).index_add_(0, at, whole)
+        # What is not a number must not become a whole one.
+        return sums.to(weights.dtype) / WHOLE + weights.sum() * 0
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (at,) = ctx.saved_tensors
+        return grads[0][at], None, None
 
 
 def _smoothed(x: Tensor) -> Tensor:

@@ -96,6 +96,32 @@ def float64_rows(matrix: F64) -> F64:
     return np.ascontiguousarray(matrix, np.float64)
 
 
+@lru_cache(maxsize=64)
+def _map_tensor(values: bytes, columns: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    # By what it holds: a matrix may be changed in place.
+    return torch.from_numpy(np.frombuffer(values).copy()).reshape(3, columns).to(dtype).to(device)
+
+
+def map_tensors(points: F64, vectors: F64, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices of a warp on a device, where they are brought once, however often they are asked for.
+
+    Parameters
+    ----------
+    points, vectors : ndarray
+        ``(3, 4)`` and ``(3, 3)``, of `float64_rows`.
+    like : Tensor
+        Whose type and device they have.
+
+    Returns
+    -------
+    tuple of Tensor
+    """
+    return (
+        _map_tensor(points.tobytes(), 4, like.device, like.dtype),
+        _map_tensor(vectors.tobytes(), 3, like.device, like.dtype),
+    )
+
+
 def warp(
     moving: Tensor, displacement: Tensor, grid_to_moving: F64, displacement_to_moving: F64, threads: int = 1
 ) -> Tensor:
@@ -127,7 +153,7 @@ def warp(
     if native:
         result: Tensor = native.Warp.apply(moving, displacement, points, vectors, threads)
         return result
-    return reference.warp(moving, displacement, torch.from_numpy(points), torch.from_numpy(vectors))
+    return reference.warp(moving, displacement, *map_tensors(points, vectors, displacement))
 
 
 def warp_spline(

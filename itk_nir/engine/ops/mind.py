@@ -10,7 +10,7 @@ from torch import Tensor
 from itk_nir.engine.lattice import Banded
 from itk_nir.engine.ops import reference_mind
 from itk_nir.engine.ops.dispatch import descriptors_for
-from itk_nir.engine.ops.images import banded_tensors, float64_rows, separable
+from itk_nir.engine.ops.images import banded_tensors, float64_rows, map_tensors, separable
 from itk_nir.engine.ops.limits import thread_count
 
 F64 = NDArray[np.float64]
@@ -110,7 +110,7 @@ def mind_difference(
             fixed, moving, weight, displacement, points, vectors, channels, threads
         )
         return result
-    maps = torch.from_numpy(points), torch.from_numpy(vectors)
+    maps = map_tensors(points, vectors, displacement)
     return reference_mind.mind_difference(fixed, moving, weight, displacement, *maps, channels)
 
 
