@@ -69,12 +69,10 @@ KERNEL(invert, (const float4 *__restrict__ u, float4 *__restrict__ v, Size n, in
 #pragma unroll 1
     for (int k = 0; k <= iterations; ++k) {
       const Cell c = locate(n, p.x + w.x, p.y + w.y, p.z + w.z);
-      // Steps of 32 bits, as they are held: no plane has more nodes.
-      const int sx = static_cast<int>(c.sx), sy = static_cast<int>(c.sy), sz = static_cast<int>(c.sz);
       const float4 zero = make_float4(0.f, 0.f, 0.f, 0.f);
       float4 r0, x0, y0, r1, x1, y1;
-      in_plane(u + c.at, sx, sy, c.fx, c.fy, &r0, &x0, &y0);
-      in_plane(u + c.at + sz, sx, sy, c.fx, c.fy, &r1, &x1, &y1);
+      in_plane(u + c.at, c.sx, c.sy, c.fx, c.fy, &r0, &x0, &y0);
+      in_plane(u + c.at + c.sz, c.sx, c.sy, c.fx, c.fy, &r1, &x1, &y1);
       const float4 jz = minus(r1, r0), residual = plus_times(plus_times(w, 1.f, r0), c.fz, jz);
       const float size = residual.x * residual.x + residual.y * residual.y + residual.z * residual.z;
       if (size < least) least = size, v[i] = w;

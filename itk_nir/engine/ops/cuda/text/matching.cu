@@ -22,7 +22,6 @@ KERNEL(block_differences, (const float4 *__restrict__ fixed, const unsigned char
                            const float4 *__restrict__ moving, const unsigned char *__restrict__ moving_counts, Size reach,
                            Size block, int unrelated, int dz0, int planes, int *__restrict__ out)) {
   const int lx = 2 * reach.x + 1, ly = 2 * reach.y + 1;
-  const Size m = {n.x + 2 * reach.x, n.y + 2 * reach.y, n.z + 2 * reach.z};
   const int nx = number_of(n.x, block.x), ny = number_of(n.y, block.y), nz = number_of(n.z, block.z);
   const Index labels = static_cast<Index>(lx) * ly * planes, i = this_thread();
   if (i >= labels * nx * ny * nz) return;
@@ -30,22 +29,33 @@ KERNEL(block_differences, (const float4 *__restrict__ fixed, const unsigned char
   const Index node = i / labels;
   const int x0 = static_cast<int>(node % nx) * block.x, y0 = static_cast<int>(node / nx % ny) * block.y;
   const int z0 = static_cast<int>(node / nx / ny) * block.z;
+  const int wide = min(block.x, n.x - x0), high = min(block.y, n.y - y0), deep = min(block.z, n.z - z0);
+  const Index here = (static_cast<Index>(z0) * n.y + y0) * n.x + x0;
+  const Index there = (static_cast<Index>(z0 + dz) * (n.y + 2 * reach.y) + y0 + dy) * (n.x + 2 * reach.x) + x0 + dx;
+  const float4 *f = fixed + here, *g = moving + there;
+  const unsigned char *f_counts = fixed_counts + here, *g_counts = moving_counts + there;
   int sum = 0;
-  for (int z = z0; z < min(z0 + block.z, n.z); ++z) {
-    for (int y = y0; y < min(y0 + block.y, n.y); ++y) {
-      const Index row = (static_cast<Index>(z) * n.y + y) * n.x;
-      const Index other = (static_cast<Index>(z + dz) * m.y + y + dy) * m.x + dx;
-      for (int x = x0; x < min(x0 + block.x, n.x); ++x) {
-        if (!fixed_counts[row + x]) continue;
-        if (!moving_counts[other + x]) {
+#pragma unroll 1
+  for (int z = 0; z < deep; ++z) {
+#pragma unroll 1
+    for (int y = 0; y < high; ++y) {
+#pragma unroll 1
+      for (int x = 0; x < wide; ++x) {
+        if (!f_counts[x]) continue;
+        if (!g_counts[x]) {
           sum += unrelated;
           continue;
         }
-        const float4 f = fixed[row + x], g = moving[other + x];
-        sum += byte_differences(f.x, g.x) + byte_differences(f.y, g.y) + byte_differences(f.z, g.z) +
-               byte_differences(f.w, g.w);
+        const float4 a = f[x], b = g[x];
+        sum += byte_differences(a.x, b.x) + byte_differences(a.y, b.y) + byte_differences(a.z, b.z) +
+               byte_differences(a.w, b.w);
       }
+      f += n.x, f_counts += n.x, g += n.x + 2 * reach.x, g_counts += n.x + 2 * reach.x;
     }
+    // To the next plane.
+    const Index on = static_cast<Index>(n.x) * (n.y - high);
+    const Index other = static_cast<Index>(n.x + 2 * reach.x) * (n.y + 2 * reach.y - high);
+    f += on, f_counts += on, g += other, g_counts += other;
   }
   out[i] = sum;
 }
