@@ -122,7 +122,7 @@ def reset_peak_device_memory(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """``"cpu"``, or what the card calls itself.
+    """What a card calls itself, and the name of any other device.
 
     Parameters
     ----------
@@ -133,4 +133,4 @@ def device_name(device: torch.device) -> str:
     -------
     str
     """
-    return str(device) if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

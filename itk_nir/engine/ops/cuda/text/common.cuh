@@ -20,6 +20,18 @@ struct Map {
 __device__ __forceinline__ Index count_of(Size n) { return static_cast<Index>(n.x) * n.y * n.z; }
 __device__ __forceinline__ Index this_thread() { return static_cast<Index>(blockIdx.x) * 256 + threadIdx.x; }
 
+// The voxel that has a number; divisions of 64 bits take far longer, and few grids need them.
+struct Voxel {
+  int x, y, z;
+};
+__device__ __forceinline__ Voxel voxel_of(Index i, Size n) {
+  if (i <= 0x7fffffff) {
+    const unsigned u = static_cast<unsigned>(i), row = u / n.x, z = row / n.y;
+    return {static_cast<int>(u - row * n.x), static_cast<int>(row - z * n.y), static_cast<int>(z)};
+  }
+  return {static_cast<int>(i % n.x), static_cast<int>(i / n.x % n.y), static_cast<int>(i / n.x / n.y)};
+}
+
 // Where a position lies among the nodes of a grid: the lower corner of its cell, the steps to the upper ones, the
 // fractions, and 1 along the axes that it is inside of: beyond the edge the value is constant.
 struct Cell {

@@ -13,8 +13,8 @@ KERNEL(unpack, (const float4 *__restrict__ u, float *__restrict__ out, Size n, f
 }
 
 __device__ __forceinline__ Cell cell_after(Index i, float4 u, Size n) {
-  return locate(n, static_cast<float>(i % n.x) + u.x, static_cast<float>(i / n.x % n.y) + u.y,
-                static_cast<float>(i / n.x / n.y) + u.z);
+  const Voxel v = voxel_of(i, n);
+  return locate(n, v.x + u.x, v.y + u.y, v.z + u.z);
 }
 
 // out = inner + outer(x + inner(x)).

@@ -26,9 +26,9 @@ KERNEL(warp, (const float *__restrict__ moving, Size m, const float *__restrict_
               float *__restrict__ warped, float *__restrict__ gradient)) {
   const Index i = this_thread(), count = count_of(n);
   if (i >= count) return;
-  const Sampled s = sample(moving, m, map, displacement[i], displacement[count + i], displacement[2 * count + i],
-                           static_cast<int>(i % n.x), static_cast<int>(i / n.x % n.y),
-                           static_cast<int>(i / n.x / n.y));
+  const Voxel v = voxel_of(i, n);
+  const Sampled s = sample(moving, m, map, displacement[i], displacement[count + i], displacement[2 * count + i], v.x,
+                           v.y, v.z);
   warped[i] = s.value;
   if (!gradient) return;
   gradient[i] = s.gx, gradient[count + i] = s.gy, gradient[2 * count + i] = s.gz;

@@ -1,0 +1,278 @@
+"""Registrations on the pretend device, each beside the same one on the CPU; a process of its own runs them.
+
+``python -m tests.device.cases GROUP`` prints what each case found as a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+#: Few iterations: a step is enough to see where tensors lie.
+FEW = {"preset": "fast", "iterations": (2, 1, 1), "search": "never"}
+STILL = {"linear": "none"}
+#: Expert settings of a linear stage that is over soon.
+BRIEF = {"linear_size": (12, 20), "linear_iterations": (4, 2)}
+
+
+def groups() -> dict[str, dict[str, Callable[[Any], dict[str, Any]]]]:
+    """Group → case → function of the pretend module."""
+    return {
+        "metrics": {name: _both(metric=name, **STILL) for name in ("lncc", "ncc", "mse", "nmi", "mi", "mind")}
+        | {
+            "sum": _both(metric="0.5*nmi + 0.5*mind", **STILL),
+            "auto": _both(metric="auto", size=(28, 32), **STILL),
+            "channels": _both(channels=2, metric=("lncc", "nmi"), **STILL),
+            "masks": _both(masks=True, **STILL),
+            "lesions": _both(lesions=True, **STILL),
+            "op cases": _op_cases,
+        },
+        "linear": {
+            name: _both(linear=name, deformable=False, brief=True)
+            for name in ("translation", "rigid", "similarity", "affine")
+        }
+        | {
+            "affine, then deformable": _both(linear="affine", brief=True),
+            "nmi": _both(linear="rigid", linear_metric="nmi", brief=True),
+            "landmarks": _both(linear="rigid", landmarks=True, brief=True),
+            "paper": _both(preset="paper", iterations=2, **STILL),
+        },
+        "fields": {
+            "symmetric": _both(symmetric=True, **STILL),
+            "displacement": _both(transform_model="displacement", **STILL),
+            "network": _both(expert={"network_above": 0.0}, iterations=(8, 1, 1), **STILL),
+            "diffusion": _both(regulariser="diffusion", **STILL),
+            "restrict": _both(restrict=(1, 0), **STILL),
+            "regions": _both(regions=True, **STILL),
+            "labels": _both(labels=True, **STILL),
+            "landmarks": _both(landmarks=True, **STILL),
+            "search": _both(search="always", **STILL),
+            "start": _both(start=True, **STILL),
+            "cancelled": _both(cancel=2, **STILL),
+            "reloaded": _reloaded,
+            "planted": _planted,
+        },
+        "3D": {
+            "lncc": _both(size=(16, 20, 14), **STILL),
+            "mind": _both(size=(14, 16, 12), metric="mind", iterations=(1, 1, 0), **STILL),
+            "linear": _both(size=(14, 16, 12), linear="affine", deformable=False, brief=True),
+            "waits": _waits,
+        },
+    }
+
+
+def _arguments(phantom: Any, given: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """What `register` is given, besides the device."""
+    import numpy as np
+
+    import itk_nir
+
+    fixed, moving = (phantom.fixed, phantom.geometry), (phantom.moving, phantom.moving_geometry)
+    options = {**FEW, **given}
+    grid, brain = phantom.geometry, (phantom.fixed_labels > 0).astype(np.float32)
+    if options.pop("channels", 1) == 2:
+        fixed, moving = [fixed, (200 - phantom.fixed, grid)], [moving, (200 - phantom.moving, grid)]
+    if options.pop("masks", False):
+        options |= {"fixed_mask": (brain, grid), "moving_mask": ((phantom.moving_labels > 0).astype(np.float32), grid)}
+    lesion = np.zeros_like(brain)
+    lesion[tuple(slice(n // 2, n // 2 + 5) for n in brain.shape)] = 1
+    if options.pop("lesions", False):
+        options |= {"fixed_lesion": (lesion, grid), "moving_lesion": (lesion[::-1].copy(), grid)}
+    if options.pop("regions", False):
+        options |= {"rigid_regions": (lesion, grid), "volume_regions": (lesion[:, ::-1].copy(), grid)}
+    if options.pop("labels", False):
+        options |= {
+            "fixed_labels": (phantom.fixed_labels, grid), "moving_labels": (phantom.moving_labels, grid),
+        }  # fmt: skip
+    if options.pop("landmarks", False):
+        points = grid.corners() * 0.4
+        options |= {"fixed_landmarks": points, "moving_landmarks": points + 1.5}
+    if options.pop("start", False):
+        turn = np.eye(grid.dimension + 1)
+        turn[0, -1] = 4.0
+        options["initial_transform"] = turn
+    cancel = options.pop("cancel", None)
+    if cancel:
+        seen: list[Any] = []
+        options["callback"] = lambda p: (seen.append(p), len(seen) >= cancel)[1]
+    expert = options.pop("expert", {}) | (BRIEF if options.pop("brief", False) else {})
+    if options["preset"] == "paper":
+        options.pop("search")
+    if expert:
+        kept = {k: options.pop(k) for k in list(options) if k in ("iterations", "search", "metric", "linear_metric")}
+        options["preset"] = itk_nir.make_settings(options["preset"], **kept, **expert)
+    return fixed, moving, options
+
+
+def _phantom(size: tuple[int, ...]) -> Any:
+    from itk_nir.phantom import brain_phantom
+
+    return brain_phantom(len(size), size)
+
+
+def _register(phantom: Any, device: str, given: dict[str, Any]) -> Any:
+    import itk_nir
+
+    fixed, moving, options = _arguments(phantom, given)
+    return itk_nir.register(fixed, moving, device=device, threads=1, seed=3, **options)
+
+
+def _both(size: tuple[int, ...] = (32, 40), **given: Any) -> Callable[[Any], dict[str, Any]]:
+    """A case: whether the pretend device and the CPU give the same losses and the same bits of the transform."""
+
+    def case(pretend: Any) -> dict[str, Any]:
+        phantom = _phantom(size)
+        cpu = _register(phantom, "cpu", given)
+        with pretend.Pretend() as mode:
+            there = _register(phantom, "pretend", given)
+        return {"kernels": sum(mode.kernels.values()), **_same(cpu, there)}
+
+    return case
+
+
+def _same(a: Any, b: Any) -> dict[str, bool]:
+    def bits(result: Any) -> list[bytes]:
+        grids = [d.vectors.tobytes() for d in (result.displacement, result.inverse_displacement) if d is not None]
+        return [result.affine.matrix.tobytes(), *grids]
+
+    traces = [[(t.loss, t.metric) for t in r.report.trace] for r in (a, b)]
+    known = [(r.report.similarity, r.report.landmarks, r.report.labels, r.report.stop) for r in (a, b)]
+    return {
+        "losses": traces[0] == traces[1] and (bool(traces[0]) or a.displacement is None),
+        "transform": bits(a) == bits(b),
+        "report": repr(known[0]) == repr(known[1]),
+    }
+
+
+def _op_cases(pretend: Any) -> dict[str, Any]:
+    """Every op of the self-test, value and gradient."""
+    import torch
+
+    from itk_nir.engine.op_cases import op_cases, value_and_gradients
+
+    found = {}
+    for case in op_cases((1, 14, 17)):
+        here = value_and_gradients(case, torch.device("cpu"), torch.float32)
+        with pretend.Pretend():
+            there = [x.cpu() for x in value_and_gradients(case, pretend.DEVICE, torch.float32)]
+        found[case.name] = all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+    return found
+
+
+def _reloaded(pretend: Any) -> dict[str, Any]:
+    """A field from its file, evaluated on the device."""
+    import numpy as np
+
+    import itk_nir
+
+    given = {"expert": {"network_above": 0.0}, "iterations": (8, 1, 1), **STILL}
+    phantom = _phantom((32, 40))
+    result = _register(phantom, "cpu", given)
+    points = phantom.geometry.grid().reshape(-1, 2)[::7]
+    with tempfile.TemporaryDirectory() as folder:
+        path = result.save_field(Path(folder) / "field.safetensors")
+        here = itk_nir.load_field(path)
+        with pretend.Pretend() as mode:
+            there = itk_nir.load_field(path, device="pretend")
+            found = there.displacement(points), there.displacement(points, inverse=True)
+            sampled = itk_nir.RegistrationResult.from_field(
+                there, (phantom.fixed, phantom.geometry), (phantom.moving, phantom.geometry)
+            )
+    wanted = here.displacement(points), here.displacement(points, inverse=True)
+    return {
+        "kernels": sum(mode.kernels.values()),
+        "points": all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True)),
+        "sampled": result.displacement.vectors.tobytes() == sampled.displacement.vectors.tobytes(),
+    }
+
+
+def _planted(pretend: Any) -> dict[str, Any]:
+    """A tensor that is left on the CPU is found."""
+    from itk_nir.engine.ops import reference
+
+    plain = reference.identity
+    reference.identity = lambda shape, like: plain(shape, like).cpu()
+    try:
+        with pretend.Pretend():
+            _register(_phantom((32, 40)), "pretend", STILL)
+    except RuntimeError as error:
+        return {"found": "found at least two devices" in str(error)}
+    finally:
+        reference.identity = plain
+    return {"found": False}
+
+
+def _waits(pretend: Any) -> dict[str, Any]:
+    """What the host waits for, and uploads, between one iteration and the next."""
+    found: dict[str, int] = {}
+    for told in (True, False):
+        counts: list[tuple[int, int]] = []
+        with pretend.Pretend() as mode:
+
+            def note(progress: Any, mode: Any = mode, counts: Any = counts) -> bool:
+                counts.append((progress.level, sum(mode.waits.values()) + sum(mode.uploads.values())))
+                return False
+
+            with _noted(note, told) as more:
+                _register(_phantom((16, 20, 14)), "pretend", {"iterations": (4, 3, 3), **STILL, **more})
+        steps = [b - a for (i, a), (j, b) in zip(counts, counts[1:], strict=False) if i == j]
+        found["told" if told else "not told"] = max(steps)
+    return found
+
+
+@contextmanager
+def _noted(note: Callable[[Any], bool], told: bool) -> Iterator[dict[str, Any]]:
+    """Have iterations noted: by the callback that a caller gives, or without anybody having asked for them."""
+    if told:
+        yield {"callback": note}
+        return
+    from itk_nir.engine.level import Level
+
+    plain = Level.loss
+
+    class Seen:
+        level = 0
+
+    def loss(self: Any, field: Any, iteration: int) -> Any:
+        Seen.level = self.number
+        note(Seen)
+        return plain(self, field, iteration)
+
+    Level.loss = loss  # type: ignore[method-assign]
+    try:
+        yield {}
+    finally:
+        Level.loss = plain  # type: ignore[method-assign]
+
+
+def main(group: str) -> None:
+    """Run the cases of a group; the native ops are hidden, so that the CPU runs what the device runs."""
+    sys.modules["itk_nir._native"] = None  # type: ignore[assignment]
+    warnings.simplefilter("ignore")
+    import torch
+
+    from itk_nir import neural_field, problem
+    from tests.device import pretend
+
+    torch.set_num_threads(1)
+    for module in (problem, neural_field):
+        plain = module.device_named
+        module.device_named = lambda name, plain=plain: pretend.DEVICE if name == pretend.NAME else plain(name)
+    for name, case in groups()[group].items():
+        try:
+            found = case(pretend)
+        except Exception as error:
+            found = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            if "--debug" in sys.argv:
+                raise
+        print(json.dumps({name: found}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
