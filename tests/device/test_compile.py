@@ -21,7 +21,7 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 #: Of a thread: two blocks of 256 threads share the registers of a multiprocessor.
 MOST_REGISTERS = 128
 #: File → the macros that it is compiled with; once without any where there are none.
-DEFINES = {"lncc.cu": [("RADIUS=2",), ("RADIUS=5",), ("RADIUS=12",)]}
+DEFINES = {"lncc.cu": [("RADIUS=5",), ("RADIUS=12",)]}
 
 TEXTS = sorted(f.name for f in (files("itk_nir.engine.ops.cuda") / "text").iterdir() if f.name.endswith(".cu"))
 VARIANTS = [(file, defines) for file in TEXTS for defines in DEFINES.get(file, [()])]
