@@ -32,6 +32,8 @@ _LETTERS: dict[Any, str] = {
     ctypes.c_void_p: "P",
     ctypes.c_longlong: "q",
 }
+#: Of the driver: what it says of a thread that has used no card yet.
+NO_CONTEXT = 201
 #: Of the driver: the attribute by which a kernel asks.
 MOST_DYNAMIC_SHARED = 8
 
@@ -130,8 +132,28 @@ class Driver:
             if not hip
             else ("ModuleLoadData", "ModuleGetFunction", "FuncSetAttribute", "ModuleLaunchKernel", "DrvGetErrorString")
         )
-        prefix = "hip" if hip else "cu"
+        prefix, self.hip = ("hip" if hip else "cu"), hip
         self.load, self.find, self.set, self.launch, self.text = (getattr(library, prefix + n) for n in names)
+
+    def bind(self, number: int) -> None:
+        """Make the context of a card, which torch shares, that of this thread. HIP does so by itself.
+
+        Parameters
+        ----------
+        number : int
+            Of the card.
+
+        Raises
+        ------
+        DriverError
+            There is none.
+        """
+        if self.hip:
+            return
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        self.check(self.library.cuDeviceGet(ctypes.byref(device), number), f"card {number}")
+        self.check(self.library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), f"context of card {number}")
+        self.check(self.library.cuCtxSetCurrent(context), f"context of card {number}")
 
     def check(self, status: int, what: str) -> None:
         """Raise where the driver reports a failure.
@@ -201,10 +223,12 @@ class Module:
         The driver.
     code : bytes
         What the compiler made.
+    number : int
+        Of the card.
     """
 
-    def __init__(self, of: Driver, code: bytes) -> None:
-        self.driver, self.code = of, code  # the driver may read the code later
+    def __init__(self, of: Driver, code: bytes, number: int = 0) -> None:
+        self.driver, self.code, self.number = of, code, number  # the driver may read the code later
         self.handle = ctypes.c_void_p()
         self.functions: dict[str, ctypes.c_void_p] = {}
         self.shared: dict[str, int] = {}
@@ -247,7 +271,11 @@ class Module:
         buffer = _buffer
         buffer.size.value = struct.calcsize(layout)
         struct.pack_into(layout, buffer.bytes, 0, *values)
-        status = self.driver.launch(function, *grid, *block, shared, ctypes.c_void_p(stream), None, buffer.extra)
+        how = (*grid, *block, shared, ctypes.c_void_p(stream), None, buffer.extra)
+        status = self.driver.launch(function, *how)
+        if status == NO_CONTEXT:  # a thread of autograd, say, which has not come to the card by itself yet
+            self.driver.bind(self.number)
+            status = self.driver.launch(function, *how)
         if status:
             self.driver.check(status, f"kernel {name}")
 
@@ -348,8 +376,9 @@ def module_on(file: str, defines: tuple[str, ...], device: torch.device) -> Modu
         It cannot be had.
     """
     with torch.cuda.device(device):
-        torch.cuda.current_stream(device)  # torch makes the context that the module belongs to
-        return Module(driver(), compiled(file, architecture_of(device), defines))
+        torch.cuda.init()  # torch makes the context that the module belongs to
+        driver().bind(device.index)
+        return Module(driver(), compiled(file, architecture_of(device), defines), device.index)
 
 
 def most_shared(device: torch.device) -> int:
