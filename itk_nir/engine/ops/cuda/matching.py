@@ -16,6 +16,8 @@ Whole = tuple[int, int, int]
 FILE = "matching.cu"
 #: Sums of blocks that are held at a time, four bytes each.
 HELD = 1 << 24
+#: What is numbered by 32 bits.
+MOST_SUMS = 2**31 - 257
 
 
 def match_costs(
@@ -35,6 +37,11 @@ def match_costs(
     -------
     Tensor
         ``(nodes, labels)`` uint16.
+
+    Raises
+    ------
+    ValueError
+        More than two billion voxels, or nodes times displacements along x and y.
     """
     n = size_of(fixed_counts)
     nodes = tuple(blocks(size, edge) for size, edge in zip((n.x, n.y, n.z), block, strict=True))
@@ -42,6 +49,11 @@ def match_costs(
     count, labels = math.prod(nodes), plane * deep
     around = math.prod(3 if k > 1 else 1 for k in nodes)
     scale = COST_SCALE / (float(unrelated) * math.prod(block) * around)
+    if max(count * plane, moving_counts.numel()) > MOST_SUMS:
+        raise ValueError(
+            f"match_costs: {count} nodes, {plane} displacements along x and y and {moving_counts.numel()} voxels are "
+            "too many for a card"
+        )
     together = min(deep, max(1, HELD // (count * plane)))
     sums = torch.empty(count * plane * together, dtype=torch.int32, device=fixed.device)
     out = torch.empty((count, labels), dtype=torch.uint16, device=fixed.device)

@@ -35,7 +35,8 @@ __device__ __forceinline__ Voxel voxel_of(Index i, Size n) {
 // Where a position lies among the nodes of a grid: the lower corner of its cell, the steps to the upper ones, the
 // fractions, and 1 along the axes that it is inside of: beyond the edge the value is constant.
 struct Cell {
-  Index at, sx, sy, sz;
+  Index at;
+  int sx, sy, sz;
   float fx, fy, fz, ox, oy, oz;
 };
 
@@ -46,7 +47,7 @@ __device__ __forceinline__ Cell locate(Size n, float x, float y, float z) {
   const int ix = min(int(cx), max(n.x - 2, 0)), iy = min(int(cy), max(n.y - 2, 0)), iz = min(int(cz), max(n.z - 2, 0));
   Cell c;
   c.at = (static_cast<Index>(iz) * n.y + iy) * n.x + ix;
-  c.sx = n.x > 1 ? 1 : 0, c.sy = n.y > 1 ? n.x : 0, c.sz = n.z > 1 ? static_cast<Index>(n.x) * n.y : 0;
+  c.sx = n.x > 1 ? 1 : 0, c.sy = n.y > 1 ? n.x : 0, c.sz = n.z > 1 ? n.x * n.y : 0;
   c.fx = x == x ? cx - ix : x, c.fy = y == y ? cy - iy : y, c.fz = z == z ? cz - iz : z;
   c.ox = cx == x ? 1.f : 0.f, c.oy = cy == y ? 1.f : 0.f, c.oz = cz == z ? 1.f : 0.f;
   return c;

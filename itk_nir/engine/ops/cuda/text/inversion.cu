@@ -1,14 +1,6 @@
 // The inverse of a displacement, how good it is, and its Jacobian determinants. Displacements are packed, four floats a
 // node, but where it says planar.
 
-struct Point {
-  int x, y, z;
-};
-
-__device__ __forceinline__ Point point_of(Index i, Size n) {
-  return {static_cast<int>(i % n.x), static_cast<int>(i / n.x % n.y), static_cast<int>(i / n.x / n.y)};
-}
-
 __device__ __forceinline__ float4 plus_times(float4 a, float f, float4 b) {
   return make_float4(a.x + f * b.x, a.y + f * b.y, a.z + f * b.z, 0.f);
 }
@@ -63,18 +55,16 @@ KERNEL(invert, (const float4 *__restrict__ u, float4 *__restrict__ v, Size n, in
   const Index i = this_thread();
   float worst = 0.f;
   if (i < count_of(n)) {
-    const Point p = point_of(i, n);
+    const Voxel p = voxel_of(i, n);
     float4 w = v[i];
     float least = __uint_as_float(0x7f800000u);
 #pragma unroll 1
     for (int k = 0; k <= iterations; ++k) {
       const Cell c = locate(n, p.x + w.x, p.y + w.y, p.z + w.z);
-      // Steps of 32 bits, as they are held: no plane has more nodes.
-      const int sx = static_cast<int>(c.sx), sy = static_cast<int>(c.sy), sz = static_cast<int>(c.sz);
       const float4 zero = make_float4(0.f, 0.f, 0.f, 0.f);
       float4 r0, x0, y0, r1, x1, y1;
-      in_plane(u + c.at, sx, sy, c.fx, c.fy, &r0, &x0, &y0);
-      in_plane(u + c.at + sz, sx, sy, c.fx, c.fy, &r1, &x1, &y1);
+      in_plane(u + c.at, c.sx, c.sy, c.fx, c.fy, &r0, &x0, &y0);
+      in_plane(u + c.at + c.sz, c.sx, c.sy, c.fx, c.fy, &r1, &x1, &y1);
       const float4 jz = minus(r1, r0), residual = plus_times(plus_times(w, 1.f, r0), c.fz, jz);
       const float size = residual.x * residual.x + residual.y * residual.y + residual.z * residual.z;
       if (size < least) least = size, v[i] = w;
@@ -92,7 +82,7 @@ KERNEL(invert, (const float4 *__restrict__ u, float4 *__restrict__ v, Size n, in
 
 // u(x) + v(x + u(x)), and the cell that v is taken from.
 __device__ __forceinline__ float4 residual_at(const float4 *u, const float4 *v, Size n, Index i, Cell *cell) {
-  const Point p = point_of(i, n);
+  const Voxel p = voxel_of(i, n);
   const float4 here = u[i];
   const Cell c = locate(n, p.x + here.x, p.y + here.y, p.z + here.z);
   float4 sum = here;
@@ -188,7 +178,7 @@ KERNEL(inverse_error, (const float4 *__restrict__ u, const float4 *__restrict__ 
 KERNEL(jacobian_map, (const float *__restrict__ u, Size n, float *__restrict__ determinant)) {
   const Index i = this_thread(), count = count_of(n);
   if (i >= count) return;
-  const Point p = point_of(i, n);
+  const Voxel p = voxel_of(i, n);
   const Index stride[3] = {1, n.x, static_cast<Index>(n.x) * n.y};
   const int at[3] = {p.x, p.y, p.z}, size[3] = {n.x, n.y, n.z};
   float m[3][3];

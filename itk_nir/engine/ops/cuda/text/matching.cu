@@ -22,30 +22,37 @@ KERNEL(block_differences, (const float4 *__restrict__ fixed, const unsigned char
                            const float4 *__restrict__ moving, const unsigned char *__restrict__ moving_counts, Size reach,
                            Size block, int unrelated, int dz0, int planes, int *__restrict__ out)) {
   const int lx = 2 * reach.x + 1, ly = 2 * reach.y + 1;
-  const Size m = {n.x + 2 * reach.x, n.y + 2 * reach.y, n.z + 2 * reach.z};
   const int nx = number_of(n.x, block.x), ny = number_of(n.y, block.y), nz = number_of(n.z, block.z);
-  const Index labels = static_cast<Index>(lx) * ly * planes, i = this_thread();
+  const int labels = lx * ly * planes;
+  const int i = static_cast<int>(this_thread());  // there are fewer sums than that
   if (i >= labels * nx * ny * nz) return;
-  const int label = static_cast<int>(i % labels), dx = label % lx, dy = label / lx % ly, dz = dz0 + label / lx / ly;
-  const Index node = i / labels;
-  const int x0 = static_cast<int>(node % nx) * block.x, y0 = static_cast<int>(node / nx % ny) * block.y;
-  const int z0 = static_cast<int>(node / nx / ny) * block.z;
+  const Voxel which = voxel_of(i, {labels, nx * ny * nz, 1});  // label and node
+  const Voxel label = voxel_of(which.x, {lx, ly, planes}), node = voxel_of(which.y, {nx, ny, nz});
+  const int dx = label.x, dy = label.y, dz = dz0 + label.z;
+  const int x0 = node.x * block.x, y0 = node.y * block.y, z0 = node.z * block.z;
+  const int wide = min(block.x, n.x - x0), high = min(block.y, n.y - y0), deep = min(block.z, n.z - z0);
+  const int m_x = n.x + 2 * reach.x, m_y = n.y + 2 * reach.y;
+  int here = (z0 * n.y + y0) * n.x + x0, there = ((z0 + dz) * m_y + y0 + dy) * m_x + x0 + dx;
   int sum = 0;
-  for (int z = z0; z < min(z0 + block.z, n.z); ++z) {
-    for (int y = y0; y < min(y0 + block.y, n.y); ++y) {
-      const Index row = (static_cast<Index>(z) * n.y + y) * n.x;
-      const Index other = (static_cast<Index>(z + dz) * m.y + y + dy) * m.x + dx;
-      for (int x = x0; x < min(x0 + block.x, n.x); ++x) {
-        if (!fixed_counts[row + x]) continue;
-        if (!moving_counts[other + x]) {
+#pragma unroll 1
+  for (int z = 0; z < deep; ++z) {
+#pragma unroll 1
+    for (int y = 0; y < high; ++y) {
+#pragma unroll 1
+      for (int x = 0; x < wide; ++x) {
+        if (!fixed_counts[here + x]) continue;
+        if (!moving_counts[there + x]) {
           sum += unrelated;
           continue;
         }
-        const float4 f = fixed[row + x], g = moving[other + x];
-        sum += byte_differences(f.x, g.x) + byte_differences(f.y, g.y) + byte_differences(f.z, g.z) +
-               byte_differences(f.w, g.w);
+        const float4 a = fixed[here + x], b = moving[there + x];
+        sum += byte_differences(a.x, b.x) + byte_differences(a.y, b.y) + byte_differences(a.z, b.z) +
+               byte_differences(a.w, b.w);
       }
+      here += n.x, there += m_x;
     }
+    // To the next plane.
+    here += n.x * (n.y - high), there += m_x * (m_y - high);
   }
   out[i] = sum;
 }
@@ -53,15 +60,14 @@ KERNEL(block_differences, (const float4 *__restrict__ fixed, const unsigned char
 // The sums over the nodes around as well, as costs: costs[node][label], of all displacements, from label `first` on.
 KERNEL(costs_around, (const int *__restrict__ sums, Size nodes, int labels, float scale, Index first, Index all,
                       unsigned short *__restrict__ costs)) {
-  const Index i = this_thread();
+  const int i = static_cast<int>(this_thread());
   if (i >= count_of(nodes) * labels) return;
-  const Index label = i % labels, node = i / labels;
-  const int x = static_cast<int>(node % nodes.x), y = static_cast<int>(node / nodes.x % nodes.y);
-  const int z = static_cast<int>(node / nodes.x / nodes.y);
+  const Voxel which = voxel_of(i, {labels, static_cast<int>(count_of(nodes)), 1}), v = voxel_of(which.y, nodes);
+  const Index label = which.x, node = which.y;
   int sum = 0;
-  for (int c = max(z - 1, 0); c <= min(z + 1, nodes.z - 1); ++c) {
-    for (int b = max(y - 1, 0); b <= min(y + 1, nodes.y - 1); ++b) {
-      for (int a = max(x - 1, 0); a <= min(x + 1, nodes.x - 1); ++a) {
+  for (int c = max(v.z - 1, 0); c <= min(v.z + 1, nodes.z - 1); ++c) {
+    for (int b = max(v.y - 1, 0); b <= min(v.y + 1, nodes.y - 1); ++b) {
+      for (int a = max(v.x - 1, 0); a <= min(v.x + 1, nodes.x - 1); ++a) {
         sum += sums[((static_cast<Index>(c) * nodes.y + b) * nodes.x + a) * labels + label];
       }
     }

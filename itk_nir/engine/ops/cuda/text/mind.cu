@@ -39,8 +39,8 @@ __device__ __forceinline__ void sum_along_x(const float *__restrict__ image, Siz
   constexpr int axes = Q == 4 ? 2 : 3;
   const Index i = this_thread(), count = static_cast<Index>(n.x) * n.y * planes;
   if (i >= count) return;
-  const int x = static_cast<int>(i % n.x), y = static_cast<int>(i / n.x % n.y);
-  const int z = z0 + static_cast<int>(i / n.x / n.y);
+  const Voxel v = voxel_of(i, n);
+  const int x = v.x, y = v.y, z = z0 + v.z;
   float sums[Q];
 #pragma unroll
   for (int q = 0; q < Q; ++q) sums[q] = 0.f;
@@ -79,7 +79,7 @@ KERNEL(mind_along_x, (const float *__restrict__ image, Size n, Shifts shifts, in
 KERNEL(mind_along_y, (const float *__restrict__ rows, Size n, int radius, int planes, float *__restrict__ out)) {
   const Index i = this_thread(), count = static_cast<Index>(n.x) * n.y * planes;
   if (i >= count) return;
-  const int y = static_cast<int>(i / n.x % n.y);
+  const int y = voxel_of(i, n).y;
   const Index first = blockIdx.y * count + i - static_cast<Index>(y) * n.x;
   float sum = 0.f;
   for (int at = max(y - radius, 0); at <= min(y + radius, n.y - 1); ++at) {
@@ -101,15 +101,16 @@ __device__ __forceinline__ void describe(const float *__restrict__ lines, Size n
                                          unsigned *__restrict__ descriptors) {
   const Index plane = static_cast<Index>(n.x) * n.y, i = this_thread();
   const bool here = i < plane * (z1 - z0);
-  const int x = static_cast<int>(i % n.x), y = static_cast<int>(i / n.x % n.y);
-  const int z = min(z0 + static_cast<int>(i / plane), z1 - 1);
+  const Voxel v = voxel_of(i, n);
+  const int x = v.x, y = v.y, z = min(z0 + v.z, z1 - 1);
+  const Index in_plane = i - v.z * plane;
   float d[Q], variance = 0.f;
 #pragma unroll
   for (int q = 0; q < Q; ++q) d[q] = 0.f;
 #pragma unroll 1
   for (int at = max(z - radius, 0); at <= min(z + radius, n.z - 1); ++at) {
 #pragma unroll
-    for (int q = 0; q < Q; ++q) d[q] += lines[(static_cast<Index>(q) * planes + at - first) * plane + i % plane];
+    for (int q = 0; q < Q; ++q) d[q] += lines[(static_cast<Index>(q) * planes + at - first) * plane + in_plane];
   }
   float least = d[0];
 #pragma unroll

@@ -15,8 +15,7 @@ struct Node {
 // The squared differences of a node to those after it; at the border, where there is none, the difference is zero.
 __device__ __forceinline__ float squared_differences(const float *u, int components, Size n, Node i) {
   const Index count = count_of(n);
-  const Index after_x = i.x + 1 < n.x ? 1 : 0, after_y = i.y + 1 < n.y ? n.x : 0;
-  const Index after_z = i.z + 1 < n.z ? static_cast<Index>(n.x) * n.y : 0;
+  const int after_x = i.x + 1 < n.x ? 1 : 0, after_y = i.y + 1 < n.y ? n.x : 0, after_z = i.z + 1 < n.z ? n.x * n.y : 0;
   float sum = 0.f;
   for (int k = 0; k < components; ++k) {
     const float *p = u + k * count + i.at;
@@ -34,8 +33,8 @@ KERNEL(diffusion, (const float *__restrict__ u, int components, Size n, float in
   float energy = 0.f;
   if (x < n.x && y < n.y && z < n.z) {
     const Index plane = static_cast<Index>(n.x) * n.y, count = plane * n.z, at = z * plane + static_cast<Index>(y) * n.x + x;
-    const Index before_x = x > 0 ? 1 : 0, before_y = y > 0 ? n.x : 0, before_z = z > 0 ? plane : 0;
-    const Index after_x = x + 1 < n.x ? 1 : 0, after_y = y + 1 < n.y ? n.x : 0, after_z = z + 1 < n.z ? plane : 0;
+    const int before_x = x > 0 ? 1 : 0, before_y = y > 0 ? n.x : 0, before_z = z > 0 ? n.x * n.y : 0;
+    const int after_x = x + 1 < n.x ? 1 : 0, after_y = y + 1 < n.y ? n.x : 0, after_z = z + 1 < n.z ? n.x * n.y : 0;
     const float g = squared_differences(u, components, n, {at, x, y, z});
     float weight = 1.f, weight_x = 1.f, weight_y = 1.f, weight_z = 1.f;
     if (inverse > 0.f) {
@@ -50,6 +49,7 @@ KERNEL(diffusion, (const float *__restrict__ u, int components, Size n, float in
     } else {
       energy = g;
     }
+#pragma unroll 1
     for (int k = 0; k < components; ++k) {
       const float *p = u + k * count + at;
       const float here = p[0];
