@@ -274,8 +274,7 @@ def _implementation(where: torch.device) -> str:
         return f"native, {ops.instruction_set()}"
     from itk_nir.engine.ops import dispatch
 
-    find = getattr(dispatch, "cuda_module", None)
-    module = None if find is None else find()
+    module = dispatch.cuda_module(where)
     if module is None:
         return "torch ops (no compiled kernels)"
     describe = getattr(module, "describe", None)

@@ -90,10 +90,11 @@ class _BinSums(torch.autograd.Function):
 
 
 def _smoothed(x: Tensor) -> Tensor:
-    """A square matrix smoothed by the cubic B-spline along both axes, the outer bins repeated: its own adjoint."""
+    """Square matrices smoothed by the cubic B-spline along both axes, the outer bins repeated: its own adjoint."""
     # No product of matrices: those of the libraries start threads, which wait longer for one another than this takes.
     for _ in range(2):
-        x = (4 * x + torch.cat([x[:1], x[:-1]]) + torch.cat([x[1:], x[-1:]])).t() / 6
+        before, after = (x[..., :1, :], x[..., :-1, :]), (x[..., 1:, :], x[..., -1:, :])
+        x = (4 * x + torch.cat(before, -2) + torch.cat(after, -2)).transpose(-1, -2) / 6
     return x
 
 
@@ -109,20 +110,7 @@ class _Similarity(torch.autograd.Function):
     def forward(ctx: Any, histogram: Tensor, count: float, normalised: bool) -> Tensor:
         count = max(1.0, count)
         p = _smoothed(histogram / count)
-        fixed, moving = p.sum(1, keepdim=True), p.sum(0, keepdim=True)
-        independent = fixed * moving
-        log_ratio = _log(p / independent.clamp(min=LEAST_DIVISOR))
-        # A bin that is empty in either image favours nothing.
-        log_ratio = log_ratio.masked_fill(independent == 0, 0.0)
-        value = (p * log_ratio).sum()
-        slope = log_ratio - 1
-        if normalised:
-            for q in (fixed, moving):
-                log_q = _log(q)
-                entropy = (q * -log_q).sum().clamp(min=LEAST_PROBABILITY)
-                root = entropy.rsqrt()
-                slope = (slope + (log_q + 1) * (value / (2 * entropy))) * root
-                value = value * root
+        value, slope = _information(p, normalised)
         ctx.slope = _smoothed(slope) / count
         return value
 
@@ -255,3 +243,69 @@ class MutualInformation:
         """
         value: Tensor = _Similarity.apply(self._joint(moving), self.count, self.normalised)
         return value.to(moving.dtype)
+
+
+#: Weights of many histograms are summed in units of one over this.
+UNIT = 2.0**32
+
+
+def many_informations(
+    fixed: Tensor, moving: Tensor, counts: Tensor, bins: int, fixed_range: tuple[float, float],
+    moving_range: tuple[float, float], normalised: bool,
+) -> Tensor:  # fmt: skip
+    """`MutualInformation` of many pairs of images of few voxels at once, without a gradient.
+
+    Parameters
+    ----------
+    fixed, moving : Tensor
+        ``(n, voxels)``: a pair in each row.
+    counts : Tensor
+        ``(n, voxels)`` bool: where a voxel counts.
+    bins, fixed_range, moving_range, normalised
+        As of `MutualInformation`, for all pairs.
+
+    Returns
+    -------
+    Tensor
+        ``(n,)`` float64; 0 where nothing counts, or the fixed image is constant where it does.
+    """
+    n = len(moving)
+    low, scale = moving_range[0], _scale(moving_range, bins)
+    position = ((fixed - fixed_range[0]) * _scale(fixed_range, bins)).clamp(0, bins - 1)
+    counts = counts & ~position.isnan()
+    several = position.masked_fill(~counts, -math.inf).amax(1) > position.masked_fill(~counts, math.inf).amin(1)
+    where = torch.arange(n, device=moving.device)[:, None] * bins * bins
+    along = []
+    for t in (position, ((moving - low) * scale).clamp(0, bins - 1)):
+        lower = t.nan_to_num(0.0).floor().clamp(max=bins - 2)
+        along.append((lower.long(), 1 - (t - lower), t - lower))
+    (i, a0, a1), (j, b0, b1) = along
+    at = where + i * bins + j
+    sums = torch.zeros(n * bins * bins, dtype=torch.long, device=moving.device)
+    for offset, weight in ((0, a0 * b0), (1, a0 * b1), (bins, a1 * b0), (bins + 1, a1 * b1)):
+        # Whole numbers add up to the same in any order.
+        whole = (torch.where(counts, weight, 0.0).nan_to_num(0.0).double() * UNIT).round().long()
+        sums.index_add_(0, (at + offset).reshape(-1), whole.reshape(-1))
+    histogram = sums.reshape(n, bins, bins).double() / UNIT
+    p = _smoothed(histogram / counts.sum(1).clamp(min=1)[:, None, None])
+    value, _ = _information(p, normalised)
+    return torch.where(several, value, torch.zeros_like(value))
+
+
+def _information(p: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
+    """The mutual information of joint probabilities ``(..., bins, bins)``, and its derivative by them."""
+    fixed, moving = p.sum(-1, keepdim=True), p.sum(-2, keepdim=True)
+    independent = fixed * moving
+    log_ratio = _log(p / independent.clamp(min=LEAST_DIVISOR))
+    # A bin that is empty in either image favours nothing.
+    log_ratio = log_ratio.masked_fill(independent == 0, 0.0)
+    value = (p * log_ratio).sum((-2, -1))
+    slope = log_ratio - 1
+    if normalised:
+        for q in (fixed, moving):
+            log_q = _log(q)
+            entropy = (q * -log_q).sum((-2, -1)).clamp(min=LEAST_PROBABILITY)
+            root = entropy.rsqrt()
+            slope = (slope + (log_q + 1) * (value / (2 * entropy))[..., None, None]) * root[..., None, None]
+            value = value * root
+    return value, slope
