@@ -261,7 +261,7 @@ class Module:
             self.driver.check(self.driver.find(ctypes.byref(function), self.handle, name.encode()), f"kernel {name}")
             self.functions[name] = function
         if shared > max(GIVEN_SHARED, self.shared.get(name, 0)):
-            self.driver.check(self.driver.set(function, MOST_DYNAMIC_SHARED, shared), f"kernel {name}")
+            self._do(f"kernel {name}", self.driver.set, function, MOST_DYNAMIC_SHARED, shared)
             self.shared[name] = shared
         layout, values = "", []
         for a in arguments:
@@ -271,13 +271,18 @@ class Module:
         buffer = _buffer
         buffer.size.value = struct.calcsize(layout)
         struct.pack_into(layout, buffer.bytes, 0, *values)
-        how = (*grid, *block, shared, ctypes.c_void_p(stream), None, buffer.extra)
-        status = self.driver.launch(function, *how)
+        self._do(
+            f"kernel {name}", self.driver.launch, function, *grid, *block, shared, ctypes.c_void_p(stream), None,
+            buffer.extra,
+        )  # fmt: skip
+
+    def _do(self, what: str, function: Any, *arguments: Any) -> None:
+        status = function(*arguments)
         if status == NO_CONTEXT:  # a thread of autograd, say, which has not come to the card by itself yet
             self.driver.bind(self.number)
-            status = self.driver.launch(function, *how)
+            status = function(*arguments)
         if status:
-            self.driver.check(status, f"kernel {name}")
+            self.driver.check(status, what)
 
 
 def _packed(a: Any) -> tuple[str, Sequence[Any]]:
