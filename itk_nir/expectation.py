@@ -9,9 +9,9 @@ On a card, with ``c`` channels,
 
     bytes   = 200 MB + 48 c (F + M) + k f,      k = 110 with the compiled kernels, 1200 with torch's own ops
 
-The 1200 are counted on a pretend device (docs/gpu.md), the 110 are what the kernels hold by design. Those for the CPU are
-fitted to the measured peaks of 64^3 to 512^3 and of 512^2 and 1500^2 voxels, presets ``"fast"`` and ``"default"``, which
-they meet to about 15 %; the seconds to a factor of two on the machine of docs/benchmarks.
+The 1200 are counted on a pretend device (docs/gpu.md), the 110 are what the kernels hold by design. Those for the
+CPU are fitted to the measured peaks of 64^3 to 512^3 and of 512^2 and 1500^2 voxels, presets ``"fast"`` and
+``"default"``, which they meet to about 15 %; the seconds to a factor of two on the machine of docs/benchmarks.
 """
 
 from __future__ import annotations

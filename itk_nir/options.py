@@ -451,30 +451,3 @@ def rebuilt(hint: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         return None if value is None else rebuilt(next(a for a in arguments if a is not type(None)), value)
     return value
-
-
-#: What `device` may be; the number is that of the card.
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(?::([0-9]{1,3}))?")
-
-
-def checked_device(name: str) -> str:
-    """The name of a device, if it is one.
-
-    Parameters
-    ----------
-    name : str
-        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``. Whether there is such a device is not asked.
-
-    Returns
-    -------
-    str
-        The same.
-
-    Raises
-    ------
-    OptionError
-        Another word.
-    """
-    if not isinstance(name, str) or _DEVICE.fullmatch(name) is None:
-        raise OptionError(f"device is 'auto', 'cpu', 'cuda' or 'cuda:N', got {shown(name)}")
-    return name

@@ -295,6 +295,8 @@ def _ops(where: torch.device, threads: int) -> list[OpResult]:
 def _failure(result: OpResult) -> str:
     if result.error:
         return f"{result.name}: {result.error}"
+    if not result.keeps_nan:
+        return f"{result.name}: what is not a number is taken for one"
     if not result.repeats:
         return f"{result.name}: not the same bits twice"
     slope = "" if result.gradient_error is None else f", gradient {result.gradient_error:.1e}"

@@ -80,14 +80,17 @@ def test_what_is_wrong_is_found() -> None:
         "slope": _WrongSlope.apply,
         "no number": lambda x: 2 * x if x.dtype == torch.float64 else x * torch.nan,
         "other bits": lambda x: 2 * x + (0 if x.dtype == torch.float64 else 1e-6 * next(drift)),
+        "hides": lambda x: 2 * x if x.dtype == torch.float64 else 2 * x.nan_to_num(0.0),
         "raises": lambda x: 2 * x if x.dtype == torch.float64 else x @ torch.eye(3),
     }
     found = {}
     for name, op in cases.items():
-        case = OpCase(name, op, (x,))
+        case = OpCase(name, op, (x,), keeps_nan=True)
         found[name] = compared(case, CPU, value_and_gradients(case, CPU, torch.float64))
     assert [name for name, result in found.items() if result.passed] == ["right"]
     assert not found["other bits"].repeats
+    assert not found["hides"].keeps_nan
+    assert found["hides"].repeats
     assert found["value"].repeats
     assert found["raises"].error.startswith("RuntimeError: ")
     assert found["slope"].value_error == pytest.approx(0, abs=1e-7)

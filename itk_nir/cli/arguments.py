@@ -175,7 +175,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def device(text: str) -> str:
     """Check the form of the name of a device, for argparse; whether there is one is asked when it is needed."""
-    from itk_nir.options import checked_device
+    from itk_nir.devices import checked_device
 
     try:
         return checked_device(text)

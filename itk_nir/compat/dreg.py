@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from itk_nir.compat.options import Device, LinearStage
+from itk_nir.devices import checked_device
 from itk_nir.errors import InputError, OptionError, one_line, warn_renamed
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, refuse_slices
 from itk_nir.images.itk_classes import empty_image, itk_matrix
 from itk_nir.loading import load_transform
-from itk_nir.options import checked_device, whole_number
+from itk_nir.options import whole_number
 from itk_nir.report import Report
 from itk_nir.settings import Settings, make_settings, present_names
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, compose

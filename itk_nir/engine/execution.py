@@ -7,9 +7,10 @@ import sys
 
 import torch
 
+from itk_nir.devices import checked_device
 from itk_nir.engine import cards
 from itk_nir.errors import OptionError
-from itk_nir.options import checked_device, shown, whole_number
+from itk_nir.options import shown, whole_number
 
 
 def device_named(name: str) -> torch.device:

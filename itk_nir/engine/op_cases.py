@@ -38,6 +38,8 @@ class OpCase:
         float32 on the CPU.
     tolerance, gradient_tolerance : float
         Norm of the difference from float64, over the norm; there is no gradient where the latter is 0.
+    keeps_nan : bool
+        Whether the value must show it where one number of the first input is none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class OpCase:
     inputs: tuple[Tensor, ...]
     tolerance: float = 2e-5
     gradient_tolerance: float = 2e-4
+    keeps_nan: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,10 @@ class OpResult:
         Norm of the difference from float64, over the norm; None for what was not computed.
     repeats : bool
         Whether a second run gave the same bits.
+    keeps_nan : bool
+        Whether what is not a number came through, where it must.
     passed : bool
-        Whether both are within the tolerances, and it repeats.
+        Whether both are within the tolerances, it repeats, and keeps what is not a number.
     error : str
         What was raised, if anything.
     """
@@ -69,6 +74,7 @@ class OpResult:
     value_error: float | None = None
     gradient_error: float | None = None
     repeats: bool = False
+    keeps_nan: bool = False
     passed: bool = False
     error: str = ""
 
@@ -152,11 +158,12 @@ def _warps(images: _Images, threads: int) -> Iterator[OpCase]:
         "warp_spline", lambda v: ops.warp_spline(moving.to(v), v, matrices, points, vectors, threads),
         (images.displacement(1.5, lattice),),
     )  # fmt: skip
-    yield OpCase("separable", lambda x: ops.separable(x, matrices, threads), (images.noise(3, *lattice),), 5e-6, 5e-6)
-    back = [m.transpose for m in matrices]
-    yield OpCase(
-        "separable, back", lambda x: ops.separable(x, back, threads), (images.noise(3, *images.shape),), 5e-6, 5e-6
-    )
+    sizes = lattice, images.shape
+    ways = matrices, [m.transpose for m in matrices]
+    for name, size, way in zip(("separable", "separable, back"), sizes, ways, strict=True):
+        yield OpCase(
+            name, lambda x, way=way: ops.separable(x, way, threads), (images.noise(3, *size),), 5e-6, 5e-6, True
+        )
 
 
 def _metrics(images: _Images, threads: int) -> Iterator[OpCase]:
@@ -165,10 +172,12 @@ def _metrics(images: _Images, threads: int) -> Iterator[OpCase]:
     for radius in (2, 5, 8):
         yield OpCase(
             f"lncc, radius {radius}", lambda m, r=radius: ops.Lncc.make(fixed.to(m), None, r, 1e-4, threads)(m),
-            (moving,),
+            (moving,), keeps_nan=True,
         )  # fmt: skip
     yield OpCase("lncc, weights", lambda m: ops.Lncc.make(fixed.to(m), weight.to(m), 3, 1e-4, threads)(m), (moving,))
-    yield OpCase("global_sums", lambda m: ops.global_sums(fixed.to(m), m, weight.to(m), threads), (moving,))
+    yield OpCase(
+        "global_sums", lambda m: ops.global_sums(fixed.to(m), m, weight.to(m), threads), (moving,), keeps_nan=True
+    )
     low, high = -3.5, 3.5
     for name, normalised in (("mutual information", False), ("mutual information, normalised", True)):
         yield OpCase(
@@ -177,6 +186,7 @@ def _metrics(images: _Images, threads: int) -> Iterator[OpCase]:
                 fixed.to(m), weight.to(m), (low, high), (low, high), normalised=n, threads=threads
             )(m),
             (moving,),
+            keeps_nan=True,
         )
     dimension = 2 if images.shape[0] == 1 else 3
     channels = ops.MIND_CHANNELS[dimension]
@@ -206,17 +216,17 @@ def _metrics(images: _Images, threads: int) -> Iterator[OpCase]:
 
 def _displacements(images: _Images, threads: int) -> Iterator[OpCase]:
     u, v = images.displacement(1.3), images.displacement(0.8)
-    yield OpCase("compose", lambda a, b: ops.compose(a, b, threads), (u, v))
-    yield OpCase("exponential", lambda v: ops.exponential(v, 4, 1.0, threads), (v,))
-    yield OpCase("exponential, inverse", lambda v: ops.exponential(v, 4, -0.5, threads), (v,))
+    yield OpCase("compose", lambda a, b: ops.compose(a, b, threads), (u, v), keeps_nan=True)
+    yield OpCase("exponential", lambda v: ops.exponential(v, 4, 1.0, threads), (v,), keeps_nan=True)
+    yield OpCase("exponential, inverse", lambda v: ops.exponential(v, 4, -0.5, threads), (v,), keeps_nan=True)
     yield OpCase("exponential, then another", lambda v, w: ops.exponential(v, 4, 1.0, threads, outer=w), (v, u))
-    yield OpCase("diffusion", lambda u: ops.diffusion(u, threads=threads), (u,))
-    yield OpCase("diffusion, Lorentzian", lambda u: ops.diffusion(u, 0.4, threads), (u,))
+    yield OpCase("diffusion", lambda u: ops.diffusion(u, threads=threads), (u,), keeps_nan=True)
+    yield OpCase("diffusion, Lorentzian", lambda u: ops.diffusion(u, 0.4, threads), (u,), keeps_nan=True)
     for corner in (0, 3, 7):
         yield OpCase(
             f"jacobian_penalty, corner {corner}", lambda u, c=corner: ops.jacobian_penalty(u, 0.6, c, threads), (u,)
         )
-    yield OpCase("jacobian_map", lambda u: ops.jacobian_map(u, threads), (u,), gradient_tolerance=0)
+    yield OpCase("jacobian_map", lambda u: ops.jacobian_map(u, threads), (u,), gradient_tolerance=0, keeps_nan=True)
     gentle = images.displacement(0.8)
     yield OpCase("invert", lambda u: ops.invert(u, -u, threads)[0], (gentle,), 2e-3, 0)
     scale = (1.0, 1.5, 0.8)
@@ -234,7 +244,7 @@ def _others(images: _Images, threads: int) -> Iterator[OpCase]:
             optimiser.step(0.1)
         return parameter
 
-    yield OpCase("adam", adam, (images.noise(*images.shape),), 5e-6, 0)
+    yield OpCase("adam", adam, (images.noise(*images.shape),), 5e-6, 0, True)
     z, y, x = images.shape
     reach: ops.Whole = (2, 2, 0 if z == 1 else 2)
     block: ops.Whole = (4, 4, 1 if z == 1 else 4)
@@ -313,6 +323,15 @@ def _poison(device: torch.device) -> None:
     del blocks
 
 
+def _keeps_nan(case: OpCase, device: torch.device) -> bool:
+    """Whether one number that is none shows in the value, and is not taken for some number."""
+    first = case.inputs[0].clone()
+    first.view(-1)[first.numel() // 2 + 3] = torch.nan
+    inputs = [x.to(device) for x in (first, *case.inputs[1:])]
+    with torch.no_grad():
+        return bool(case.op(*inputs).isnan().any())
+
+
 def compared(case: OpCase, device: torch.device, wanted: Sequence[Tensor]) -> OpResult:
     """Run an op twice on a device and compare it with float64.
 
@@ -335,12 +354,13 @@ def compared(case: OpCase, device: torch.device, wanted: Sequence[Tensor]) -> Op
         again = value_and_gradients(case, device, torch.float32)
         value, *gradients = (distance(f, w) for f, w in zip(found, wanted, strict=True))
         repeats = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+        keeps_nan = not case.keeps_nan or _keeps_nan(case, device)
     except Exception as error:  # whatever it is, the other ops are looked at too
         return OpResult(case.name, error=f"{type(error).__name__}: {error}".strip().splitlines()[0])
     slope = max(gradients, default=None)
     # So written that what is not a number does not pass.
     good = value <= case.tolerance and (not gradients or all(g <= case.gradient_tolerance for g in gradients))
-    return OpResult(case.name, value, slope, repeats, good and repeats)
+    return OpResult(case.name, value, slope, repeats, keeps_nan, good and repeats and keeps_nan)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,10 @@ def groups() -> dict[str, dict[str, Callable[[Any], dict[str, Any]]]]:
             "mind, affine": _both(
                 size=(14, 16, 12), metric="mind", iterations=(1, 0, 0), linear="affine", brief=True, start=True
             ),
-            "waits": _waits,
+            "waits": _waits((16, 20, 14)),
+            "waits, 2D": _waits(
+                (32, 40), metric="nmi + mind", restrict=(1, 0), masks=True, labels=True, landmarks=True, symmetric=True
+            ),
         },
     }
 
@@ -224,22 +227,27 @@ def _planted(pretend: Any) -> dict[str, Any]:
     return {"found": False}
 
 
-def _waits(pretend: Any) -> dict[str, Any]:
-    """What the host waits for, and uploads, between one iteration and the next."""
-    found: dict[str, int] = {}
-    for told in (True, False):
-        counts: list[tuple[int, int]] = []
-        with pretend.Pretend() as mode:
+def _waits(size: tuple[int, ...], **given: Any) -> Callable[[Any], dict[str, Any]]:
+    """A case: what the host waits for, and uploads, between one iteration and the next."""
 
-            def note(progress: Any, mode: Any = mode, counts: Any = counts) -> bool:
-                counts.append((progress.level, sum(mode.waits.values()) + sum(mode.uploads.values())))
-                return False
+    def case(pretend: Any) -> dict[str, Any]:
+        found: dict[str, int] = {}
+        for told in (True, False):
+            counts: list[tuple[int, int]] = []
+            with pretend.Pretend() as mode:
 
-            with _noted(note, told) as more:
-                _register(_phantom((16, 20, 14)), "pretend", {"iterations": (4, 3, 3), **STILL, **more})
-        steps = [b - a for (i, a), (j, b) in itertools.pairwise(counts) if i == j]
-        found["told" if told else "not told"] = max(steps)
-    return found
+                def note(progress: Any, mode: Any = mode, counts: Any = counts) -> bool:
+                    counts.append((progress.level, sum(mode.waits.values()) + sum(mode.uploads.values())))
+                    return False
+
+                with _noted(note, told) as more:
+                    _register(_phantom(size), "pretend", {"iterations": (4, 3, 0), **STILL, **given, **more})
+            # After the last iteration of all somebody is told once more, much later.
+            steps = [b - a for (i, a), (j, b) in itertools.pairwise(counts) if i == j == 0]
+            found["told" if told else "not told"] = max(steps[:3])
+        return found
+
+    return case
 
 
 @contextmanager

@@ -36,6 +36,6 @@ def test_all_of_a_registration_stays_on_its_device(group: str) -> None:
     pytest.importorskip("torch.utils.backend_registration")
     found = run(group)
     assert set(found) == set(cases.groups()[group])
-    waits = found.pop("waits", MOST_WAITS)
+    waits = {name: found.pop(name) for name in list(found) if name.startswith("waits")}
     assert {name: f for name, f in found.items() if "error" in f or not all(f.values())} == {}
-    assert waits == MOST_WAITS
+    assert {name: f for name, f in waits.items() if f != MOST_WAITS} == {}

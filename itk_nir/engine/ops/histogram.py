@@ -67,6 +67,29 @@ def joint_histogram(position: Tensor, moving: Tensor, bins: int, low: float, sca
     return sums.reshape(bins, bins)
 
 
+def whole_bin_sums(weights: Tensor, at: Tensor, bins: int) -> Tensor:
+    """Sums of weights by bins, as sums of whole numbers: the same bits in whatever order they are added.
+
+    Parameters
+    ----------
+    weights : Tensor
+        ``(N,)`` float64, 0 to 1; one that is not a number makes every sum none.
+    at : Tensor
+        ``(N,)`` whole numbers, the bin of each.
+    bins : int
+        How many there are.
+
+    Returns
+    -------
+    Tensor
+        ``(bins,)`` float64.
+    """
+    whole = (weights.nan_to_num(0.0) * WHOLE).round_().long()
+    sums = torch.zeros(bins, dtype=torch.long, device=at.device).index_add_(0, at, whole)
+    # What is not a number must not become a whole one.
+    return sums.to(weights.dtype) / WHOLE + weights.sum() * 0
+
+
 class _BinSums(torch.autograd.Function):
     """Sums of weights by bins, the same bits every time.
 
@@ -78,10 +101,7 @@ class _BinSums(torch.autograd.Function):
         ctx.save_for_backward(at)
         if weights.device.type == "cpu":
             return weights.new_zeros(bins).index_add_(0, at, weights)
-        whole = (weights.nan_to_num(0.0) * WHOLE).round_().long()
-        sums = torch.zeros(bins, dtype=torch.long, device=at.device).index_add_(0, at, whole)
-        # What is not a number must not become a whole one.
-        return sums.to(weights.dtype) / WHOLE + weights.sum() * 0
+        return whole_bin_sums(weights, at, bins)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

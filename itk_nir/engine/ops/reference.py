@@ -7,11 +7,12 @@ voxels of their own grid, components ``x, y, z`` first.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from itk_nir.engine.ops.box_sums import box_sum
 
 #: `invert` works on so many voxels at a time, which bounds the memory that it takes.
 BLOCK = 1 << 19
@@ -112,62 +113,6 @@ def warp(moving: Tensor, displacement: Tensor, grid_to_moving: Tensor, displacem
     y = torch.einsum("ij,j...->i...", i[:, :3], identity(displacement.shape[1:], displacement))
     y = y + torch.einsum("ij,j...->i...", v, displacement) + i[:, 3].reshape(3, 1, 1, 1)
     return _corner_sum(moving, y) if moving.ndim == 4 else _corner_sum(moving[None], y)[0]
-
-
-def box_sum(x: Tensor, radius: int) -> Tensor:
-    """Sums over cubic windows, cut at the border.
-
-    Parameters
-    ----------
-    x : Tensor
-        ``(Z, Y, X)``.
-    radius : int
-        Voxels; a window is ``2 radius + 1`` of them wide.
-
-    Returns
-    -------
-    Tensor
-        ``(Z, Y, X)``, the sum of the window around each voxel.
-    """
-    total: Tensor = _BoxSum.apply(x, radius)
-    return total
-
-
-def _line_sum(x: Tensor, axis: int, radius: int) -> Tensor:
-    """Sums over windows along one axis, cut at the border: of sums of 1, 2, 4, ... neighbours, in one fixed order."""
-    n, width = x.shape[axis], 2 * radius + 1
-    if n == 1:
-        return x
-    if radius >= n - 1:  # every window is the whole axis
-        return x.sum(axis, keepdim=True).expand(x.shape)
-    doubled = functional.pad(x, [0, 0] * (x.ndim - 1 - axis) + [radius, radius])
-    size, begin, total = 1, 0, None
-    while True:
-        if width & size:
-            part = doubled.narrow(axis, begin, n)
-            total = part if total is None else total + part
-            begin += size
-        size *= 2
-        if size > width:
-            assert total is not None
-            return total
-        m = doubled.shape[axis] - size // 2
-        doubled = doubled.narrow(axis, 0, m) + doubled.narrow(axis, size // 2, m)
-
-
-class _BoxSum(torch.autograd.Function):
-    """`box_sum`, which is its own adjoint. (That of torch's pooling has other bits on every run on CUDA.)"""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, radius: int) -> Tensor:
-        ctx.radius = radius
-        for axis in range(3):
-            x = _line_sum(x, axis, radius)
-        return x.clone() if radius == 0 else x.contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return box_sum(grads[0], ctx.radius), None
 
 
 def lncc(fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsilon: float) -> tuple[Tensor, Tensor]:
