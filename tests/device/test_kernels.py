@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.lattice import Domain
-from itk_nir.engine.ops import reference, reference_matching, reference_mind
+from itk_nir.engine.op_cases import compared, op_cases, value_and_gradients
+from itk_nir.engine.ops import dispatch, reference, reference_matching, reference_mind
 from itk_nir.engine.ops.cuda import adam, inversion, matching, mind, penalties, sums
 from itk_nir.engine.ops.cuda.compiler import text_of
 from itk_nir.engine.ops.histogram import joint_histogram
@@ -446,3 +448,15 @@ def test_every_barrier_is_in_the_list() -> None:
     """None of the other files of these ops has one."""
     for file in ("adam.cu", "mind.cu", "penalties.cu"):
         assert "__syncthreads" not in text_of(file)[len(text_of("common.cuh")) // 2 :]
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 14), (1, 13, 18)])
+def test_each_case_of_the_self_test(
+    monkeypatch: pytest.MonkeyPatch, kernels: ModuleType, shape: tuple[int, int, int]
+) -> None:
+    """As on a card, where the engine chooses the kernels itself; what is warped may end on the other side of a face."""
+    cpu, cases = torch.device("cpu"), list(op_cases(shape))
+    wanted = [value_and_gradients(case, cpu, torch.float64) for case in cases]
+    monkeypatch.setitem(dispatch.KERNELS, "cpu", lambda device: kernels)
+    results = [compared(case, cpu, w) for case, w in zip(cases, wanted, strict=True)]
+    assert [r for r in results if not r.passed] == []
