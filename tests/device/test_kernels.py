@@ -429,9 +429,13 @@ def _of_matches() -> tuple[Tensor, ...]:
 
 #: File, which of its barriers, what needs it. That of `block_sum` is tested with the local correlation.
 BARRIERS = [
-    ("inversion.cu", 0, _of_inversion), ("sums.cu", 0, _of_totals), ("sums.cu", 1, _of_histogram),
-    ("sums.cu", 2, _of_histogram), *(("sums.cu", k, _of_information) for k in range(3, 9)), ("matching.cu", 0, _of_matches),
-]  # fmt: skip
+    ("inversion.cu", 0, _of_inversion),
+    ("sums.cu", 0, _of_totals),
+    ("sums.cu", 1, _of_histogram),
+    ("sums.cu", 2, _of_histogram),
+    *(("sums.cu", k, _of_information) for k in range(3, 9)),
+    ("matching.cu", 0, _of_matches),
+]
 
 
 @pytest.mark.parametrize(("file", "number", "run"), BARRIERS)

@@ -141,7 +141,8 @@ class Information(torch.autograd.Function):
         ctx.slope = torch.empty_like(histogram)
         launch(
             FILE, "information", (1, 1, 1), (256, 1, 1), histogram.contiguous(), bins,
-            ctypes.c_longlong(max(1, round(count))), int(normalised), p, slope, alone, value, ctx.slope, shared=WIDE_SUM_BYTES,
+            ctypes.c_longlong(max(1, round(count))), int(normalised), p, slope, alone, value, ctx.slope,
+            shared=WIDE_SUM_BYTES,
         )  # fmt: skip
         return value
 
