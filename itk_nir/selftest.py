@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -29,6 +30,7 @@ from itk_nir.engine.op_cases import (
     op_times,
     value_and_gradients,
 )
+from itk_nir.engine.ops import dispatch
 from itk_nir.engine.torch_state import engine_state
 from itk_nir.phantom import Phantom, brain_phantom
 from itk_nir.registration import register
@@ -222,6 +224,7 @@ def selftest(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with engine_state(where):
+            about = _about(where)
             tell("ops against float64 ...")
             found = _ops(where, count)
             failures += [_failure(r) for r in found if not r.passed]
@@ -236,7 +239,7 @@ def selftest(
     if where.type == "cuda":
         kept = cards.remember(cards.card(where), not failures)
     return SelfTest(
-        device, _about(where), None if speed is None else speed / 1e9, tuple(found), tuple(times), timed,
+        device, about, None if speed is None else speed / 1e9, tuple(found), tuple(times), timed,
         size, tuple(registrations), apart, tuple(told), tuple(failures), "" if kept is None else str(kept),
     )  # fmt: skip
 
@@ -272,13 +275,10 @@ def _implementation(where: torch.device) -> str:
     """What the ops run on."""
     if where.type == "cpu":
         return f"native, {ops.instruction_set()}"
-    from itk_nir.engine.ops import dispatch
-
-    module = dispatch.cuda_module(where)
-    if module is None:
-        return "torch ops (no compiled kernels)"
-    describe = getattr(module, "describe", None)
-    return f"compiled kernels{'' if describe is None else f': {describe(where)}'}"
+    begin = time.perf_counter()
+    if dispatch.cuda_module(where) is None:
+        return "torch's own (the kernels are not available)"
+    return f"compiled kernels, loaded in {time.perf_counter() - begin:.1f} s"
 
 
 def _ops(where: torch.device, threads: int) -> list[OpResult]:

@@ -23,9 +23,12 @@ def cache_folder() -> Path:
     Returns
     -------
     Path
-        ``$XDG_CACHE_HOME/itk-nir`` or ``~/.cache/itk-nir`` on Linux, ``~/Library/Caches/itk-nir`` on macOS,
-        ``%LOCALAPPDATA%\\itk-nir\\Cache`` on Windows. It need not exist.
+        ``$ITK_NIR_CACHE`` where that is set; else ``$XDG_CACHE_HOME/itk-nir`` or ``~/.cache/itk-nir`` on Linux,
+        ``~/Library/Caches/itk-nir`` on macOS, ``%LOCALAPPDATA%\\itk-nir\\Cache`` on Windows. It need not exist.
     """
+    named = os.environ.get("ITK_NIR_CACHE")
+    if named:
+        return Path(named)
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         return (Path(local) if local else Path.home() / "AppData" / "Local") / "itk-nir" / "Cache"

@@ -267,8 +267,11 @@ def _noted(note: Callable[[Any], bool], told: bool) -> Iterator[dict[str, Any]]:
         Level.loss = plain  # type: ignore[method-assign]
 
 
-def main(group: str) -> None:
-    """Run the cases of a group; the native ops are hidden, so that the CPU runs what the device runs."""
+def prepared() -> Any:
+    """The pretend device, which `register` now knows by its name.
+
+    The native ops are hidden, so that the CPU runs what the device runs.
+    """
     sys.modules["itk_nir._native"] = None  # type: ignore[assignment]
     warnings.simplefilter("ignore")
     import torch
@@ -280,6 +283,12 @@ def main(group: str) -> None:
     for module in (problem, neural_field):
         plain = module.device_named
         module.device_named = lambda name, plain=plain: pretend.DEVICE if name == pretend.NAME else plain(name)
+    return pretend
+
+
+def main(group: str) -> None:
+    """Run the cases of a group."""
+    pretend = prepared()
     for name, case in groups()[group].items():
         try:
             found = case(pretend)

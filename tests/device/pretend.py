@@ -13,7 +13,7 @@ from __future__ import annotations
 import collections
 import functools
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -45,10 +45,33 @@ WAITS = {
 }  # fmt: skip
 
 
+class _Alive:
+    """Memory of the device, as long as a tensor has it."""
+
+    users: ClassVar[collections.Counter[int]] = collections.Counter()
+    bytes: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+
+    def __init__(self, real: torch.Tensor) -> None:
+        storage = real.untyped_storage()
+        self.place, self.size = storage.data_ptr(), storage.nbytes()
+        _Alive.users[self.place] += 1
+        if _Alive.users[self.place] == 1:
+            _Alive.bytes += self.size
+            _Alive.most = max(_Alive.most, _Alive.bytes)
+
+    def __del__(self) -> None:
+        _Alive.users[self.place] -= 1
+        if not _Alive.users[self.place]:
+            del _Alive.users[self.place]
+            _Alive.bytes -= self.size
+
+
 class There(torch.Tensor):
     """A tensor of the device: a wrapper of one on the CPU."""
 
     held: torch.Tensor
+    alive: _Alive
 
     @staticmethod
     def __new__(cls, real: torch.Tensor) -> There:
@@ -56,7 +79,7 @@ class There(torch.Tensor):
             cls, real.shape, strides=real.stride(), storage_offset=real.storage_offset(), dtype=real.dtype,
             device=DEVICE, requires_grad=False,
         )  # fmt: skip
-        self.held = real
+        self.held, self.alive = real, _Alive(real)
         return self
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -74,7 +97,7 @@ class There(torch.Tensor):
     @data.setter
     def data(self, other: There) -> None:
         torch.Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
-        self.held = other.held
+        self.held, self.alive = other.held, other.alive
 
     def tolist(self) -> Any:
         if Pretend.current is not None:
@@ -131,6 +154,8 @@ class Pretend(TorchDispatchMode):
         By operation.
     waits, uploads, doubles : Counter
         By operation and line of the package.
+    peak : int
+        Most bytes that tensors of the device had at once since `reset`, but for what an operation needs inside.
     """
 
     current: Pretend | None = None
@@ -142,11 +167,17 @@ class Pretend(TorchDispatchMode):
 
     def reset(self) -> None:
         """Count anew."""
+        _Alive.most = _Alive.bytes
         self.kernels: collections.Counter[str] = collections.Counter()
         self.bytes: collections.Counter[str] = collections.Counter()
         self.waits: collections.Counter[tuple[str, str]] = collections.Counter()
         self.doubles: collections.Counter[tuple[str, str]] = collections.Counter()
         self.uploads: collections.Counter[tuple[str, str]] = collections.Counter()
+
+    @property
+    def peak(self) -> int:
+        """See the attributes."""
+        return _Alive.most
 
     def __enter__(self) -> Any:
         Pretend.current = self

@@ -19,6 +19,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ITK_NIR_CACHE", raising=False)
     return tmp_path
 
 
@@ -59,6 +60,8 @@ def test_the_cache_folder(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cards.cache_folder() == cache / "Library" / "Caches" / "itk-nir"
     monkeypatch.setattr("sys.platform", "win32")
     assert cards.cache_folder() == cache / "itk-nir" / "Cache"
+    monkeypatch.setenv("ITK_NIR_CACHE", str(cache / "named"))
+    assert cards.cache_folder() == cache / "named"
 
 
 @pytest.mark.usefixtures("cache")

@@ -58,6 +58,7 @@ def test_header_that_is_half_a_turn_wrong(signs: tuple[int, int, int]) -> None:
     assert np.linalg.norm(result.transform_points(x) - truth, axis=1).mean() < before
 
 
+@pytest.mark.filterwarnings("ignore::itk_nir.VerdictWarning")
 @pytest.mark.parametrize("mask", [None, "fixed_mask", "moving_mask"])
 @pytest.mark.parametrize("dimension", [2, 3])
 def test_many_maps_are_measured_as_each_of_them(

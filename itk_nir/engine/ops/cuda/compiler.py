@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from itk_nir.engine import cards
 
 
 class CompilerError(RuntimeError):
@@ -65,7 +66,7 @@ def compiled(file: str, architecture: str, defines: Sequence[str] = ()) -> bytes
     text, compiler = text_of(file), runtime_compiler()
     options = [*compiler.options(architecture), *(f"-D{d}" for d in defines)]
     key = hashlib.sha256("\0".join([text, compiler.name, compiler.version, *options]).encode()).hexdigest()
-    kept = cache_folder() / f"{Path(file).stem}-{architecture}-{key[:24]}"
+    kept = cards.cache_folder() / "kernels" / f"{Path(file).stem}-{architecture}-{key[:24]}"
     try:
         return kept.read_bytes()
     except OSError:
@@ -79,26 +80,6 @@ def compiled(file: str, architecture: str, defines: Sequence[str] = ()) -> bytes
         # A cache that cannot be written to costs a second each time, no more.
         return code
     return code
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept.
-
-    Returns
-    -------
-    Path
-        In the user's cache folder; ``ITK_NIR_CACHE`` names another.
-    """
-    named = os.environ.get("ITK_NIR_CACHE")
-    if named:
-        return Path(named) / "kernels"
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "itk_nir" / "kernels"
 
 
 class Compiler:
