@@ -3,6 +3,8 @@
 // nobody wrote, changes the result from seed to seed. Beside it the few functions of the driver that a launch needs, so
 // that the package's own launcher drives it.
 #pragma once
+#undef _FORTIFY_SOURCE  // it takes a change of stacks for an attack
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -69,21 +71,47 @@ struct Known {
   Known(const char *name, Run run) { table()[name] = std::move(run); }
 };
 
+// A stack that threads run on, one after the other; those that wait at a barrier keep theirs. A change of stacks is a
+// longjmp, but for the first: the functions of ucontext ask the system each time.
 struct Fiber {
   ucontext_t context;
-  std::vector<char> stack;
+  std::vector<char> stack = std::vector<char>(1 << 16);
+  jmp_buf here;
+  bool begun = false;
+};
+struct Thread {
   dim3 index;
+  Fiber *fiber = nullptr;
   bool done = false;
   long barriers = 0;
 };
-static ucontext_t scheduler;
-static Fiber *running;
+static jmp_buf scheduler;
+static Thread *running;
 static std::function<void()> body;
 static unsigned seed = 1;
-static inline void enter() {
-  body();
-  running->done = true;
-  swapcontext(&running->context, &scheduler);
+// Back to the scheduler, until it goes on with this fiber.
+static __attribute__((noinline)) void pause() {
+  if (!_setjmp(running->fiber->here)) _longjmp(scheduler, 1);
+}
+static void enter() {
+  for (;;) {
+    body();
+    running->done = true;
+    pause();
+  }
+}
+// Run a thread until it waits or is done.
+static __attribute__((noinline)) void go_on(Thread *thread) {
+  running = thread, threadIdx = thread->index;
+  Fiber *const fiber = thread->fiber;
+  if (_setjmp(scheduler)) return;
+  if (fiber->begun) _longjmp(fiber->here, 1);
+  fiber->begun = true;
+  getcontext(&fiber->context);
+  fiber->context.uc_stack.ss_sp = fiber->stack.data(), fiber->context.uc_stack.ss_size = fiber->stack.size();
+  fiber->context.uc_link = nullptr;
+  makecontext(&fiber->context, enter, 0);
+  setcontext(&fiber->context);
 }
 static inline void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel) {
   std::mt19937 random(seed);
@@ -96,32 +124,31 @@ static inline void launch(dim3 grid, dim3 block, size_t shared_bytes, std::funct
   for (unsigned i = 0; i < order.size(); ++i) order[i] = i;
   for (unsigned i = 0; i < threads; ++i) turn[i] = i;
   if (seed) std::shuffle(order.begin(), order.end(), random);
-  static std::vector<Fiber> fibers;
-  if (fibers.size() < threads) fibers.resize(threads);
-  for (auto &f : fibers) f.stack.resize(1 << 16);
+  static std::vector<Fiber *> idle;
   for (unsigned b : order) {
     blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
     std::fill(shared.begin(), shared.end(), NAN);
+    std::vector<Thread> all(threads);
     for (unsigned t = 0; t < threads; ++t) {
-      Fiber &f = fibers[t];
-      f.index = {t % block.x, t / block.x % block.y, t / block.x / block.y};
-      f.done = false, f.barriers = 0;
-      getcontext(&f.context);
-      f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = f.stack.size();
-      f.context.uc_link = nullptr;
-      makecontext(&f.context, enter, 0);
+      all[t].index = {t % block.x, t / block.x % block.y, t / block.x / block.y};
     }
     for (unsigned left = threads; left;) {
       if (seed) std::shuffle(turn.begin(), turn.end(), random);
       for (unsigned t : turn) {
-        Fiber &f = fibers[t];
-        if (f.done) continue;
-        running = &f, threadIdx = f.index;
-        swapcontext(&scheduler, &f.context);
-        left -= f.done;
+        Thread &thread = all[t];
+        if (thread.done) continue;
+        if (!thread.fiber) {
+          if (idle.empty()) idle.push_back(new Fiber);
+          thread.fiber = idle.back();
+          idle.pop_back();
+        }
+        go_on(&thread);
+        if (!thread.done) continue;
+        idle.push_back(thread.fiber);
+        --left;
       }
-      for (unsigned t = 1; t < threads; ++t) {
-        if (fibers[t].done != fibers[0].done || fibers[t].barriers != fibers[0].barriers) {
+      for (const Thread &thread : all) {
+        if (thread.done != all[0].done || thread.barriers != all[0].barriers) {
           std::fprintf(stderr, "a barrier that not all threads of a block reach\n");
           std::abort();
         }
@@ -133,7 +160,7 @@ static inline void launch(dim3 grid, dim3 block, size_t shared_bytes, std::funct
 
 static inline void __syncthreads() {
   ++emulated::running->barriers;
-  swapcontext(&emulated::running->context, &emulated::scheduler);
+  emulated::pause();
 }
 template <class T>
 static inline T atomicAdd(T *p, T v) {

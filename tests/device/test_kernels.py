@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.lattice import Domain
-from itk_nir.engine.ops import reference, reference_matching, reference_mind
+from itk_nir.engine.op_cases import compared, op_cases, value_and_gradients
+from itk_nir.engine.ops import dispatch, reference, reference_matching, reference_mind
 from itk_nir.engine.ops.cuda import adam, inversion, matching, mind, penalties, sums
 from itk_nir.engine.ops.cuda.compiler import text_of
-from itk_nir.engine.ops.histogram import joint_histogram
+from itk_nir.engine.ops.histogram import _Similarity, joint_histogram
 from itk_nir.engine.ops.images import banded_tensors
 from tests.device.emulated import emulated_kernels, set_order
 
@@ -414,6 +416,12 @@ def _of_histogram() -> tuple[Tensor, ...]:
     return (sums.JointHistogram.apply(noise(4, 9, 20).abs(), noise(4, 9, 20, seed=1), 6, -2.0, 1.2, 1),)
 
 
+def _of_information() -> tuple[Tensor, ...]:
+    histogram = noise(17, 17).double().abs().requires_grad_()
+    value = sums.Information.apply(histogram, 200.0, True)
+    return value.detach(), *torch.autograd.grad(value, histogram)
+
+
 def _of_matches() -> tuple[Tensor, ...]:
     costs = torch.randint(0, 8192, (3, 729), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     return matching.best_matches(costs.to(torch.uint16), noise(3, 3), (4, 4, 4), 0.1, 1)
@@ -421,9 +429,13 @@ def _of_matches() -> tuple[Tensor, ...]:
 
 #: File, which of its barriers, what needs it. That of `block_sum` is tested with the local correlation.
 BARRIERS = [
-    ("inversion.cu", 0, _of_inversion), ("sums.cu", 0, _of_totals), ("sums.cu", 1, _of_histogram),
-    ("sums.cu", 2, _of_histogram), ("matching.cu", 0, _of_matches),
-]  # fmt: skip
+    ("inversion.cu", 0, _of_inversion),
+    ("sums.cu", 0, _of_totals),
+    ("sums.cu", 1, _of_histogram),
+    ("sums.cu", 2, _of_histogram),
+    *(("sums.cu", k, _of_information) for k in range(3, 9)),
+    ("matching.cu", 0, _of_matches),
+]
 
 
 @pytest.mark.parametrize(("file", "number", "run"), BARRIERS)
@@ -446,3 +458,39 @@ def test_every_barrier_is_in_the_list() -> None:
     """None of the other files of these ops has one."""
     for file in ("adam.cu", "mind.cu", "penalties.cu"):
         assert "__syncthreads" not in text_of(file)[len(text_of("common.cuh")) // 2 :]
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 14), (1, 13, 18)])
+def test_each_case_of_the_self_test(
+    monkeypatch: pytest.MonkeyPatch, kernels: ModuleType, shape: tuple[int, int, int]
+) -> None:
+    """As on a card, where the engine chooses the kernels itself; what is warped may end on the other side of a face."""
+    cpu, cases = torch.device("cpu"), list(op_cases(shape))
+    wanted = [value_and_gradients(case, cpu, torch.float64) for case in cases]
+    monkeypatch.setitem(dispatch.KERNELS, "cpu", lambda device: kernels)
+    results = [compared(case, cpu, w) for case, w in zip(cases, wanted, strict=True)]
+    assert [r for r in results if not r.passed] == []
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("bins", [4, 17, 32])
+def test_information(bins: int, normalised: bool) -> None:
+    histogram = 50 * noise(bins, bins).double().abs()
+    histogram[:, 1:3] = 0  # what the smoothing leaves empty in one image
+    histogram[-3:] = 0
+    count = float(histogram.sum().round())
+
+    def run() -> tuple[Tensor, ...]:
+        leaf = histogram.clone().requires_grad_()
+        value = sums.Information.apply(leaf, count, normalised)
+        return value.detach(), torch.autograd.grad(-3 * value, leaf)[0]
+
+    value, gradient = in_every_order(run)
+    leaf = histogram.clone().requires_grad_()
+    wanted = _Similarity.apply(leaf, count, normalised)
+    assert value.dtype == torch.float32
+    assert_close(value, wanted.detach(), 1e-6)
+    assert_close(gradient, torch.autograd.grad(-3 * wanted, leaf)[0], 1e-12)
+    histogram[2, 3] = math.nan
+    assert sums.Information.apply(histogram, count, normalised).isnan()
+    assert float(sums.Information.apply(torch.zeros(bins, bins).double(), 0.0, normalised)) == 0

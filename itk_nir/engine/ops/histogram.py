@@ -261,7 +261,8 @@ class MutualInformation:
         Tensor
             Scalar; 0 where either image is constant or nothing counts, not a number where a voxel that counts is none.
         """
-        value: Tensor = _Similarity.apply(self._joint(moving), self.count, self.normalised)
+        similarity = getattr(native_for(moving), "Information", _Similarity)
+        value: Tensor = similarity.apply(self._joint(moving), self.count, self.normalised)
         return value.to(moving.dtype)
 
 

@@ -16,7 +16,7 @@ from itk_nir.engine.ops.cuda.launching import module_on
 from itk_nir.engine.ops.cuda.matching import best_matches, match_costs
 from itk_nir.engine.ops.cuda.mind import MindDifference, MindDifferenceSpline, mind_descriptors
 from itk_nir.engine.ops.cuda.penalties import Diffusion, JacobianPenalty
-from itk_nir.engine.ops.cuda.sums import GlobalSums, JointHistogram
+from itk_nir.engine.ops.cuda.sums import GlobalSums, Information, JointHistogram
 
 __all__ = [
     "Banded",
@@ -24,6 +24,7 @@ __all__ = [
     "Diffusion",
     "Exponential",
     "GlobalSums",
+    "Information",
     "JacobianPenalty",
     "JointHistogram",
     "Lncc",

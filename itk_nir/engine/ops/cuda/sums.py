@@ -127,3 +127,25 @@ class JointHistogram(torch.autograd.Function):
             ctx.scale, slopes, gradient,
         )  # fmt: skip
         return None, gradient, None, None, None, None
+
+
+class Information(torch.autograd.Function):
+    """The (normalised) mutual information of a joint histogram, float32; its derivative is made along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, histogram: Tensor, count: float, normalised: bool) -> Tensor:
+        bins = histogram.shape[0]
+        scratch = histogram.new_empty(2 * bins * bins + 2 * bins)
+        p, slope, alone = scratch.split((bins * bins, bins * bins, 2 * bins))
+        value = torch.empty((), device=histogram.device)
+        ctx.slope = torch.empty_like(histogram)
+        launch(
+            FILE, "information", (1, 1, 1), (256, 1, 1), histogram.contiguous(), bins,
+            ctypes.c_longlong(max(1, round(count))), int(normalised), p, slope, alone, value, ctx.slope,
+            shared=WIDE_SUM_BYTES,
+        )  # fmt: skip
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return ctx.slope.mul_(grads[0]), None, None

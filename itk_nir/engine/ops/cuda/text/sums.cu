@@ -156,3 +156,81 @@ KERNEL(joint_histogram_adjoint, (const float *__restrict__ position, const float
   }
   gradient[i] = slope;
 }
+
+// The sum of a value of each of the 256 threads of a block, for all of them.
+__device__ __forceinline__ double sum_for_all(double value) {
+  SHARED(shared);
+  double *const sums = reinterpret_cast<double *>(shared);
+  __syncthreads();
+  sums[threadIdx.x] = value;
+  for (int half = 128; half; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+  }
+  __syncthreads();
+  return sums[0];
+}
+
+// So written that what is not a number is passed on.
+__device__ __forceinline__ double not_below(double x, double least) { return x < least ? least : x; }
+__device__ __forceinline__ double log_of(double p) { return log(not_below(p, 1e-12)); }
+
+// Smoothed by the cubic B-spline along the first axis and transposed, the outer bins repeated, times `scale`.
+__device__ __forceinline__ void smooth(const double *from, int bins, double scale, double *to) {
+  __syncthreads();
+#pragma unroll 1
+  for (int k = threadIdx.x; k < bins * bins; k += 256) {
+    const int i = k / bins, j = k % bins;
+    const double before = from[(i > 0 ? i - 1 : 0) * bins + j], after = from[min(i + 1, bins - 1) * bins + j];
+    to[j * bins + i] = (4 * from[k] + before + after) * scale;
+  }
+  __syncthreads();
+}
+
+// The (normalised) mutual information of a joint histogram of `voxels` voxels, and its derivative by the histogram; one
+// block. `p`, `slope`: as large as the histogram; `alone`: twice the bins.
+KERNEL(information, (const double *__restrict__ histogram, int bins, Index voxels, int normalised, double *p,
+                     double *slope, double *alone, float *__restrict__ value, double *__restrict__ derivative)) {
+  const int cells = bins * bins, t = threadIdx.x;
+  const double unit = 1 / (6 * static_cast<double>(voxels));
+  smooth(histogram, bins, unit, slope);
+  smooth(slope, bins, 1.0 / 6, p);
+  // The probabilities of either image, the fixed one first.
+#pragma unroll 1
+  for (int k = t; k < 2 * bins; k += 256) {
+    double sum = 0;
+#pragma unroll 1
+    for (int i = 0; i < bins; ++i) sum += k < bins ? p[k * bins + i] : p[i * bins + k - bins];
+    alone[k] = sum;
+  }
+  __syncthreads();
+  double sum = 0;
+#pragma unroll 1
+  for (int k = t; k < cells; k += 256) {
+    const double independent = alone[k / bins] * alone[bins + k % bins];
+    // A bin that is empty in either image favours nothing.
+    const double ratio = independent == 0 ? 0 : log_of(p[k] / not_below(independent, 1e-100));
+    slope[k] = ratio - 1;
+    sum += p[k] * ratio;
+  }
+  double information = sum_for_all(sum);
+  if (normalised) {
+#pragma unroll 1
+    for (int image = 0; image < 2; ++image) {
+      double part = 0;
+#pragma unroll 1
+      for (int k = t; k < bins; k += 256) part -= alone[image * bins + k] * log_of(alone[image * bins + k]);
+      const double entropy = not_below(sum_for_all(part), 1e-12), root = 1 / sqrt(entropy);
+      const double factor = information / (2 * entropy);
+#pragma unroll 1
+      for (int k = t; k < cells; k += 256) {
+        const double q = alone[image * bins + (image ? k % bins : k / bins)];
+        slope[k] = (slope[k] + (log_of(q) + 1) * factor) * root;
+      }
+      information *= root;
+    }
+  }
+  smooth(slope, bins, 1.0 / 6, p);
+  smooth(p, bins, unit, derivative);
+  if (t == 0) *value = static_cast<float>(information);
+}
