@@ -159,6 +159,7 @@ def serve() -> None:
         os.dup2(2, 1)
     except OSError:  # the caller has no standard error
         os.dup2(nowhere, 1)
+    sys.stdout = sys.stderr
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     at_work = threading.Event()
 
@@ -168,7 +169,7 @@ def serve() -> None:
                 waiting.put(_read(calls))
         waiting.put(None)
         if at_work.is_set():
-            _thread.interrupt_main()  # what is being written is taken away again, then it ends
+            _interrupt()  # what is being written is taken away again, then it ends
         time.sleep(GRACE)
         os._exit(1)
 
@@ -185,12 +186,21 @@ def serve() -> None:
     os._exit(0)  # nothing is left to be done, and the libraries would take their time
 
 
+def _interrupt() -> None:
+    """Raise KeyboardInterrupt in the main thread."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # a call that waits is woken too
+    else:
+        _thread.interrupt_main()
+
+
 def _answer(parts: Sequence[bytearray]) -> Answer:
     try:
         function, arguments = _unpacked(parts)
         return Answer(function(*arguments))
     except Exception as error:
-        return Answer(error=_portable(error), trace="" if isinstance(error, ItkNirError) else traceback.format_exc())
+        trace = "" if isinstance(error, ItkNirError) else traceback.format_exc()
+        return Answer(error=_portable(error), trace=trace)
 
 
 def _packed_answer(answer: Answer) -> list[Any]:
@@ -241,6 +251,8 @@ class _Worker:
     def answer(self, parts: Sequence[Any]) -> Answer:
         """What comes of a call; a process that dies of it is replaced at the next one."""
         try:
+            if self.process is not None and self.process.poll() is not None:
+                self._died(EOFError())  # while it had nothing to do: no fault of this call
             if self.process is None:
                 self._start()
             return self._call(parts)
@@ -285,6 +297,7 @@ class _Worker:
         process, self.process = self.process, None
         if process is None:
             return WorkerDied(f"a worker process cannot be started ({one_line(error)}); use in_flight=1")
+        _close(process.stdout)
         told = "" if isinstance(error, (EOFError, BrokenPipeError)) else f" ({one_line(error)})"
         status = self._end(process, 1.0)
         before = told if self.proved else f" before it was ready{told}"
@@ -302,16 +315,18 @@ class _Worker:
 
     def _end(self, process: subprocess.Popen[bytes], grace: float) -> int:
         if self.lock.acquire(timeout=1.0):  # else it does not read, and is killed
-            try:
-                assert process.stdin is not None
-                process.stdin.close()
-            finally:
-                self.lock.release()
+            _close(process.stdin)
+            self.lock.release()
         try:
             return process.wait(grace)
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
+
+
+def _close(pipe: Any) -> None:
+    with suppress(OSError):
+        pipe.close()
 
 
 class Workers:
@@ -342,6 +357,9 @@ class Workers:
             answer = worker.answer(parts)
             del call, parts  # the images of the pair
             self._answers.put((key, answer))
+            del answer
+        if worker.process is not None:
+            _close(worker.process.stdout)
 
     def submit(self, key: Any, function: Callable[..., Any], *arguments: Any) -> None:
         """Have a function called.
@@ -405,5 +423,5 @@ class Workers:
         ]
         for thread in endings:
             thread.start()
-        for thread in endings:
+        for thread in (*endings, *self._threads):
             thread.join()
