@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from itk_nir import __version__
-from itk_nir.cli import ants, apply, check, convert, demo, presets, register, selftest
+from itk_nir.cli import ants, apply, batch, check, convert, demo, presets, register, selftest
 from itk_nir.cli.arguments import add_debug
 from itk_nir.cli.console import STATUSES, exit_status, say, standard_streams
 from itk_nir.cli.signals import Ended, handled
@@ -49,6 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     add_debug(parser)
     parser.set_defaults(debug=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (register, check, apply, convert, ants, demo, presets, selftest):
+    for command in (register, batch, check, apply, convert, ants, demo, presets, selftest):
         add_debug(command.add_parser(commands))
     return parser
