@@ -64,33 +64,24 @@ def expected_memory(fixed: Geometry, moving: Geometry, settings: Settings, chann
     return round(60e6 + images + 142 * min(finest, _WHOLE) + 57 * max(0.0, finest - _WHOLE))
 
 
-<<<<<<< HEAD
 def expected_card_memory(
     fixed: Geometry, moving: Geometry, settings: Settings, device: torch.device, channels: int = 1
 ) -> int | None:
     """Memory of a card that a registration needs there.
-=======
-def expected_card_memory(fixed: Geometry, moving: Geometry, channels: int = 1) -> int:
-    """Memory that a registration needs on a card (GPU) in a process of its own.
->>>>>>> many
 
     Parameters
     ----------
     fixed, moving : Geometry
         The grids of the images.
-<<<<<<< HEAD
     settings : Settings
         What it is told.
     device : torch.device
         The card.
-=======
->>>>>>> many
     channels : int
         Of the images.
 
     Returns
     -------
-<<<<<<< HEAD
     int or None
         Bytes; None for an engine that was not measured (preset ``"paper"``).
     """
@@ -99,7 +90,20 @@ def expected_card_memory(fixed: Geometry, moving: Geometry, channels: int = 1) -
     finest = math.prod(_size_at(fixed, settings.deformable.shrink_factors[-1]))
     each = _WITH_KERNELS if native_on(device) is not None else _WITH_TORCH
     return round(200e6 + 48 * channels * (math.prod(fixed.size) + math.prod(moving.size)) + each * finest)
-=======
+
+
+def expected_worker_memory(fixed: Geometry, moving: Geometry, channels: int = 1) -> int:
+    """Memory that a registration needs on a card (GPU) in a process of its own.
+
+    Parameters
+    ----------
+    fixed, moving : Geometry
+        The grids of the images.
+    channels : int
+        Of the images.
+
+    Returns
+    -------
     int
         Bytes: 0.5 GB for the context, and 130 for each voxel of the larger image (0.9 GB were measured for
         160x192x224), 8 more for each further channel.
@@ -108,12 +112,11 @@ def expected_card_memory(fixed: Geometry, moving: Geometry, channels: int = 1) -
     --------
     >>> from itk_nir import Geometry
     >>> grid = Geometry.make((160, 192, 224))
-    >>> round(expected_card_memory(grid, grid) / 1e9, 1)
+    >>> round(expected_worker_memory(grid, grid) / 1e9, 1)
     1.4
     """
     voxels = max(math.prod(fixed.size), math.prod(moving.size))
     return round(0.5e9 + (130 + 8 * (channels - 1)) * voxels)
->>>>>>> many
 
 
 def expected_seconds(fixed: Geometry, moving: Geometry, settings: Settings, threads: int) -> float | None:

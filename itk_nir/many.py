@@ -18,7 +18,7 @@ from itk_nir.checkpoint import checked_seconds
 from itk_nir.engine import ops
 from itk_nir.engine.execution import device_named, thread_count
 from itk_nir.errors import InputError, ItkNirError, OptionError
-from itk_nir.expectation import expected_card_memory, expected_memory, free_memory
+from itk_nir.expectation import expected_memory, expected_worker_memory, free_memory
 from itk_nir.images import load_channels
 from itk_nir.options import nearest_name, shown, whole_number
 from itk_nir.places import named_files
@@ -285,7 +285,7 @@ def _room(arguments: Mapping[str, Any] | None, device: torch.device, settings: S
     needed = expected_memory(*grids, settings, len(fixed))
     room = math.inf if needed is None or free is None else _SHARE * free / needed
     if device.type == "cuda":
-        room = min(room, _SHARE * torch.cuda.mem_get_info(device)[0] / expected_card_memory(*grids, len(fixed)))
+        room = min(room, _SHARE * torch.cuda.mem_get_info(device)[0] / expected_worker_memory(*grids, len(fixed)))
     return room
 
 
