@@ -104,14 +104,16 @@ def main() -> int:
     print(f"{options.device}, {'x'.join(map(str, size))}, preset {options.preset}, linear {options.linear}, "
           f"{options.pairs} pairs, medians of {options.turns} turn(s)\n")  # fmt: skip
     columns = ("pairs_a_minute", "seconds_of_a_pair", "seconds_until_ready", "processor_seconds_a_pair")
-    print("| in flight | pairs a minute | seconds of a pair | seconds until ready | processor seconds a pair | failed |")
+    print(
+        "| in flight | pairs a minute | seconds of a pair | seconds until ready | processor seconds a pair | failed |"
+    )
     print("|---|---:|---:|---:|---:|---:|")
-    for way, found in runs.items():
-        values = [f"{statistics.median(run[name] or 0.0 for run in found):.2f}" for name in columns]
-        print(f"| {'x'.join(map(str, way))} | {' | '.join(values)} | {sum(len(run['failed']) for run in found)} |")
+    for way, taken in runs.items():
+        values = [f"{statistics.median(run[name] or 0.0 for run in taken):.2f}" for name in columns]
+        print(f"| {'x'.join(map(str, way))} | {' | '.join(values)} | {sum(len(run['failed']) for run in taken)} |")
     if options.json:
         options.json.write_text(json.dumps({"options": how, "size": size, "runs": [*runs.values()]}, indent=1))
-    return 1 if any(run["failed"] for found in runs.values() for run in found) else 0
+    return 1 if any(run["failed"] for taken in runs.values() for run in taken) else 0
 
 
 if __name__ == "__main__":

@@ -270,6 +270,8 @@ class _Worker:
                 bufsize=0,
                 start_new_session=True,  # Ctrl-C is for the caller, who ends the workers
             )
+            for pipe in self._pipes():
+                _widen(pipe)
             path = [entry or os.getcwd() for entry in sys.path]
             self._pipes()[0].write(json.dumps(path).encode("ascii") + b"\n")
         if (error := self._call(packed((prepare, (self.modules,)), "the first call")).error) is not None:
@@ -322,6 +324,14 @@ class _Worker:
         except subprocess.TimeoutExpired:
             process.kill()
             return process.wait()
+
+
+def _widen(pipe: Any) -> None:
+    """Have a pipe take more at once (Linux), so that the two ends wait less often for each other."""
+    with suppress(ImportError, AttributeError, OSError):  # another system; a user's limit on the memory of pipes
+        import fcntl
+
+        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, 1 << 20)
 
 
 def _close(pipe: Any) -> None:
