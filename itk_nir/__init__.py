@@ -21,6 +21,7 @@ _MODULES = {
     "ItkNirError": "itk_nir.errors",
     "NeuralField": "itk_nir.neural_field",
     "OptionError": "itk_nir.errors",
+    "PairResult": "itk_nir.many",
     "Progress": "itk_nir.engine.progress",
     "RegistrationCancelled": "itk_nir.errors",
     "RegistrationResult": "itk_nir.result",
@@ -34,6 +35,7 @@ _MODULES = {
     "load_transform": "itk_nir.loading",
     "make_settings": "itk_nir.settings",
     "register": "itk_nir.registration",
+    "register_many": "itk_nir.many",
     "repeat": "itk_nir.repeating",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "ItkNirError",
     "NeuralField",
     "OptionError",
+    "PairResult",
     "Progress",
     "RegistrationCancelled",
     "RegistrationResult",
@@ -59,6 +62,7 @@ __all__ = [
     "load_transform",
     "make_settings",
     "register",
+    "register_many",
     "repeat",
 ]
 

@@ -12,6 +12,8 @@ from itk_nir.errors import VerdictWarning as VerdictWarning
 from itk_nir.findings import Finding as Finding
 from itk_nir.geometry import Geometry as Geometry
 from itk_nir.loading import load_transform as load_transform
+from itk_nir.many import PairResult as PairResult
+from itk_nir.many import register_many as register_many
 from itk_nir.neural_field import NeuralField as NeuralField
 from itk_nir.neural_field import load_field as load_field
 from itk_nir.registration import register as register
@@ -30,6 +32,7 @@ __all__ = [
     "ItkNirError",
     "NeuralField",
     "OptionError",
+    "PairResult",
     "Progress",
     "RegistrationCancelled",
     "RegistrationResult",
@@ -43,6 +46,7 @@ __all__ = [
     "load_transform",
     "make_settings",
     "register",
+    "register_many",
     "repeat",
 ]
 

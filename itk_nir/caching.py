@@ -1,9 +1,10 @@
-"""`cached_property` without a lock."""
+"""`cached_property` without a lock, and keys of caches that stand for one object."""
 
 from __future__ import annotations
 
 import functools
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or sys.version_info >= (3, 12):
@@ -26,4 +27,24 @@ else:
             return value
 
 
-__all__ = ["cached_property"]
+
+@dataclass(frozen=True)
+class ById:
+    """A cache key that stands for one object, whatever it holds, and keeps it alive.
+
+    Parameters
+    ----------
+    value : object
+        The object.
+    """
+
+    value: Any
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ById) and other.value is self.value
+
+
+__all__ = ["ById", "cached_property"]

@@ -12,7 +12,14 @@ import numpy as np
 
 from itk_nir.checks import SAMPLES, samples_inside
 from itk_nir.errors import InputError, OptionError, one_line
-from itk_nir.expectation import expected_memory, expected_seconds, free_memory, what_would_fit
+from itk_nir.expectation import (
+    expected_card_memory,
+    expected_memory,
+    expected_seconds,
+    free_card_memory,
+    free_memory,
+    what_would_fit,
+)
 from itk_nir.findings import SEVERITIES, Finding, error, note, warning
 from itk_nir.images import Volume, load_channels, load_image
 from itk_nir.loading import load_transform
@@ -181,17 +188,23 @@ def _handedness(fixed: Volume, moving: Volume) -> list[Finding]:
 def _cost(problem: Problem) -> list[Finding]:
     """The memory and the time that a registration should take; a warning where there is too little memory."""
     grids = problem.fixed.geometry, problem.moving.geometry
-    found, free = [], free_memory()
-    wanted = expected_memory(*grids, problem.settings, 1 + len(problem.more))
+    channels, where = 1 + len(problem.more), problem.device
+    on_card = where.type == "cuda"
+    found, free = [], free_card_memory(where) if on_card else free_memory()
+    if on_card:
+        wanted = expected_card_memory(*grids, problem.settings, where, channels)
+    else:
+        wanted = expected_memory(*grids, problem.settings, channels)
     if wanted is not None:
-        told = f"about {wanted / 2**20:.0f} MB of memory"
+        told = f"about {wanted / 2**20:.0f} MB of {'the card' if on_card else 'memory'}"
         if free is not None and wanted > free:
             text = f"the registration needs {told}, and {free / 2**20:.0f} MB are free"
-            found.append(warning(text, what_would_fit(*grids, problem.settings), needed=wanted, free=free))
+            remedy = what_would_fit(*grids, problem.settings, where, channels)
+            found.append(warning(text, remedy, needed=wanted, free=free))
         else:
             left = "" if free is None else f" of {free / 2**20:.0f} MB that are free"
             found.append(note(f"the registration should need {told}{left}", needed=wanted, free=free))
-    seconds = expected_seconds(*grids, problem.settings, problem.threads)
+    seconds = None if on_card else expected_seconds(*grids, problem.settings, problem.threads)
     if seconds is not None:
         text = f"the registration should take about {seconds:.0f} s on {problem.threads} thread(s)"
         found.append(note(text, seconds=seconds, threads=problem.threads))

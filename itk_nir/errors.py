@@ -61,6 +61,10 @@ class OutOfMemory(ItkNirError, MemoryError):
     """A registration needs more memory than there is; nothing of it is left in the process."""
 
 
+class WorkerDied(ItkNirError):
+    """A worker process of `itk_nir.register_many` ended before it had an answer."""
+
+
 class RegistrationCancelled(ItkNirError):
     """The registration was stopped before there was anything to return.
 

@@ -5,7 +5,12 @@ With ``F`` and ``M`` voxels of the fixed and the moving image, and ``f`` voxels 
     bytes   = 60 MB + 24 F + 24 M + 142 min(f, 2e6) + 57 max(0, f - 2e6)      (each further channel: 24 F + 24 M more)
     seconds = 4 + 1.65e-7 / threads * (sum over the levels of iterations * voxels) + 5.5e-7 F
 
-The numbers are fitted to the measured peaks of 64^3 to 512^3 and of 512^2 and 1500^2 voxels, presets ``"fast"`` and
+On a card, with ``c`` channels,
+
+    bytes   = 200 MB + 48 c (F + M) + k f,      k = 110 with the compiled kernels, 1200 with torch's own ops
+
+The 1200 are counted on a pretend device (docs/gpu.md), the 110 are what the kernels hold by design. Those for the
+CPU are fitted to the measured peaks of 64^3 to 512^3 and of 512^2 and 1500^2 voxels, presets ``"fast"`` and
 ``"default"``, which they meet to about 15 %; the seconds to a factor of two on the machine of docs/benchmarks.
 """
 
@@ -14,9 +19,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
+
 from itk_nir.engine.images import shrink
+from itk_nir.engine.ops.dispatch import native_on
 from itk_nir.geometry import Geometry
 from itk_nir.settings import Settings
+
+#: Bytes of a card for each voxel of the finest level, with the compiled kernels and with torch's own ops.
+_WITH_KERNELS, _WITH_TORCH = 110, 1200
 
 #: Voxels of the finest level beyond which an iteration works in parts.
 _WHOLE = 2e6
@@ -51,6 +62,61 @@ def expected_memory(fixed: Geometry, moving: Geometry, settings: Settings, chann
     finest = math.prod(_size_at(fixed, settings.deformable.shrink_factors[-1]))
     images = 24 * channels * (math.prod(fixed.size) + math.prod(moving.size))
     return round(60e6 + images + 142 * min(finest, _WHOLE) + 57 * max(0.0, finest - _WHOLE))
+
+
+def expected_card_memory(
+    fixed: Geometry, moving: Geometry, settings: Settings, device: torch.device, channels: int = 1
+) -> int | None:
+    """Memory of a card that a registration needs there.
+
+    Parameters
+    ----------
+    fixed, moving : Geometry
+        The grids of the images.
+    settings : Settings
+        What it is told.
+    device : torch.device
+        The card.
+    channels : int
+        Of the images.
+
+    Returns
+    -------
+    int or None
+        Bytes; None for an engine that was not measured (preset ``"paper"``).
+    """
+    if settings.deformable.kind != "deformable":
+        return None
+    finest = math.prod(_size_at(fixed, settings.deformable.shrink_factors[-1]))
+    each = _WITH_KERNELS if native_on(device) is not None else _WITH_TORCH
+    return round(200e6 + 48 * channels * (math.prod(fixed.size) + math.prod(moving.size)) + each * finest)
+
+
+def expected_worker_memory(fixed: Geometry, moving: Geometry, channels: int = 1) -> int:
+    """Memory that a registration needs on a card (GPU) in a process of its own.
+
+    Parameters
+    ----------
+    fixed, moving : Geometry
+        The grids of the images.
+    channels : int
+        Of the images.
+
+    Returns
+    -------
+    int
+        Bytes: 0.5 GB for the context, and 130 for each voxel of the larger image (0.9 GB were measured for
+        160x192x224), 8 more for each further channel.
+
+    Examples
+    --------
+    >>> from itk_nir import Geometry
+    >>> grid = Geometry.make((160, 192, 224))
+    >>> round(expected_worker_memory(grid, grid) / 1e9, 1)
+    1.4
+    """
+    voxels = max(math.prod(fixed.size), math.prod(moving.size))
+    return round(0.5e9 + (130 + 8 * (channels - 1)) * voxels)
 
 
 def expected_seconds(fixed: Geometry, moving: Geometry, settings: Settings, threads: int) -> float | None:
@@ -115,7 +181,26 @@ def free_memory() -> int | None:
     return min(found)
 
 
-def what_would_fit(fixed: Geometry, moving: Geometry, settings: Settings) -> str:
+def free_card_memory(device: torch.device) -> int:
+    """Memory of a card that this process may still take.
+
+    Parameters
+    ----------
+    device : torch.device
+        The card.
+
+    Returns
+    -------
+    int
+        Bytes: what is free on it, and what torch has but does not use.
+    """
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def what_would_fit(
+    fixed: Geometry, moving: Geometry, settings: Settings, device: torch.device | None = None, channels: int = 1
+) -> str:
     """A sentence on the memory that a registration needs, and what needs less.
 
     Parameters
@@ -124,26 +209,39 @@ def what_would_fit(fixed: Geometry, moving: Geometry, settings: Settings) -> str
         The grids of the images.
     settings : Settings
         What it was told.
+    device : torch.device, optional
+        Where it runs; the CPU when left out.
+    channels : int
+        Of the images.
 
     Returns
     -------
     str
         One line.
     """
-    needed, free = expected_memory(fixed, moving, settings), free_memory()
+    card = None if device is None or device.type != "cuda" else device
+
+    def needs(told: Settings) -> int | None:
+        if card is not None:
+            return expected_card_memory(fixed, moving, told, card, channels)
+        return expected_memory(fixed, moving, told, channels)
+
+    needed, free = needs(settings), free_memory() if card is None else free_card_memory(card)
+    instead = "" if card is None else "; or use device='cpu'"
     if needed is None:
-        return "use smaller images"
-    left = "" if free is None else f", {free / 1e9:.2g} GB are free"
-    text = f"this registration needs about {needed / 1e9:.2g} GB{left}"
+        return f"use smaller images{instead}"
+    left = "" if free is None else f", {free / 1e9:.2g} GB are free{'' if card is None else ' there'}"
+    text = f"this registration needs about {needed / 1e9:.2g} GB{'' if card is None else ' of the card'}{left}"
     from itk_nir.settings import make_settings
 
     factors = settings.deformable.shrink_factors
     for times in (2, 4):
         coarser = tuple(times * k for k in factors)
         spacing = settings.deformable.coarsest_grid_spacing * times
-        less = expected_memory(
-            fixed, moving, make_settings(settings, shrink_factors=coarser, coarsest_grid_spacing=spacing)
-        )  # fmt: skip
+        less = needs(make_settings(settings, shrink_factors=coarser, coarsest_grid_spacing=spacing))
         if less is not None and (free is None or less < free or times == 4):
-            return f"{text}; images shrunk by {times}, or shrink_factors={coarser}, need about {less / 1e9:.2g} GB"
-    return text
+            return (
+                f"{text}; images shrunk by {times}, or shrink_factors={coarser}, need about {less / 1e9:.2g} GB"
+                f"{instead}"
+            )
+    return f"{text}{instead}"

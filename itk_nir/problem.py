@@ -166,7 +166,7 @@ class Problem:
         seed : int
             Of every random draw.
         device : str
-            ``"auto"``, ``"cpu"`` or ``"cuda"``.
+            ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         threads : int, optional
             CPU threads; all that the process may use by default.
 
@@ -182,11 +182,8 @@ class Problem:
             An argument that it cannot be.
         """
         clock = time.perf_counter()
-        seed = _checked_stages(linear, deformable, seed)
         where, count = device_named(device), thread_count(threads)
-        if not isinstance(resample_shear, (bool, np.bool_)):
-            raise OptionError(f"resample_shear is True or False, got {resample_shear!r}")
-        nan, shear = checked_nan(nan), bool(resample_shear)
+        seed, nan, shear = checked_words(linear, deformable, seed, nan, resample_shear)
         channels = [
             load_channels(image, role, nan=nan, resample_shear=shear)
             for image, role in ((fixed, "fixed image"), (moving, "moving image"))
@@ -436,8 +433,20 @@ def _check_regions(role: str, settings: Settings, deformable: bool, start: Compo
         raise InputError(f"initial transform: is not linear, so {name} cannot be kept behind it; give a linear one")
 
 
-def _checked_stages(linear: str, deformable: bool, seed: int) -> int:
-    """The seed as a plain whole number.
+def checked_words(
+    linear: str = "affine", deformable: bool = True, seed: int = 0, nan: str = "error", resample_shear: bool = False
+) -> tuple[int, str, bool]:
+    """Check the arguments of `itk_nir.register` that are words or numbers and mean the same for every pair.
+
+    Parameters
+    ----------
+    linear, deformable, seed, nan, resample_shear
+        As of `Problem.prepare`.
+
+    Returns
+    -------
+    tuple of (int, str, bool)
+        `seed`, `nan` and `resample_shear` as plain values.
 
     Raises
     ------
@@ -453,4 +462,6 @@ def _checked_stages(linear: str, deformable: bool, seed: int) -> int:
     number = whole_number(seed)
     if number is None or number < 0:
         raise OptionError(f"seed is a whole number that is not negative, got {shown(seed)}")
-    return number
+    if not isinstance(resample_shear, (bool, np.bool_)):
+        raise OptionError(f"resample_shear is True or False, got {resample_shear!r}")
+    return number, checked_nan(nan), bool(resample_shear)

@@ -56,7 +56,7 @@ def register(
     resample_shear: bool = False,
     strict_input: bool = False,
     seed: int = 0,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: str = "auto",
     threads: int | None = None,
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -114,7 +114,8 @@ def register(
     seed : int
         Every random draw comes from it.
     device : str
-        ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
+        ``"auto"`` (CUDA where the card has passed ``itk-nir selftest``, else the CPU), ``"cpu"``, ``"cuda"`` or
+        ``"cuda:N"``.
     threads : int, optional
         CPU threads; all that the process may use by default. Results do not depend on it.
     callback : callable, optional

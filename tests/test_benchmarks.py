@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("no benchmarks: they are not part of a source distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
-score, pairs, peers, measure, page, compare, study, growth, trust, step_cost = (
+score, pairs, peers, measure, page, compare, study, growth, trust, step_cost, many = (
     importlib.import_module(name)
     for name in (
         "score",
@@ -34,6 +34,7 @@ score, pairs, peers, measure, page, compare, study, growth, trust, step_cost = (
         "growth",
         "trust",
         "step_cost",
+        "many",
     )
 )
 
@@ -480,3 +481,16 @@ def test_a_step_of_every_metric_can_be_measured() -> None:
     found = step_cost.steps((10, 12, 11), 1, 1)
     assert set(found) == set(step_cost.METRICS)
     assert min(found.values()) > 0
+
+
+def test_pairs_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A row for each way; the first pair of each, while all is made ready, is not counted."""
+    words = ["--size", "40,48", "--preset", "fast", "--linear", "none", "--pairs", "1", "--in-flight", "1x1"]
+    monkeypatch.setattr(sys, "argv", ["many.py", *words, "--json", str(tmp_path / "many.json")])
+    assert many.main() == 0
+    row = capsys.readouterr().out.splitlines()[-1].split("|")
+    [[run]] = json.loads((tmp_path / "many.json").read_text())["runs"]
+    assert row[1].strip() == "1x1"
+    assert float(row[2]) == pytest.approx(run["pairs_a_minute"], abs=0.01)
+    assert 0 < run["seconds_of_a_pair"] <= 60 / run["pairs_a_minute"] + 1e-3
+    assert run["failed"] == []

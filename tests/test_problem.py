@@ -142,8 +142,8 @@ def test_numbers_of_numpy_are_taken() -> None:
         ),
         ({"linear": True}, "linear is one of"),
         ({"linear": ["rigid"]}, "linear is one of"),
-        ({"device": "gpu"}, "device is 'auto', 'cpu' or 'cuda'"),
-        ({"device": None}, "device is 'auto', 'cpu' or 'cuda'"),
+        ({"device": "gpu"}, "device is 'auto', 'cpu', 'cuda' or 'cuda:N'"),
+        ({"device": None}, "device is 'auto', 'cpu', 'cuda' or 'cuda:N'"),
     ],
 )
 def test_arguments_that_cannot_be(options: dict[str, Any], message: str) -> None:

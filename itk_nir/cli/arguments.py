@@ -75,8 +75,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", choices=PRESETS, default="default", help="how much work (default: default)")
     parser.add_argument("--seed", type=int, default=0, help="of every random draw (default: 0)")
     parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"
-    )
+        "--device", type=device, default="auto", metavar="NAME",
+        help="where to compute: auto (a GPU that has passed `itk-nir selftest`, else the CPU), cpu, cuda or cuda:N "
+        "(default: auto)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
 
 
@@ -173,6 +175,16 @@ def positive(text: str) -> int:
 def sizes(text: str) -> tuple[int, ...]:
     """Read ``X,Y[,Z]``, for argparse."""
     return tuple(positive(part) for part in text.split(","))
+
+
+def device(text: str) -> str:
+    """Check the form of the name of a device, for argparse; whether there is one is asked when it is needed."""
+    from itk_nir.devices import checked_device
+
+    try:
+        return checked_device(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def settings_of(preset: str, given: Mapping[str, Any]) -> Settings:

@@ -24,6 +24,7 @@ from itk_nir.places import check_working_folder
 
 if TYPE_CHECKING:
     from itk_nir.engine.progress import Progress
+    from itk_nir.report import Report
     from itk_nir.result import RegistrationResult
 
 SUCCESS = 0
@@ -285,7 +286,11 @@ def summary(result: RegistrationResult) -> str:
 
     A linear result has no deformation to speak of; a run that was cut short has no similarity.
     """
-    report = result.report
+    return report_line(result.report)
+
+
+def report_line(report: Report) -> str:
+    """The line of `summary`, from the report alone."""
     start, similarity = report.similarity_start, report.similarity
     parts: list[str] = []
     if similarity is not None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from itk_nir import __version__
-from itk_nir.cli import apply, check, convert, demo, install_programs, presets, register
+from itk_nir.cli import apply, batch, check, convert, demo, install_programs, presets, register, selftest
 from itk_nir.cli.arguments import add_debug
 from itk_nir.cli.console import STATUSES, exit_status, say, standard_streams
 from itk_nir.cli.programs import run_program, table
@@ -57,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     add_debug(parser)
     parser.set_defaults(debug=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (register, check, apply, convert, demo, presets, install_programs):
+    for command in (register, batch, check, apply, convert, demo, presets, selftest, install_programs):
         add_debug(command.add_parser(commands))
     return parser

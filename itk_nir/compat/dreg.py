@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from itk_nir.compat.options import Device, LinearStage
+from itk_nir.devices import checked_device
 from itk_nir.errors import InputError, OptionError, one_line, warn_renamed
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, refuse_slices
@@ -112,7 +113,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         blocks hold too little to do it better.
     seed : int
         At least 0; every random draw comes from it.
-    device : {"auto", "cpu", "cuda"}
+    device : str
         As for `itk_nir.register`.
     threads : int, optional
         CPU threads for one pair of blocks; all by default.
@@ -148,8 +149,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
         # itk-dreg turns an exception in a block into a failed block, so what is wrong with every block is said here.
         if linear not in ("none", "rigid", "affine"):
             raise OptionError(f"linear is 'none', 'rigid' or 'affine', got {linear!r}")
-        if device not in ("auto", "cpu", "cuda"):
-            raise OptionError(f"device is 'auto', 'cpu' or 'cuda', got {device!r}")
+        checked_device(device)
         for name, value, least in (("seed", seed, 0), ("threads", 1 if threads is None else threads, 1)):
             number = whole_number(value)
             if number is None or number < least:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: The words of two arguments of `register`.
 LinearStage = Literal["affine", "similarity", "rigid", "translation", "none"]
-Device = Literal["auto", "cpu", "cuda"]
+Device = str
 
 #: The entry of `itk_nir.engine.metrics.METRICS` that honours every mutual information, whoever's. The normalised one
 #: is largest about where the plain one is, and its values, 0 to 1, go with the weights of the penalties.

@@ -181,6 +181,8 @@ class Descent:
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.losses: list[float] = []
         self.similarities: list[float] = []
+        #: Iteration, learning rate, and similarity and loss on the device, of what nobody was told yet.
+        self.measured: list[tuple[int, float, Tensor]] = []
         #: Whether the level was worth nothing and the field is what it was before.
         self.returned = False
 
@@ -259,8 +261,8 @@ class Descent:
     def _left(self) -> float:
         """The loss, in which what is unlike counts twice: what slides along a wall has to pay for it."""
         with torch.no_grad():
-            similarity, loss = self.level.loss(self.model, 0)
-            return float(loss) + 1 - float(similarity)
+            similarity, loss = _read(*self.level.loss(self.model, 0))
+            return loss + 1 - similarity
 
     def _motion(self, share: float = 0.95) -> float:
         """A percentile of the displacements of the nodes, in voxels of the level."""
@@ -287,13 +289,13 @@ class Descent:
         ended = self._done_before()
         if ended is not None:
             return ended
-        similarity, evaluation = 0.0, 0
+        similarity, evaluation, device = 0.0, 0, velocity.control_points.device
         begin = self._network_taken_up()
         if begin is not None:
             evaluation = begin.evaluations
 
         def put(x: Tensor) -> None:
-            vector_to_parameters(x.float(), parameters)
+            vector_to_parameters(x.float().to(device), parameters)
 
         def loss_and_gradient(x: Tensor) -> tuple[float, Tensor]:
             nonlocal similarity
@@ -302,10 +304,8 @@ class Descent:
                 p.grad = None
             value, loss = self.level.loss(self.model, 0)
             loss.backward()
-            similarity = float(value.detach())
-            return float(loss.detach()), torch.cat(
-                [p.grad.reshape(-1) for p in parameters if p.grad is not None]
-            ).double()
+            (similarity, now), gradients = _read(value, loss), [p.grad for p in parameters if p.grad is not None]
+            return now, torch.cat([g.reshape(-1) for g in gradients]).double().cpu()
 
         def reach(a: Tensor, b: Tensor) -> float:
             ends = []
@@ -329,7 +329,7 @@ class Descent:
         unit = self.unit * self.settings.learning_rates[self.level.number]
         threshold = self.settings.convergence_threshold / self.settings.convergence_window  # of a single step
         found = minimise(
-            loss_and_gradient, parameters_to_vector(parameters).detach().double(), reach,
+            loss_and_gradient, parameters_to_vector(parameters).detach().double().cpu(), reach,
             radius=self.settings.network_radius * unit, most_radius=8 * self.settings.network_radius * unit,
             evaluations=self.warmup, tolerance=max(NETWORK_TOLERANCE, threshold), goes_on=goes_on,
             begin=begin, tell=tell,
@@ -352,8 +352,7 @@ class Descent:
         entry = self.journal.recalled(RUNNING)
         if entry is None:
             return None
-        device = self.model.velocity.control_points.device
-        arrays = {name: a.to(device) for name, a in entry.arrays.items()}
+        arrays = entry.arrays
         pairs = tuple((arrays[f"change.{k}"], arrays[f"turn.{k}"]) for k in range(entry.values["pairs"]))
         self.told.trace.extend(rows_as_trace(entry.values["trace"]))
         del self.journal.entries[RUNNING]
@@ -375,8 +374,9 @@ class Descent:
             if iteration > begin and self.journal.due():
                 self.journal.keep(RUNNING, partial(self._under_way, optimiser, start, iteration))
             rate = self._learning_rate(iteration)
-            now = self._measure(iteration, iteration - first, rate)
-            if not self.told.goes_on(now):
+            self._measure(iteration, iteration - first, rate)
+            # A GPU is waited for where somebody has to know.
+            if (iteration == self.iterations - 1 or self._asked) and not self._tell():
                 if self.best is not None:
                     self.model.velocity.load_state_dict(self.best[1])
                 return CANCELLED
@@ -459,19 +459,37 @@ class Descent:
         share = iteration / max(1, self.iterations - 1)
         return self.settings.learning_rates[self.level.number] * (1 - (1 - self.settings.learning_rate_end) * share)
 
-    def _measure(self, iteration: int, done: int, rate: float) -> Iteration:
-        """Loss and gradients, after `done` iterations of the control points."""
+    @property
+    def _asked(self) -> bool:
+        """Whether the numbers of an iteration are needed before the next one."""
+        return self.keep_best or self.settings.convergence_threshold > 0 or self.journal.write is not None
+
+    def _measure(self, iteration: int, done: int, rate: float) -> None:
+        """Loss and gradients, after `done` iterations of the control points; the numbers stay on the device."""
         self.model.velocity.control_points.requires_grad_(True)
         similarity, loss = self.level.loss(self.model, done)
         loss.backward()
         # With its locals the graph goes, and all that it holds, before the next one is made.
-        iteration += self.before
-        now = Iteration(self.level.number, iteration, float(similarity.detach()), float(loss.detach()), rate)
-        self.losses.append(now.loss)
-        self.similarities.append(now.metric)
-        if self.keep_best and (self.best is None or now.loss < self.best[0]):
-            self.best = now.loss, {k: p.detach().clone() for k, p in self.model.velocity.state_dict().items()}
-        return now
+        self.measured.append((iteration + self.before, rate, torch.stack([similarity.detach(), loss.detach()])))
+
+    def _tell(self) -> bool:
+        """Read what was measured, and tell of it; whether there shall be another iteration."""
+        measured, self.measured = self.measured, []
+        numbers = torch.stack([values for *_, values in measured]).cpu().tolist()
+        goes_on = True
+        for (iteration, rate, _), (similarity, loss) in zip(measured, numbers, strict=True):
+            self.losses.append(loss)
+            self.similarities.append(similarity)
+            if self.keep_best and (self.best is None or loss < self.best[0]):
+                self.best = loss, {k: p.detach().clone() for k, p in self.model.velocity.state_dict().items()}
+            goes_on = self.told.goes_on(Iteration(self.level.number, iteration, similarity, loss, rate))
+        return goes_on
+
+
+def _read(similarity: Tensor, loss: Tensor) -> tuple[float, float]:
+    """Both numbers, for which a GPU is waited for once."""
+    a, b = torch.stack([similarity.detach(), loss.detach()]).cpu().tolist()
+    return a, b
 
 
 def _converged(losses: list[float], settings: Settings) -> bool:

@@ -6,18 +6,21 @@ import sys
 
 import torch
 
+from itk_nir.devices import checked_device
+from itk_nir.engine import cards
 from itk_nir.errors import OptionError
 from itk_nir.options import shown
 from itk_nir.options import thread_count as thread_count
 
 
 def device_named(name: str) -> torch.device:
-    """The device of a user's word: ``"auto"`` (CUDA where there is one), ``"cpu"`` or ``"cuda"``.
+    """The device of a user's word.
 
     Parameters
     ----------
     name : str
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        ``"auto"`` (CUDA where the card has passed ``itk-nir selftest``, else the CPU), ``"cpu"``, ``"cuda"`` or
+        ``"cuda:N"``.
 
     Returns
     -------
@@ -26,15 +29,29 @@ def device_named(name: str) -> torch.device:
     Raises
     ------
     OptionError
-        Another word, or CUDA where torch finds none.
+        Another word, or a card that torch does not find.
     """
-    if not isinstance(name, str) or name not in ("auto", "cpu", "cuda"):
-        raise OptionError(f"device is 'auto', 'cpu' or 'cuda', got {shown(name)}")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise OptionError("device 'cuda' was asked for but torch finds no CUDA device; use device='cpu' or 'auto'")
-    return torch.device(name)
+    if checked_device(name) == "auto":
+        if torch.cuda.is_available():
+            here = torch.device("cuda", torch.cuda.current_device())
+            if cards.has_passed(cards.card(here)):
+                return here
+        return torch.device("cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps":
+        raise OptionError(
+            "device 'mps' is not supported: the registration needs float64 and operations that torch lacks there; "
+            "use device='cpu', which is about as fast on such a machine"
+        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise OptionError(f"device {name!r} was asked for but torch finds no CUDA device; use device='cpu' or 'auto'")
+    number = torch.cuda.current_device() if name == "cuda" else int(name.removeprefix("cuda:"))
+    if number >= count:
+        last = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise OptionError(f"device {name!r} was asked for but torch finds only {last}")
+    return torch.device("cuda", number)
 
 
 def peak_memory_mb() -> float | None:
@@ -80,7 +97,7 @@ def reset_peak_device_memory(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    """``"cpu"``, or what the card calls itself.
+    """What a card calls itself, and the name of any other device.
 
     Parameters
     ----------
@@ -91,4 +108,4 @@ def device_name(device: torch.device) -> str:
     -------
     str
     """
-    return str(device) if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

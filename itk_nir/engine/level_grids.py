@@ -320,7 +320,8 @@ def inside_image(displacement: Tensor, index: F64, vector: F64, size: tuple[int,
     nz, ny, nx = displacement.shape[1:]
     axes = [torch.arange(n, dtype=torch.float32, device=displacement.device) for n in (nz, ny, nx)]
     inside: Tensor | None = None
-    step = max(1, (1 << 18) // (ny * nx))  # some planes at a time: what they need stays in the cache
+    # Some planes at a time on a CPU: what they need stays in the cache. A GPU would be waited for after each part.
+    step = max(1, (1 << 18) // (ny * nx)) if displacement.device.type == "cpu" else nz
     for z in range(0, nz, step):
         u = displacement[:, z : z + step]
         along = axes[2], axes[1][:, None], axes[0][z : z + step, None, None]

@@ -178,8 +178,8 @@ class NearBothWays:
         matrix, shift = (p.double() for p in model.parts(x))
         last = matrix.new_tensor([[0.0, 0.0, 0.0, 1.0]])
         forward = torch.cat([torch.cat([matrix, shift[:, None]], 1), last])
-        frame = torch.from_numpy(self.frame).to(forward.device)
-        back = (frame @ torch.linalg.inv(forward) @ torch.linalg.inv(frame)).float()
+        frame = torch.from_numpy(self.frame)
+        back = (frame @ torch.linalg.inv(forward) @ torch.linalg.inv(frame)).float().to(self.back.level.still.device)
         view = self.back.view(self.back.level.displacement(back[:3, :3], back[:3, 3]))
         return 0.5 * (self.there.agreement(model, x) + self.back.metric(view))
 

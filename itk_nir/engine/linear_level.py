@@ -223,7 +223,7 @@ class LinearLevel:
         Parameters
         ----------
         matrix, shift : Tensor
-            ``(3, 3)`` and ``(3,)`` mm along the fixed axes, about the centre of the fixed grid.
+            ``(3, 3)`` and ``(3,)`` mm along the fixed axes, about the centre of the fixed grid, on the device.
 
         Returns
         -------
@@ -277,7 +277,7 @@ class Near:
         Tensor
             One number.
         """
-        parts, known = model.parts(x), self.level.known
+        parts, known = model.parts(x, self.level.still.device), self.level.known
         view = self.view(self.level.displacement(*parts))
         out = self.metric(view)
         return out if known is None else out - known(*parts, self.linear, view)
@@ -427,7 +427,7 @@ class LinearDescent:
             As of `run`.
         """
         model = LinearMap(self.pair.fixed_geometry, kind, self.restrict)
-        corners = self._corners().to(here.fixed.device)
+        corners = self._corners()
         model.turn_about(self.settings.linear_rotations)
 
         def reach(a: Tensor, b: Tensor) -> float:
@@ -457,7 +457,7 @@ class LinearDescent:
                 return float(loss.detach()), at.grad.double()
 
             found = minimise(
-                function, model.zero(here.fixed.device), reach, radius=2 * here.voxel, most_radius=8 * here.voxel,
+                function, model.zero(), reach, radius=2 * here.voxel, most_radius=8 * here.voxel,
                 evaluations=min(ROUND, evaluations - done), tolerance=self.settings.linear_tolerance,
                 goes_on=partial(self._goes_on, level, done, evaluations),
             )  # fmt: skip

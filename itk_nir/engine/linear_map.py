@@ -46,44 +46,45 @@ class LinearMap:
         held = [3 + axis for axis in held_axes(axes)]
         self.free = self.free[~torch.isin(self.free, torch.tensor(held, dtype=self.free.dtype))]
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, x: Tensor, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """The map as a matrix and a shift.
 
         Parameters
         ----------
         x : Tensor
-            The parameters that move.
+            The parameters that move, on the CPU: a GPU has no part in what is done with a dozen numbers.
+        device : torch.device, optional
+            Where the results are wanted; the CPU when left out.
 
         Returns
         -------
         tuple of Tensor
             ``(3, 3)`` and ``(3,)`` in mm along the fixed axes, about the centre of the fixed grid.
         """
-        full = x.new_zeros(16).index_copy(0, self.free.to(x.device), x).float()
+        full = x.new_zeros(16).index_copy(0, self.free, x).float()
         a, b, c = (full[3:6] / self.radius).unbind()
         o = torch.zeros_like(a)
         skew = torch.stack([torch.stack([o, -c, b]), torch.stack([c, o, -a]), torch.stack([-b, a, o])])
-        eye = torch.eye(3, device=x.device)
+        eye = torch.eye(3)
         stretch = torch.exp(full[6] / self.radius) * (eye + full[7:].reshape(3, 3) / self.radius)
         if self.d == 2:  # nothing moves out of the plane
             flat = torch.diag(eye.new_tensor([1.0, 1.0, 0.0]))
             stretch = flat @ stretch @ flat + torch.diag(eye.new_tensor([0.0, 0.0, 1.0]))
-        return torch.matrix_exp(skew) @ stretch, full[:3]
+        matrix, shift = torch.matrix_exp(skew) @ stretch, full[:3]
+        if device is None or device.type == "cpu":
+            return matrix, shift
+        both = torch.cat([matrix, shift[:, None]], 1).to(device)  # one transfer there, and one of the gradient back
+        return both[:, :3], both[:, 3]
 
-    def zero(self, device: torch.device) -> Tensor:
+    def zero(self) -> Tensor:
         """The parameters of the identity.
-
-        Parameters
-        ----------
-        device : torch.device
-            Where they are.
 
         Returns
         -------
         Tensor
-            As many as move.
+            As many as move, on the CPU.
         """
-        return torch.zeros(len(self.free), dtype=torch.float64, device=device)
+        return torch.zeros(len(self.free), dtype=torch.float64)
 
     def in_lps(self, x: Tensor) -> F64:
         """The map as a homogeneous matrix.
@@ -99,7 +100,7 @@ class LinearMap:
             ``(d + 1, d + 1)`` LPS mm.
         """
         d, rotation, centre = self.d, self.geometry.rotation, self.geometry.centre
-        matrix, shift = (p.detach().double().cpu().numpy() for p in self.parts(x))
+        matrix, shift = (p.detach().double().numpy() for p in self.parts(x))
         out = np.eye(d + 1)
         out[:d, :d] = rotation @ matrix[:d, :d] @ rotation.T
         out[:d, d] = centre + rotation @ shift[:d] - out[:d, :d] @ centre

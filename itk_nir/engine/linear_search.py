@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from itk_nir.engine import linear_starts
 from itk_nir.engine.images import Pair
+from itk_nir.engine.linear_candidates import informations
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed
 from itk_nir.engine.metrics import Metric, MutualInformation, NoMetric
 from itk_nir.engine.progress import Callback
@@ -103,7 +104,11 @@ def find_start(
     turns = kind != "translation" and not held_axes(restrict)
 
     def most_alike(candidates: list[F64]) -> list[F64]:
-        ranked = sorted(range(len(candidates)), key=lambda k: -agreed(tiny, candidates[k], metrics))
+        if isinstance(metric, MutualInformation) and pair.known is None:
+            alike = list(informations(tiny, candidates, metric))
+        else:
+            alike = [agreed(tiny, c, metrics) for c in candidates]
+        ranked = sorted(range(len(candidates)), key=lambda k: -alike[k])
         return [candidates[k] for k in ranked[: settings.linear_turned_starts]]
 
     if turns:

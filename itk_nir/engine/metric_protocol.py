@@ -63,6 +63,18 @@ class LevelImages:
     dimension: int = 3
     memo: dict[Any, Any] = field(default_factory=dict, init=False)
 
+    def ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Between which the intensities of the fixed and of the moving image lie, or nearly all of them.
+
+        Returns
+        -------
+        tuple of tuple of float
+            Lowest and highest of either.
+        """
+        pairs = (self.fixed, self.fixed_range), (self.moving, self.moving_range)
+        fixed, moving = ((float(x.min()), float(x.max())) if r is None else r for x, r in pairs)
+        return fixed, moving
+
     def weighted(self, weight: Tensor | None) -> LevelImages:
         """The same images, counted elsewhere.
 

@@ -238,12 +238,8 @@ class MutualInformation:
         -------
         LevelMetric
         """
-        fixed_range, moving_range = (
-            (float(x.min()), float(x.max())) if r is None else r
-            for x, r in ((images.fixed, images.fixed_range), (images.moving, images.moving_range))
-        )
         measure = ops.MutualInformation.make(
-            images.fixed, images.weight, fixed_range, moving_range, self.bins, self.normalised, images.threads
+            images.fixed, images.weight, *images.ranges(), self.bins, self.normalised, images.threads
         )
         kept = measure.prepared[measure.prepared >= 0]
         flat = len(kept) == 0 or bool(kept.min() == kept.max())

@@ -392,12 +392,18 @@ def _lps(vectors: Tensor, grid: Geometry, first: list[int]) -> NDArray[np.float3
     v = v if d == 3 else v[:, 0]
     out = np.zeros((*grid.shape, d), np.float32)
     there = out[tuple(slice(max(0, a), b) for a, b in ends[d - 1 :: -1])]
+    parts = []
     for i, row in enumerate(np.asarray(grid.direction).reshape(d, d).astype(np.float32)):
         terms = [(c, float(r)) for c, r in enumerate(row) if r != 0.0]
         total = v[terms[0][0]] * terms[0][1]
         for c, r in terms[1:]:
             total = total + r * v[c]
-        there[..., i] = total.cpu().numpy()
+        if total.device.type == "cpu":
+            there[..., i] = total.numpy()
+        else:
+            parts.append(total)
+    if parts:  # laid side by side on the device, and brought over once
+        there[...] = torch.stack(parts, -1).cpu().numpy()
     return out
 
 

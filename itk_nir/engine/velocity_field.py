@@ -154,7 +154,8 @@ class SplineVelocity(nn.Module):
         if not held:
             return values
         kept = values.new_ones(len(values), *[1] * (values.ndim - 1))
-        kept[held] = 0
+        for axis in held:  # one by one: a list of them would be brought to a GPU each time
+            kept[axis] = 0
         return values * kept
 
     def network_at_nodes(self) -> Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import itk_nir
+from itk_nir.engine import linear_search
+from itk_nir.engine.linear_level import agreed
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
 from itk_nir.phantom import brain_phantom
@@ -54,3 +56,31 @@ def test_header_that_is_half_a_turn_wrong(signs: tuple[int, int, int]) -> None:
     x = p.geometry.grid()[p.fixed_labels > 0]
     before = np.linalg.norm(p.displacement[p.fixed_labels > 0], axis=1).mean()
     assert np.linalg.norm(result.transform_points(x) - truth, axis=1).mean() < before
+
+
+@pytest.mark.filterwarnings("ignore::itk_nir.VerdictWarning")
+@pytest.mark.parametrize("mask", [None, "fixed_mask", "moving_mask"])
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_many_maps_are_measured_as_each_of_them(
+    dimension: int, mask: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together, compared = linear_search.informations, []
+
+    def both(level: Any, bases: Any, metric: Any) -> np.ndarray:
+        values = together(level, bases, metric)
+        channels = [(1.0, metric)] * len(level.channels.images)
+        compared.extend(np.abs(values - [agreed(level, base, channels) for base in bases]))
+        return values
+
+    monkeypatch.setattr(linear_search, "informations", both)
+    p = brain_phantom(dimension, (48, 56) if dimension == 2 else (28, 32, 28))
+    given: dict[str, Any] = {}
+    if mask is not None:
+        image, grid = (p.fixed, p.geometry) if mask == "fixed_mask" else (p.moving, p.moving_geometry)
+        given[mask] = (image > image.mean()).astype(np.uint8), grid
+    images = (p.fixed, p.geometry), (p.moving, p.moving_geometry)
+    itk_nir.register(*images, preset="fast", deformable=False, **given)
+    assert compared
+    assert np.quantile(compared, 0.9) < 1e-6
+    # Rounding may decide whether a position on the edge of a mask counts.
+    assert max(compared) < (1e-6 if mask is None else 0.01)

@@ -471,7 +471,7 @@ def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
     image = smooth(*shape)
     wanted = reference_mind.mind_descriptors(image, torch.from_numpy(OBLIQUE), 2, 3)
     assert counts_apart(ops.mind_descriptors(image, OBLIQUE, 2), wanted) <= 1
-    monkeypatch.setattr("itk_nir.engine.ops.mind.native_for", lambda x: None)
+    monkeypatch.setattr("itk_nir.engine.ops.mind.descriptors_for", lambda x: None)
     monkeypatch.setattr("itk_nir.engine.ops.images.native_for", lambda x: None)
     assert torch.equal(ops.mind_descriptors(image, OBLIQUE, 2), wanted)
     matrices, lattice = splines(shape)

@@ -43,9 +43,16 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match="finds no CUDA device; use device='cpu' or 'auto'"):
         device_named("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert device_named("auto") == device_named("cuda") == torch.device("cuda")
-    for wrong in ("gpu", "cuda:1", "", None, 3):
-        with pytest.raises(OptionError, match="device is 'auto', 'cpu' or 'cuda'"):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert device_named("cuda") == device_named("cuda:1") == torch.device("cuda", 1)
+    assert device_named("cuda:0") == torch.device("cuda", 0)
+    with pytest.raises(OptionError, match="'cuda:2' was asked for but torch finds only cuda:0 to cuda:1"):
+        device_named("cuda:2")
+    with pytest.raises(OptionError, match="'mps' is not supported"):
+        device_named("mps")
+    for wrong in ("gpu", "cuda:", "cuda:-1", "cuda:1 ", "", None, 3):
+        with pytest.raises(OptionError, match="device is 'auto', 'cpu', 'cuda' or 'cuda:N'"):
             device_named(wrong)  # type: ignore[arg-type]
 
 

@@ -89,7 +89,7 @@ def registration_method(
         CPU threads; 0 for all that the process may use.
     preset : str or Settings, default "default"
         As for `itk_nir.register`.
-    device : {"auto", "cpu", "cuda"}
+    device : str, default "auto"
         As for `itk_nir.register`.
     callback : callable, optional
         Called with a `Progress` after every iteration; a true return value ends the registration with the best

@@ -18,7 +18,7 @@ from itk_nir.engine.ops.displacements import (
     jacobian_map,
     jacobian_penalty,
 )
-from itk_nir.engine.ops.histogram import MutualInformation
+from itk_nir.engine.ops.histogram import MutualInformation, many_informations
 from itk_nir.engine.ops.images import Lncc, separable, warp, warp_spline
 from itk_nir.engine.ops.matching import Whole, best_matches, match_costs
 from itk_nir.engine.ops.mind import MIND_CHANNELS, mind_descriptors, mind_difference, mind_difference_spline
@@ -41,6 +41,7 @@ __all__ = [
     "invert",
     "jacobian_map",
     "jacobian_penalty",
+    "many_informations",
     "match_costs",
     "mind_descriptors",
     "mind_difference",

@@ -6,6 +6,7 @@ it must, and outputs are made here. The arguments are those of the ops of the sa
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ def _f32(x: Tensor) -> Tensor:
 
 #: A banded matrix: where its rows start, and their weights.
 Rows = tuple[Tensor, Tensor]
+#: Whole numbers along x, y and z.
+Whole = tuple[int, int, int]
 
 
 def _banded(x: Tensor, rows: Rows, threads: int) -> Tensor:
@@ -114,6 +117,11 @@ class Lncc(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return ctx.gradient.mul_(float(grads[0]) / ctx.count), None, None
+
+
+def takes_radius(radius: int, device: torch.device) -> bool:
+    """Whether `LnccFixed` takes a radius on a device: any."""
+    return True
 
 
 class LnccFixed:
@@ -320,3 +328,24 @@ def adam(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, bet
          correction: float, epsilon: float, threads: int) -> None:  # fmt: skip
     """As `reference.adam`. Parameter and moments must be contiguous float32: they are changed in place."""
     native.adam(parameter.detach(), _f32(gradient), first, second, *betas, rate, correction, epsilon, threads)
+
+
+def match_costs(
+    fixed: Tensor, fixed_counts: Tensor, moving: Tensor, moving_counts: Tensor, reach: Whole, block: Whole,
+    unrelated: int, threads: int,
+) -> Tensor:  # fmt: skip
+    """See `matching.match_costs`."""
+    nodes = math.prod(-(-n // b) for n, b in zip(fixed.shape[2::-1], block, strict=True))
+    out = torch.empty((nodes, math.prod(2 * r + 1 for r in reach)), dtype=torch.uint16)
+    native.match_costs(
+        fixed.contiguous(), fixed_counts.contiguous(), moving.contiguous(), moving_counts.contiguous(), list(reach),
+        list(block), unrelated, out.numpy(), threads,
+    )  # fmt: skip
+    return out
+
+
+def best_matches(costs: Tensor, wanted: Tensor, reach: Whole, weight: float, threads: int) -> tuple[Tensor, Tensor]:
+    """See `matching.best_matches`."""
+    found, cost = torch.empty_like(wanted), torch.empty(wanted.shape[1])
+    native.best_matches(costs.numpy(), wanted.contiguous(), list(reach), weight, found, cost, threads)
+    return found, cost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -33,20 +34,90 @@ def native_module() -> ModuleType | None:
     return cpu
 
 
-def native_for(x: Tensor) -> Any:
-    """The native ops where they can work on a tensor.
+@lru_cache(maxsize=16)
+def cuda_module(device: torch.device) -> ModuleType | None:
+    """The ops by our kernels for a card, as `ops.cuda` wraps them.
 
     Parameters
     ----------
-    x : Tensor
-        What decides: the native ops are for float32 on the CPU.
+    device : torch.device
+        With its number.
 
     Returns
     -------
     module or None
-        See `native_module`; None for any other type or device.
+        None, with one warning, where the kernels cannot be compiled or loaded there: torch's own ops run instead.
     """
-    return native_module() if x.device.type == "cpu" and x.dtype == torch.float32 else None
+    from itk_nir.engine.ops import cuda
+
+    try:
+        cuda.load(device)
+    except (RuntimeError, OSError, AttributeError) as error:
+        warnings.warn(
+            f"itk_nir: the kernels for {device} are not available ({error}); torch's own ops run instead, which are "
+            "slower and need more memory.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return cuda
+
+
+#: Type of device → the ops that were written for it.
+KERNELS: dict[str, Callable[[torch.device], Any]] = {"cpu": lambda _: native_module(), "cuda": cuda_module}
+
+
+def native_for(x: Tensor) -> Any:
+    """The ops that were written for a device, where they can work on a tensor.
+
+    Parameters
+    ----------
+    x : Tensor
+        What decides: they are for float32.
+
+    Returns
+    -------
+    module or None
+        See `native_module` and `cuda_module`; None for any other type or device.
+    """
+    return native_on(x.device) if x.dtype == torch.float32 else None
+
+
+def native_on(device: torch.device) -> Any:
+    """The ops that were written for a device, for what is no float: see `native_for`.
+
+    Parameters
+    ----------
+    device : torch.device
+        What decides.
+
+    Returns
+    -------
+    module or None
+        See `native_module` and `cuda_module`; None for any other device.
+    """
+    of = KERNELS.get(device.type)
+    return None if of is None else of(device)
+
+
+def descriptors_for(x: Tensor) -> Any:
+    """The ops on self-similarity descriptors that were written for a device, as `native_for`.
+
+    Parameters
+    ----------
+    x : Tensor
+        What decides.
+
+    Returns
+    -------
+    module or None
+    """
+    native = native_for(x)
+    if native is not None and x.device.type == "cpu" and native is native_module():
+        from itk_nir.engine.ops import cpu_mind
+
+        return cpu_mind
+    return native if hasattr(native, "MindDifference") else None
 
 
 def release_memory() -> None:

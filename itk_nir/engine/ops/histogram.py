@@ -15,6 +15,8 @@ from itk_nir.engine.ops.limits import thread_count
 
 #: Fewest and most bins along either axis: those of the smoothing, and what stays in the cache.
 LEAST_BINS, MOST_BINS = 4, 128
+#: Weights are summed on a GPU in units of one over this; a histogram may hold 2^31 voxels.
+WHOLE = 2.0**32
 #: Logarithms are taken of no less: what an empty bin costs, and how steep it is, stays finite.
 LEAST_PROBABILITY = 1e-12
 #: What keeps a division by the probability of nothing from being one by 0.
@@ -50,25 +52,69 @@ def joint_histogram(position: Tensor, moving: Tensor, bins: int, low: float, sca
         ``(bins, bins)`` float64, bins of the fixed image by those of the moving one.
     """
     counts = position >= 0
-    sums = torch.zeros(bins * bins, dtype=torch.float64, device=moving.device)
     along = []
-    for t in (position[counts].double(), (moving[counts].double() - low) * scale):
-        t = t.clamp(0, bins - 1)
+    for t in (position.double(), (moving.double() - low) * scale):
+        # Where a voxel does not count, the moving image may be anything.
+        t = torch.where(counts, t, 0.0).clamp(0, bins - 1)
         # What is not a number has a bin as well, and makes that no number.
         lower = t.detach().nan_to_num(0.0).floor().clamp(max=bins - 2)
         along.append((lower.long(), 1 - (t - lower), t - lower))
     (i, a0, a1), (j, b0, b1) = along
-    at = i * bins + j
-    for offset, weight in ((0, a0 * b0), (1, a0 * b1), (bins, a1 * b0), (bins + 1, a1 * b1)):
-        sums = sums.index_add(0, at + offset, weight)
+    a0, a1, at = a0 * counts, a1 * counts, (i * bins + j).reshape(-1)
+    at = torch.cat([at + offset for offset in (0, 1, bins, bins + 1)])
+    weights = torch.stack([a0 * b0, a0 * b1, a1 * b0, a1 * b1]).reshape(-1)
+    sums: Tensor = _BinSums.apply(weights, at, bins * bins)
     return sums.reshape(bins, bins)
 
 
+def whole_bin_sums(weights: Tensor, at: Tensor, bins: int) -> Tensor:
+    """Sums of weights by bins, as sums of whole numbers: the same bits in whatever order they are added.
+
+    Parameters
+    ----------
+    weights : Tensor
+        ``(N,)`` float64, 0 to 1; one that is not a number makes every sum none.
+    at : Tensor
+        ``(N,)`` whole numbers, the bin of each.
+    bins : int
+        How many there are.
+
+    Returns
+    -------
+    Tensor
+        ``(bins,)`` float64.
+    """
+    whole = (weights.nan_to_num(0.0) * WHOLE).round_().long()
+    sums = torch.zeros(bins, dtype=torch.long, device=at.device).index_add_(0, at, whole)
+    # What is not a number must not become a whole one.
+    return sums.to(weights.dtype) / WHOLE + weights.sum() * 0
+
+
+class _BinSums(torch.autograd.Function):
+    """Sums of weights by bins, the same bits every time.
+
+    A CPU adds one after the other; a GPU adds in any order, which for whole numbers is all the same.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, at: Tensor, bins: int) -> Tensor:
+        ctx.save_for_backward(at)
+        if weights.device.type == "cpu":
+            return weights.new_zeros(bins).index_add_(0, at, weights)
+        return whole_bin_sums(weights, at, bins)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (at,) = ctx.saved_tensors
+        return grads[0][at], None, None
+
+
 def _smoothed(x: Tensor) -> Tensor:
-    """A square matrix smoothed by the cubic B-spline along both axes, the outer bins repeated: its own adjoint."""
+    """Square matrices smoothed by the cubic B-spline along both axes, the outer bins repeated: its own adjoint."""
     # No product of matrices: those of the libraries start threads, which wait longer for one another than this takes.
     for _ in range(2):
-        x = (4 * x + torch.cat([x[:1], x[:-1]]) + torch.cat([x[1:], x[-1:]])).t() / 6
+        before, after = (x[..., :1, :], x[..., :-1, :]), (x[..., 1:, :], x[..., -1:, :])
+        x = (4 * x + torch.cat(before, -2) + torch.cat(after, -2)).transpose(-1, -2) / 6
     return x
 
 
@@ -84,20 +130,7 @@ class _Similarity(torch.autograd.Function):
     def forward(ctx: Any, histogram: Tensor, count: float, normalised: bool) -> Tensor:
         count = max(1.0, count)
         p = _smoothed(histogram / count)
-        fixed, moving = p.sum(1, keepdim=True), p.sum(0, keepdim=True)
-        independent = fixed * moving
-        log_ratio = _log(p / independent.clamp(min=LEAST_DIVISOR))
-        # A bin that is empty in either image favours nothing.
-        log_ratio = log_ratio.masked_fill(independent == 0, 0.0)
-        value = (p * log_ratio).sum()
-        slope = log_ratio - 1
-        if normalised:
-            for q in (fixed, moving):
-                log_q = _log(q)
-                entropy = (q * -log_q).sum().clamp(min=LEAST_PROBABILITY)
-                root = entropy.rsqrt()
-                slope = (slope + (log_q + 1) * (value / (2 * entropy))) * root
-                value = value * root
+        value, slope = _information(p, normalised)
         ctx.slope = _smoothed(slope) / count
         return value
 
@@ -228,5 +261,72 @@ class MutualInformation:
         Tensor
             Scalar; 0 where either image is constant or nothing counts, not a number where a voxel that counts is none.
         """
-        value: Tensor = _Similarity.apply(self._joint(moving), self.count, self.normalised)
+        similarity = getattr(native_for(moving), "Information", _Similarity)
+        value: Tensor = similarity.apply(self._joint(moving), self.count, self.normalised)
         return value.to(moving.dtype)
+
+
+#: Weights of many histograms are summed in units of one over this.
+UNIT = 2.0**32
+
+
+def many_informations(
+    fixed: Tensor, moving: Tensor, counts: Tensor, bins: int, fixed_range: tuple[float, float],
+    moving_range: tuple[float, float], normalised: bool,
+) -> Tensor:  # fmt: skip
+    """`MutualInformation` of many pairs of images of few voxels at once, without a gradient.
+
+    Parameters
+    ----------
+    fixed, moving : Tensor
+        ``(n, voxels)``: a pair in each row.
+    counts : Tensor
+        ``(n, voxels)`` bool: where a voxel counts.
+    bins, fixed_range, moving_range, normalised
+        As of `MutualInformation`, for all pairs.
+
+    Returns
+    -------
+    Tensor
+        ``(n,)`` float64; 0 where nothing counts, or the fixed image is constant where it does.
+    """
+    n = len(moving)
+    low, scale = moving_range[0], _scale(moving_range, bins)
+    position = ((fixed - fixed_range[0]) * _scale(fixed_range, bins)).clamp(0, bins - 1)
+    counts = counts & ~position.isnan()
+    several = position.masked_fill(~counts, -math.inf).amax(1) > position.masked_fill(~counts, math.inf).amin(1)
+    where = torch.arange(n, device=moving.device)[:, None] * bins * bins
+    along = []
+    for t in (position, ((moving - low) * scale).clamp(0, bins - 1)):
+        lower = t.nan_to_num(0.0).floor().clamp(max=bins - 2)
+        along.append((lower.long(), 1 - (t - lower), t - lower))
+    (i, a0, a1), (j, b0, b1) = along
+    at = where + i * bins + j
+    sums = torch.zeros(n * bins * bins, dtype=torch.long, device=moving.device)
+    for offset, weight in ((0, a0 * b0), (1, a0 * b1), (bins, a1 * b0), (bins + 1, a1 * b1)):
+        # Whole numbers add up to the same in any order.
+        whole = (torch.where(counts, weight, 0.0).nan_to_num(0.0).double() * UNIT).round().long()
+        sums.index_add_(0, (at + offset).reshape(-1), whole.reshape(-1))
+    histogram = sums.reshape(n, bins, bins).double() / UNIT
+    p = _smoothed(histogram / counts.sum(1).clamp(min=1)[:, None, None])
+    value, _ = _information(p, normalised)
+    return torch.where(several, value, torch.zeros_like(value))
+
+
+def _information(p: Tensor, normalised: bool) -> tuple[Tensor, Tensor]:
+    """The mutual information of joint probabilities ``(..., bins, bins)``, and its derivative by them."""
+    fixed, moving = p.sum(-1, keepdim=True), p.sum(-2, keepdim=True)
+    independent = fixed * moving
+    log_ratio = _log(p / independent.clamp(min=LEAST_DIVISOR))
+    # A bin that is empty in either image favours nothing.
+    log_ratio = log_ratio.masked_fill(independent == 0, 0.0)
+    value = (p * log_ratio).sum((-2, -1))
+    slope = log_ratio - 1
+    if normalised:
+        for q in (fixed, moving):
+            log_q = _log(q)
+            entropy = (q * -log_q).sum((-2, -1)).clamp(min=LEAST_PROBABILITY)
+            root = entropy.rsqrt()
+            slope = (slope + (log_q + 1) * (value / (2 * entropy))[..., None, None]) * root[..., None, None]
+            value = value * root
+    return value, slope

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from itk_nir.caching import ById
 from itk_nir.engine.lattice import Banded
 from itk_nir.engine.ops import reference
 from itk_nir.engine.ops.dispatch import native_for
@@ -19,21 +20,8 @@ from itk_nir.engine.ops.limits import thread_count
 F64 = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class _ById:
-    """A cache key that stands for one object, whatever it holds."""
-
-    value: Any
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and other.value is self.value
-
-
 @lru_cache(maxsize=256)
-def _tensors(matrix: _ById, device: torch.device) -> tuple[Tensor, Tensor]:
+def _tensors(matrix: ById, device: torch.device) -> tuple[Tensor, Tensor]:
     b = matrix.value
     start, weights = np.ascontiguousarray(b.start, np.int32), np.ascontiguousarray(b.weights, np.float32)
     return torch.from_numpy(start).to(device), torch.from_numpy(weights).to(device)
@@ -56,7 +44,7 @@ def banded_tensors(
     rows, back : list of tuple
         Where the rows start and their weights, of the matrices and of their transposes.
     """
-    return [_tensors(_ById(m), device) for m in matrices], [_tensors(_ById(m.transpose), device) for m in matrices]
+    return [_tensors(ById(m), device) for m in matrices], [_tensors(ById(m.transpose), device) for m in matrices]
 
 
 def separable(x: Tensor, matrices: list[Banded], threads: int = 1) -> Tensor:
@@ -82,9 +70,9 @@ def separable(x: Tensor, matrices: list[Banded], threads: int = 1) -> Tensor:
         m, axis = matrices[a], 3 - a
         shape = list(x.shape)
         flat = x.reshape(int(np.prod(shape[:axis])), shape[axis], int(np.prod(shape[axis + 1 :])))
-        rows = _tensors(_ById(m), x.device)
+        rows = _tensors(ById(m), x.device)
         if native:
-            flat = native.Banded.apply(flat, rows, _tensors(_ById(m.transpose), x.device), threads)
+            flat = native.Banded.apply(flat, rows, _tensors(ById(m.transpose), x.device), threads)
         else:
             flat = reference.banded(flat, *rows)
         shape[axis] = m.n_out
@@ -106,6 +94,32 @@ def float64_rows(matrix: F64) -> F64:
         float64, row after row.
     """
     return np.ascontiguousarray(matrix, np.float64)
+
+
+@lru_cache(maxsize=64)
+def _map_tensor(values: bytes, columns: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    # By what it holds: a matrix may be changed in place.
+    return torch.from_numpy(np.frombuffer(values).copy()).reshape(3, columns).to(dtype).to(device)
+
+
+def map_tensors(points: F64, vectors: F64, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices of a warp on a device, where they are brought once, however often they are asked for.
+
+    Parameters
+    ----------
+    points, vectors : ndarray
+        ``(3, 4)`` and ``(3, 3)``, of `float64_rows`.
+    like : Tensor
+        Whose type and device they have.
+
+    Returns
+    -------
+    tuple of Tensor
+    """
+    return (
+        _map_tensor(points.tobytes(), 4, like.device, like.dtype),
+        _map_tensor(vectors.tobytes(), 3, like.device, like.dtype),
+    )
 
 
 def warp(
@@ -139,7 +153,7 @@ def warp(
     if native:
         result: Tensor = native.Warp.apply(moving, displacement, points, vectors, threads)
         return result
-    return reference.warp(moving, displacement, torch.from_numpy(points), torch.from_numpy(vectors))
+    return reference.warp(moving, displacement, *map_tensors(points, vectors, displacement))
 
 
 def warp_spline(
@@ -222,7 +236,7 @@ class Lncc:
             What measures moving images on the grid of `fixed`.
         """
         threads, native = thread_count(threads), native_for(fixed)
-        if native:
+        if native and native.takes_radius(radius, fixed.device):
             prepared = native.LnccFixed(fixed, weight, radius, epsilon, threads)
             return cls(fixed, weight, radius, epsilon, threads, prepared.count, prepared)
         _, count = reference.lncc(fixed, fixed, weight, radius, epsilon)

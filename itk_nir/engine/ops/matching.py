@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from itk_nir.engine.ops import reference_matching
-from itk_nir.engine.ops.dispatch import native_module
+from itk_nir.engine.ops.dispatch import native_for, native_on
 from itk_nir.engine.ops.limits import thread_count
 
 Whole = tuple[int, int, int]
@@ -87,18 +86,15 @@ def match_costs(
         raise ValueError(
             f"match_costs: reach is 0 to {FARTHEST} and a block 1 to {FARTHEST} voxels, got {reach}, {block}"
         )
-    native = native_module() if fixed.device.type == "cpu" else None
+    native = native_on(fixed.device)
     if not native:
         return reference_matching.match_costs(
             fixed, fixed_counts, moving, moving_counts, reach, block, unrelated
         )  # fmt: skip
-    size: Whole = tuple(fixed.shape[2::-1])  # type: ignore[assignment]
-    out = torch.empty((math.prod(nodes_of(size, block)), labels_of(reach)), dtype=torch.uint16)
-    native.native.match_costs(
-        fixed.contiguous(), fixed_counts.contiguous(), moving.contiguous(), moving_counts.contiguous(), list(reach),
-        list(block), unrelated, out.numpy(), thread_count(threads),
-    )  # fmt: skip
-    return out
+    result: Tensor = native.match_costs(
+        fixed, fixed_counts, moving, moving_counts, reach, block, unrelated, thread_count(threads)
+    )
+    return result
 
 
 def best_matches(costs: Tensor, wanted: Tensor, reach: Whole, weight: float, threads: int = 1) -> tuple[Tensor, Tensor]:
@@ -122,11 +118,8 @@ def best_matches(costs: Tensor, wanted: Tensor, reach: Whole, weight: float, thr
     tuple of Tensor
         ``(3, nodes)`` displacements in voxels, and ``(nodes,)`` their costs, float32.
     """
-    native = native_module() if costs.device.type == "cpu" else None
+    native = native_for(wanted)
     if not native:
         return reference_matching.best_matches(costs, wanted, reach, weight)
-    found, cost = torch.empty_like(wanted), torch.empty(wanted.shape[1])
-    native.native.best_matches(
-        costs.numpy(), wanted.contiguous(), list(reach), weight, found, cost, thread_count(threads)
-    )  # fmt: skip
-    return found, cost
+    result: tuple[Tensor, Tensor] = native.best_matches(costs, wanted, reach, weight, thread_count(threads))
+    return result

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from itk_nir.engine.lattice import Banded
 from itk_nir.engine.ops import reference_mind
-from itk_nir.engine.ops.dispatch import native_for
-from itk_nir.engine.ops.images import banded_tensors, float64_rows, separable
+from itk_nir.engine.ops.dispatch import descriptors_for
+from itk_nir.engine.ops.images import banded_tensors, float64_rows, map_tensors, separable
 from itk_nir.engine.ops.limits import thread_count
 
 F64 = NDArray[np.float64]
@@ -50,7 +50,7 @@ def mind_descriptors(image: Tensor, offsets: F64, radius: int = 1, dimension: in
     ValueError
         `radius` or `dimension` is none of those, or an offset is no number or above a million voxels.
     """
-    threads, native, steps = thread_count(threads), native_for(image), float64_rows(offsets)
+    threads, native, steps = thread_count(threads), descriptors_for(image), float64_rows(offsets)
     if not 1 <= radius <= LARGEST_RADIUS:
         raise ValueError(f"mind_descriptors: radius must be 1 to {LARGEST_RADIUS}, got {radius}")
     if dimension not in MIND_CHANNELS:
@@ -59,9 +59,7 @@ def mind_descriptors(image: Tensor, offsets: F64, radius: int = 1, dimension: in
         raise ValueError(f"mind_descriptors: offsets must be (3, 3), at most {LONGEST_OFFSET:g} voxels, got {offsets}")
     image = image.detach()
     if native:
-        from itk_nir.engine.ops import cpu_mind
-
-        return cpu_mind.mind_descriptors(image, steps, radius, dimension, threads)
+        return native.mind_descriptors(image, steps, radius, dimension, threads)
     return reference_mind.mind_descriptors(image, torch.from_numpy(steps), radius, dimension)
 
 
@@ -104,17 +102,15 @@ def mind_difference(
     ValueError
         `channels` is neither.
     """
-    threads, native = thread_count(threads), native_for(displacement)
+    threads, native = thread_count(threads), descriptors_for(displacement)
     points, vectors = float64_rows(grid_to_moving), float64_rows(displacement_to_moving)
     _need_channels(channels)
     if native:
-        from itk_nir.engine.ops import cpu_mind
-
-        result: Tensor = cpu_mind.MindDifference.apply(
+        result: Tensor = native.MindDifference.apply(
             fixed, moving, weight, displacement, points, vectors, channels, threads
         )
         return result
-    maps = torch.from_numpy(points), torch.from_numpy(vectors)
+    maps = map_tensors(points, vectors, displacement)
     return reference_mind.mind_difference(fixed, moving, weight, displacement, *maps, channels)
 
 
@@ -147,16 +143,14 @@ def mind_difference_spline(
     ValueError
         `channels` is neither 12 nor 4.
     """
-    threads, native = thread_count(threads), native_for(lattice)
+    threads, native = thread_count(threads), descriptors_for(lattice)
     _need_channels(channels)
     if not native:
         u = separable(lattice, matrices, threads)
         return mind_difference(fixed, moving, weight, u, grid_to_moving, displacement_to_moving, channels, threads)
-    from itk_nir.engine.ops import cpu_mind
-
     rows, back = banded_tensors(matrices, lattice.device)
     points, vectors = float64_rows(grid_to_moving), float64_rows(displacement_to_moving)
-    result: Tensor = cpu_mind.MindDifferenceSpline.apply(
+    result: Tensor = native.MindDifferenceSpline.apply(
         fixed, moving, weight, lattice, rows, back, points, vectors, channels, threads
     )
     return result

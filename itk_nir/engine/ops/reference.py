@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from itk_nir.engine.ops.box_sums import box_sum
+
 #: `invert` works on so many voxels at a time, which bounds the memory that it takes.
 BLOCK = 1 << 19
 #: Determinant of the local Jacobian at or below which Newton's step is worth nothing.
@@ -48,24 +50,23 @@ def banded(x: Tensor, start: Tensor, weights: Tensor) -> Tensor:
 
 def _corner_sum(image: Tensor, position: Tensor) -> Tensor:
     """Trilinear interpolation of ``image (C, Z, Y, X)`` at ``position (3, ...)`` in voxels, clamped to the edge."""
-    size = torch.tensor(image.shape[:0:-1], dtype=position.dtype, device=position.device)
-    at = torch.stack([position[a].clamp(0, float(size[a]) - 1) for a in range(3)])
-    low = [torch.clamp(at[a].detach().floor(), max=max(0.0, float(size[a]) - 2)) for a in range(3)]
-    frac = [at[a] - low[a] for a in range(3)]
     flat = image.reshape(image.shape[0], -1)
-    nx, ny, nz = image.shape[3], image.shape[2], image.shape[1]
-    result: Tensor | None = None
-    for corner in range(8):
-        weight = torch.ones_like(frac[0])
-        index = torch.zeros_like(low[0], dtype=torch.long)
-        for a, (n, stride) in enumerate(((nx, 1), (ny, nx), (nz, nx * ny))):
-            high = (corner >> a) & 1
-            weight = weight * (frac[a] if high else 1 - frac[a])
-            index = index + torch.clamp(low[a].long() + high, max=n - 1) * stride
-        term = weight * flat[:, index.reshape(-1)].reshape(image.shape[0], *weight.shape)
-        result = term if result is None else result + term
-    assert result is not None
-    return result
+    # Of the corners of a cell, one along an axis of one voxel: where they are, and their weights.
+    at, weight, stride = position.new_zeros((1, *position.shape[1:]), dtype=torch.long), None, 1
+    for p, n in zip(position.unbind(), image.shape[:0:-1], strict=True):
+        if n > 1:
+            inside = p.clamp(0, n - 1)
+            # What is not a number lies in the first cell, and makes its value no number.
+            low = inside.detach().nan_to_num(0.0).floor().clamp(max=n - 2)
+            high = inside - low
+            at = at + low.long() * stride
+            at = torch.cat([at, at + stride])
+            both = torch.stack([1 - high, high])
+            weight = both if weight is None else torch.cat([weight * both[0], weight * both[1]])
+        stride *= n
+    values = flat[:, at.reshape(-1)].reshape(len(image), *at.shape)
+    # An image of one voxel is the same everywhere, but where a position is no number.
+    return values[:, 0] + 0 * position[0] if weight is None else (values * weight).sum(1)
 
 
 def identity(shape: torch.Size | tuple[int, ...], like: Tensor) -> Tensor:
@@ -112,29 +113,6 @@ def warp(moving: Tensor, displacement: Tensor, grid_to_moving: Tensor, displacem
     y = torch.einsum("ij,j...->i...", i[:, :3], identity(displacement.shape[1:], displacement))
     y = y + torch.einsum("ij,j...->i...", v, displacement) + i[:, 3].reshape(3, 1, 1, 1)
     return _corner_sum(moving, y) if moving.ndim == 4 else _corner_sum(moving[None], y)[0]
-
-
-def box_sum(x: Tensor, radius: int) -> Tensor:
-    """Sums over cubic windows, cut at the border.
-
-    Parameters
-    ----------
-    x : Tensor
-        ``(Z, Y, X)``.
-    radius : int
-        Voxels; a window is ``2 radius + 1`` of them wide.
-
-    Returns
-    -------
-    Tensor
-        ``(Z, Y, X)``, the sum of the window around each voxel.
-    """
-    width = 2 * radius + 1
-    for axis in range(3):
-        kernel = [width if a == axis else 1 for a in range(3)]
-        padding = [radius if a == axis else 0 for a in (2, 2, 1, 1, 0, 0)]
-        x = functional.avg_pool3d(functional.pad(x[None], padding), kernel, stride=1, divisor_override=1)[0]
-    return x
 
 
 def lncc(fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsilon: float) -> tuple[Tensor, Tensor]:
@@ -438,14 +416,13 @@ def jacobian(u: Tensor, corner: int = 0) -> Tensor:
     Tensor
         ``(Z - 1, Y - 1, X - 1)``, 1 instead of 0 along an axis of one voxel.
     """
-    flips = [3 - a for a in range(3) if (corner >> a) & 1]
-    if flips:
-        sign = torch.tensor([-1.0 if (corner >> a) & 1 else 1.0 for a in range(3)], dtype=u.dtype, device=u.device)
-        return jacobian(u.flip(flips) * sign.reshape(3, 1, 1, 1)).flip([f - 1 for f in flips])
-    cut = (slice(None), *(slice(0, max(1, n - 1)) for n in u.shape[1:]))
     columns = []
     for axis in (3, 2, 1):
-        columns.append((torch.zeros_like(u) if u.shape[axis] == 1 else u.roll(-1, axis) - u)[cut])
+        column = torch.zeros_like(u) if u.shape[axis] == 1 else u.diff(dim=axis)
+        for other in (3, 2, 1):
+            if other != axis and u.shape[other] > 1:
+                column = column.narrow(other, (corner >> (3 - other)) & 1, u.shape[other] - 1)
+        columns.append(column)
     m = [[columns[j][i] + (1.0 if i == j else 0.0) for j in range(3)] for i in range(3)]
     return _determinant(m)
 

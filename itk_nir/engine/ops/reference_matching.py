@@ -6,6 +6,7 @@ import itertools
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Whole = tuple[int, int, int]
 
@@ -33,9 +34,10 @@ def displacements(reach: Whole, device: torch.device | None = None) -> Tensor:
 
 
 def _block_sums(values: Tensor, block: Whole) -> Tensor:
-    for axis, edge in zip((2, 1, 0), block, strict=True):
-        values = torch.stack([part.sum(axis) for part in values.split(edge, axis)], axis)
-    return values
+    missing = [-n % edge for n, edge in zip(values.shape[::-1], block, strict=True)]
+    whole = functional.pad(values, [side for n in missing for side in (0, n)])
+    (z, y, x), (a, b, c) = whole.shape, block
+    return whole.reshape(z // c, c, y // b, b, x // a, a).sum((1, 3, 5))
 
 
 def with_neighbours(values: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ def match_costs(
         x, y, z = (d + r for d, r in zip(label, reach, strict=True))
         seen = slice(z, z + nz), slice(y, y + ny), slice(x, x + nx)
         far = (fixed.int() - moving[seen].int()).abs().sum(-1)
-        far = torch.where(there[seen], far, far.new_tensor(unrelated)) * counts
+        far = torch.where(there[seen], far, unrelated) * counts
         sums = _block_sums(far, block)
         around = 3 ** sum(n > 1 for n in sums.shape)
         cost = with_neighbours(sums).float() * (COST_SCALE / (whole * around)) + 0.5

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.ops import reference
+from itk_nir.engine.ops.box_sums import box_sum
 
 
 def _shifted(x: Tensor, axis: int, step: float) -> Tensor:
@@ -58,10 +59,10 @@ def mind_descriptors(image: Tensor, offsets: Tensor, radius: int, dimension: int
                 shifted = _shifted(shifted, 2 - a, sign * float(offsets[a, axis]))
             both.append(shifted)
         neighbours.append(both)
-    count = reference.box_sum(torch.ones_like(image), radius)
+    count = box_sum(torch.ones_like(image), radius)
     distances = torch.stack(
         [
-            reference.box_sum((p - q).square(), radius) / count
+            box_sum((p - q).square(), radius) / count
             for a, b in itertools.combinations(range(dimension), 2)
             for p in neighbours[a]
             for q in neighbours[b]

@@ -1,0 +1,47 @@
+"""``itk-nir selftest``: whether a device computes what it should, and how fast."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from itk_nir.cli.arguments import device, positive, sizes
+from itk_nir.cli.console import FAILED, SUCCESS, say, tell
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the command ``selftest`` to the subparsers of ``itk-nir``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "selftest",
+        help="test a GPU (or the CPU) before it is used",
+        description="Compare every operation of the engine on a device with float64 on the CPU, register a phantom "
+        "whose deformation is known, and measure times. A card that passes is what --device auto takes from then on. "
+        "One page on standard output; the exit status is 0 where the device passes.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--device", type=device, default="cuda", metavar="NAME", help="cpu, cuda or cuda:N (default: cuda)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write what was found there too")
+    parser.add_argument("--size", type=sizes, metavar="X,Y[,Z]", help="voxels of the phantom")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--quiet", action="store_true", help="results only")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Test the device and print the page."""
+    import json
+
+    from itk_nir.atomic import replacing
+    from itk_nir.selftest import selftest
+
+    found = selftest(
+        options.device, size=options.size, threads=options.threads,
+        tell=(lambda _: None) if options.quiet else (lambda text: say(text)),
+    )  # fmt: skip
+    tell(found.text())
+    if options.json:
+        with replacing(options.json) as temporary:
+            temporary.write_text(json.dumps(found.as_dict(), indent=1), encoding="utf-8")
+    return SUCCESS if found.passed else FAILED

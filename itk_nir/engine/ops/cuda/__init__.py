@@ -1,0 +1,65 @@
+"""The ops by our own kernels on a card, CUDA or ROCm: float32, the same names, arguments and meaning as in `ops.cpu`.
+
+Nothing here waits for the card: what an iteration computes stays there, scalars too. Sums that many threads add to are
+whole numbers, so that a result has the same bits each time. `threads` is for the CPU and has no meaning here.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from itk_nir.engine.ops.cuda.adam import adam
+from itk_nir.engine.ops.cuda.compositions import Compose, Exponential
+from itk_nir.engine.ops.cuda.images import Banded, Lncc, LnccFixed, Warp, WarpSpline, takes_radius
+from itk_nir.engine.ops.cuda.inversion import inverse_pair, invert, jacobian_map
+from itk_nir.engine.ops.cuda.launching import module_on
+from itk_nir.engine.ops.cuda.matching import best_matches, match_costs
+from itk_nir.engine.ops.cuda.mind import MindDifference, MindDifferenceSpline, mind_descriptors
+from itk_nir.engine.ops.cuda.penalties import Diffusion, JacobianPenalty
+from itk_nir.engine.ops.cuda.sums import GlobalSums, Information, JointHistogram
+
+__all__ = [
+    "Banded",
+    "Compose",
+    "Diffusion",
+    "Exponential",
+    "GlobalSums",
+    "Information",
+    "JacobianPenalty",
+    "JointHistogram",
+    "Lncc",
+    "LnccFixed",
+    "MindDifference",
+    "MindDifferenceSpline",
+    "Warp",
+    "WarpSpline",
+    "adam",
+    "best_matches",
+    "inverse_pair",
+    "invert",
+    "jacobian_map",
+    "load",
+    "match_costs",
+    "mind_descriptors",
+    "takes_radius",
+]
+
+#: The files of kernels that every registration needs.
+FILES = ("adam.cu", "banded.cu", "compositions.cu", "inversion.cu", "penalties.cu", "sums.cu", "warp.cu")
+
+
+def load(device: torch.device) -> None:
+    """Compile the kernels, if that was never done on this machine, and load them.
+
+    Parameters
+    ----------
+    device : torch.device
+        With its number.
+
+    Raises
+    ------
+    CompilerError, DriverError
+        They cannot be had.
+    """
+    for file in FILES:
+        module_on(file, (), device)

@@ -1,0 +1,268 @@
+"""Separable matrices, warps and the local correlation on a card: the ops of `ops.images` with their gradients."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itk_nir.caching import ById
+from itk_nir.engine.ops.cuda import launching
+from itk_nir.engine.ops.cuda.compositions import pack
+from itk_nir.engine.ops.cuda.launching import blocks, f32, launch, launch_each, most_shared, size_of
+
+#: A banded matrix: where its rows start, and their weights.
+Rows = tuple[Tensor, Tensor]
+
+#: Voxels of a block of `warp_spline` along x, y and z.
+SPLINE_BLOCK = (32, 4, 2)
+#: Columns of a block of the local correlation along x and y.
+WINDOW_BLOCK = (32, 8)
+#: The largest radius that the local correlation is compiled for.
+LARGEST_RADIUS = 12
+
+
+class _Map(ctypes.Structure):
+    _fields_ = [("index", ctypes.c_float * 12), ("vector", ctypes.c_float * 9)]  # noqa: RUF012
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("weights", ctypes.c_void_p)]  # noqa: RUF012
+
+
+class _Fixed(ctypes.Structure):
+    _fields_ = [  # noqa: RUF012
+        (name, ctypes.c_void_p) for name in ("image", "weight", "inverse_count", "mean", "inverse_variance")
+    ]
+
+
+@lru_cache(maxsize=64)
+def _map_of(points: bytes, vectors: bytes) -> _Map:
+    index, vector = np.frombuffer(points), np.frombuffer(vectors)
+    return _Map((ctypes.c_float * 12)(*index), (ctypes.c_float * 9)(*vector))
+
+
+def _map(grid_to_moving: np.ndarray, displacement_to_moving: np.ndarray) -> _Map:
+    return _map_of(grid_to_moving.tobytes(), displacement_to_moving.tobytes())
+
+
+def banded(x: Tensor, rows: Rows, factor: Tensor | None = None) -> Tensor:
+    """A banded matrix along the middle axis, see `reference.banded`.
+
+    Parameters
+    ----------
+    x : Tensor
+        ``(outer, n, inner)`` float32, contiguous.
+    rows : tuple of Tensor
+        Where the rows start (int32) and their weights (float32).
+    factor : Tensor or None
+        ``(n, inner)`` float32: what `x` is multiplied by first.
+
+    Returns
+    -------
+    Tensor
+        ``(outer, n_out, inner)``.
+    """
+    start, weights = rows
+    outer, n_in, inner = x.shape
+    n_out, taps = weights.shape
+    out = x.new_empty((outer, n_out, inner))
+    sizes = (taps, outer, n_in, n_out, inner)
+    if factor is None:
+        launch_each("banded.cu", "banded", out.numel(), x, out, start, weights, *sizes)
+    else:
+        launch_each("banded.cu", "banded_product", out.numel(), x, factor, out, start, weights, *sizes)
+    return out
+
+
+class Banded(torch.autograd.Function):
+    """A banded matrix along the middle axis of ``x (outer, n, inner)``, see `reference.banded`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Rows, back: Rows, threads: int) -> Tensor:
+        ctx.back = back
+        return banded(f32(x), rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return banded(f32(grads[0]), ctx.back), None, None, None
+
+
+class Warp(torch.autograd.Function):
+    """See `images.warp`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, moving: Tensor, displacement: Tensor, grid_to_moving: np.ndarray, displacement_to_moving: np.ndarray,
+        threads: int,
+    ) -> Tensor:  # fmt: skip
+        image, u = f32(moving), f32(displacement)
+        warped = u.new_empty(u.shape[1:])
+        gradient = torch.empty_like(u) if displacement.requires_grad else None
+        at = _map(grid_to_moving, displacement_to_moving)
+        launch_each("warp.cu", "warp", warped.numel(), image, size_of(image), u, size_of(u), at, warped, gradient)
+        ctx.gradient = gradient
+        return warped
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, ctx.gradient * grads[0], None, None, None
+
+
+class WarpSpline(torch.autograd.Function):
+    """`Warp` of a spline, which is evaluated in shared memory: the displacement of all voxels is never held."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, moving: Tensor, lattice: Tensor, rows: list[Rows], back: list[Rows], grid_to_moving: np.ndarray,
+        displacement_to_moving: np.ndarray, threads: int,
+    ) -> Tensor:  # fmt: skip
+        image, nodes = f32(moving), pack(f32(lattice), 1.0)
+        shape = tuple(weights.shape[0] for _, weights in reversed(rows))
+        warped = nodes.new_empty(shape)
+        gradient = nodes.new_empty((3, *shape)) if lattice.requires_grad else None
+        at = _map(grid_to_moving, displacement_to_moving)
+        if all(weights.shape[1] == 4 for _, weights in rows):
+            width, height = (_most_nodes(ById(start), n) for (start, _), n in zip(rows[:2], SPLINE_BLOCK[:2], strict=True))
+            grid = tuple(blocks(n, b) for n, b in zip(shape[::-1], SPLINE_BLOCK, strict=True))
+            along = [_Rows(*map(launching.pointer, r)) for r in rows]
+            launch(
+                "warp.cu", "warp_spline", grid, SPLINE_BLOCK, image, size_of(image), nodes, size_of(lattice), *along,
+                size_of(warped), at, warped, gradient, width, height, shared=16 * width * (2 * height + 8),
+            )  # type: ignore[arg-type]  # fmt: skip
+        else:  # an axis of few voxels has few nodes
+            u = f32(lattice)
+            for axis, r in zip((3, 2, 1), rows, strict=True):
+                s = list(u.shape)
+                flat = u.reshape(int(np.prod(s[:axis])), s[axis], int(np.prod(s[axis + 1 :])))
+                s[axis] = r[1].shape[0]
+                u = banded(flat, r).reshape(s)
+            launch_each("warp.cu", "warp", warped.numel(), image, size_of(image), u, size_of(u), at, warped, gradient)
+        ctx.gradient, ctx.lattice, ctx.back = gradient, lattice.shape, back
+        return warped
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        c, lz, ly, lx = ctx.lattice
+        _, nz, ny, nx = ctx.gradient.shape
+        factor = f32(grads[0]).reshape(nz, ny * nx)
+        out = banded(ctx.gradient.reshape(c, nz, ny * nx), ctx.back[2], factor)
+        out = banded(out.reshape(c * lz, ny, nx), ctx.back[1])
+        out = banded(out.reshape(c * lz * ly, nx, 1), ctx.back[0])
+        return None, out.reshape(ctx.lattice), None, None, None, None, None
+
+
+@lru_cache(maxsize=256)
+def _most_nodes(start: ById, per: int) -> int:
+    """The most nodes along an axis that a block of `warp_spline` needs: read from the card once a matrix."""
+    first = start.value.cpu().numpy()
+    begin = np.arange(0, len(first), per)
+    return int((first[np.minimum(begin + per, len(first)) - 1] - first[begin]).max()) + 4
+
+
+def takes_radius(radius: int, device: torch.device) -> bool:
+    """Whether the local correlation has kernels for a radius on a card; the reference does the others.
+
+    Parameters
+    ----------
+    radius : int
+        Of the window, voxels.
+    device : torch.device
+        With its number.
+
+    Returns
+    -------
+    bool
+    """
+    return 1 <= radius <= LARGEST_RADIUS and _window_memory(radius, 3) <= most_shared(device)
+
+
+def _window_memory(radius: int, arrays: int) -> int:
+    """Bytes of shared memory of the kernels of lncc.cu."""
+    width, tx, ty = 2 * radius + 1, *WINDOW_BLOCK
+    px, py = (tx + 2 * radius + 3) // 4 * 4, ty + 2 * radius
+    return 4 * max(arrays * py * px + 3 * py * tx + 3 * width * ty * tx, 256)
+
+
+class LnccFixed:
+    """The local sums of a fixed image, see `images.Lncc`: `count` windows of them count."""
+
+    image: Tensor
+    weight: Tensor | None
+    radius: int
+    epsilon: float
+    inverse_count: Tensor
+    mean: Tensor
+    inverse_variance: Tensor
+    count: float
+
+    def __init__(self, image: Tensor, weight: Tensor | None, radius: int, epsilon: float, threads: int) -> None:
+        self.image, self.weight = f32(image), None if weight is None else f32(weight)
+        self.radius, self.epsilon = radius, epsilon
+        self.inverse_count, self.mean, self.inverse_variance = (torch.empty_like(self.image) for _ in range(3))
+        partial = self.partial()
+        self.launch(
+            "lncc_prepare", 2, self.image, self.weight, size_of(self.image), self.depth, float(epsilon),
+            self.inverse_count, self.mean, self.inverse_variance, partial,
+        )  # fmt: skip
+        self.count = float(partial.sum())
+        maps = (self.image, self.weight, self.inverse_count, self.mean, self.inverse_variance)
+        #: What the kernels need of the fixed image.
+        self.pointers = _Fixed(*[None if m is None else launching.pointer(m) for m in maps])
+
+    @property
+    def depth(self) -> int:
+        """Planes that a block walks along."""
+        return max(2 * self.radius + 1, blocks(self.image.shape[0], 4))
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Blocks along x, y and z."""
+        z, y, x = self.image.shape
+        return blocks(x, WINDOW_BLOCK[0]), blocks(y, WINDOW_BLOCK[1]), blocks(z, self.depth)
+
+    def partial(self) -> Tensor:
+        """A number for each block."""
+        x, y, z = self.grid
+        return self.image.new_empty(x * y * z)
+
+    def launch(self, kernel: str, arrays: int, *arguments: Any) -> None:
+        """Launch a kernel of lncc.cu for this image.
+
+        Parameters
+        ----------
+        kernel : str
+            Its name.
+        arrays : int
+            How many values of a voxel it reads.
+        *arguments : object
+            See `launching.launch`.
+        """
+        shared = _window_memory(self.radius, arrays)
+        launch("lncc.cu", kernel, self.grid, (*WINDOW_BLOCK, 1), *arguments, shared=shared,
+               defines=(f"RADIUS={self.radius}",))  # fmt: skip
+
+
+class Lncc(torch.autograd.Function):
+    """The mean squared local correlation with a fixed image, see `images.Lncc`."""
+
+    @staticmethod
+    def forward(ctx: Any, moving: Tensor, fixed: LnccFixed, threads: int) -> Tensor:
+        m, n, partial = f32(moving), size_of(moving), fixed.partial()
+        gradient = torch.empty_like(m) if moving.requires_grad else None
+        maps = None if gradient is None else m.new_empty((3, *m.shape))
+        kernel, arrays = ("lncc_statistics", 2) if fixed.weight is None else ("lncc_statistics_weighted", 3)
+        least = max(fixed.epsilon, 1e-30)
+        fixed.launch(kernel, arrays, m, fixed.pointers, n, fixed.depth, least, maps, partial)
+        if gradient is not None:
+            fixed.launch("lncc_gradient", 3, maps, m, fixed.pointers, n, fixed.depth, gradient)
+        ctx.gradient, ctx.count = gradient, max(1.0, fixed.count)
+        return partial.sum() / ctx.count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return ctx.gradient * (grads[0] / ctx.count), None, None

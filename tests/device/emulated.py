@@ -1,0 +1,105 @@
+"""The kernels' text compiled by the C++ compiler of this machine, behind the package's own launcher: `emulated_kernels`.
+
+CPU tensors go in, and what a card would compute comes out, in an order of threads and blocks that a seed draws.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+import pytest
+import torch
+
+from itk_nir.engine.ops.cuda import launching
+from itk_nir.engine.ops.cuda.compiler import text_of
+
+HERE = Path(__file__).parent
+#: Flags of the compiler: a barrier is a change of stacks, which inlining must not see through.
+FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-DEMULATE")
+
+_libraries: list[ctypes.CDLL] = []
+
+
+def compiler() -> str:
+    """The C++ compiler; the test is skipped where there is none."""
+    found = shutil.which("g++") or shutil.which("c++")
+    if found is None:
+        pytest.skip("no C++ compiler: the kernels cannot be emulated")
+    return found
+
+
+def build(folder: Path, text: str, name: str, defines: tuple[str, ...] = ()) -> Path:
+    """A library with the kernels of a text."""
+    library = folder / ("-".join([name, *defines]).replace("=", "") + ".so")
+    source = library.with_suffix(".cpp")
+    source.write_text(text)
+    command = [compiler(), *FLAGS, *(f"-D{d}" for d in defines), f"-I{HERE}", str(source), "-o", str(library)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return library
+
+
+@contextmanager
+def emulated_kernels(folder: Path, change: dict[str, tuple[str, str]] | None = None) -> Iterator[ModuleType]:
+    """The ops of `engine.ops.cuda` on CPU tensors.
+
+    `change` spoils the text of a file: what is replaced, and by what.
+    """
+    from itk_nir.engine.ops import cuda
+
+    @lru_cache(maxsize=None)
+    def module_on(file: str, defines: tuple[str, ...], device: torch.device) -> launching.Module:
+        text, name = text_of(file), Path(file).stem
+        if change and file in change:
+            old, new = change[file]
+            assert text.count(old) >= 1, f"{file} does not hold {old!r}"
+            text, name = text.replace(old, new, 1), f"{name}-{abs(hash(change[file]))}"
+        wanted = folder / ("-".join([name, *defines]).replace("=", "") + ".so")
+        library = ctypes.CDLL(str(wanted if wanted.exists() else build(folder, text, name, defines)))
+        library.emulate_order(order[0])
+        _libraries.append(library)
+        return launching.Module(launching.Driver(library), b"")
+
+    def launch(
+        file: str, kernel: str, grid: tuple, block: tuple, *arguments: object, shared: int = 0, defines: tuple = ()
+    ) -> None:
+        device = next(a for a in arguments if isinstance(a, torch.Tensor)).device
+        module_on(file, defines, device).launch(kernel, grid, block, arguments, shared, 0)
+
+    order = [1]
+    with mock.patch.multiple(launching, module_on=module_on, most_shared=lambda device: 227 * 1024):
+        patched = [(m, n) for m in _modules(cuda) for n in ("launch", "most_shared", "module_on") if hasattr(m, n)]
+        with _each(patched, {"launch": launch, "most_shared": lambda device: 227 * 1024, "module_on": module_on}):
+            yield cuda
+
+
+def _modules(package: ModuleType) -> list[ModuleType]:
+    import importlib
+    import pkgutil
+
+    return [package, *(importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__))]  # fmt: skip
+
+
+@contextmanager
+def _each(names: list[tuple[ModuleType, str]], by: dict[str, object]) -> Iterator[None]:
+    before = [(m, n, getattr(m, n)) for m, n in names]
+    for m, n in names:
+        setattr(m, n, by[n])
+    try:
+        yield
+    finally:
+        for m, n, value in before:
+            setattr(m, n, value)
+
+
+def set_order(seed: int) -> None:
+    """Draw the order of threads and blocks from a seed; 0 is their natural order."""
+    for library in _libraries:
+        library.emulate_order(seed)

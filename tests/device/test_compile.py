@@ -1,0 +1,113 @@
+"""Every kernel is compiled for the cards that there are, without one: nothing spills, and the registers are bounded."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+import shutil
+import subprocess
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from itk_nir.engine.ops.cuda import sums
+from itk_nir.engine.ops.cuda.compiler import Compiler, CompilerError, runtime_compiler, text_of
+
+#: Turing, Ampere (server, desktop), Hopper, Blackwell (server, desktop).
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
+#: Of a thread: two blocks of 256 threads share the registers of a multiprocessor.
+MOST_REGISTERS = 128
+#: File → the macros that it is compiled with; once without any where there are none.
+DEFINES = {"lncc.cu": [("RADIUS=5",), ("RADIUS=12",)]}
+
+TEXTS = sorted(f.name for f in (files("itk_nir.engine.ops.cuda") / "text").iterdir() if f.name.endswith(".cu"))
+VARIANTS = [(file, defines) for file in TEXTS for defines in DEFINES.get(file, [()])]
+
+
+@lru_cache(maxsize=1)
+def nvrtc() -> Compiler | None:
+    """The runtime compiler, of torch or of the wheel nvidia-cuda-nvrtc."""
+    try:
+        return runtime_compiler()
+    except CompilerError:
+        spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        for library in sorted(Path(folder).glob("*/lib/libnvrtc.so.*")):
+            if "alt" not in library.name:
+                return Compiler(ctypes.CDLL(str(library)), "nvrtc")
+    return None
+
+
+def log_of(compiler: Compiler, text: str, options: list[str]) -> str:
+    """What the compiler says of each kernel."""
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    compiler._call("CreateProgram", ctypes.byref(program), text.encode(), b"itk_nir.cu", 0, None, None)
+    words = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
+    status = compiler._function("CompileProgram")(program, len(options), words)
+    compiler._call("GetProgramLogSize", program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value + 1)
+    compiler._call("GetProgramLog", program, log)
+    compiler._call("DestroyProgram", ctypes.byref(program))
+    assert not status, log.value.decode()
+    return log.value.decode()
+
+
+def check(file: str, log: str) -> None:
+    """Every kernel of a file is in the log, spills nothing, and keeps within the limits."""
+    wanted = sorted(re.findall(r"^KERNEL\((\w+)", text_of(file), re.MULTILINE))
+    assert wanted
+    assert sorted(re.findall(r"Function properties for (\w+)", log)) == wanted
+    assert re.findall(r"(\d+) bytes stack frame", log) == ["0"] * len(wanted), log
+    assert re.findall(r"(\d+) bytes spill stores", log) == ["0"] * len(wanted), log
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
+    assert len(registers) == len(wanted)
+    assert max(registers) <= MOST_REGISTERS
+    # All shared memory is asked for at the launch.
+    assert "smem" not in log
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvrtc(architecture: str) -> None:
+    compiler = nvrtc()
+    if compiler is None:
+        pytest.skip("no NVRTC here: pip install nvidia-cuda-nvrtc-cu12")
+    for file, defines in VARIANTS:
+        macros = [f"-D{d}" for d in defines]
+        options = [*compiler.options(architecture), "--ptxas-options=-v", *macros]
+        check(file, log_of(compiler, text_of(file), options))
+
+
+def test_a_text_that_is_wrong_is_refused() -> None:
+    compiler = nvrtc()
+    if compiler is None:
+        pytest.skip("no NVRTC here: pip install nvidia-cuda-nvrtc-cu12")
+    with pytest.raises(CompilerError, match="undefined"):
+        compiler.compile(text_of("adam.cu") + "KERNEL(wrong, (int i)) { i = nobody; }\n", compiler.options("sm_90"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "defines"), VARIANTS)
+def test_nvcc(tmp_path: Path, file: str, defines: tuple[str, ...]) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc on the PATH")
+    source = tmp_path / file
+    source.write_text(text_of(file))
+    command = [nvcc, "-std=c++17", "-cubin", "-arch=sm_90", "-Xptxas", "-v", *(f"-D{d}" for d in defines)]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "out"), str(source)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    check(file, done.stderr)
+
+
+def test_shared_memory_of_a_histogram() -> None:
+    """What every card gives without being asked is enough, and few bins are counted more than once."""
+    for bins in range(4, 129):
+        assert 8 * sums._copies(bins) * bins * bins <= sums.SHARED_BYTES < 48 * 1024
+    assert sums._copies(32) == 4
+    assert sums._copies(64) == 1
+    assert sums._copies(65) == 0

@@ -1,0 +1,52 @@
+"""Registrations by the emulated kernels, from the images to the fields, beside the same ones on the CPU."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import itk_nir
+from itk_nir.engine.ops import dispatch
+from itk_nir.engine.ops.cuda import launching
+from itk_nir.phantom import brain_phantom
+
+#: Largest difference of the fields, voxels.
+TOLERANCE = 1e-3
+CASES: dict[str, dict[str, Any]] = {
+    "3D, local correlation": {"size": (14, 16, 12), "deformation": 80.0, "iterations": (4, 2, 0)},
+    "2D, descriptors": {"size": (32, 36), "metric": "mind", "iterations": (5, 2, 0)},
+    "2D, correlation": {"size": (32, 36), "metric": "ncc", "iterations": (4, 1, 0)},
+}
+#: The kernel of its metric.
+USES = dict(zip(CASES, ("lncc_gradient", "mind_difference", "global_sums_adjoint"), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore:.*voxels along one axis")
+def test_registered(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType, name: str) -> None:
+    given = dict(CASES[name])
+    size = given.pop("size")
+    phantom = brain_phantom(dimension=len(size), size=size, deformation=given.pop("deformation", 12.0))
+    fixed, moving = (phantom.fixed, phantom.geometry), (phantom.moving, phantom.moving_geometry)
+    options = {"preset": "fast", "linear": "none", "threads": 1, **given}
+    cpu = itk_nir.register(fixed, moving, **options)
+    launched, launch = set(), launching.Module.launch
+
+    def noted(self: launching.Module, kernel: str, *arguments: Any) -> None:
+        launched.add(kernel)
+        launch(self, kernel, *arguments)
+
+    monkeypatch.setattr(launching.Module, "launch", noted)
+    monkeypatch.setitem(dispatch.KERNELS, "cpu", lambda device: kernels)
+    card = itk_nir.register(fixed, moving, **options)
+    assert launched >= {"diffusion", "jacobian_penalty", "adam", "compose_adjoint", "invert", "balance", USES[name]}
+    np.testing.assert_allclose([t.loss for t in card.report.trace], [t.loss for t in cpu.report.trace], rtol=1e-4)
+    for there, here in ((card.displacement, cpu.displacement), (card.inverse_displacement, cpu.inverse_displacement)):
+        assert there is not None
+        assert here is not None
+        spacing = np.asarray(phantom.geometry.spacing)
+        assert np.abs(here.vectors / spacing).max() > 0.2
+        assert np.abs((there.vectors - here.vectors) / spacing).max() < TOLERANCE
