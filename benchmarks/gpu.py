@@ -28,7 +28,7 @@ import itk_nir
 Outcome = tuple[np.ndarray, int]
 
 
-def ours(device: str, preset: str, linear: str, files: argparse.Namespace) -> Callable[[], Callable[[], Outcome]]:
+def ours(device: str, preset: Any, linear: Any, files: argparse.Namespace) -> Callable[[], Callable[[], Outcome]]:
     """A preset of this program."""
     fixed, moving = sitk.ReadImage(files.fixed), sitk.ReadImage(files.moving)
     labels = sitk.ReadImage(files.moving_labels)
@@ -47,10 +47,10 @@ def ours(device: str, preset: str, linear: str, files: argparse.Namespace) -> Ca
 
 def fireants(device: str, method: str, affine: bool, files: argparse.Namespace) -> Callable[[], Callable[[], Outcome]]:
     """FireANTs: greedy or SyN, deformation alone or after its affine stage."""
-    from fireants.io.image import BatchedImages, Image
-    from fireants.registration.affine import AffineRegistration
-    from fireants.registration.greedy import GreedyRegistration
-    from fireants.registration.syn import SyNRegistration
+    from fireants.io.image import BatchedImages, Image  # type: ignore[import-not-found]
+    from fireants.registration.affine import AffineRegistration  # type: ignore[import-not-found]
+    from fireants.registration.greedy import GreedyRegistration  # type: ignore[import-not-found]
+    from fireants.registration.syn import SyNRegistration  # type: ignore[import-not-found]
 
     read = [Image(sitk.ReadImage(name), device=device) for name in (files.fixed, files.moving)]
     labels = sitk.GetArrayFromImage(sitk.ReadImage(files.moving_labels)).astype(np.float32)

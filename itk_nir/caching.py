@@ -27,7 +27,6 @@ else:
             return value
 
 
-
 @dataclass(frozen=True)
 class ById:
     """A cache key that stands for one object, whatever it holds, and keeps it alive.

@@ -9,7 +9,6 @@ import torch
 from itk_nir.devices import checked_device
 from itk_nir.engine import cards
 from itk_nir.errors import OptionError
-from itk_nir.options import shown
 from itk_nir.options import thread_count as thread_count
 
 

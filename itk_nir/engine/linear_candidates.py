@@ -45,7 +45,8 @@ def informations(level: LinearLevel, bases: Sequence[F64], metric: MutualInforma
     # (3, n Z, Y, X): the grids of all maps lie one behind the other, and each map is a displacement of its own.
     at = (index[:, :, :3] @ voxels + index[:, :, 3:]).movedim(0, 1).reshape(3, len(bases) * shape[0], *shape[1:])
     counts = _counts(level, at)
-    measured = torch.stack([_channel(level, images, at, counts, len(bases), metric) for images in level.channels.images])
+    channels = [_channel(level, images, at, counts, len(bases), metric) for images in level.channels.images]
+    measured = torch.stack(channels)
     share = (counts.reshape(len(bases), -1).sum(1).double() / level.most).clamp(max=1.0)
     return np.asarray((measured.mean(0) * share).cpu().numpy(), dtype=float)
 

@@ -154,7 +154,7 @@ def _register(
         return register(
             list(fixed), list(moving), linear=call.linear, deformable=call.deformable,  # type: ignore[arg-type]
             fixed_mask=mask, moving_mask=moving_mask, initial_transform=start, seed=request.seed or 0,
-            device=request.device, threads=threads, callback=callback, **arguments,  # type: ignore[arg-type]
+            device=request.device, threads=threads, callback=callback, **arguments,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The kernels' text compiled by the C++ compiler of this machine, behind the package's own launcher: `emulated_kernels`.
+"""The kernels' text compiled by the C++ compiler of this machine, behind the package's own launcher.
 
 CPU tensors go in, and what a card would compute comes out, in an order of threads and blocks that a seed draws.
 """
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -54,7 +54,7 @@ def emulated_kernels(folder: Path, change: dict[str, tuple[str, str]] | None = N
     """
     from itk_nir.engine.ops import cuda
 
-    @lru_cache(maxsize=None)
+    @cache
     def module_on(file: str, defines: tuple[str, ...], device: torch.device) -> launching.Module:
         text, name = text_of(file), Path(file).stem
         if change and file in change:
@@ -84,7 +84,8 @@ def _modules(package: ModuleType) -> list[ModuleType]:
     import importlib
     import pkgutil
 
-    return [package, *(importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__))]  # fmt: skip
+    names = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    return [package, *(importlib.import_module(f"{package.__name__}.{name}") for name in names)]
 
 
 @contextmanager

@@ -132,13 +132,13 @@ def test_lncc(kernels, shape, radius, weighted):
     moving, epsilon = 0.6 * fixed + drawn(*shape, seed=1), 1e-4
     weight = (drawn(*shape, seed=2) > -0.5).float() if weighted else None
     prepared = kernels.LnccFixed(fixed, weight, radius, epsilon, 1)
-    total, count = reference.lncc(fixed.double(), moving.double(), None if weight is None else weight.double(), radius, epsilon)  # fmt: skip
+    wide = None if weight is None else weight.double()
+    _, count = reference.lncc(fixed.double(), moving.double(), wide, radius, epsilon)
     assert prepared.count == float(count)
     value, (gradient,) = value_and_gradients(lambda m: kernels.Lncc.apply(m, prepared, 1), moving)
     true, (wanted,) = value_and_gradients(
-        lambda m: reference.lncc(fixed.double(), m, None if weight is None else weight.double(), radius, epsilon)[0] / count,
-        moving.double(),
-    )  # fmt: skip
+        lambda m: reference.lncc(fixed.double(), m, wide, radius, epsilon)[0] / count, moving.double()
+    )
     assert abs(float(value) / float(true) - 1) < 1e-6
     assert apart(gradient, wanted) < 2e-6
     with torch.no_grad():

@@ -199,6 +199,8 @@ def _libraries(name: str) -> list[str]:
         folder = Path(torch.__file__).parent / "lib"
         return [*map(str, sorted(folder.glob(f"nvrtc64_{major}*_0.dll"))), f"nvrtc64_{major}0_0.dll"]
     packages = Path(torch.__file__).parent.parent / "nvidia"
-    found = [*packages.glob(f"cu{major}/lib/libnvrtc.so.{major}"), *packages.glob(f"cuda_nvrtc/lib/libnvrtc.so.{major}")]
+    found = [
+        path for folder in (f"cu{major}", "cuda_nvrtc") for path in packages.glob(f"{folder}/lib/libnvrtc.so.{major}")
+    ]
     # The bare name first: where torch has loaded its own, that is the one.
     return [f"libnvrtc.so.{major}", *map(str, found), "libnvrtc.so"]

@@ -119,7 +119,8 @@ class Exponential(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         g, outer = pack(f32(grads[0]), 1.0), None
         if ctx.fields is not None:
-            outer, g = _compose_adjoint(*ctx.fields, g, ctx.needs_input_grad[1])
+            a, u = ctx.fields
+            outer, g = _compose_adjoint(a, u, g, ctx.needs_input_grad[1])
             outer = None if outer is None else unpack(outer, 1.0)
         for u in reversed(ctx.stack):
             g = _adjoint(u, u, g, True, together=True)[0]
@@ -136,5 +137,6 @@ class Compose(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        outer, inner = _compose_adjoint(*ctx.fields, pack(f32(grads[0]), 1.0), ctx.needs_input_grad[0])
+        a, b = ctx.fields
+        outer, inner = _compose_adjoint(a, b, pack(f32(grads[0]), 1.0), ctx.needs_input_grad[0])
         return None if outer is None else unpack(outer, 1.0), unpack(inner, 1.0), None

@@ -27,17 +27,15 @@ LARGEST_RADIUS = 12
 
 
 class _Map(ctypes.Structure):
-    _fields_ = [("index", ctypes.c_float * 12), ("vector", ctypes.c_float * 9)]  # noqa: RUF012
+    _fields_ = [("index", ctypes.c_float * 12), ("vector", ctypes.c_float * 9)]
 
 
 class _Rows(ctypes.Structure):
-    _fields_ = [("start", ctypes.c_void_p), ("weights", ctypes.c_void_p)]  # noqa: RUF012
+    _fields_ = [("start", ctypes.c_void_p), ("weights", ctypes.c_void_p)]
 
 
 class _Fixed(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
-        (name, ctypes.c_void_p) for name in ("image", "weight", "inverse_count", "mean", "inverse_variance")
-    ]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("image", "weight", "inverse_count", "mean", "inverse_variance")]
 
 
 @lru_cache(maxsize=64)
@@ -46,7 +44,18 @@ def _map_of(points: bytes, vectors: bytes) -> _Map:
     return _Map((ctypes.c_float * 12)(*index), (ctypes.c_float * 9)(*vector))
 
 
-def _map(grid_to_moving: np.ndarray, displacement_to_moving: np.ndarray) -> _Map:
+def map_argument(grid_to_moving: np.ndarray, displacement_to_moving: np.ndarray) -> _Map:
+    """The maps of a warp as kernels take them.
+
+    Parameters
+    ----------
+    grid_to_moving, displacement_to_moving : ndarray
+        ``(3, 4)`` and ``(3, 3)`` float64, as of `images.warp`.
+
+    Returns
+    -------
+    ctypes.Structure
+    """
     return _map_of(grid_to_moving.tobytes(), displacement_to_moving.tobytes())
 
 
@@ -103,7 +112,7 @@ class Warp(torch.autograd.Function):
         image, u = f32(moving), f32(displacement)
         warped = u.new_empty(u.shape[1:])
         gradient = torch.empty_like(u) if displacement.requires_grad else None
-        at = _map(grid_to_moving, displacement_to_moving)
+        at = map_argument(grid_to_moving, displacement_to_moving)
         launch_each("warp.cu", "warp", warped.numel(), image, size_of(image), u, size_of(u), at, warped, gradient)
         ctx.gradient = gradient
         return warped
@@ -125,15 +134,19 @@ class WarpSpline(torch.autograd.Function):
         shape = tuple(weights.shape[0] for _, weights in reversed(rows))
         warped = nodes.new_empty(shape)
         gradient = nodes.new_empty((3, *shape)) if lattice.requires_grad else None
-        at = _map(grid_to_moving, displacement_to_moving)
+        at = map_argument(grid_to_moving, displacement_to_moving)
         if all(weights.shape[1] == 4 for _, weights in rows):
-            width, height = (_most_nodes(ById(start), n) for (start, _), n in zip(rows[:2], SPLINE_BLOCK[:2], strict=True))
-            grid = tuple(blocks(n, b) for n, b in zip(shape[::-1], SPLINE_BLOCK, strict=True))
+            width, height = (
+                _most_nodes(ById(rows[0][0]), SPLINE_BLOCK[0]),
+                _most_nodes(ById(rows[1][0]), SPLINE_BLOCK[1]),
+            )
+            nz, ny, nx = shape
+            grid = blocks(nx, SPLINE_BLOCK[0]), blocks(ny, SPLINE_BLOCK[1]), blocks(nz, SPLINE_BLOCK[2])
             along = [_Rows(*map(launching.pointer, r)) for r in rows]
             launch(
                 "warp.cu", "warp_spline", grid, SPLINE_BLOCK, image, size_of(image), nodes, size_of(lattice), *along,
                 size_of(warped), at, warped, gradient, width, height, shared=16 * width * (2 * height + 8),
-            )  # type: ignore[arg-type]  # fmt: skip
+            )  # fmt: skip
         else:  # an axis of few voxels has few nodes
             u = f32(lattice)
             for axis, r in zip((3, 2, 1), rows, strict=True):
@@ -147,7 +160,7 @@ class WarpSpline(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        c, lz, ly, lx = ctx.lattice
+        c, lz, ly = ctx.lattice[:3]
         _, nz, ny, nx = ctx.gradient.shape
         factor = f32(grads[0]).reshape(nz, ny * nx)
         out = banded(ctx.gradient.reshape(c, nz, ny * nx), ctx.back[2], factor)

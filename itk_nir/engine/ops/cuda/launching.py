@@ -45,7 +45,7 @@ class DriverError(RuntimeError):
 class Size(ctypes.Structure):
     """The size of a grid, voxels along x, y and z."""
 
-    _fields_ = [(axis, ctypes.c_int) for axis in "xyz"]  # noqa: RUF012
+    _fields_ = [(axis, ctypes.c_int) for axis in "xyz"]
 
 
 def size_of(x: Tensor) -> Size:
@@ -263,7 +263,8 @@ class Module:
         if shared > max(GIVEN_SHARED, self.shared.get(name, 0)):
             self._do(f"kernel {name}", self.driver.set, function, MOST_DYNAMIC_SHARED, shared)
             self.shared[name] = shared
-        layout, values = "", []
+        layout = ""
+        values: list[Any] = []
         for a in arguments:
             kind, value = _packed(a)
             layout += kind
@@ -300,7 +301,7 @@ def _packed(a: Any) -> tuple[str, Sequence[Any]]:
     if known is None:
         known = _members(a)
         if isinstance(a, ctypes.Structure):
-            a.packed = known  # type: ignore[attr-defined]
+            a.packed = known
     return known
 
 

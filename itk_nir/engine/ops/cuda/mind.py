@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itk_nir.engine.ops.cuda.images import Rows, _map, banded
+from itk_nir.engine.ops.cuda.images import Rows, banded, map_argument
 from itk_nir.engine.ops.cuda.launching import blocks, f32, launch, launch_each, size_of
 from itk_nir.engine.ops.cuda.sums import SUM_BYTES, total
 
@@ -86,9 +86,10 @@ def _difference(
     grid = blocks(n.x, 32), blocks(n.y, 4), blocks(n.z, 2)
     partial = u.new_empty(math.prod(grid))
     scale = 1 / (255 * 255 * channels)
+    at = map_argument(grid_to_moving, displacement_to_moving)
     launch(
         FILE, "mind_difference", grid, (32, 4, 2), fixed.contiguous(), None if weight is None else f32(weight),
-        moving.contiguous(), size_of(moving[..., 0]), u, n, _map(grid_to_moving, displacement_to_moving), channels,
+        moving.contiguous(), size_of(moving[..., 0]), u, n, at, channels,
         2 * scale, gradient, partial, shared=SUM_BYTES,
     )  # fmt: skip
     return total(partial, scale), gradient
