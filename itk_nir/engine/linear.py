@@ -37,7 +37,7 @@ LEAST_EVIDENCE = 0.4
 CHANCE = 150.0
 
 #: Windows of the finer levels are so many times as wide, in samples: there is more noise, and less to be found.
-FINE_RADII = 2
+FINE_RADII = 4
 
 #: By which share of a measure the map that was found must be worse than the start for that to be told.
 NOTABLE = 0.005
