@@ -387,7 +387,7 @@ def register_in_worker(call: dict[str, Any]) -> Any:
         What came of it, for the process that asked.
     """
     # Away from a CPU the engine leaves the number of torch's threads as it is: that of the whole machine, here.
-    torch.set_num_threads(call["threads"])
+    torch.set_num_threads(thread_count(call.get("threads")))
     ops.return_blocks_from(8 << 20)
     return _registered(call)
 

@@ -130,19 +130,30 @@ def test_a_program_that_is_no_python() -> None:
         workers.close()
 
 
-#: Starts workers without a guard, tells their processes, and is killed while one is at work.
-OWNER = """
-import os, time
+#: Starts workers without a guard, tells their processes, and is killed while one is at work and will not be disturbed.
+OWNER = '''
+import os, sys, time
 from itk_nir.workers import Workers
+STUBBORN = """
+import time
+while True:
+    try:
+        open(begun, "w").close()
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+"""
 workers = Workers(2, ())
 workers.submit(0, os.getpid)
-workers.submit(1, time.sleep, 60)
+workers.submit(1, exec, STUBBORN, {"begun": sys.argv[1]})
 first = workers.next()[1].value
 workers.submit(2, os.getpid)
 workers.next()
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.02)
 print(*(w.process.pid for w in workers._workers), flush=True)
 time.sleep(60)
-"""
+'''
 
 
 def test_none_outlives_its_owner(tmp_path: Path) -> None:
@@ -150,7 +161,8 @@ def test_none_outlives_its_owner(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(OWNER, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as owner:
+    command = [sys.executable, str(script), str(tmp_path / "begun")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
         assert owner.stdout is not None
         pids = [int(word) for word in owner.stdout.readline().split()]
         assert len(set(pids)) == 2

@@ -67,7 +67,9 @@ def test_debug_may_stand_before_or_behind_the_command(capsys: pytest.CaptureFixt
         assert ("torch " in err) == debug
 
 
-@pytest.mark.parametrize("command", ["register", "apply", "convert", "install-programs", "demo", "presets"])
+@pytest.mark.parametrize(
+    "command", ["register", "batch", "apply", "convert", "install-programs", "demo", "presets", "selftest"]
+)
 def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
