@@ -6,6 +6,7 @@ CPU tensors go in, and what a card would compute comes out, in an order of threa
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -37,12 +38,14 @@ def compiler() -> str:
 
 
 def build(folder: Path, text: str, name: str, defines: tuple[str, ...] = ()) -> Path:
-    """A library with the kernels of a text."""
+    """A library with the kernels of a text. Test processes that run side by side share the folder."""
     library = folder / ("-".join([name, *defines]).replace("=", "") + ".so")
-    source = library.with_suffix(".cpp")
+    part = folder / f"{library.stem}.{os.getpid()}.so"
+    source = part.with_suffix(".cpp")
     source.write_text(text)
-    command = [compiler(), *FLAGS, *(f"-D{d}" for d in defines), f"-I{HERE}", str(source), "-o", str(library)]
+    command = [compiler(), *FLAGS, *(f"-D{d}" for d in defines), f"-I{HERE}", str(source), "-o", str(part)]
     subprocess.run(command, check=True, capture_output=True, text=True)
+    part.replace(library)
     return library
 
 

@@ -223,3 +223,17 @@ def test_each_barrier_is_needed(libraries, file, number):
     with emulated_kernels(libraries, {file: (around, around[:-16])}) as ops:
         spoilt = results(ops)
     assert any(not torch.equal(a, b) for a, b in zip(right, spoilt, strict=True))
+
+
+def test_a_radius_without_kernels_is_left_to_the_reference(kernels, monkeypatch):
+    from itk_nir.engine.ops.cuda import launching
+
+    assert kernels.takes_radius(2, torch.device("cpu"))
+    assert not kernels.takes_radius(100, torch.device("cpu"))
+
+    def refuse(*_: object) -> None:
+        raise launching.DriverError("no such card")
+
+    monkeypatch.setattr(launching, "module_on", refuse)
+    with pytest.warns(RuntimeWarning, match="no such card"):
+        assert not kernels.takes_radius(2, torch.device("cpu"))

@@ -44,8 +44,12 @@ __all__ = [
     "takes_radius",
 ]
 
-#: The files of kernels that every registration needs.
-FILES = ("adam.cu", "banded.cu", "compositions.cu", "inversion.cu", "penalties.cu", "sums.cu", "warp.cu")
+#: The files of kernels: all are compiled before the first is used, so that none is missing on the way. That of the
+#: local correlation is compiled for each radius (`takes_radius`).
+FILES = (
+    "adam.cu", "banded.cu", "compositions.cu", "inversion.cu", "matching.cu", "mind.cu", "penalties.cu", "sums.cu",
+    "warp.cu",
+)  # fmt: skip
 
 
 def load(device: torch.device) -> None:

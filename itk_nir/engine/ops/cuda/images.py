@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -191,7 +192,22 @@ def takes_radius(radius: int, device: torch.device) -> bool:
     -------
     bool
     """
-    return 1 <= radius <= LARGEST_RADIUS and _window_memory(radius, 3) <= most_shared(device)
+    if not (1 <= radius <= LARGEST_RADIUS and _window_memory(radius, 3) <= most_shared(device)):
+        return False
+    try:
+        launching.module_on("lncc.cu", _defines(radius), device)
+    except RuntimeError as error:  # CompilerError, DriverError
+        warnings.warn(
+            f"itk_nir: the kernels of the local correlation are not available ({error}); torch's own ops run instead",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def _defines(radius: int) -> tuple[str, ...]:
+    return (f"RADIUS={radius}",)
 
 
 def _window_memory(radius: int, arrays: int) -> int:
@@ -257,7 +273,7 @@ class LnccFixed:
         """
         shared = _window_memory(self.radius, arrays)
         launch("lncc.cu", kernel, self.grid, (*WINDOW_BLOCK, 1), *arguments, shared=shared,
-               defines=(f"RADIUS={self.radius}",))  # fmt: skip
+               defines=_defines(self.radius))  # fmt: skip
 
 
 class Lncc(torch.autograd.Function):
