@@ -233,8 +233,8 @@ def refined(
             LinearLevel(pair, normalised, grids[0], step, radius, threads),
             LinearLevel(other, back, grids[1], step * larger, radius, threads),
         )
-        # The images of the level before are done with.
-        base, cost, cancelled = descent.at(level, len(descent.levels), base, kind, count)
+        # For who follows the progress they belong to the last level.
+        base, cost, cancelled = descent.at(level, len(descent.levels) - 1, base, kind, count)
         similarity = 1 - cost
         if cancelled:
             break
