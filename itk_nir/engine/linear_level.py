@@ -42,10 +42,28 @@ class Measuring(Protocol):
         """Of the positions that count; 0 where there is nothing to compare."""
 
     def agreement(self, model: LinearMap, x: Tensor) -> Tensor:
-        """The similarity under a map after that one, with its gradient."""
+        """The similarity under a map after that one, with its gradient.
+
+        Parameters
+        ----------
+        model : LinearMap
+            Which map.
+        x : Tensor
+            Its parameters.
+
+        Returns
+        -------
+        Tensor
+            One number.
+        """
 
     def agreed(self) -> float:
-        """The similarity under the map itself."""
+        """The similarity under the map itself.
+
+        Returns
+        -------
+        float
+        """
 
 
 class Comparing(Protocol):
@@ -55,7 +73,19 @@ class Comparing(Protocol):
     fixed: Tensor
 
     def under(self, base: F64, metrics: Sequence[tuple[float, Metric]]) -> Measuring:
-        """What measures the images near a map."""
+        """What measures the images near a map.
+
+        Parameters
+        ----------
+        base : ndarray
+            ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
+        metrics : sequence of (float, Metric)
+            Weight and metric of each channel.
+
+        Returns
+        -------
+        Measuring
+        """
 
 
 class LinearLevel:
@@ -260,6 +290,17 @@ class Near:
     share: float
 
     def view(self, u: Tensor) -> View:
+        """The moving side under a displacement.
+
+        Parameters
+        ----------
+        u : Tensor
+            ``(3, Z, Y, X)`` mm along the fixed axes, before the map.
+
+        Returns
+        -------
+        View
+        """
         return View(u, self.grid_to_moving, self.displacement_to_moving, threads=self.level.threads)
 
     def agreement(self, model: LinearMap, x: Tensor) -> Tensor:
