@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from itk_nir.engine.correspondences import LinearCorrespondences
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shrink_factor
-from itk_nir.engine.linear_map import LinearMap
+from itk_nir.engine.linear_map import Comparing, LinearMap, Measuring
 from itk_nir.engine.metrics import LevelMetric, Metric
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.quasi_newton import minimise
@@ -32,60 +31,6 @@ ROUND = 10
 
 #: The least share of the fixed image that the moving one is held to fill, whatever a map makes of it.
 LEAST_EXTENT = 0.1
-
-
-class Measuring(Protocol):
-    """What measures the images of a level near a map."""
-
-    @property
-    def share(self) -> float:
-        """Of the positions that count; 0 where there is nothing to compare."""
-
-    def agreement(self, model: LinearMap, x: Tensor) -> Tensor:
-        """The similarity under a map after that one, with its gradient.
-
-        Parameters
-        ----------
-        model : LinearMap
-            Which map.
-        x : Tensor
-            Its parameters.
-
-        Returns
-        -------
-        Tensor
-            One number.
-        """
-
-    def agreed(self) -> float:
-        """The similarity under the map itself.
-
-        Returns
-        -------
-        float
-        """
-
-
-class Comparing(Protocol):
-    """What compares the images of a level: `LinearLevel`, or `linear_fine.BothWays`."""
-
-    voxel: float
-    fixed: Tensor
-
-    def under(self, base: F64, metrics: Sequence[tuple[float, Metric]]) -> Measuring:
-        """What measures the images near a map.
-
-        Parameters
-        ----------
-        base : ndarray
-            ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
-        metrics : sequence of (float, Metric)
-            Weight and metric of each channel.
-
-        Returns
-        -------
-        Measuring
-        """
 
 
 class LinearLevel:
