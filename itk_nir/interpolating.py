@@ -281,7 +281,7 @@ class _Path:
         """Grid to points, the transforms' matrices and fields, points to the image's voxels."""
         matrices: list[NDArray[np.float64]] = []
         fields: list[NDArray[np.float32] | None] = []
-        for step in _steps_of(self.chain):
+        for step in self.chain.transforms:
             if isinstance(step, LinearTransform):
                 matrices.append(_in_space(step.matrix))
                 fields.append(None)
@@ -289,15 +289,6 @@ class _Path:
                 matrices.append(_in_space(step.geometry.inverse_matrix))
                 fields.append(step.vectors.reshape(*_planes(step.vectors.shape[:-1]), self.source.dimension))
         return _in_space(self.target.matrix), matrices, fields, _in_space(self.source.inverse_matrix)
-
-
-def _steps_of(chain: CompositeTransform) -> Iterator[LinearTransform | DisplacementField]:
-    """The transforms of a chain, those of chains within it too."""
-    for step in chain.transforms:
-        if isinstance(step, CompositeTransform):
-            yield from _steps_of(step)
-        else:
-            yield step
 
 
 def _planes(shape: tuple[int, ...]) -> tuple[int, ...]:

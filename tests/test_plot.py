@@ -12,7 +12,7 @@ from itk_nir.images import Volume
 from itk_nir.phantom import Phantom
 from itk_nir.plot import draw, picture, slice_panels
 from itk_nir.result import RegistrationResult
-from itk_nir.transforms.model import CompositeTransform, DisplacementField
+from itk_nir.transforms.model import DisplacementField
 
 imread = pytest.importorskip("matplotlib.image").imread
 
@@ -24,8 +24,10 @@ def true_result(phantom: Phantom) -> RegistrationResult:
     def volume(array: np.ndarray, name: str) -> Volume:
         return Volume(array, grid, name, "sitk", np.dtype(np.float32))
 
-    chain = CompositeTransform((DisplacementField(grid, phantom.displacement),))
-    return RegistrationResult(volume(phantom.fixed, "fixed image"), volume(phantom.moving, "moving image"), chain)
+    displacement = DisplacementField(grid, phantom.displacement)
+    return RegistrationResult(
+        volume(phantom.fixed, "fixed image"), volume(phantom.moving, "moving image"), displacement
+    )
 
 
 def brightness(image: np.ndarray, row: int, column: int, rows: int, columns: int) -> float:

@@ -48,62 +48,68 @@ def _levels(kind: Any, flag: str, desc: str) -> Any:
 class RegisterInputSpec(CommandLineInputSpec):
     """What ``itk-nir register`` takes: images, masks, landmarks and labels, preset, options, and what is written."""
 
-    fixed_image = _file("--fixed", "image that stays", mandatory=True)
-    moving_image = _file("--moving", "image that is brought onto it", mandatory=True)
-    output_prefix = Str("registered_", argstr="--output %s", usedefault=True, desc="start of the names of all files")
-    preset = traits.Enum("default", "fast", "accurate", "paper", argstr="--preset %s", desc="how much work")
-    linear = traits.Enum(
+    fixed_image: Any = _file("--fixed", "image that stays", mandatory=True)
+    moving_image: Any = _file("--moving", "image that is brought onto it", mandatory=True)
+    output_prefix: Any = Str(
+        "registered_", argstr="--output %s", usedefault=True, desc="start of the names of all files"
+    )
+    preset: Any = traits.Enum("default", "fast", "accurate", "paper", argstr="--preset %s", desc="how much work")
+    linear: Any = traits.Enum(
         "affine", "similarity", "rigid", "translation", "none", argstr="--linear %s", desc="linear stage"
     )
-    format = traits.Enum(*FORMATS, argstr="--format %s", desc="whose transform files")
-    fixed_mask = _file("--fixed-mask", "above 0 where the fixed image counts")
-    moving_mask = _file("--moving-mask", "above 0 where the moving image counts")
-    fixed_lesion = _file("--fixed-lesion", "above 0 where the fixed image has no counterpart")
-    moving_lesion = _file("--moving-lesion", "above 0 where the moving image has no counterpart")
-    rigid_regions = _file("--rigid-regions", "label map of the fixed image: regions that keep their shape")
-    volume_regions = _file("--volume-regions", "label map of the fixed image: regions that keep their volume")
-    fixed_landmarks = _file("--fixed-landmarks", "points in the fixed image", requires=["moving_landmarks"])
-    moving_landmarks = _file("--moving-landmarks", "the same points in the moving image", requires=["fixed_landmarks"])
-    fixed_labels = _file("--fixed-labels", "label map of the fixed image", requires=["moving_labels"])
-    moving_labels = _file("--moving-labels", "label map of the moving image", requires=["fixed_labels"])
-    initial_transform = InputMultiObject(
+    format: Any = traits.Enum(*FORMATS, argstr="--format %s", desc="whose transform files")
+    fixed_mask: Any = _file("--fixed-mask", "above 0 where the fixed image counts")
+    moving_mask: Any = _file("--moving-mask", "above 0 where the moving image counts")
+    fixed_lesion: Any = _file("--fixed-lesion", "above 0 where the fixed image has no counterpart")
+    moving_lesion: Any = _file("--moving-lesion", "above 0 where the moving image has no counterpart")
+    rigid_regions: Any = _file("--rigid-regions", "label map of the fixed image: regions that keep their shape")
+    volume_regions: Any = _file("--volume-regions", "label map of the fixed image: regions that keep their volume")
+    fixed_landmarks: Any = _file("--fixed-landmarks", "points in the fixed image", requires=["moving_landmarks"])
+    moving_landmarks: Any = _file(
+        "--moving-landmarks", "the same points in the moving image", requires=["fixed_landmarks"]
+    )
+    fixed_labels: Any = _file("--fixed-labels", "label map of the fixed image", requires=["moving_labels"])
+    moving_labels: Any = _file("--moving-labels", "label map of the moving image", requires=["fixed_labels"])
+    initial_transform: Any = InputMultiObject(
         File(exists=True),
         argstr="--initial-transform %s...",
         desc="where to start, in the order fixed points meet them",
     )
-    metric = traits.List(Str, argstr="--metric %s", sep=",", desc="similarity metric, one or one a channel")
-    linear_metric = traits.List(Str, argstr="--linear-metric %s", sep=",", desc="that of the linear stage")
-    iterations = _levels(traits.Int, "--iterations", "most iterations")
-    shrink_factors = _levels(traits.Int, "--shrink-factors", "voxel sizes")
-    smoothing_sigmas = _levels(traits.Float, "--smoothing-sigmas", "Gaussian sigmas")
-    radius = _levels(traits.Int, "--radius", "radius of a windowed metric")
-    smoothness = _levels(traits.Float, "--smoothness", "weight of the penalty")
-    restrict = traits.List(
+    metric: Any = traits.List(Str, argstr="--metric %s", sep=",", desc="similarity metric, one or one a channel")
+    linear_metric: Any = traits.List(Str, argstr="--linear-metric %s", sep=",", desc="that of the linear stage")
+    iterations: Any = _levels(traits.Int, "--iterations", "most iterations")
+    shrink_factors: Any = _levels(traits.Int, "--shrink-factors", "voxel sizes")
+    smoothing_sigmas: Any = _levels(traits.Float, "--smoothing-sigmas", "Gaussian sigmas")
+    radius: Any = _levels(traits.Int, "--radius", "radius of a windowed metric")
+    smoothness: Any = _levels(traits.Float, "--smoothness", "weight of the penalty")
+    restrict: Any = traits.List(
         traits.Int, argstr="--restrict %s", sep="x", desc="1 for each axis along which things may move, else 0"
     )
-    settings = traits.Dict(Str, traits.Any, argstr="%s", desc="any other option of the preset by its name")
-    fill = traits.Float(argstr="--fill %g", desc="value outside the moving image")
-    nan = traits.Enum("error", "mask", argstr="--nan %s", desc="what NaN and infinite voxels are")
-    resample_shear = traits.Bool(argstr="--resample-shear", desc="resample images whose axes are not perpendicular")
-    strict_input = traits.Bool(argstr="--strict-input", desc="warnings about the input are errors")
-    picture = traits.Bool(argstr="--picture", desc="write a picture too")
-    seed = traits.Int(argstr="--seed %d", desc="of every random draw")
-    device = traits.Enum("auto", "cpu", "cuda", argstr="--device %s", desc="where to compute")
-    num_threads = traits.Int(1, argstr="--threads %d", usedefault=True, nohash=True, desc="CPU threads")
+    settings: Any = traits.Dict(Str, traits.Any, argstr="%s", desc="any other option of the preset by its name")
+    fill: Any = traits.Float(argstr="--fill %g", desc="value outside the moving image")
+    nan: Any = traits.Enum("error", "mask", argstr="--nan %s", desc="what NaN and infinite voxels are")
+    resample_shear: Any = traits.Bool(
+        argstr="--resample-shear", desc="resample images whose axes are not perpendicular"
+    )
+    strict_input: Any = traits.Bool(argstr="--strict-input", desc="warnings about the input are errors")
+    picture: Any = traits.Bool(argstr="--picture", desc="write a picture too")
+    seed: Any = traits.Int(argstr="--seed %d", desc="of every random draw")
+    device: Any = traits.Enum("auto", "cpu", "cuda", argstr="--device %s", desc="where to compute")
+    num_threads: Any = traits.Int(1, argstr="--threads %d", usedefault=True, nohash=True, desc="CPU threads")
 
 
 class RegisterOutputSpec(TraitedSpec):
     """The files that were written."""
 
-    warped_image = File(exists=True, desc="moving image on the fixed grid")
-    forward_transforms = OutputMultiObject(
+    warped_image: Any = File(exists=True, desc="moving image on the fixed grid")
+    forward_transforms: Any = OutputMultiObject(
         File(exists=True), desc="fixed → moving, which resampling of the moving image needs, in ANTs' order"
     )
-    reverse_transforms = OutputMultiObject(File(exists=True), desc="the other way round, in ANTs' order")
-    reverse_invert_flags = traits.List(traits.Bool, desc="which of the latter antsApplyTransforms inverts")
-    transforms = OutputMultiObject(File(exists=True), desc="all files of transforms")
-    report = File(exists=True, desc="report.json")
-    picture = File(exists=True, desc="registration.png")
+    reverse_transforms: Any = OutputMultiObject(File(exists=True), desc="the other way round, in ANTs' order")
+    reverse_invert_flags: Any = traits.List(traits.Bool, desc="which of the latter antsApplyTransforms inverts")
+    transforms: Any = OutputMultiObject(File(exists=True), desc="all files of transforms")
+    report: Any = File(exists=True, desc="report.json")
+    picture: Any = File(exists=True, desc="registration.png")
 
 
 class Register(CommandLine):
@@ -121,8 +127,8 @@ class Register(CommandLine):
     """
 
     _cmd = "itk-nir register"
-    input_spec = RegisterInputSpec
-    output_spec = RegisterOutputSpec
+    input_spec: Any = RegisterInputSpec
+    output_spec: Any = RegisterOutputSpec
 
     def _format_arg(self, name: str, spec: Any, value: Any) -> Any:
         if name == "settings":

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from itk_nir.engine.correspondences import LinearCorrespondences
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shrink_factor
-from itk_nir.engine.linear_map import LinearMap
+from itk_nir.engine.linear_map import Comparing, LinearMap, Measuring
 from itk_nir.engine.metrics import LevelMetric, Metric
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.quasi_newton import minimise
@@ -32,30 +31,6 @@ ROUND = 10
 
 #: The least share of the fixed image that the moving one is held to fill, whatever a map makes of it.
 LEAST_EXTENT = 0.1
-
-
-class Measuring(Protocol):
-    """What measures the images of a level near a map."""
-
-    @property
-    def share(self) -> float:
-        """Of the positions that count; 0 where there is nothing to compare."""
-
-    def agreement(self, model: LinearMap, x: Tensor) -> Tensor:
-        """The similarity under a map after that one, with its gradient."""
-
-    def agreed(self) -> float:
-        """The similarity under the map itself."""
-
-
-class Comparing(Protocol):
-    """What compares the images of a level: `LinearLevel`, or `linear_fine.BothWays`."""
-
-    voxel: float
-    fixed: Tensor
-
-    def under(self, base: F64, metrics: Sequence[tuple[float, Metric]]) -> Measuring:
-        """What measures the images near a map."""
 
 
 class LinearLevel:
@@ -260,6 +235,17 @@ class Near:
     share: float
 
     def view(self, u: Tensor) -> View:
+        """The moving side under a displacement.
+
+        Parameters
+        ----------
+        u : Tensor
+            ``(3, Z, Y, X)`` mm along the fixed axes, before the map.
+
+        Returns
+        -------
+        View
+        """
         return View(u, self.grid_to_moving, self.displacement_to_moving, threads=self.level.threads)
 
     def agreement(self, model: LinearMap, x: Tensor) -> Tensor:

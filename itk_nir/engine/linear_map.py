@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from itk_nir.engine.metrics import Metric
 from itk_nir.engine.restriction import free_parameters, held_axes
 from itk_nir.geometry import Geometry
 
@@ -105,3 +107,57 @@ class LinearMap:
         out[:d, :d] = rotation @ matrix[:d, :d] @ rotation.T
         out[:d, d] = centre + rotation @ shift[:d] - out[:d, :d] @ centre
         return out
+
+
+class Measuring(Protocol):
+    """What measures the images of a level near a map."""
+
+    @property
+    def share(self) -> float:
+        """Of the positions that count; 0 where there is nothing to compare."""
+
+    def agreement(self, model: LinearMap, x: Tensor) -> Tensor:
+        """The similarity under a map after that one, with its gradient.
+
+        Parameters
+        ----------
+        model : LinearMap
+            Which map.
+        x : Tensor
+            Its parameters.
+
+        Returns
+        -------
+        Tensor
+            One number.
+        """
+
+    def agreed(self) -> float:
+        """The similarity under the map itself.
+
+        Returns
+        -------
+        float
+        """
+
+
+class Comparing(Protocol):
+    """What compares the images of a level: `LinearLevel`, or `linear_fine.BothWays`."""
+
+    voxel: float
+    fixed: Tensor
+
+    def under(self, base: F64, metrics: Sequence[tuple[float, Metric]]) -> Measuring:
+        """What measures the images near a map.
+
+        Parameters
+        ----------
+        base : ndarray
+            ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
+        metrics : sequence of (float, Metric)
+            Weight and metric of each channel.
+
+        Returns
+        -------
+        Measuring
+        """

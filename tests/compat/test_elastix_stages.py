@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,12 @@ def test_every_stage_has_a_map_of_its_class(asked: list[str], wanted: list[str])
     again = itk.array_from_image(itk.transformix_filter(moving, parameters))
     assert np.abs(again - itk.array_from_image(image)).max() <= 1e-3
     whole = read_elastix(parameters).map(in_the_middle())
-    # The stages before the last are a start for it: each is nearer to the whole than the one before.
+    # The stages before the last are a start for it: each is about as near to the whole as the one before, or nearer.
     apart = [np.linalg.norm(in_the_middle() - whole, axis=-1).mean()]
     for count in range(1, len(wanted) + 1):
         part = read_elastix([parameters.GetParameterMap(n) for n in range(count)])
         apart.append(np.linalg.norm(part.map(in_the_middle()) - whole, axis=-1).mean())
-    assert apart == sorted(apart, reverse=True)
+    assert all(after <= 1.01 * before for before, after in pairwise(apart))
     assert apart[-1] < 1e-6
     assert np.linalg.norm(whole - AFFINE.map(in_the_middle()), axis=-1).mean() < 1.5
 

@@ -17,7 +17,7 @@ from itk_nir.engine.op_cases import compared, op_cases, value_and_gradients
 from itk_nir.engine.ops import dispatch, reference, reference_matching, reference_mind
 from itk_nir.engine.ops.cuda import adam, inversion, matching, mind, penalties, sums
 from itk_nir.engine.ops.cuda.compiler import text_of
-from itk_nir.engine.ops.histogram import _Similarity, joint_histogram
+from itk_nir.engine.ops.histogram import Similarity, joint_histogram
 from itk_nir.engine.ops.images import banded_tensors
 from tests.device.emulated import emulated_kernels, set_order
 
@@ -487,7 +487,7 @@ def test_information(bins: int, normalised: bool) -> None:
 
     value, gradient = in_every_order(run)
     leaf = histogram.clone().requires_grad_()
-    wanted = _Similarity.apply(leaf, count, normalised)
+    wanted = Similarity.apply(leaf, count, normalised)
     assert value.dtype == torch.float32
     assert_close(value, wanted.detach(), 1e-6)
     assert_close(gradient, torch.autograd.grad(-3 * wanted, leaf)[0], 1e-12)

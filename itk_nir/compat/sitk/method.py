@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -219,7 +220,7 @@ class ImageRegistrationMethod(ConfiguredRegistration):
                 **arguments,
             )
         finally:
-            run.live = False
+            run.ended()
         self._refuse_aborted(run)
         stopped = run.ending == "stop"
         run.stop_condition = f"itk-nir: {'stopped by StopRegistration' if stopped else result.report.stop}"
@@ -236,7 +237,7 @@ class ImageRegistrationMethod(ConfiguredRegistration):
         at = None if model.optimised is None else tuple(model.optimised.GetParameters())
         self._run = Run(
             "deformable" if model.deformable else "linear", model.grid.dimension, self._fire,
-            lambda mapping: model.parameters(mapping, after), at,
+            partial(model.parameters, after=after), at,
         )  # fmt: skip
         return self._run
 
@@ -271,7 +272,7 @@ class ImageRegistrationMethod(ConfiguredRegistration):
             self._fire("MultiResolutionIteration")
             best, least = best_position(chain((first,), positions), value, tell)
         finally:
-            run.live = False
+            run.ended()
         self._refuse_aborted(run)
         run.stop_condition = f"itk-nir: {len(run.values)} of {grid.count} positions done"
         run.value, self._result = least, None

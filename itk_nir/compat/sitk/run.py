@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +69,12 @@ class Run:
     progress: float = 0.0
     stop_condition: str = ""
     transform: Any = None
+
+    def ended(self) -> None:
+        """Nothing runs any more: what stands for the engine's state at an iteration is let go."""
+        self.live, self.parameters = False, None
+        if self.latest is not None:
+            self.latest = replace(self.latest, mapping=None)
 
     def report(self, progress: Progress) -> bool:
         """Take what the engine says after every iteration, send the events, and say whether it shall end."""

@@ -123,7 +123,7 @@ def _log(x: Tensor) -> Tensor:
     return torch.xlogy(1.0, x.clamp(min=LEAST_PROBABILITY))
 
 
-class _Similarity(torch.autograd.Function):
+class Similarity(torch.autograd.Function):
     """(Normalised) mutual information of a raw joint histogram, whose derivative is made along with it."""
 
     @staticmethod
@@ -261,7 +261,7 @@ class MutualInformation:
         Tensor
             Scalar; 0 where either image is constant or nothing counts, not a number where a voxel that counts is none.
         """
-        similarity = getattr(native_for(moving), "Information", _Similarity)
+        similarity = getattr(native_for(moving), "Information", Similarity)
         value: Tensor = similarity.apply(self._joint(moving), self.count, self.normalised)
         return value.to(moving.dtype)
 

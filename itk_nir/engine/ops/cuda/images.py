@@ -228,6 +228,7 @@ class LnccFixed:
     mean: Tensor
     inverse_variance: Tensor
     count: float
+    pointers: ctypes.Structure
 
     def __init__(self, image: Tensor, weight: Tensor | None, radius: int, epsilon: float, threads: int) -> None:
         self.image, self.weight = f32(image), None if weight is None else f32(weight)

@@ -124,6 +124,12 @@ class Driver:
     """
 
     library: ctypes.CDLL
+    hip: bool
+    load: Any
+    find: Any
+    set: Any
+    launch: Any
+    text: Any
 
     def __init__(self, library: ctypes.CDLL, hip: bool = False) -> None:
         self.library = library
@@ -227,11 +233,17 @@ class Module:
         Of the card.
     """
 
+    driver: Driver
+    code: bytes
+    number: int
+    handle: ctypes.c_void_p
+    functions: dict[str, ctypes.c_void_p]
+    shared: dict[str, int]
+
     def __init__(self, of: Driver, code: bytes, number: int = 0) -> None:
         self.driver, self.code, self.number = of, code, number  # the driver may read the code later
         self.handle = ctypes.c_void_p()
-        self.functions: dict[str, ctypes.c_void_p] = {}
-        self.shared: dict[str, int] = {}
+        self.functions, self.shared = {}, {}
         of.check(of.load(ctypes.byref(self.handle), code), "loading kernels")
 
     def launch(self, name: str, grid: Grid, block: Grid, arguments: Sequence[Any], shared: int, stream: int) -> None:
