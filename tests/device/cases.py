@@ -21,7 +21,7 @@ from typing import Any
 FEW = {"preset": "fast", "iterations": (2, 1, 0), "search": "never"}
 STILL = {"linear": "none"}
 #: Expert settings of a linear stage that is over soon.
-BRIEF = {"linear_size": (12, 20), "linear_iterations": (4, 2)}
+BRIEF = {"linear_size": (12, 20), "linear_iterations": (4, 2), "linear_fine_iterations": 2}
 
 
 def groups() -> dict[str, dict[str, Callable[[Any], dict[str, Any]]]]:
