@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from itk_nir.cli.console import FAILED, SUCCESS, exit_status
@@ -23,7 +22,7 @@ def table() -> dict[str, str]:
     """
     # By name: programs are built on what this package shares with the user.
     known: dict[str, str] = import_module("itk_nir.programs").PROGRAMS
-    return {name: target for name, target in known.items() if find_spec(target.partition(":")[0]) is not None}
+    return known
 
 
 def run_program(words: Sequence[str]) -> int | None:

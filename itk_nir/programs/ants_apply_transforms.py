@@ -24,9 +24,9 @@ from itk_nir.programs.ants_apply_values import (
     input_type_of,
     interpolation_of,
 )
-from itk_nir.programs.ants_console import version
+from itk_nir.programs.ants_console import asked_about
 from itk_nir.programs.ants_registration import THREADS, environment_number
-from itk_nir.programs.ants_words import Value, flags_of, number, whole
+from itk_nir.programs.ants_words import Value, dimension_of, flags_of, number, whole
 from itk_nir.transforms.listed import Listed, chain_of, listed
 
 if TYPE_CHECKING:
@@ -118,12 +118,9 @@ def main(arguments: Sequence[str]) -> int:
     WriteError
         The disk is full, or refuses otherwise.
     """
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        tell(help_text())
-        return 0 if arguments else 1
-    if "--version" in arguments:
-        tell(version())
-        return 0
+    answered = asked_about(arguments, help_text)
+    if answered is not None:
+        return answered
     run_request(read_request(arguments))
     return 0
 
@@ -152,9 +149,7 @@ def read_request(arguments: Sequence[str]) -> Request:
     def text(name: str, default: str) -> str:
         return values[name].wanted().text if name in values else default
 
-    dimension = whole(text("dimensionality", "3"), "--dimensionality", 2)
-    if dimension not in (2, 3):
-        raise OptionError(f"--dimensionality is 2 or 3, got {dimension}")
+    dimension = dimension_of(text("dimensionality", "3"))
     if "output" not in values:
         raise OptionError("--output is missing; give the file to write")
     kind, output, invert = _output(values["output"].wanted())

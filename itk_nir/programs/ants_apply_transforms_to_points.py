@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from itk_nir.cli.console import tell
 from itk_nir.compat.options import OptionSupport, approximated, honoured
 from itk_nir.errors import InputError, OptionError, one_line
-from itk_nir.programs.ants_console import version
-from itk_nir.programs.ants_words import flags_of, whole
+from itk_nir.programs.ants_console import asked_about
+from itk_nir.programs.ants_words import dimension_of, flags_of
 from itk_nir.transforms.listed import Listed, chain_of, listed
 
 #: Short name of a flag -> its long name.
@@ -87,12 +86,9 @@ def main(arguments: Sequence[str]) -> int:
     WriteError
         The disk is full, or refuses otherwise.
     """
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        tell(help_text())
-        return 0 if arguments else 1
-    if "--version" in arguments:
-        tell(version())
-        return 0
+    answered = asked_about(arguments, help_text)
+    if answered is not None:
+        return answered
     run_request(read_request(arguments))
     return 0
 
@@ -119,9 +115,7 @@ def read_request(arguments: Sequence[str]) -> Request:
     for name in ("dimensionality", "input", "output"):
         if name not in values:
             raise OptionError(f"--{name} is missing; -d, -i and -o are needed")
-    dimension = whole(values["dimensionality"].wanted().text, "--dimensionality", 2)
-    if dimension not in (2, 3):
-        raise OptionError(f"--dimensionality is 2 or 3, got {dimension}")
+    dimension = dimension_of(values["dimensionality"].wanted().text)
     if "forantsr" in values and values["forantsr"].yes():
         raise OptionError("--forantsr 1 is refused: it is for R's interface; give .csv tables")
     names = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from itk_nir.cli.console import tell
 from itk_nir.cli.signals import requests
-from itk_nir.programs.ants_console import Listener, help_text, version
+from itk_nir.programs.ants_console import Listener, asked_about, help_text
 from itk_nir.programs.ants_request import Request, read_request
 from itk_nir.programs.ants_words import whole
 
@@ -36,12 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     InputError, OptionError
         Before any work begins: a flag, value or file that cannot be used.
     """
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        tell(help_text("antsRegistration"))
-        return 0 if arguments else 1
-    if "--version" in arguments:
-        tell(version())
-        return 0
+    answered = asked_about(arguments, lambda: help_text("antsRegistration"))
+    if answered is not None:
+        return answered
     run_request(read_request(arguments))
     return 0
 

@@ -10,7 +10,7 @@ from itk_nir.cli.console import names, note_if_folder, tell
 from itk_nir.compat.options import OptionSupport, approximated, honoured
 from itk_nir.errors import OptionError, escaped
 from itk_nir.options import nearest_name
-from itk_nir.programs.ants_console import version
+from itk_nir.programs.ants_console import asked_about
 from itk_nir.programs.ants_registration import run_request
 from itk_nir.programs.ants_request import Metric, Request, Stage, Start, read_mask, read_start
 from itk_nir.programs.ants_values import FLAGS
@@ -99,12 +99,9 @@ def quick(arguments: Sequence[str]) -> int:
 
 
 def _run(program: str, arguments: Sequence[str], *, quick: bool) -> int:
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        tell(_help(program))
-        return 0 if arguments else 1
-    if "--version" in arguments:
-        tell(version())
-        return 0
+    answered = asked_about(arguments, lambda: _help(program))
+    if answered is not None:
+        return answered
     request, threads = read_script(arguments, quick=quick)
     note_if_folder(request.prefix)
     files = run_request(request, threads)

@@ -261,6 +261,30 @@ def whole(text: str, what: str, least: int) -> int:
     return int(value)
 
 
+def dimension_of(text: str) -> int:
+    """The value of ``--dimensionality``.
+
+    Parameters
+    ----------
+    text : str
+        What was written.
+
+    Returns
+    -------
+    int
+        2 or 3.
+
+    Raises
+    ------
+    OptionError
+        Another.
+    """
+    dimension = whole(text, "--dimensionality", 2)
+    if dimension not in (2, 3):
+        raise OptionError(f"--dimensionality is 2 or 3, got {dimension}")
+    return dimension
+
+
 def numbers(text: str, what: str) -> tuple[float, ...]:
     """Numbers with an ``x`` between them, such as ``100x70x50``.
 
