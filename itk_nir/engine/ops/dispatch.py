@@ -117,7 +117,7 @@ def descriptors_for(x: Tensor) -> Any:
         from itk_nir.engine.ops import cpu_mind
 
         return cpu_mind
-    return native if hasattr(native, "MindDifference") else None
+    return native
 
 
 def release_memory() -> None:

@@ -52,19 +52,27 @@ def joint_histogram(position: Tensor, moving: Tensor, bins: int, low: float, sca
         ``(bins, bins)`` float64, bins of the fixed image by those of the moving one.
     """
     counts = position >= 0
+    # Where a voxel does not count, the moving image may be anything.
+    both = position.double(), (moving.double() - low) * scale
+    fixed_bin, moving_bin = (torch.where(counts, t, 0.0).clamp(0, bins - 1) for t in both)
+    at, weights = _shares(fixed_bin, moving_bin, bins)
+    sums: Tensor = _BinSums.apply((weights * counts).reshape(-1), at.reshape(-1), bins * bins)
+    return sums.reshape(bins, bins)
+
+
+def _shares(fixed: Tensor, moving: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """The four bins that each pair of positions, 0 to `bins` - 1 along either axis, adds to, and what it adds."""
     along = []
-    for t in (position.double(), (moving.double() - low) * scale):
-        # Where a voxel does not count, the moving image may be anything.
-        t = torch.where(counts, t, 0.0).clamp(0, bins - 1)
+    for t in (fixed, moving):
         # What is not a number has a bin as well, and makes that no number.
         lower = t.detach().nan_to_num(0.0).floor().clamp(max=bins - 2)
         along.append((lower.long(), 1 - (t - lower), t - lower))
     (i, a0, a1), (j, b0, b1) = along
-    a0, a1, at = a0 * counts, a1 * counts, (i * bins + j).reshape(-1)
-    at = torch.cat([at + offset for offset in (0, 1, bins, bins + 1)])
-    weights = torch.stack([a0 * b0, a0 * b1, a1 * b0, a1 * b1]).reshape(-1)
-    sums: Tensor = _BinSums.apply(weights, at, bins * bins)
-    return sums.reshape(bins, bins)
+    at = i * bins + j
+    return (
+        torch.stack([at + offset for offset in (0, 1, bins, bins + 1)]),
+        torch.stack([a0 * b0, a0 * b1, a1 * b0, a1 * b1]),
+    )
 
 
 def whole_bin_sums(weights: Tensor, at: Tensor, bins: int) -> Tensor:
@@ -266,10 +274,6 @@ class MutualInformation:
         return value.to(moving.dtype)
 
 
-#: Weights of many histograms are summed in units of one over this.
-UNIT = 2.0**32
-
-
 def many_informations(
     fixed: Tensor, moving: Tensor, counts: Tensor, bins: int, fixed_range: tuple[float, float],
     moving_range: tuple[float, float], normalised: bool,
@@ -296,18 +300,10 @@ def many_informations(
     counts = counts & ~position.isnan()
     several = position.masked_fill(~counts, -math.inf).amax(1) > position.masked_fill(~counts, math.inf).amin(1)
     where = torch.arange(n, device=moving.device)[:, None] * bins * bins
-    along = []
-    for t in (position, ((moving - low) * scale).clamp(0, bins - 1)):
-        lower = t.nan_to_num(0.0).floor().clamp(max=bins - 2)
-        along.append((lower.long(), 1 - (t - lower), t - lower))
-    (i, a0, a1), (j, b0, b1) = along
-    at = where + i * bins + j
-    sums = torch.zeros(n * bins * bins, dtype=torch.long, device=moving.device)
-    for offset, weight in ((0, a0 * b0), (1, a0 * b1), (bins, a1 * b0), (bins + 1, a1 * b1)):
-        # Whole numbers add up to the same in any order.
-        whole = (torch.where(counts, weight, 0.0).nan_to_num(0.0).double() * UNIT).round().long()
-        sums.index_add_(0, (at + offset).reshape(-1), whole.reshape(-1))
-    histogram = sums.reshape(n, bins, bins).double() / UNIT
+    at, weights = _shares(position, ((moving - low) * scale).clamp(0, bins - 1), bins)
+    weights = torch.where(counts, weights, 0.0).nan_to_num(0.0).double()
+    sums = whole_bin_sums(weights.reshape(-1), (at + where).reshape(-1), n * bins * bins)
+    histogram = sums.reshape(n, bins, bins)
     p = _smoothed(histogram / counts.sum(1).clamp(min=1)[:, None, None])
     value, _ = _information(p, normalised)
     return torch.where(several, value, torch.zeros_like(value))

@@ -76,24 +76,38 @@ def _compose(outer: Tensor, inner: Tensor) -> Tensor:
 
 def _compose_adjoint(outer: Tensor, inner: Tensor, g: Tensor, outer_too: bool) -> tuple[Tensor | None, Tensor]:
     """The gradients of outer and inner, all packed."""
-    ga, gb, _ = _adjoint(outer, inner, g, outer_too)
-    return ga, gb
+    if outer_too:
+        sums, bits, inner_gradient = _scattered(outer, inner, g)
+        return _settled(sums, None, bits, g), inner_gradient
+    inner_gradient = torch.empty_like(g)  # what is kept fixed needs no scatter
+    launch_each(
+        FILE, "compose_adjoint", g.numel() // 4, outer, inner, g, None, inner_gradient, None, packed_size(g)
+    )  # fmt: skip
+    return None, inner_gradient
 
 
-def _adjoint(outer: Tensor, inner: Tensor, g: Tensor, outer_too: bool, together: bool = False) -> tuple[Any, Any, Any]:
-    """As `_compose_adjoint`; `together`: outer and inner are one, and the first of the results is its gradient."""
-    count, n, inner_gradient = inner.numel() // 4, packed_size(inner), torch.empty_like(g)
-    if not outer_too:  # what is kept fixed needs no scatter
-        launch_each(FILE, "compose_adjoint", count, outer, inner, g, None, inner_gradient, None, n)
-        return None, inner_gradient, None
+def _squared_adjoint(u: Tensor, g: Tensor) -> Tensor:
+    """The gradient of what is composed with itself, packed."""
+    sums, bits, inner_gradient = _scattered(u, u, g)
+    return _settled(sums, inner_gradient, bits, g)
+
+
+def _scattered(outer: Tensor, inner: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of outer as sums of whole numbers, the bits of their unit, and the gradient of inner."""
+    count, n, inner_gradient = g.numel() // 4, packed_size(g), torch.empty_like(g)
     # The bits of the largest size, then three sums a node: cleared at once.
     sums = torch.zeros(3 * count + 1, dtype=torch.int64, device=g.device)
     bits, sums = sums[-1:], sums[:-1]
     launch_each(FILE, "largest", count, g, bits, n, shared=1024)
     launch_each(FILE, "compose_adjoint", count, outer, inner, g, sums, inner_gradient, bits, n)
-    outer_gradient = torch.empty_like(g)
-    launch_each(FILE, "settle", count, sums, inner_gradient if together else None, outer_gradient, bits, n)
-    return outer_gradient, inner_gradient, bits
+    return sums, bits, inner_gradient
+
+
+def _settled(sums: Tensor, plus: Tensor | None, bits: Tensor, like: Tensor) -> Tensor:
+    """The sums as floats, plus something where it is given."""
+    out = torch.empty_like(like)
+    launch_each(FILE, "settle", like.numel() // 4, sums, plus, out, bits, packed_size(like))
+    return out
 
 
 class Exponential(torch.autograd.Function):
@@ -123,7 +137,7 @@ class Exponential(torch.autograd.Function):
             outer, g = _compose_adjoint(a, u, g, ctx.needs_input_grad[1])
             outer = None if outer is None else unpack(outer, 1.0)
         for u in reversed(ctx.stack):
-            g = _adjoint(u, u, g, True, together=True)[0]
+            g = _squared_adjoint(u, g)
         return unpack(g, ctx.scale), outer, None, None, None
 
 

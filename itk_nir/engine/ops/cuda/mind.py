@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from itk_nir.engine.ops.cuda.compositions import packed_size
 from itk_nir.engine.ops.cuda.images import Rows, banded, map_argument
 from itk_nir.engine.ops.cuda.launching import blocks, f32, launch, launch_each, size_of
 from itk_nir.engine.ops.cuda.sums import SUM_BYTES, total
@@ -89,7 +90,7 @@ def _difference(
     at = map_argument(grid_to_moving, displacement_to_moving)
     launch(
         FILE, "mind_difference", grid, (32, 4, 2), fixed.contiguous(), None if weight is None else f32(weight),
-        moving.contiguous(), size_of(moving[..., 0]), u, n, at, channels,
+        moving.contiguous(), packed_size(moving), u, n, at, channels,
         2 * scale, gradient, partial, shared=SUM_BYTES,
     )  # fmt: skip
     return total(partial, scale), gradient
