@@ -35,9 +35,9 @@ T place_of(const std::string &name, const std::vector<std::pair<const char *, T>
 }
 
 Path path_of(const Matrix &grid, const std::vector<ConstantTable> &matrices,
-             const std::vector<OptionalConstant> &fields, const Matrix &to_index) {
+             const std::vector<OptionalConstant> &fields, const double *to_index) {
   need(matrices.size() == fields.size(), "interpolate: one matrix a transform");
-  Path path{grid.data(), {}, to_index.data()};
+  Path path{grid.data(), {}, to_index};
   for (size_t i = 0; i < matrices.size(); ++i) {
     need(matrices[i].shape(0) == 3 && matrices[i].shape(1) == 4, "interpolate: matrices are 3 x 4");
     Step step{matrices[i].data(), nullptr, {1, 1, 1}, 0};
@@ -359,7 +359,7 @@ void interpolate(Constant image, Matrix grid, const std::vector<ConstantTable> &
                  const std::string &window, const std::vector<double> &sigma, double alpha, float outside, Array out,
                  int threads) {
   const Size m = size_of(image, 0), n = size_of(out, 0);
-  const Path path = path_of(grid, matrices, fields, to_index);
+  const Path path = path_of(grid, matrices, fields, to_index.data());
   HowToInterpolate how{place_of(kind, kInterpolations), order, place_of(window, kWindows), {1, 1, 1}, alpha};
   need(order >= 0 && order <= 5, "interpolate: the order of a spline is 0 to 5");
   need(sigma.size() == 3, "interpolate: a sigma an axis");
@@ -372,16 +372,27 @@ void interpolate(Constant image, Matrix grid, const std::vector<ConstantTable> &
   itk_nir::interpolate(image.data(), m, path, how, outside, out.data(), n, threads);
 }
 
-void nearest_voxels(const std::vector<int> &image_shape, Matrix grid, const std::vector<ConstantTable> &matrices,
-                    const std::vector<OptionalConstant> &fields, Matrix to_index, Numbers out, int threads) {
-  need(image_shape.size() == 3, "nearest_voxels: the shape of the image is (z, y, x)");
-  for (const int n : image_shape) need(n > 0, "nearest_voxels: empty image");
-  const double voxels = double(image_shape[0]) * image_shape[1] * image_shape[2];
-  need(voxels < double(1u << 31), "nearest_voxels: more than 2^31 voxels");
-  const Size m{image_shape[2], image_shape[1], image_shape[0]}, n = size_of(out, 0);
-  const Path path = path_of(grid, matrices, fields, to_index);
+void nearest(ConstantBytes image, Matrix grid, const std::vector<ConstantTable> &matrices,
+             const std::vector<OptionalConstant> &fields, Matrix to_index, ConstantBytes outside, Bytes out,
+             int threads) {
+  need(image.ndim() == 4 && out.ndim() == 4, "nearest: images are (z, y, x, bytes of a value)");
+  const Size m = grid_size(image, 0), n = grid_size(out, 0);
+  const size_t bytes = image.shape(3);
+  need(bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8, "nearest: values have 1, 2, 4 or 8 bytes");
+  need(out.shape(3) == bytes && outside.size() == bytes, "nearest: values of another size");
+  const Path path = path_of(grid, matrices, fields, to_index.data());
   nb::gil_scoped_release release;
-  itk_nir::nearest_voxels(m, path, out.data(), n, threads);
+  itk_nir::nearest(image.data(), m, path, int(bytes), outside.data(), out.data(), n, threads);
+}
+
+void displacements(Matrix grid, const std::vector<ConstantTable> &matrices, const std::vector<OptionalConstant> &fields,
+                   Array out, int threads) {
+  static const double kSame[12] = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0};
+  need(out.ndim() == 4 && (out.shape(3) == 2 || out.shape(3) == 3), "displacements: out is (z, y, x, 2 or 3)");
+  const Size n = grid_size(out, 0);
+  const Path path = path_of(grid, matrices, fields, kSame);
+  nb::gil_scoped_release release;
+  itk_nir::displacements(path, int(out.shape(3)), out.data(), n, threads);
 }
 
 void bspline_coefficients(Array image, int order, int threads) {

@@ -26,8 +26,12 @@ void interpolate(Constant image, Matrix grid, const std::vector<ConstantTable> &
                  const std::vector<OptionalConstant> &fields, Matrix to_index, const std::string &kind, int order,
                  const std::string &window, const std::vector<double> &sigma, double alpha, float outside, Array out,
                  int threads);
-void nearest_voxels(const std::vector<int> &image_shape, Matrix grid, const std::vector<ConstantTable> &matrices,
-                    const std::vector<OptionalConstant> &fields, Matrix to_index, Numbers out, int threads);
+// `image` and `out` are (z, y, x, bytes of a value), `outside` is one value.
+void nearest(ConstantBytes image, Matrix grid, const std::vector<ConstantTable> &matrices,
+             const std::vector<OptionalConstant> &fields, Matrix to_index, ConstantBytes outside, Bytes out,
+             int threads);
+void displacements(Matrix grid, const std::vector<ConstantTable> &matrices, const std::vector<OptionalConstant> &fields,
+                   Array out, int threads);
 void bspline_coefficients(Array image, int order, int threads);
 
 double lncc_prepare(Constant fixed, OptionalConstant weight, int radius, float epsilon, Array inverse_count, Array mean,

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <vector>
 
 #include "parallel.hpp"
 
@@ -14,63 +16,16 @@ constexpr double kPi = 3.14159265358979323846;
 constexpr int kWindow = 3;  // voxels to either side of a windowed sinc
 constexpr int kBlock = 8;   // edge of the blocks that may hold one label
 
-void mapped(const double *m, const double *p, double *q) {
-  for (int a = 0; a < 3; ++a) q[a] = m[4 * a] * p[0] + m[4 * a + 1] * p[1] + m[4 * a + 2] * p[2] + m[4 * a + 3];
-}
-
-bool inside(const double *c, Size n) {  // false for NaN, too
-  return c[0] >= -0.5 && c[0] < n.x - 0.5 && c[1] >= -0.5 && c[1] < n.y - 0.5 && c[2] >= -0.5 && c[2] < n.z - 0.5;
-}
-
-long nearest(const double *c, Size n) {
+// Of a position within the image.
+long nearest_voxel(const double *c, Size n) {
   const int size[3] = {n.x, n.y, n.z};
   long at = 0, stride = 1;
   for (int a = 0; a < 3; ++a) {
-    const int i = static_cast<int>(std::floor(c[a] + 0.5));  // halves go up
-    at += std::min(std::max(i, 0), size[a] - 1) * stride;
+    const int i = static_cast<int>(c[a] + 0.5);  // halves go up
+    at += std::min(i, size[a] - 1) * stride;
     stride *= size[a];
   }
   return at;
-}
-
-// The two neighbours of a position along each axis, the outermost voxel repeated in the rim.
-struct Cell {
-  long at;       // of the lower corner
-  long step[3];  // to the upper neighbours
-  double f[3];
-  Cell(const double *c, Size n) : at(0) {
-    const int size[3] = {n.x, n.y, n.z};
-    long stride = 1;
-    for (int a = 0; a < 3; ++a) {
-      const double p = std::min(std::max(c[a], 0.0), size[a] - 1.0);
-      const int lower = std::min(static_cast<int>(p), std::max(0, size[a] - 2));
-      f[a] = p - lower;
-      at += lower * stride;
-      step[a] = size[a] > 1 ? stride : 0;
-      stride *= size[a];
-    }
-  }
-};
-
-void displace(const Step &s, double *p) {
-  double c[3];
-  mapped(s.matrix, p, c);
-  if (!inside(c, s.size)) return;
-  const Cell cell(c, s.size);
-  const int k = s.components;
-  double u[3] = {0, 0, 0};
-  for (int corner = 0; corner < 8; ++corner) {
-    double w = 1;
-    long at = cell.at;
-    for (int a = 0; a < 3; ++a) {
-      const bool up = corner >> a & 1;
-      w *= up ? cell.f[a] : 1 - cell.f[a];
-      at += up ? cell.step[a] : 0;
-    }
-    if (w == 0) continue;
-    for (int a = 0; a < k; ++a) u[a] += w * s.field[at * k + a];
-  }
-  for (int a = 0; a < k; ++a) p[a] += u[a];
 }
 
 // Voxels along one axis that a position is made of, and their weights.
@@ -151,6 +106,7 @@ struct Scratch {
   std::vector<float> labels;
   std::vector<double> votes;
   Taps taps[3];
+  Scratch(const Scratch &) = delete;  // the taps point into the weights
   Scratch(const HowToInterpolate &how, Size n) {
     const int size[3] = {n.x, n.y, n.z};
     for (int a = 0; a < 3; ++a) {
@@ -295,7 +251,7 @@ class Image {
   }
 
   float label_gaussian(const double *c, Scratch &s) const {
-    const long at = nearest(c, n_);
+    const long at = nearest_voxel(c, n_);
     const int x = static_cast<int>(at % n_.x), y = static_cast<int>(at / n_.x % n_.y);
     const int z = static_cast<int>(at / n_.x / n_.y);
     if (uniform_[(static_cast<long>(z / kBlock) * blocks_.y + y / kBlock) * blocks_.x + x / kBlock]) return voxels_[at];
@@ -443,35 +399,36 @@ void bspline_coefficients(float *image, Size size, int order, int threads) {
 
 namespace {
 
-// Calls put(voxel of the output, position in the image, scratch) for all that lies within the image, else none(voxel).
-template <class Put, class None>
-void walk(Size image_size, const Path &path, const HowToInterpolate &how, Size size, int threads, const Put &put,
+// Calls put(voxel of the output, position in the image, scratch) for all that lies within the image, else none(voxel);
+// every plane has a scratch of its own, which begin() makes.
+template <class Begin, class Put, class None>
+void walk(Size image_size, const Path &path, Size size, int threads, const Begin &begin, const Put &put,
           const None &none) {
+  const Way way(path, size);
   parallel_for(size.z, threads, [&](int z) {
-    Scratch scratch(how, image_size);
+    auto scratch = begin();
     for (int y = 0; y < size.y; ++y) {
       const long row = (static_cast<long>(z) * size.y + y) * size.x;
-      for (int x = 0; x < size.x; ++x) {
-        const double voxel[3] = {static_cast<double>(x), static_cast<double>(y), static_cast<double>(z)};
-        double p[3], q[3];
-        mapped(path.grid, voxel, p);
-        for (const Step &step : path.steps) {
-          if (step.field) {
-            displace(step, p);
-          } else {
-            mapped(step.matrix, p, q);
-            std::copy(q, q + 3, p);
-          }
-        }
-        mapped(path.to_index, p, q);
+      way.row(y, z, [&](int x, const double *q) {
         if (inside(q, image_size)) {
           put(row + x, q, scratch);
         } else {
           none(row + x);
         }
-      }
+      });
     }
   });
+}
+
+template <int Bytes>
+void nearest_of(const std::uint8_t *image, Size image_size, const Path &path, const std::uint8_t *outside,
+                std::uint8_t *out, Size size, int threads) {
+  walk(
+      image_size, path, size, threads, [] { return 0; },
+      [&](long i, const double *q, int) {
+        std::memcpy(out + i * Bytes, image + nearest_voxel(q, image_size) * Bytes, Bytes);
+      },
+      [&](long i) { std::memcpy(out + i * Bytes, outside, Bytes); });
 }
 
 }  // namespace
@@ -480,16 +437,15 @@ void interpolate(const float *image, Size image_size, const Path &path, const Ho
                  float *out, Size size, int threads) {
   const Image seen(image, image_size, how, threads);
   walk(
-      image_size, path, how, size, threads, [&](long i, const double *q, Scratch &s) { out[i] = seen.at(q, s); },
+      image_size, path, size, threads, [&] { return Scratch(how, image_size); },
+      [&](long i, const double *q, Scratch &scratch) { out[i] = seen.at(q, scratch); },
       [&](long i) { out[i] = outside; });
 }
 
-void nearest_voxels(Size image_size, const Path &path, int *out, Size size, int threads) {
-  const HowToInterpolate how{Interpolation::linear, 1, Window::lanczos, {1, 1, 1}, 1};
-  walk(
-      image_size, path, how, size, threads,
-      [&](long i, const double *q, Scratch &) { out[i] = static_cast<int>(nearest(q, image_size)); },
-      [&](long i) { out[i] = -1; });
+void nearest(const std::uint8_t *image, Size image_size, const Path &path, int bytes, const std::uint8_t *outside,
+             std::uint8_t *out, Size size, int threads) {
+  const auto of = bytes == 1 ? nearest_of<1> : bytes == 2 ? nearest_of<2> : bytes == 4 ? nearest_of<4> : nearest_of<8>;
+  of(image, image_size, path, outside, out, size, threads);
 }
 
 }  // namespace itk_nir

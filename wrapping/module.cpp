@@ -64,8 +64,10 @@ NB_MODULE(_native, m) {
   m.def("interpolate", &checked::interpolate, array("image"), array("grid"), array("matrices"),
         array("fields"), array("to_index"), arg("kind"), arg("order"), arg("window"), arg("sigma"), arg("alpha"), arg("outside"),
         array("out"), arg("threads"));
-  m.def("nearest_voxels", &checked::nearest_voxels, arg("image_shape"), array("grid"), array("matrices"),
-        array("fields"), array("to_index"), array("out"), arg("threads"));
+  m.def("nearest", &checked::nearest, array("image"), array("grid"), array("matrices"), array("fields"),
+        array("to_index"), array("outside"), array("out"), arg("threads"));
+  m.def("displacements", &checked::displacements, array("grid"), array("matrices"), array("fields"), array("out"),
+        arg("threads"));
   m.def("bspline_coefficients", &checked::bspline_coefficients, array("image"), arg("order"), arg("threads"));
 
   m.def("lncc_prepare", &checked::lncc_prepare, array("fixed"), array("weight").none(), arg("radius"), arg("epsilon"),

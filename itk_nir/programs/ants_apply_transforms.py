@@ -246,7 +246,7 @@ def run_request(request: Request, threads: int | None = None) -> None:
     else:
         assert grid is not None
         if request.kind == "field":
-            _write_field(chain, grid, request)
+            _write_field(chain, grid, request, threads)
         else:
             _write_image(chain, grid, request, threads)
     say(f"Output {request.kind}: {request.output}")
@@ -294,12 +294,13 @@ def _write_composite(chain: CompositeTransform, request: Request) -> None:
     write_h5(chain, request.output)
 
 
-def _write_field(chain: CompositeTransform, grid: Geometry, request: Request) -> None:
+def _write_field(chain: CompositeTransform, grid: Geometry, request: Request, threads: int | None) -> None:
     from itk_nir.images import save_image
+    from itk_nir.interpolating import displacement_on
     from itk_nir.transforms.formats.itk_h5 import write_h5
     from itk_nir.transforms.model import CompositeTransform
 
-    field = chain.displacement_on(grid)
+    field = displacement_on(chain, grid, threads=threads)
     if request.output.lower().endswith((".h5", ".hdf5")):
         write_h5(CompositeTransform((field,)), request.output)
         return

@@ -78,9 +78,14 @@ FUNCTIONS = {
          "window": "lanczos", "sigma": [1.0, 1.0, 1.0], "alpha": 1.0, "outside": 0.0, "out": floats(*IMAGE)},
         ("out",), (), ("image", "out"),
     ),
-    "nearest_voxels": Function(
-        {"image_shape": [3, 4, 7], "grid": np.eye(3, 4), "matrices": [np.eye(3, 4)], "fields": [None],
-         "to_index": np.eye(3, 4), "out": np.full(IMAGE, -2, np.int32)},
+    "nearest": Function(
+        {"image": counts(3, 4, 7, 4), "grid": np.eye(3, 4), "matrices": [np.eye(3, 4)], "fields": [None],
+         "to_index": np.eye(3, 4), "outside": counts(4), "out": counts(Z, Y, X, 4)},
+        ("out",), (), ("image", "out"),
+    ),
+    "displacements": Function(
+        {"grid": np.eye(3, 4), "matrices": [np.eye(3, 4), np.eye(3, 4)], "fields": [None, floats(2, 3, 4, 3)],
+         "out": floats(Z, Y, X, 3)},
         ("out",), (), ("out",),
     ),
     "bspline_coefficients": Function({"image": floats(*IMAGE), "order": 3}, ("image",), (), ("image",)),
@@ -271,7 +276,7 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize("name", ["interpolate", "nearest_voxels"])
+@pytest.mark.parametrize("name", ["interpolate", "nearest", "displacements"])
 def test_transforms_in_lists_are_refused_alike(name: str) -> None:
     """Each has a matrix, 3 x 4 in double precision, and a field of 2 or 3 values a voxel or none."""
     count = len(FUNCTIONS[name].arguments["fields"])
@@ -293,8 +298,9 @@ def test_interpolations_that_are_none_are_refused() -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match="interpolate: "):
             call("interpolate", **spoilt)
-    with pytest.raises(ValueError, match="empty image"):
-        call("nearest_voxels", image_shape=[3, 0, 7])
+    for size in (3, 16):
+        with pytest.raises(ValueError, match="nearest: values"):
+            call("nearest", image=counts(3, 4, 7, size), outside=counts(size), out=counts(Z, Y, X, size))
     with pytest.raises(ValueError, match="order"):
         call("bspline_coefficients", order=6)
 
