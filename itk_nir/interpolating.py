@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itk_nir import interpolation_reference
 from itk_nir.errors import OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.options import shown, thread_count
@@ -278,6 +277,8 @@ class _Path:
         """The value of the nearest voxel of the image for every one of the grid, of the values' own type."""
         out = np.empty(self.target.shape, values.dtype)
         if self.native is None:
+            from itk_nir import interpolation_reference
+
             number = interpolation_reference.nearest_voxels(self.source, self.chain, self.target)
             np.take(values.reshape(-1), np.maximum(number, 0), out=out)
             out[number < 0] = outside
@@ -304,6 +305,8 @@ class _Path:
     ) -> NDArray[np.float32]:
         """The image on the grid; `values` may be overwritten."""
         if self.native is None:
+            from itk_nir import interpolation_reference
+
             return interpolation_reference.interpolated(
                 values, self.source, self.chain, self.target, how, sigma, outside
             )
@@ -313,8 +316,8 @@ class _Path:
         out = np.empty(_planes(self.target.shape), np.float32)
         grid, matrices, fields = self._steps()
         self.native.interpolate(
-            image, grid, matrices, fields, _in_space(self.source.inverse_matrix), how.kind, how.order, how.window, [*sigma, 1.0][:3], how.alpha,
-            outside, out, self.threads,
+            image, grid, matrices, fields, _in_space(self.source.inverse_matrix), how.kind, how.order, how.window,
+            [*sigma, 1.0][:3], how.alpha, outside, out, self.threads,
         )  # fmt: skip
         return out.reshape(self.target.shape)
 

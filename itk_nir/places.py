@@ -416,3 +416,29 @@ def companions(path: str) -> Iterator[str]:
         if path.lower().endswith(ending):
             for other in others:
                 yield path[: -len(ending)] + other
+
+
+def check_output_file(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Refuse one file that could not be written.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    inputs : iterable of path, optional
+        Files that are read, and must not be written over.
+
+    Raises
+    ------
+    InputError
+        A name that no file can have or that is no file's, a folder that does not exist or may not be written to, or
+        a file that is read.
+    """
+    label = f"output {shown(path)}"
+    check_name(path, label)
+    if os.fsdecode(path).endswith(("/", os.sep)):
+        raise InputError(f"{label}: is the name of a folder; give that of a file")
+    if not Path(path).parent.is_dir():
+        raise InputError(f"{label}: the folder {Path(path).parent} does not exist; create it first")
+    check_outputs([Path(path)], label)
+    refuse_inputs([path], inputs)

@@ -120,31 +120,6 @@ def check_result(
         )
 
 
-def check_output_file(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
-    """Refuse one file that could not be written.
-
-    Parameters
-    ----------
-    path : path
-        The file.
-    inputs : iterable of path, optional
-        Files that are read, and must not be written over.
-
-    Raises
-    ------
-    InputError
-        As of `check_output_prefix`, or no such folder.
-    """
-    label = f"output {shown(path)}"
-    check_name(path, label)
-    if os.fsdecode(path).endswith(("/", os.sep)):
-        raise InputError(f"{label}: is the name of a folder; give that of a file")
-    if not Path(path).parent.is_dir():
-        raise InputError(f"{label}: the folder {Path(path).parent} does not exist; create it first")
-    check_outputs([Path(path)], label)
-    refuse_inputs([path], inputs)
-
-
 def check_transform_output(
     name: str | os.PathLike[str], kind: str | None, inputs: Iterable[str | os.PathLike[str]] = ()
 ) -> None:

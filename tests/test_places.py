@@ -12,8 +12,16 @@ import SimpleITK as sitk
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
-from itk_nir.places import check_input, check_name, itk_name, named_files, refuse_inputs, refuse_other_kind
-from itk_nir.saving import check_output_file, check_output_prefix, check_transform_output, file_names
+from itk_nir.places import (
+    check_input,
+    check_name,
+    check_output_file,
+    itk_name,
+    named_files,
+    refuse_inputs,
+    refuse_other_kind,
+)
+from itk_nir.saving import check_output_prefix, check_transform_output, file_names
 
 GRID = Geometry.make([6, 5])
 VALUES = np.arange(30, dtype=np.float32).reshape(5, 6)

@@ -108,8 +108,8 @@ def _apply_to_points(options: argparse.Namespace) -> None:
         raise InputError("--points takes no --labels, --interpolation or --pixel-type; leave them out")
     from itk_nir.images import load_image
     from itk_nir.loading import load_transform
+    from itk_nir.places import check_output_file
     from itk_nir.points import beyond, load_points, save_points
-    from itk_nir.saving import check_output_file
     from itk_nir.transforms import DisplacementField
 
     check_output_file(options.output, named_files(options.points, _files(options), options.reference, options.moving))
@@ -141,7 +141,7 @@ def _apply_to_image(options: argparse.Namespace) -> None:
         raise InputError("--frame and --moving are for --points; leave them out")
     from itk_nir.applying import Application
     from itk_nir.images import check_image_name
-    from itk_nir.saving import check_output_file
+    from itk_nir.places import check_output_file
 
     check_image_name(options.output)
     check_output_file(options.output, named_files(options.image, options.reference, _files(options)))

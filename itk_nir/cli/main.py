@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from itk_nir import __version__
-from itk_nir.cli import apply, batch, check, convert, demo, install_programs, presets, register, selftest
-from itk_nir.cli.arguments import add_debug
 from itk_nir.cli.console import STATUSES, exit_status, say, standard_streams
 from itk_nir.cli.programs import run_program, table
 from itk_nir.cli.signals import Ended, handled
@@ -46,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    # Here: the programs of other packages, which are run again and again, must not wait for our own commands.
+    from itk_nir.cli import apply, batch, check, convert, demo, install_programs, presets, register, selftest
+    from itk_nir.cli.arguments import add_debug
+
     parser = argparse.ArgumentParser(
         prog="itk-nir",
         description="Deformable registration of medical images by neural fields, as ITK transforms.",

@@ -91,8 +91,7 @@ def _register(options: argparse.Namespace) -> None:
     )
     from itk_nir.atomic import together
     from itk_nir.images import check_image_name, save_image
-    from itk_nir.places import named_files
-    from itk_nir.saving import check_output_file
+    from itk_nir.places import check_output_file, named_files
 
     outputs = [getattr(options, name) for name in _OUTPUTS]
     if not any(outputs):

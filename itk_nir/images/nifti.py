@@ -54,6 +54,7 @@ def read_voxels(
     *,
     check: Callable[[Header], None] | None = None,
     finite: bool = True,
+    into: Callable[[Header], SideBySide | None] | None = None,
 ) -> tuple[Header, NDArray[Any] | None] | None:
     """Read the header and the stored values of a NIfTI file, to its very end.
 
@@ -69,6 +70,8 @@ def read_voxels(
         Given the header before any voxel is read; raises for what is not wanted.
     finite : bool, default True
         Refuse NaN and infinity.
+    into : callable, optional
+        Given the header; the values go into what it gives, if anything, and not into an array of their own.
 
     Returns
     -------
@@ -77,7 +80,7 @@ def read_voxels(
     stored : numpy.ndarray or None
         The values as they are stored (in the file's byte order, neither scaled nor shifted), an array of shape
         ``header.shape[::-1]``, with a last axis for the values of a colour, with memory of its own. None for types that
-        are no real numbers.
+        are no real numbers, and where the values went elsewhere.
 
     None takes the place of both where the file has no such header: something else that bears the name.
 
@@ -93,7 +96,7 @@ def read_voxels(
     if check is not None:
         check(header)
     blocks = chain([first], blocks) if header.single_file else file_blocks(data_path)
-    stored, excess = _stored(header, blocks, data_path, label)
+    stored, excess = _stored(header, blocks, data_path, label, into)
     header = replace(header, excess=excess)
     if stored is not None and finite and stored.dtype.kind == "f":
         refuse_not_finite(stored, label)
@@ -213,20 +216,76 @@ def _parts(path: Path, label: str) -> tuple[Path, Path]:
     return (path, found) if half == ".hdr" else (found, path)
 
 
-def _stored(header: Header, blocks: Iterator[bytes], path: Path, label: str) -> tuple[NDArray[Any] | None, int]:
+class SideBySide:
+    """Takes one component of all voxels after the other, as NIfTI files have them, and lays those of a voxel together.
+
+    So that vectors need no second array of their size.
+
+    Parameters
+    ----------
+    voxels, components : int
+        How many.
+    stored : numpy.dtype
+        Type of the values that come.
+    dtype : numpy.dtype
+        Type of those in `array`.
+
+    Attributes
+    ----------
+    array : numpy.ndarray
+        ``(voxels, components)``.
+    """
+
+    def __init__(self, voxels: int, components: int, stored: np.dtype[Any], dtype: np.dtype[Any]) -> None:
+        self.array = np.empty((voxels, components), dtype)
+        self._stored = stored
+        self._count = 0
+        self._rest = b""
+
+    def put(self, data: memoryview) -> None:
+        """Take the bytes that come next, which may end within a value.
+
+        Parameters
+        ----------
+        data : memoryview
+            No more of them than there are values to come.
+        """
+        if self._rest:
+            data = memoryview(self._rest + data)
+        whole = len(data) // self._stored.itemsize
+        self._rest = bytes(data[whole * self._stored.itemsize :])
+        values = np.frombuffer(data, self._stored, whole)
+        while len(values):
+            component, start = divmod(self._count, len(self.array))
+            part = values[: len(self.array) - start]
+            self.array[start : start + len(part), component] = part
+            self._count += len(part)
+            values = values[len(part) :]
+
+
+def _stored(
+    header: Header,
+    blocks: Iterator[bytes],
+    path: Path,
+    label: str,
+    into: Callable[[Header], SideBySide | None] | None,
+) -> tuple[NDArray[Any] | None, int]:
     """The voxels, from blocks that begin at the first byte of the file that holds them; how many bytes follow them."""
     wanted, got, skip = header.data_bytes, 0, header.offset
     # A damaged header may want more than there is memory for; such a file is read, but not kept.
     possible = wanted <= path.stat().st_size * _PACKED
     if possible and header.dtype is not None:
         check_memory(label, (*header.shape, header.colours), header.dtype.itemsize)
-    keep = np.empty(wanted, np.uint8) if possible and header.dtype is not None else None
+    elsewhere = into(header) if possible and header.dtype is not None and into is not None else None
+    keep = np.empty(wanted, np.uint8) if possible and header.dtype is not None and elsewhere is None else None
     try:
         for block in blocks:
             part = memoryview(block)[min(skip, len(block)) :]
             skip -= len(block) - len(part)
-            if keep is not None and got < wanted:
-                used = part[: wanted - got]
+            used = part[: max(0, wanted - got)]
+            if elsewhere is not None:
+                elsewhere.put(used)
+            elif keep is not None:
                 keep[got : got + len(used)] = np.frombuffer(used, np.uint8)
             got += len(part)
     except (OSError, EOFError, zlib.error) as error:
@@ -237,7 +296,7 @@ def _stored(header: Header, blocks: Iterator[bytes], path: Path, label: str) -> 
     if got < wanted:
         raise InputError(f"{label}: truncated, {got} of {wanted} voxel bytes are there; get a fresh copy")
     if keep is None or header.dtype is None:
-        return None, 0
+        return None, got - wanted if elsewhere is not None else 0
     colours = (header.colours,) if header.colours > 1 else ()
     return keep.view(header.dtype).reshape(*header.shape[::-1], *colours), got - wanted
 

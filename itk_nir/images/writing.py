@@ -41,8 +41,8 @@ _NIFTI_LONGEST = 32767
 _OVERHEAD = 1 << 15
 #: Bytes that are compressed at once.
 _BLOCK = 1 << 22
-#: By how many pieces of the voxels, of so many bytes each, the way to pack them is chosen. A prime number: no size of an
-#: image makes all of them begin at the rim of a slice.
+#: By how many pieces of the voxels, of so many bytes each, the way to pack them is chosen. A prime number: no size of
+#: an image makes all of them begin at the rim of a slice.
 _PIECES, _PIECE = 61, 1 << 12
 #: How much larger those may become for the sake of speed.
 _LARGER = 1.02

@@ -24,8 +24,7 @@ from itk_nir.programs.ants_apply_values import (
     input_type_of,
     interpolation_of,
 )
-from itk_nir.programs.ants_console import asked_about
-from itk_nir.programs.ants_registration import THREADS, environment_number
+from itk_nir.programs.ants_common import THREADS, asked_about, environment_number
 from itk_nir.programs.ants_words import Value, dimension_of, flags_of, number, whole
 from itk_nir.transforms.listed import Listed, chain_of, listed
 
@@ -222,7 +221,7 @@ def run_request(request: Request, threads: int | None = None) -> None:
     """
     # Here, because they import the libraries that read images: help and mistakes must not wait for that.
     from itk_nir.images.series import load_grid
-    from itk_nir.saving import check_output_file
+    from itk_nir.places import check_output_file
     from itk_nir.transforms.load import read_transform
 
     threads = environment_number(THREADS, 1) if threads is None else threads

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from itk_nir.compat.options import OptionSupport, approximated, honoured
 from itk_nir.errors import InputError, OptionError, one_line
-from itk_nir.programs.ants_console import asked_about
+from itk_nir.programs.ants_common import asked_about
 from itk_nir.programs.ants_words import dimension_of, flags_of
 from itk_nir.transforms.listed import Listed, chain_of, listed
 
@@ -145,7 +145,7 @@ def run_request(request: Request) -> None:
         The disk is full, or refuses otherwise.
     """
     from itk_nir.atomic import replacing
-    from itk_nir.saving import check_output_file
+    from itk_nir.places import check_output_file
     from itk_nir.transforms.load import read_transform
 
     check_output_file(request.output)

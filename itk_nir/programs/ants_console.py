@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from itk_nir import __version__
-from itk_nir.cli.console import tell
 from itk_nir.compat.options import OptionSupport
 from itk_nir.programs.ants_apply_values import INTERPOLATIONS, interpolation_of
+from itk_nir.programs.ants_common import ANTS_VERSION
 from itk_nir.programs.ants_values import FLAGS, METRICS, NAMES, TRANSFORMS
 
 if TYPE_CHECKING:
@@ -19,48 +19,11 @@ if TYPE_CHECKING:
     from itk_nir.programs.ants_plan import Call, Plan
     from itk_nir.programs.ants_request import Request
 
-#: The version of ANTs whose command lines are taken; nipype and others choose by it what they write.
-ANTS_VERSION = "2.5.4"
 #: What ANTs prints for a convergence value that there is none of yet.
 _NONE_YET = sys.float_info.max
 #: Iterations that a convergence value is made of.
 _WINDOW = 10
 _HEADER = "DIAGNOSTIC,Iteration,metricValue,convergenceValue,ITERATION_TIME_INDEX,SINCE_LAST"
-
-
-def version() -> str:
-    """What ``--version`` prints: a first line that the programs around ANTs read, and whose program it is.
-
-    Returns
-    -------
-    str
-        Two lines.
-    """
-    return f"ANTs Version: {ANTS_VERSION}\nThis is itk-nir {__version__}, which takes command lines of that version."
-
-
-def asked_about(arguments: Sequence[str], help_of: Callable[[], str]) -> int | None:
-    """Answer a command line that asks for help or for the version, or for nothing.
-
-    Parameters
-    ----------
-    arguments : sequence of str
-        Everything behind the name of the program.
-    help_of : callable
-        Gives what ``--help`` prints.
-
-    Returns
-    -------
-    int or None
-        The exit status: 0, or 1 where nothing was asked for; None where there is something to do.
-    """
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        tell(help_of())
-        return 0 if arguments else 1
-    if "--version" in arguments:
-        tell(version())
-        return 0
-    return None
 
 
 def values_of(request: Request) -> list[tuple[str, OptionSupport]]:

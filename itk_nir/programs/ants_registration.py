@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from itk_nir.cli.console import tell
 from itk_nir.cli.signals import requests
-from itk_nir.programs.ants_console import Listener, asked_about, help_text
+from itk_nir.programs.ants_common import THREADS, asked_about, environment_number
+from itk_nir.programs.ants_console import Listener, help_text
 from itk_nir.programs.ants_request import Request, read_request
-from itk_nir.programs.ants_words import whole
 
-#: Variables that hold the number of threads of ITK's programs.
-THREADS = ("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_INPUT_IMAGE_THREADS")
+#: The variable that holds the seed of ANTs' programs.
 SEED = "ANTS_RANDOM_SEED"
 
 
@@ -82,30 +80,3 @@ def run_request(request: Request, threads: int | None = None) -> list[Path]:
     if listener is not None:
         listener.end()
     return files
-
-
-def environment_number(names: Sequence[str], least: int) -> int | None:
-    """A whole number from the environment.
-
-    Parameters
-    ----------
-    names : sequence of str
-        The variables that may hold it; the first that is set counts.
-    least : int
-        The smallest one that there can be.
-
-    Returns
-    -------
-    int or None
-        None where none is set.
-
-    Raises
-    ------
-    OptionError
-        No such number.
-    """
-    for name in names:
-        text = os.environ.get(name, "").strip()
-        if text:
-            return whole(text, f"the environment's {name}", least)
-    return None

@@ -10,7 +10,7 @@ from itk_nir.cli.console import names, note_if_folder, tell
 from itk_nir.compat.options import OptionSupport, approximated, honoured
 from itk_nir.errors import OptionError, escaped
 from itk_nir.options import nearest_name
-from itk_nir.programs.ants_console import asked_about
+from itk_nir.programs.ants_common import asked_about
 from itk_nir.programs.ants_registration import run_request
 from itk_nir.programs.ants_request import Metric, Request, Stage, Start, read_mask, read_start
 from itk_nir.programs.ants_values import FLAGS

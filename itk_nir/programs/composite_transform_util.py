@@ -7,7 +7,7 @@ from pathlib import Path
 
 from itk_nir.cli.console import tell
 from itk_nir.errors import InputError, OptionError, escaped
-from itk_nir.programs.ants_console import version
+from itk_nir.programs.ants_common import version
 
 _USAGE = """\
 Usage: CompositeTransformUtil --disassemble <composite.h5> <prefix>
@@ -76,7 +76,7 @@ def assemble(composite: str, transforms: Sequence[str]) -> None:
     WriteError
         The disk is full, or refuses otherwise.
     """
-    from itk_nir.saving import check_output_file
+    from itk_nir.places import check_output_file
     from itk_nir.transforms.formats.itk_h5 import write_h5
     from itk_nir.transforms.load import read_transform
     from itk_nir.transforms.model import CompositeTransform

@@ -16,9 +16,7 @@ from itk_nir.places import check_input
 from itk_nir.transforms.as_itk import from_itk
 from itk_nir.transforms.as_simpleitk import from_sitk
 from itk_nir.transforms.formats.base import Spaces
-from itk_nir.transforms.formats.elastix import is_elastix_file, read_elastix
 from itk_nir.transforms.formats.field_image import read_field
-from itk_nir.transforms.formats.freesurfer import read_lta
 from itk_nir.transforms.formats.itk_text import is_itk_file, read_itk_file
 from itk_nir.transforms.formats.matrices import (
     check_convention,
@@ -157,9 +155,27 @@ def _read_path(path: str | os.PathLike[str], spaces: Spaces, role: str) -> Compo
     return CompositeTransform((read_field(file, label, spaces),))
 
 
+# The readers of large or rare formats are imported where such a file comes: a program that is run for every image of a
+# study must not wait for them.
+
+
+def _read_elastix(value: Any, spaces: Spaces, role: str) -> CompositeTransform:
+    from itk_nir.transforms.formats.elastix import read_elastix
+
+    return read_elastix(value, spaces.fixed)
+
+
+def _read_lta(path: Path, spaces: Spaces, label: str) -> CompositeTransform:
+    from itk_nir.transforms.formats.freesurfer import read_lta
+
+    return read_lta(path, spaces, label)
+
+
 def _read_text(path: Path, spaces: Spaces, label: str) -> CompositeTransform:
+    from itk_nir.transforms.formats.elastix import is_elastix_file
+
     if is_elastix_file(path):
-        return read_elastix(path, spaces.fixed)
+        return _read_elastix(path, spaces, label)
     return _read_itk_or_matrix(path, spaces, label)
 
 
@@ -175,7 +191,7 @@ OBJECTS: tuple[tuple[Callable[[Any], bool], Callable[[Any, Spaces, str], Composi
     (lambda t: isinstance(t, (LinearTransform, DisplacementField)), lambda t, spaces, role: compose(t)),
     (lambda t: isinstance(t, (str, os.PathLike)), _read_path),
     (_is_matrix, _read_matrix),
-    (_is_elastix, lambda t, spaces, role: read_elastix(t, spaces.fixed)),
+    (_is_elastix, _read_elastix),
     (lambda t: isinstance(t, (list, tuple)), _read_list),
     (_is_sitk, lambda t, spaces, role: from_sitk(t, spaces.fixed)),
     (_is_itk, lambda t, spaces, role: from_itk(t, spaces.fixed)),
@@ -184,11 +200,11 @@ OBJECTS: tuple[tuple[Callable[[Any], bool], Callable[[Any, Spaces, str], Composi
 #: (endings of the name, reader). A file of any other name is a matrix in text, or else an image of displacements.
 FILES: tuple[tuple[tuple[str, ...], Callable[[Path, Spaces, str], CompositeTransform]], ...] = (
     ((".txt",), _read_text),
-    ((".toml",), lambda path, spaces, label: read_elastix(path, spaces.fixed)),
+    ((".toml",), _read_elastix),
     ((".h5", ".hdf5", ".hdf"), lambda path, spaces, label: read_itk_file(path, spaces.fixed, label)),
     ((".tfm", ".mat"), _read_itk_or_matrix),
     ((".xfm",), lambda path, spaces, label: read_xfm(path, label)),
-    ((".lta",), read_lta),
+    ((".lta",), _read_lta),
     ((".1d",), read_matrix_file),
 )
 

@@ -22,7 +22,8 @@ from itk_nir.atomic import replacing
 from itk_nir.errors import InputError, one_line, warn_caller
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
-from itk_nir.images.nifti import is_nifti, parse_header, read_voxels
+from itk_nir.images.nifti import SideBySide, is_nifti, parse_header, read_voxels, refuse_not_finite
+from itk_nir.images.nifti_header import Header
 from itk_nir.places import itk_name
 from itk_nir.transforms.check import random_points
 from itk_nir.transforms.composition import whole_field_grid
@@ -301,6 +302,7 @@ def read_field(path: Path, label: str, spaces: Spaces | None = None) -> Displace
     try:
         field = DisplacementField(geometry, vectors)
     except InputError as error:
+        refuse_not_finite(vectors, label)
         raise InputError(f"{label}: {error}") from error
     if asked.convention != DISPLACEMENTS:
         _question(field, label)
@@ -351,21 +353,23 @@ def _question(field: DisplacementField, label: str) -> None:
 
 def _nifti_vectors(path: Path, grid: Geometry, label: str) -> NDArray[np.float32] | None:
     """LPS vectors from the file's own bytes; None where ITK alone knows what to make of the file."""
-    found = read_voxels(path, label)
-    if found is None:
-        return None
-    header, stored = found
     d = grid.dimension
-    plain = header.intent in (_RAS, _LPS) and not header.is_scaled
-    if stored is None or not plain or header.shape[3:] != (1, d) or stored.size != d * np.prod(grid.size):
+    vectors: list[SideBySide] = []
+
+    def into(header: Header) -> SideBySide | None:
+        plain = header.intent in (_RAS, _LPS) and not header.is_scaled and header.colours == 1
+        if not plain or header.dtype is None or header.shape != (*grid.size, *(1,) * (4 - d), d):
+            return None
+        vectors.append(SideBySide(int(np.prod(grid.size)), d, header.dtype, np.dtype(np.float32)))
+        return vectors[0]
+
+    found = read_voxels(path, label, finite=False, into=into)
+    if found is None or not vectors:
         return None
-    # One volume of scalars after the other in the file.
-    vectors = np.empty((*grid.shape, d), np.float32)
-    for axis, volume in enumerate(stored.reshape(d, *grid.shape)):
-        vectors[..., axis] = volume
-    if header.intent == _RAS:
-        vectors[..., :2] *= -1
-    return vectors
+    out = vectors[0].array.reshape(*grid.shape, d)
+    if found[0].intent == _RAS:
+        out[..., :2] *= -1
+    return out
 
 
 def _apply_image(path: Path, points: Points) -> Points:
