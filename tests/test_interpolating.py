@@ -11,7 +11,14 @@ from itk_nir import interpolating, interpolation_reference
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
-from itk_nir.interpolating import NAMES, OF_LABELS, Interpolation, interpolated, interpolation_named
+from itk_nir.interpolating import (
+    NAMES,
+    OF_LABELS,
+    Interpolation,
+    displacement_on,
+    interpolated,
+    interpolation_named,
+)
 from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform
 from itk_nir.transforms.listed import Listed, listed
 
@@ -53,6 +60,53 @@ def test_native_and_numpy_are_one(d: int, name: str, monkeypatch: pytest.MonkeyP
     assert one.dtype == other.dtype == (array.dtype if labels else np.float32)
     assert 0.05 < (one == -3).mean() < 0.9
     np.testing.assert_allclose(one, other, atol=0 if labels else 3e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("on_grid", [True, False])
+def test_one_field_for_all_is_that_of_numpy(d: int, on_grid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first field lies on the grid that is asked for, and so is read voxel by voxel."""
+    _, target, chain, rng = case(d)
+    if on_grid:
+        first = DisplacementField(target, rng.normal(size=(*target.shape, d)).astype(np.float32))
+        chain = CompositeTransform((first, *chain.transforms))
+    one = displacement_on(chain, target, threads=1).vectors
+    assert np.array_equal(one, displacement_on(chain, target, threads=2).vectors)
+    wanted = chain.displacement_on(target).vectors
+    np.testing.assert_allclose(one, wanted, atol=3e-6 * np.abs(wanted).max())
+    monkeypatch.setattr(interpolating, "native_module", lambda: None)
+    assert np.array_equal(displacement_on(chain, target).vectors, wanted)
+    with pytest.raises(InputError, match="no displacement"):
+        displacement_on(chain, Geometry.make([4] * (5 - d)))
+
+
+@BOTH
+def test_a_first_field_on_the_grid_is_read_as_any_other(d: int) -> None:
+    """A hair beside the grid it is interpolated; a whole voxel beside it it is another field."""
+    source, target, _, rng = case(d)
+    vectors = rng.normal(size=(*target.shape, d)).astype(np.float32)
+    array = rng.random(source.shape)
+    seen = []
+    for shift in (0.0, 1e-5, 1.0):
+        grid = Geometry.make(target.size, target.spacing, np.asarray(target.origin) + shift, target.rotation)
+        chain = CompositeTransform((DisplacementField(grid, vectors),))
+        seen.append(interpolated(array, source, chain, target, NAMES["bspline"], 0))
+    inside = (seen[0] != 0) & (seen[1] != 0)
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(seen[0][inside], seen[1][inside], atol=1e-3)
+    assert np.abs(seen[0] - seen[2])[inside].mean() > 0.05
+
+
+@pytest.mark.parametrize("dtype", ["?", "u1", "i2", "u4", "f4", "i8", "f8", ">i2", ">f8"])
+def test_nearest_keeps_every_type(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target, chain, rng = case(3)
+    array = (rng.integers(0, 2, source.shape) if dtype == "?" else rng.integers(0, 100, source.shape)).astype(dtype)
+    one = interpolated(array, source, chain, target, NAMES["nearest"], 1)
+    assert one.dtype == array.dtype
+    monkeypatch.setattr(interpolating, "native_module", lambda: None)
+    assert np.array_equal(one, interpolated(array, source, chain, target, NAMES["nearest"], 1))
+    assert (one == 1).any()
+    assert not (one == 1).all()
 
 
 @BOTH

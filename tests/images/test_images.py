@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,27 @@ def test_itk_pipeline_is_brought_up_to_date() -> None:
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "strategy"), [("field", zlib.Z_RLE), ("zeros", zlib.Z_RLE), ("labels", zlib.Z_DEFAULT_STRATEGY)]
+)
+def test_real_numbers_are_packed_fast_and_labels_small(what: str, strategy: int, tmp_path: Path) -> None:
+    """In real numbers it is not worth while to look for what comes twice; in labels it is."""
+    rng = np.random.default_rng(0)
+    grid = Geometry.make([40, 36, 30])
+    array = np.zeros((*grid.shape, 3) if what == "field" else grid.shape, np.float32)
+    if what == "field":
+        array[:] = rng.normal(size=array.shape)
+    elif what == "labels":
+        array[8:20, 9:30, 7:33] = np.repeat(rng.integers(1, 60, (12, 21, 2)), 13, -1)
+    save_image(array, grid, tmp_path / "f.nii.gz")
+    content = (tmp_path / "f.nii.gz").read_bytes()
+    body = gzip.decompress(content)
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31, zlib.DEF_MEM_LEVEL, strategy)
+    assert content == packer.compress(body) + packer.flush()
+    assert len(content) <= 1.03 * len(zlib.compress(body, 1))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "f.nii.gz"))), array)
 
 
 def test_missing_folder_and_unknown_files(tmp_path: Path) -> None:

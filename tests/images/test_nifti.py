@@ -173,6 +173,18 @@ def test_members_and_zeros_at_the_end(pieces: int, tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_image(path, "image", native=True).array, case.values)
 
 
+@pytest.mark.parametrize("step", [1, 7, 64, 10_000])
+@pytest.mark.parametrize("stored", ["<f4", ">f4", "<f8", ">f8"])
+def test_components_are_laid_side_by_side(stored: str, step: int) -> None:
+    """Whatever the pieces are that they come in."""
+    values = np.random.default_rng(0).random((3, 50)).astype(stored)
+    side = nifti.SideBySide(50, 3, values.dtype, np.dtype(np.float32))
+    data = memoryview(values.tobytes())
+    for at in range(0, len(data), step):
+        side.put(data[at : at + step])
+    np.testing.assert_array_equal(side.array, values.T.astype(np.float32))
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_values_that_pack_well_and_headers_that_want_too_much(packed: bool, tmp_path: Path) -> None:
     flat = Case(shape=(300, 200, 100), packed=packed)
