@@ -379,7 +379,7 @@ void nearest(ConstantBytes image, Matrix grid, const std::vector<ConstantTable> 
   const Size m = grid_size(image, 0), n = grid_size(out, 0);
   const size_t bytes = image.shape(3);
   need(bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8, "nearest: values have 1, 2, 4 or 8 bytes");
-  need(out.shape(3) == bytes && outside.size() == bytes, "nearest: values of another size");
+  need(out.shape(3) == bytes && outside.ndim() == 1 && outside.shape(0) == bytes, "nearest: values of another size");
   const Path path = path_of(grid, matrices, fields, to_index.data());
   nb::gil_scoped_release release;
   itk_nir::nearest(image.data(), m, path, int(bytes), outside.data(), out.data(), n, threads);

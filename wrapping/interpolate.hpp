@@ -22,7 +22,7 @@ struct HowToInterpolate {
 void interpolate(const float *image, Size image_size, const Path &path, const HowToInterpolate &how, float outside,
                  float *out, Size size, int threads);
 
-// The value of the voxel that is nearest, halves upwards, or `outside`; values of 1, 2, 4 or 8 bytes, whatever they are.
+// The value of the voxel that is nearest, halves upwards, or `outside`; values of 1, 2, 4 or 8 bytes of any type.
 void nearest(const std::uint8_t *image, Size image_size, const Path &path, int bytes, const std::uint8_t *outside,
              std::uint8_t *out, Size size, int threads);
 

@@ -64,7 +64,8 @@ void displacements(const Path &path, int components, float *out, Size size, int 
       double start[3];
       for (int a = 0; a < 3; ++a) start[a] = g[4 * a + 1] * y + g[4 * a + 2] * z + g[4 * a + 3];
       way.row(y, z, [&](int x, const double *q) {
-        for (int a = 0; a < components; ++a) row[x * components + a] = static_cast<float>(q[a] - (start[a] + g[4 * a] * x));
+        for (int a = 0; a < components; ++a)
+          row[x * components + a] = static_cast<float>(q[a] - (start[a] + g[4 * a] * x));
       });
     }
   });
