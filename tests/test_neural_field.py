@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import itk_nir
 from itk_nir.engine.coordinate_networks import FieldConfig, build_field
+from itk_nir.engine.frame import Frame
 from itk_nir.engine.images import sizes, spacings
 from itk_nir.engine.lattice import Domain, shape_of
 from itk_nir.engine.lattices import Lattices
@@ -112,8 +113,9 @@ FIELDS: dict[str, Callable[[int], Any]] = {
 }
 
 
-def made(field: Any, *rest: Any) -> NeuralField:
-    return NeuralField("deformable" if isinstance(field, VelocityField) else "paper", field, *rest)
+def made(field: Any, linear: LinearTransform, *rest: Any) -> NeuralField:
+    kind = "deformable" if isinstance(field, VelocityField) else "paper"
+    return NeuralField(kind, field, linear, Frame.plain(field.geometry), *rest)
 
 
 def points_in(geometry: Geometry, count: int = 400) -> np.ndarray:
