@@ -28,6 +28,7 @@ from itk_nir.loading import load_transform
 from itk_nir.options import shown, whole_number
 from itk_nir.resample import resample_array
 from itk_nir.settings import Settings
+from itk_nir.stored_axes import restriction
 from itk_nir.transforms.composition import field_then_linear
 from itk_nir.transforms.model import CompositeTransform
 
@@ -259,26 +260,6 @@ class Problem:
         unit = None if self.settings.deformable.kind == "deformable" else 1.0
         return Frame.of(self.fixed.geometry, unit)
 
-    def for_engine(self, settings: Settings) -> Settings:
-        """Settings whose values for the axes of the fixed image are those of the engine's axes.
-
-        Parameters
-        ----------
-        settings : Settings
-            As the user gave them.
-
-        Returns
-        -------
-        Settings
-        """
-        axes = self.frame.axes
-        turns = axes.along(settings.linear.linear_rotations)
-        settings = replace(settings, linear=replace(settings.linear, linear_rotations=turns))
-        restrict = restriction(settings)
-        if not restrict:
-            return settings
-        return replace(settings, deformable=replace(settings.deformable, restrict=axes.along(restrict)))
-
     def pair(self) -> Pair:
         """The images as the engine sees them, in its `frame`.
 
@@ -353,22 +334,6 @@ class Problem:
         grid = self.fixed.geometry
         array = resample_array(image.array, image.geometry, start, grid, "linear", threads=self.threads)
         return replace(image, array=array, geometry=grid)
-
-
-def restriction(settings: Settings) -> tuple[float, ...]:
-    """What `restrict` is, which not every preset has.
-
-    Parameters
-    ----------
-    settings : Settings
-        Of all stages.
-
-    Returns
-    -------
-    tuple of float
-        1 for each axis of the fixed image along which things may move, 0 for the others; empty for all.
-    """
-    return tuple(getattr(settings.deformable, "restrict", ()))
 
 
 def _paired(fixed: list[Volume], moving: list[Volume], settings: Settings) -> tuple[tuple[Volume, Volume], ...]:

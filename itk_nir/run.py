@@ -35,9 +35,10 @@ from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.findings import texts
 from itk_nir.identity import inputs_of
 from itk_nir.neural_field import NeuralField
-from itk_nir.problem import Problem, restriction
+from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
+from itk_nir.stored_axes import for_engine, restriction
 from itk_nir.telling import metric_name, on_landmarks, versions
 from itk_nir.transforms.model import LinearTransform
 from itk_nir.verdict import Verdict, judge, known, worse
@@ -332,7 +333,7 @@ class Run:
     @property
     def _for_engine(self) -> Settings:
         """The settings as they stand, for the axes of the engine."""
-        return self.problem.for_engine(self.settings)
+        return for_engine(self.settings, self.frame.axes)
 
     def _share(self, begin: float, length: float) -> Callback | None:
         """The callback with its fraction as a share of the whole, and with a map of physical points."""
