@@ -256,6 +256,18 @@ def test_a_cut_file_is_an_error(tmp_path: Path) -> None:
             load_field(path)
 
 
+def test_a_file_of_the_layout_before_is_read_in_mm_as_stored(tmp_path: Path) -> None:
+    path = tmp_path / "n.safetensors"
+    network = made(lattice_field(2), linear(2))
+    network.save(path)
+    header = header_of(path)
+    assert header.pop("unit") is None
+    save_file(load_file(path), path, metadata={KEY: json.dumps({**header, "layout": 2})})
+    p = points_in(network.geometry)
+    np.testing.assert_array_equal(load_field(path).map(p), network.map(p))
+    assert np.abs(network.displacement(p)).max() > 0.3
+
+
 def test_foreign_and_unfitting_files_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "n.safetensors"
     save_file({"weight": np.zeros(3, np.float32)}, path)
