@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from itk_nir.engine.correspondences import Correspondences
+from itk_nir.engine.frame import AxisOrder, Frame
 from itk_nir.engine.images import as_volume
 from itk_nir.engine.labels import Labels
 from itk_nir.engine.landmarks import PRECISION, Landmarks
@@ -51,8 +52,9 @@ class Given:
     values: tuple[int, ...] = ()
 
     def for_engine(
-        self, fixed: Volume, moving: Volume, tail: CompositeTransform | None, settings: Settings, device: torch.device
-    ) -> Correspondences:
+        self, fixed: Volume, moving: Volume, tail: CompositeTransform | None, settings: Settings, device: torch.device,
+        frame: Frame,
+    ) -> Correspondences:  # fmt: skip
         """What the engine takes.
 
         Parameters
@@ -66,6 +68,8 @@ class Given:
             How much both count.
         device : torch.device
             Where labels are compared.
+        frame : Frame
+            What the engine measures in.
 
         Returns
         -------
@@ -74,13 +78,19 @@ class Given:
         landmarks, labels = None, None
         if self.points is not None:
             p, q, weights = self.points
-            precision = PRECISION * max(*fixed.geometry.spacing, *moving.geometry.spacing)
-            landmarks = Landmarks.judged(p, q if tail is None else tail.inverse().map(q), weights, precision)
+            precision = PRECISION * max(*fixed.geometry.spacing, *moving.geometry.spacing) / frame.unit
+            q = q if tail is None else tail.inverse().map(q)
+            landmarks = Landmarks.judged(frame.landmarks(p), frame.landmarks(q), weights, precision)
         if self.maps is not None:
             ours, theirs = (m.array for m in self.maps)
+            axes = frame.axes, AxisOrder.of(moving.geometry)
             if tail is not None:
                 theirs = resample_array(theirs, moving.geometry, tail, fixed.geometry, "nearest")
-            a, b = (as_volume(torch.from_numpy(np.ascontiguousarray(x)).to(device)) for x in (ours, theirs))
+                axes = frame.axes, frame.axes
+            a, b = (
+                as_volume(torch.from_numpy(np.ascontiguousarray(order.canonical(x))).to(device))
+                for x, order in zip((ours, theirs), axes, strict=True)
+            )
             labels = Labels(a, b, self.values)
         weights_of = settings.deformable
         return Correspondences(landmarks, labels, weights_of.landmark_weight, weights_of.label_weight)

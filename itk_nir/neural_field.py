@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.atomic import replacing
 from itk_nir.engine.execution import device_named, thread_count
+from itk_nir.engine.frame import AxisOrder, Frame
 from itk_nir.engine.sampling import Field, SampledField, Target, sample_field
 from itk_nir.engine.settings import SamplingSettings
 from itk_nir.engine.torch_state import engine_state
@@ -43,7 +44,9 @@ F64 = NDArray[np.float64]
 #: Ending of its files.
 SUFFIX = ".safetensors"
 #: Key of the header's text that is ours, and the number of the layout below it.
-KEY, LAYOUT = "itk-nir", 2
+KEY, LAYOUT = "itk-nir", 3
+#: The layout before it, whose fields are measured in LPS mm along the axes as they are stored.
+PLAIN_LAYOUT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,9 @@ class NeuralField:
     trained : Field
         The field itself: coordinate network, control points, how they are integrated.
     linear : LinearTransform
-        The linear part, which follows the deformation.
+        The linear part, which follows the deformation, LPS mm.
+    frame : Frame
+        What `trained` is measured in.
     start : CompositeTransform or None
         The caller's initial transform where it is not linear (a linear one is part of `linear`), last of all.
     about : mapping
@@ -86,13 +91,14 @@ class NeuralField:
     kind: str
     trained: Field
     linear: LinearTransform
+    frame: Frame
     start: CompositeTransform | None = None
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def geometry(self) -> Geometry:
         """The grid of the fixed image."""
-        return self.trained.geometry
+        return self.frame.stored
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
@@ -147,7 +153,7 @@ class NeuralField:
         """
         p = self._checked(points)
         with engine_state(self.trained.device):
-            return self.trained.displacement(p, inverse)
+            return self.trained.displacement(self.frame.points(p), inverse) * self.frame.unit
 
     def _checked(self, points: ArrayLike) -> F64:
         p = np.asarray(points, float)
@@ -214,12 +220,12 @@ class NeuralField:
                 f"{field_spacing!r})"
             )
         with engine_state(self.trained.device):
-            target = (
-                None
-                if moving is None
-                else Target.of(self.geometry, moving, self.linear.matrix, last=self.start is None)
-            )
-            return sample_field(self.trained, SamplingSettings(**given), target=target)
+            target, frame = None, self.frame
+            if moving is not None:
+                theirs = frame.placed(AxisOrder.of(moving).geometry(moving))
+                linear = frame.matrix(self.linear.matrix)
+                target = Target.of(frame.geometry, theirs, linear, last=self.start is None)
+            return sample_field(self.trained, SamplingSettings(**given), target=target, frame=frame)
 
     def mapping(self, sampled: SampledField) -> CompositeTransform:
         """Sampled grids and the other parts of the map as one transform with its inverse.
@@ -274,6 +280,7 @@ class NeuralField:
             "layout": LAYOUT,
             "itk-nir": __version__,
             "geometry": dataclasses.asdict(self.geometry),
+            "unit": self.frame.unit if self.frame.canonical else None,
             "linear": self.linear.matrix.tolist(),
             "kind": self.kind,
             "field": description,
@@ -343,13 +350,15 @@ def load_field(path: str | os.PathLike[str], *, device: str = "cpu", threads: in
         ) from error  # fmt: skip
     if header is None:
         raise InputError(f"trained field {file}: a {SUFFIX} file of another program; give one that itk-nir saved")
-    if header.get("layout") != LAYOUT:
+    if header.get("layout") not in (PLAIN_LAYOUT, LAYOUT):
         raise InputError(
             f"trained field {file}: written in layout {header.get('layout')} by itk-nir {header.get('itk-nir')}, this "
             f"is {__version__} with layout {LAYOUT}; install the version that wrote it"
         )
     try:
-        geometry = _geometry(header["geometry"])
+        stored = _geometry(header["geometry"])
+        unit = header["unit"] if header["layout"] == LAYOUT else None
+        frame = Frame.plain(stored) if unit is None else Frame.of(stored, float(unit))
         start = None
         if "start" in header:
             start = CompositeTransform(
@@ -357,8 +366,9 @@ def load_field(path: str | os.PathLike[str], *, device: str = "cpu", threads: in
             )  # fmt: skip
         engine = engine_named(header["kind"])
         with engine_state(where):
-            trained = engine.restore(header["field"], tensors, geometry, device=where, threads=count)
-        return NeuralField(header["kind"], trained, LinearTransform(np.array(header["linear"])), start, header["about"])
+            trained = engine.restore(header["field"], tensors, frame.geometry, device=where, threads=count)
+        linear = LinearTransform(np.array(header["linear"]))
+        return NeuralField(header["kind"], trained, linear, frame, start, header["about"])
     except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
         raise InputError(
             f"trained field {file}: its parts do not fit together ({one_line(error)}); get a fresh copy"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from itk_nir.checks import beyond_cuts, check_dimensions, check_pair, holes, match_labels, match_mask
 from itk_nir.correspondences import Given, read_given
 from itk_nir.engine.execution import device_named, thread_count
+from itk_nir.engine.frame import AxisOrder, Frame
 from itk_nir.engine.images import Pair, as_volume, background
 from itk_nir.engine.metrics import channel_metrics
 from itk_nir.engine.region_labels import regions_in
@@ -27,6 +28,7 @@ from itk_nir.loading import load_transform
 from itk_nir.options import shown, whole_number
 from itk_nir.resample import resample_array
 from itk_nir.settings import Settings
+from itk_nir.stored_axes import restriction
 from itk_nir.transforms.composition import field_then_linear
 from itk_nir.transforms.model import CompositeTransform
 
@@ -196,7 +198,7 @@ class Problem:
         if initial_transform is not None:
             start = load_transform(initial_transform, a.geometry, moving=b.geometry, role="initial transform")
         check_dimensions(a, b, start)
-        check_length(_restriction(settings), a.dimension)
+        check_length(restriction(settings), a.dimension)
 
         def read(source: Any, role: str, image: Volume, native: bool = False) -> Volume:
             volume = outside_missing(load_image(source, role, native=native, nan=nan, resample_shear=shear))
@@ -252,12 +254,14 @@ class Problem:
         return None if self.start is None or self.start.is_linear else self.start
 
     @property
-    def restrict(self) -> tuple[float, ...]:
-        """1 for each axis of the fixed image along which things may move, 0 for the others; empty for all."""
-        return _restriction(self.settings)
+    def frame(self) -> Frame:
+        """What the engine measures in."""
+        # The published design has weights in mm.
+        unit = None if self.settings.deformable.kind == "deformable" else 1.0
+        return Frame.of(self.fixed.geometry, unit)
 
     def pair(self) -> Pair:
-        """The images as the engine sees them.
+        """The images as the engine sees them, in its `frame`.
 
         A linear start is the linear map that the stages begin with; through any other the moving image is resampled on
         the fixed grid first.
@@ -267,8 +271,8 @@ class Problem:
         Pair
             On the device, with the linear map to begin with.
         """
-        grid = self.fixed.geometry
-        linear = np.eye(grid.dimension + 1)
+        frame = self.frame
+        linear = np.eye(self.fixed.dimension + 1)
         # What a detector got wrong in single voxels is not looked at.
         source, mask, lesion = quiet(self.moving), self.moving_mask, self.moving_lesion
         others = [quiet(m) for _, m in self.more]
@@ -277,35 +281,37 @@ class Problem:
             others = [self._seen_through(self.tail, m) for m in others]
             lesion = None if lesion is None else self._seen_through(self.tail, lesion)
         elif self.start is not None:
-            linear = field_then_linear(self.start).transforms[-1].matrix  # type: ignore[union-attr]
+            linear = frame.matrix(field_then_linear(self.start).transforms[-1].matrix)  # type: ignore[union-attr]
+        ours, theirs = frame.axes, AxisOrder.of(source.geometry)
         rigid, volume = (
-            None if v is None else as_volume(torch.from_numpy(v.array).to(self.device))
+            None if v is None else self._tensor(v, ours, v.array.dtype)
             for v in (self.rigid_regions, self.volume_regions)
         )
         pair = Pair.make(
-            self._tensor(quiet(self.fixed).array),
-            grid,
-            self._tensor(source.array),
-            source.geometry,
+            self._tensor(quiet(self.fixed), ours),
+            frame.geometry,
+            self._tensor(source, theirs),
+            frame.placed(theirs.geometry(source.geometry)),
             linear,
-            None if self.fixed_mask is None else self._tensor(self.fixed_mask.array),
-            None if mask is None else self._tensor(mask.array),
+            None if self.fixed_mask is None else self._tensor(self.fixed_mask, ours),
+            None if mask is None else self._tensor(mask, theirs),
             [
-                (self._tensor(quiet(f).array), self._tensor(m.array))
+                (self._tensor(quiet(f), ours), self._tensor(m, theirs))
                 for (f, _), m in zip(self.more, others, strict=True)
             ],
             # Seen through a transform, a voxel that has any part in the lesion belongs to it.
-            None if self.fixed_lesion is None else self._tensor(self.fixed_lesion.array) > 0,
-            None if lesion is None else self._tensor(lesion.array) > 0,
+            None if self.fixed_lesion is None else self._tensor(self.fixed_lesion, ours) > 0,
+            None if lesion is None else self._tensor(lesion, theirs) > 0,
         )
         pair = replace(pair, regions=regions_in(rigid, volume))
         if self.given is None:
             return pair
-        known = self.given.for_engine(self.fixed, self.moving, self.tail, self.settings, self.device)
+        known = self.given.for_engine(self.fixed, self.moving, self.tail, self.settings, self.device, frame)
         return replace(pair, known=known)
 
-    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
-        return as_volume(torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device))
+    def _tensor(self, image: Volume, axes: AxisOrder, dtype: Any = np.float32) -> torch.Tensor:
+        array = np.ascontiguousarray(axes.canonical(image.array), dtype)
+        return as_volume(torch.from_numpy(array).to(self.device))
 
     def _moving_through(self, start: CompositeTransform, moving: Volume) -> tuple[Volume, Volume | None]:
         """The moving image (and its mask) seen through the caller's transform, on the fixed grid."""
@@ -328,11 +334,6 @@ class Problem:
         grid = self.fixed.geometry
         array = resample_array(image.array, image.geometry, start, grid, "linear", threads=self.threads)
         return replace(image, array=array, geometry=grid)
-
-
-def _restriction(settings: Settings) -> tuple[float, ...]:
-    """What `restrict` is, which not every preset has."""
-    return tuple(getattr(settings.deformable, "restrict", ()))
 
 
 def _paired(fixed: list[Volume], moving: list[Volume], settings: Settings) -> tuple[tuple[Volume, Volume], ...]:

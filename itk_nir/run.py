@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from itk_nir.checkpoint import chosen_metrics, with_chosen_metrics
 from itk_nir.engine import ops
@@ -19,6 +22,7 @@ from itk_nir.engine.execution import (
     peak_memory_mb,
     reset_peak_device_memory,
 )
+from itk_nir.engine.frame import Frame
 from itk_nir.engine.images import Pair
 from itk_nir.engine.journal import LINEAR, Entry, Journal
 from itk_nir.engine.linear import optimise_linear
@@ -34,6 +38,7 @@ from itk_nir.neural_field import NeuralField
 from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
+from itk_nir.stored_axes import for_engine, restriction
 from itk_nir.telling import metric_name, on_landmarks, versions
 from itk_nir.transforms.model import LinearTransform
 from itk_nir.verdict import Verdict, judge, known, worse
@@ -41,6 +46,8 @@ from itk_nir.verdict import Verdict, judge, known, worse
 if TYPE_CHECKING:
     from itk_nir.engine.metrics import Metric
     from itk_nir.settings import Settings
+
+F64 = NDArray[np.float64]
 
 _log = logging.getLogger("itk_nir")
 
@@ -51,6 +58,11 @@ LEAST_GAIN = 0.01
 def _at_rest(done: Optimised, pair: Pair) -> Optimised:
     """The same with no deformation, but for what rigid and volume-keeping regions need."""
     return replace(done, field=kept(done.field.at_rest(), pair)[0], similarity=done.similarity_start)
+
+
+def _physically(mapping: Callable[[F64], F64], frame: Frame, points: F64) -> F64:
+    """What a map of points of the frame makes of physical ones."""
+    return frame.physical(mapping(frame.points(points)))
 
 
 class Run:
@@ -69,6 +81,7 @@ class Run:
     """
 
     problem: Problem
+    frame: Frame
     callback: Callback | None
     journal: Journal
     call: dict[str, Any]
@@ -84,6 +97,7 @@ class Run:
 
     def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
         self.problem, self.callback, self.journal, self.call = problem, callback, journal, call
+        self.frame = problem.frame
         self.seconds = {"read": time.perf_counter() - problem.clock}
         self.notes, self.doubts, self.remarks = list(texts(problem.findings)), list(problem.doubts), list[str]()
         self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
@@ -108,7 +122,7 @@ class Run:
         self.landmarks = None if pair.known is None else pair.known.landmarks
         self.notes.extend(on_landmarks(self.landmarks))
         pair = self._with_linear(pair)
-        affine = LinearTransform(pair.linear)
+        affine = LinearTransform(self.frame.physical_matrix(pair.linear))
         if not problem.deformable:
             self._compare(began, pair, None)
             stop = "cancelled" if self.cancelled else "all iterations done"
@@ -124,7 +138,7 @@ class Run:
         done = self._compare(began, pair, done)
         sampled = sample_field(
             done.field, problem.settings.sampling, pair.counted,
-            Target.of(pair.fixed_geometry, pair.moving_geometry, pair.linear, last=problem.tail is None),
+            Target.of(pair.fixed_geometry, pair.moving_geometry, pair.linear, last=problem.tail is None), self.frame,
         )  # fmt: skip
         self._took("sampling")
         report = self._report(
@@ -138,7 +152,7 @@ class Run:
         )
         about = {"preset": report.preset, "seed": report.seed, "device": report.device, "versions": report.versions}
         kind = problem.settings.deformable.kind
-        trained = NeuralField(kind, done.field, affine, problem.tail, about | {"settings": report.settings})
+        trained = NeuralField(kind, done.field, affine, self.frame, problem.tail, about | {"settings": report.settings})
         self._tell_end(done)
         return self._with_what_was_given(
             RegistrationResult.of_field(problem.fixed, problem.moving, trained, sampled, report)
@@ -195,10 +209,11 @@ class Run:
         problem = self.problem
         if problem.linear == "none" or problem.start is not None:
             return None
+        settings = self._for_engine
         found = find_start(
-            pair, problem.linear, self.settings.linear, images=self.settings.linear.linear_metric != NONE
-            and look_at_images(self._channel_metrics(pair, self.settings.deformable.metric)), threads=problem.threads,
-            callback=self._share(0.0, 0.05), clock=problem.clock, restrict=problem.restrict,
+            pair, problem.linear, settings.linear, images=settings.linear.linear_metric != NONE
+            and look_at_images(self._channel_metrics(pair, settings.deformable.metric)), threads=problem.threads,
+            callback=self._share(0.0, 0.05), clock=problem.clock, restrict=restriction(settings),
             alone=not problem.deformable,
         )  # fmt: skip
         self.cancelled = found.cancelled
@@ -213,7 +228,7 @@ class Run:
         choice = choose_metric(pair, self.problem.threads)
         if choice.little_told and getattr(chosen, "search", "never") != "never":
             # Far apart, images of one contrast look as unlike ones do.
-            found = find_matches(pair, False, self.problem.threads, chosen.restrict)
+            found = find_matches(pair, False, self.problem.threads, restriction(self._for_engine))
             again = choose_metric(pair, self.problem.threads, found)
             if again.metric == SAME and found.consistent >= CONSISTENT:
                 choice = again
@@ -231,7 +246,7 @@ class Run:
         return channel_metrics(metric, getattr(self.settings.deformable, "channel_weights", ()), len(pair.channels))
 
     def _linear(self, pair: Pair, start: Start | None) -> Any:
-        problem, settings = self.problem, self.settings
+        problem, settings = self.problem, self._for_engine
         share = 0.1 if problem.deformable else 1.0
         metric = settings.linear.linear_metric
         found = optimise_linear(
@@ -243,7 +258,7 @@ class Run:
             threads=problem.threads,
             callback=self._share(0.05, share - 0.05),
             clock=problem.clock,
-            restrict=problem.restrict,
+            restrict=restriction(settings),
             alone=not problem.deformable,
         )
         self.similarity_linear, self.cancelled = found.similarity, found.cancelled
@@ -257,7 +272,7 @@ class Run:
         # One evaluation, then out.
         callback = (lambda _: True) if self.cancelled else self._share(begin, 0.95 - begin)
         done: Optimised = self.settings.engine.optimise(
-            pair, self.settings.deformable, seed=problem.seed, threads=problem.threads, callback=callback,
+            pair, self._for_engine.deformable, seed=problem.seed, threads=problem.threads, callback=callback,
             clock=problem.clock, **({} if self.journal.write is None else {"journal": self.journal}),
         )  # fmt: skip
         if self.cancelled:
@@ -315,12 +330,22 @@ class Run:
             self.notes.append(f"{problem.moving.name} onto {problem.fixed.name}: {verdict}; check the result")
         return verdict
 
+    @property
+    def _for_engine(self) -> Settings:
+        """The settings as they stand, for the axes of the engine."""
+        return for_engine(self.settings, self.frame.axes)
+
     def _share(self, begin: float, length: float) -> Callback | None:
-        """The callback with its fraction as a share of the whole."""
-        callback = self.callback
+        """The callback with its fraction as a share of the whole, and with a map of physical points."""
+        callback, frame = self.callback, self.frame
         if callback is None:
             return None
-        return lambda p: callback(replace(p, fraction=begin + length * p.fraction))
+
+        def tell(p: Progress) -> bool | None:
+            mapping = None if p.mapping is None else partial(_physically, p.mapping, frame)
+            return callback(replace(p, fraction=begin + length * p.fraction, mapping=mapping))
+
+        return tell
 
     def _tell_end(self, done: Optimised) -> None:
         if self.callback is not None:

@@ -11,20 +11,20 @@ import SimpleITK as sitk
 import itk_nir
 from itk_nir.errors import InputError
 from itk_nir.loading import load_transform
-from itk_nir.neural_field import NeuralField, load_field
+from itk_nir.neural_field import load_field
 from itk_nir.transforms import CompositeTransform, LinearTransform
-from tests.test_neural_field import lattice_field, linear, points_in
-from tests.test_result import made
+from tests.test_neural_field import lattice_field, linear, made, points_in
+from tests.test_result import made as result_of
 
 
 def test_a_result_is_its_transform() -> None:
-    result = made(2)
+    result = result_of(2)
     assert load_transform(result) is result.mapping
     assert itk_nir.load_transform is load_transform
 
 
 def test_trained_fields_and_their_files(tmp_path: Path) -> None:
-    trained = NeuralField("deformable", lattice_field(2), linear(2))
+    trained = made(lattice_field(2), linear(2))
     path = tmp_path / "field.safetensors"
     trained.save(path)
     p = points_in(trained.geometry)
@@ -34,8 +34,8 @@ def test_trained_fields_and_their_files(tmp_path: Path) -> None:
 
 
 def test_lists_of_unlike_things(tmp_path: Path) -> None:
-    result = made(2)
-    trained = NeuralField("deformable", lattice_field(2), linear(2))
+    result = result_of(2)
+    trained = made(lattice_field(2), linear(2))
     trained.save(tmp_path / "field.safetensors")
     shift = LinearTransform.make(np.eye(2), [1.0, 2.0])
     p = points_in(trained.geometry)

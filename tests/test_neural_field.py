@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import itk_nir
 from itk_nir.engine.coordinate_networks import FieldConfig, build_field
+from itk_nir.engine.frame import Frame
 from itk_nir.engine.images import sizes, spacings
 from itk_nir.engine.lattice import Domain, shape_of
 from itk_nir.engine.lattices import Lattices
@@ -112,8 +113,9 @@ FIELDS: dict[str, Callable[[int], Any]] = {
 }
 
 
-def made(field: Any, *rest: Any) -> NeuralField:
-    return NeuralField("deformable" if isinstance(field, VelocityField) else "paper", field, *rest)
+def made(field: Any, linear: LinearTransform, *rest: Any) -> NeuralField:
+    kind = "deformable" if isinstance(field, VelocityField) else "paper"
+    return NeuralField(kind, field, linear, Frame.plain(field.geometry), *rest)
 
 
 def points_in(geometry: Geometry, count: int = 400) -> np.ndarray:
@@ -252,6 +254,18 @@ def test_a_cut_file_is_an_error(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"n\.safetensors: damaged, truncated"):
             load_field(path)
+
+
+def test_a_file_of_the_layout_before_is_read_in_mm_as_stored(tmp_path: Path) -> None:
+    path = tmp_path / "n.safetensors"
+    network = made(lattice_field(2), linear(2))
+    network.save(path)
+    header = header_of(path)
+    assert header.pop("unit") is None
+    save_file(load_file(path), path, metadata={KEY: json.dumps({**header, "layout": 2})})
+    p = points_in(network.geometry)
+    np.testing.assert_array_equal(load_field(path).map(p), network.map(p))
+    assert np.abs(network.displacement(p)).max() > 0.3
 
 
 def test_foreign_and_unfitting_files_are_errors(tmp_path: Path) -> None:

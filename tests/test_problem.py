@@ -212,8 +212,9 @@ def test_linear_start_is_where_the_stages_begin(d: int) -> None:
     p = prepared(d, initial_transform=[matrix, LinearTransform(matrix)])
     assert p.start is not None
     assert p.tail is None, "it becomes part of the linear map"
-    np.testing.assert_allclose(p.pair().linear, matrix @ matrix, atol=1e-12)
-    assert p.pair().moving_geometry == p.moving.geometry
+    pair = p.pair()
+    np.testing.assert_allclose(p.frame.physical_matrix(pair.linear), matrix @ matrix, atol=1e-12)
+    assert pair.moving_geometry == p.frame.placed(p.moving.geometry) != p.frame.geometry
 
 
 @BOTH
@@ -223,7 +224,7 @@ def test_moving_image_is_seen_through_any_other_start(d: int) -> None:
     p = prepared(d, initial_transform=start)
     assert p.tail is p.start is not None
     pair = p.pair()
-    assert pair.moving_geometry == grid
+    assert pair.moving_geometry == pair.fixed_geometry == p.frame.geometry
     np.testing.assert_array_equal(pair.linear, np.eye(d + 1))
     seen = sitk.GetArrayFromImage(itk_nir.apply(moving, start, fixed))
     np.testing.assert_allclose(pair.moving.numpy().reshape(seen.shape), seen, atol=1e-3)
@@ -238,7 +239,7 @@ def test_moving_image_is_seen_through_any_other_start(d: int) -> None:
     near = Problem.prepare(to_sitk(small.grid()[..., 0].astype(np.float32), small), moving, FEW, device="cpu",
                            initial_transform=bend(grid))  # fmt: skip
     assert near.pair().moving_weight is None
-    assert near.pair().moving_geometry == small
+    assert near.pair().moving_geometry == near.frame.geometry
 
 
 def test_start_that_leads_out_of_the_moving_image() -> None:

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from itk_nir.engine.frame import Frame
 from itk_nir.engine.progress import Iteration
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
@@ -160,7 +161,8 @@ def test_spaces_far_apart_keep_two_grids() -> None:
 
 def test_continuous_map_is_preferred_where_there_is_one() -> None:
     result = made(2)
-    moved = replace(result, field=NeuralField("by hand", EverywhereOne(result.fixed.geometry), result.affine))
+    grid = result.fixed.geometry
+    moved = replace(result, field=NeuralField("by hand", EverywhereOne(grid), result.affine, Frame.plain(grid)))
     there = result.affine.map([[2.0, 3.0]])
     np.testing.assert_array_equal(moved.transform_points([[1.0, 2.0]]), there)
     assert np.abs(result.transform_points([[1.0, 2.0]]) - there).max() > 0.1

@@ -168,6 +168,9 @@ class Channel:
 class Pair:
     """Two images ready to be registered, with everything that does not change from level to level.
 
+    All lengths, here and in what works on a pair, are in one unit and one space: those of an
+    `itk_nir.engine.frame.Frame`, or LPS mm.
+
     Parameters
     ----------
     fixed, moving : Tensor

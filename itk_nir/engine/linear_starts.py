@@ -243,7 +243,7 @@ def _mass(pair: Pair, fixed: bool) -> Mass:
         else (pair.moving, pair.moving_counts, pair.moving_geometry, pair.moving_intensity)
     )
     mass = _standing_out(image, weight, intensity.background, intensity.range)
-    total = float(mass.sum())
+    total = float(mass.sum(dtype=torch.float64))  # whatever the unit of the intensities is
     d = geometry.dimension
     if total <= 0:
         return Mass(geometry.centre, np.eye(d))
@@ -253,7 +253,7 @@ def _mass(pair: Pair, fixed: bool) -> Mass:
         for b in range(a, d):
             # The mass over one axis, or over two: what first and second moments need.
             others = [k for k in range(3) if k not in (2 - a, 2 - b)]
-            lines[a, b] = mass.sum(others).double().cpu().numpy()
+            lines[a, b] = mass.sum(others, dtype=torch.float64).cpu().numpy()
     for a in range(d):
         line = lines[a, a]
         at = np.arange(len(line))

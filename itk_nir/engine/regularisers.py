@@ -24,7 +24,7 @@ class LevelLattice:
     Parameters
     ----------
     spacing : float
-        Of the control points, mm, the same along all axes.
+        Of the control points, in voxels of the fixed image along its finest axis; the same along all axes.
     cell : float
         Volume of a cell of the lattice as a share of the volume that is compared: a sum over cells times this is a mean
         over that volume.

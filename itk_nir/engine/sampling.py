@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
+from itk_nir.engine.frame import Frame
 from itk_nir.engine.images import sizes, voxel_map
 from itk_nir.engine.lattice import Ends
 from itk_nir.engine.level_grids import inside_image
@@ -179,7 +180,8 @@ class SampledField:
     Parameters
     ----------
     geometry : Geometry
-        The grid; same origin and direction as the fixed image, spacing a whole multiple of its.
+        The grid, its axes as those of the fixed image are stored, its spacing a whole multiple of that. It begins at
+        the first voxel; along an axis that the engine has the other way round it ends at the last one.
     inverse_geometry : Geometry
         The grid of the inverse: the same one, continued by whole nodes where the displacement takes points of the fixed
         image out of it.
@@ -235,8 +237,9 @@ def every_nth_voxel(geometry: Geometry, step: int) -> Geometry:
 
 
 def sample_field(
-    field: Field, settings: SamplingSettings, inside: Tensor | None = None, target: Target | None = None
-) -> SampledField:
+    field: Field, settings: SamplingSettings, inside: Tensor | None = None, target: Target | None = None,
+    frame: Frame | None = None,
+) -> SampledField:  # fmt: skip
     """Evaluate a field and its inverse on a grid.
 
     Parameters
@@ -249,12 +252,15 @@ def sample_field(
         ``(Z, Y, X)`` bool on the fixed grid: the voxels that the reported numbers are taken over; all when left out.
     target : Target, optional
         The moving image: the inverse's error is taken over the voxels that land in it; over all when left out.
+    frame : Frame, optional
+        What the field is measured in; LPS mm along the axes as they are stored when left out.
 
     Returns
     -------
     SampledField
     """
     threads = field.threads
+    frame = Frame.plain(field.geometry) if frame is None else frame
     if inside is None:
         inside = torch.ones(*[1, *field.geometry.shape][-3:], dtype=torch.bool, device=field.device)
     geometry = field.geometry
@@ -278,7 +284,10 @@ def sample_field(
     scale = tuple(float(s) / min(geometry.spacing) for s in spacing.reshape(-1))
     voxels = field.on_grid(positions).div_(spacing)
     inverse, gap = ops.inverse_pair(voxels, field.on_grid(positions, inverse=True).div_(spacing), scale, threads)  # type: ignore[arg-type]
-    inverse_lps = _lps(inverse.mul_(spacing), wide, [first + n for (first, _), n in zip(part, low, strict=True)])
+    mm = spacing * frame.unit
+    inverse_lps = _lps(
+        inverse.mul_(mm), wide.shape, frame, [first + n for (first, _), n in zip(part, low, strict=True)]
+    )
     del inverse
     if any(first < 0 or last > n for (first, last), n in zip(part, sizes(grid), strict=True)):
         # The rest is about the fixed image.
@@ -296,9 +305,9 @@ def sample_field(
     folded = int((det <= 0).sum())
     count = max(1, det.numel())
     return SampledField(
-        geometry=grid,
-        inverse_geometry=wide,
-        forward=_lps(voxels.mul_(spacing), grid, list(firsts)),
+        geometry=frame.stored_grid([0] * grid.dimension, grid.size, step),
+        inverse_geometry=frame.stored_grid([-n for n in low[: grid.dimension]], wide.size, step),
+        forward=_lps(voxels.mul_(mm), grid.shape, frame, list(firsts)),
         inverse=inverse_lps,
         spacing=step,
         interpolation_error=error,
@@ -384,16 +393,16 @@ def spacing_of(geometry: Geometry) -> Tensor:
     return torch.tensor([*geometry.spacing, 1.0][:3], dtype=torch.float32).reshape(3, 1, 1, 1)
 
 
-def _lps(vectors: Tensor, grid: Geometry, first: list[int]) -> NDArray[np.float32]:
-    """``(3, Z, Y, X)`` mm along the axes, from node `first` ``[x, y, z]`` on → ``shape + (d,)`` mm LPS, else zero."""
-    d = grid.dimension
-    ends = [(a, min(a + m, n)) for a, m, n in zip(first, vectors.shape[:0:-1], sizes(grid), strict=True)]
+def _lps(vectors: Tensor, shape: tuple[int, ...], frame: Frame, first: list[int]) -> NDArray[np.float32]:
+    """``(3, Z, Y, X)`` mm along the axes, from node `first` ``[x, y, z]`` on → mm LPS as stored, elsewhere zero."""
+    d, grid = len(shape), [*shape[::-1], 1][:3]
+    ends = [(a, min(a + m, n)) for a, m, n in zip(first, vectors.shape[:0:-1], grid, strict=True)]
     v = vectors[(slice(d), *(slice(max(0, -a), b - a) for a, b in reversed(ends)))]
     v = v if d == 3 else v[:, 0]
-    out = np.zeros((*grid.shape, d), np.float32)
-    there = out[tuple(slice(max(0, a), b) for a, b in ends[d - 1 :: -1])]
+    out = np.zeros((*frame.axes.stored_shape(shape), d), np.float32)
+    there = frame.axes.canonical(out)[tuple(slice(max(0, a), b) for a, b in ends[d - 1 :: -1])]
     parts = []
-    for i, row in enumerate(np.asarray(grid.direction).reshape(d, d).astype(np.float32)):
+    for i, row in enumerate(frame.axes.geometry(frame.stored).rotation.astype(np.float32)):
         terms = [(c, float(r)) for c, r in enumerate(row) if r != 0.0]
         total = v[terms[0][0]] * terms[0][1]
         for c, r in terms[1:]:

@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from itk_nir.engine.frame import Frame
 from itk_nir.engine.images import sizes, spacings
 from itk_nir.engine.lattice import Domain, shape_of
 from itk_nir.engine.lattices import Lattices
@@ -43,7 +44,7 @@ def cropped(d: int) -> RegistrationResult:
     points[d:] = 0
     field = VelocityField(fixed, velocity(fixed, lattices, points), None, "velocity", 4)
     linear = LinearTransform.make(turned(d, 0.08, -0.05) * 1.03, [0.4, -0.3, 0.2][:d], fixed.centre)
-    trained = NeuralField("deformable", field, linear)
+    trained = NeuralField("deformable", field, linear, Frame.plain(fixed))
     images = (to_sitk(np.arange(np.prod(g.size), dtype=np.float32).reshape(g.shape), g) for g in (fixed, moving))
     return RegistrationResult.from_field(trained, *images)
 
