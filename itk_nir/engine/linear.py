@@ -164,10 +164,11 @@ def optimise_linear(
 def _levels(pair: Pair, settings: LinearSettings) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Voxels of the longest axis, and most evaluations, of each level.
 
-    A plane has few voxels to go by at those of a volume, and one more costs it next to nothing.
+    A plane has few voxels to go by at those of a volume, and one more costs it next to nothing; in one of few voxels
+    the deformable stage begins where that would be.
     """
     sizes, iterations, more = settings.linear_size, settings.linear_iterations, settings.linear_plane_size
-    if pair.fixed_geometry.dimension == 2 and min(more, max(pair.fixed_geometry.size)) > sizes[-1]:
+    if pair.fixed_geometry.dimension == 2 and more > sizes[-1] and max(pair.fixed_geometry.size) >= 2 * more:
         return (*sizes, more), (*iterations, iterations[-1])
     return sizes, iterations
 

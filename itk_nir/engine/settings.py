@@ -368,8 +368,8 @@ class LinearSettings:
     )
     linear_plane_size: int = option(
         112,
-        "voxels that the longest axis has at one more level that 2D images get, with the iterations of the last; 0 for "
-        "none",
+        "voxels that the longest axis has at one more level that 2D images of at least twice as many get, with the "
+        "iterations of the last; 0 for none",
         at_least=0,
         at_most=1024,
     )

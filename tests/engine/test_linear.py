@@ -159,13 +159,12 @@ def test_turned_far(make_case: Callable[..., Any], d: int, metric: str, degrees:
 
 
 def test_planes_get_a_finer_level(make_case: Callable[..., Any]) -> None:
-    case = make_case(2, 56, linear=affine(2), given=np.eye(3), amplitude=0.0)
-    coarse = replace(QUICK, linear_plane_size=0)
+    case = make_case(2, 96, linear=affine(2), given=np.eye(3), amplitude=0.0)
     ends = []
-    for settings in (coarse, replace(coarse, linear_plane_size=112)):
+    for settings in (QUICK, replace(QUICK, linear_plane_size=48)):
         start = find_start(case.pair, "affine", settings)
         ends.append(error(case, optimise_linear(case.pair, "affine", settings, named("nmi"), start=start).matrix))
-    assert ends[1] < 0.5 * ends[0], ends
+    assert ends[1] < 0.7 * ends[0], ends
 
 
 def test_levels_that_are_asked_for_are_all_there_are() -> None:
@@ -338,7 +337,7 @@ def test_progress_and_cancel(make_case: Callable[..., Any]) -> None:
     assert 0 < fractions[0] < 0.1
     assert fractions[-1] <= 1.0
     assert {p.stage for p in seen} == {"linear"}
-    assert {p.level for p in seen} == {0, 1, 2}  # the last is what a plane has more
+    assert {p.level for p in seen} == {0, 1}
     # Cancelled in the first level and in the last: the best so far, better than nothing.
     for at in (10, len(seen) - 3):
         count = 0
