@@ -28,7 +28,7 @@ OBJECT = "object"
 _MOST = 10_000
 
 #: Options that `make_settings` changes with others where they are not given.
-_ALWAYS = ("extra_iterations_below", "coarsest_size")
+_ALWAYS = ("extra_iterations_below", "coarsest_size", "linear_plane_size")
 
 
 def described(arguments: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from itk_nir.errors import InputError
 from itk_nir.findings import Finding, warning
 from itk_nir.images import Volume, background_value
+from itk_nir.impulses import mended
 from itk_nir.label_maps import is_label_map
 
 #: The smallest range, as a share of the magnitude, that is not told.
@@ -36,7 +37,8 @@ def odd_intensities(volume: Volume) -> list[Finding]:
     Returns
     -------
     list of Finding
-        Missing and hot voxels; few values; a range that is small beside the values; a large share at one end of it.
+        Missing and hot voxels; impulse noise; few values; a range that is small beside the values; a large share at one
+        end of it.
     """
     found, array = [], volume.array
     if volume.missing is not None:
@@ -56,6 +58,17 @@ def odd_intensities(volume: Volume) -> list[Finding]:
                 f"{_in_units(volume, array[hot].max()):.3g})",
                 "they are taken for faults of the detector and not looked at; mask them out, or mend them",
                 voxels=int(hot.sum()),
+            )
+        )
+    impulses = mended(without_hot_voxels(array, hot))[1]
+    if impulses:
+        found.append(
+            warning(
+                f"{volume.name}: has impulse noise: {impulses} single voxels ({impulses / array.size:.2%}) far outside "
+                "the range of their neighbours",
+                "the registration sees the median of their neighbours there; what is written keeps them",
+                voxels=impulses,
+                share=impulses / array.size,
             )
         )
     low, high = _in_units(volume, array.min()), _in_units(volume, array.max())
@@ -139,7 +152,7 @@ def hot_voxels(array: NDArray[np.float32]) -> NDArray[np.bool_] | None:
 
 
 def quiet(volume: Volume) -> Volume:
-    """An image with the median of their neighbours in the place of hot voxels.
+    """An image with the median of their neighbours in the place of hot voxels and of impulse noise.
 
     Parameters
     ----------
@@ -151,16 +164,34 @@ def quiet(volume: Volume) -> Volume:
     Volume
         Itself where there are none.
     """
-    hot = hot_voxels(volume.array)
+    array = mended(without_hot_voxels(volume.array, hot_voxels(volume.array)))[0]
+    return volume if array is volume.array else replace(volume, array=array)
+
+
+def without_hot_voxels(array: NDArray[np.float32], hot: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    """An image with the median of their neighbours in the place of hot voxels.
+
+    Parameters
+    ----------
+    array : ndarray
+        ``([D,] H, W)``, finite.
+    hot : ndarray or None
+        Of `hot_voxels`.
+
+    Returns
+    -------
+    ndarray
+        `array` itself where there are none.
+    """
     if hot is None:
-        return volume
-    array = volume.array.copy()
+        return array
+    out = array.copy()
     for at in np.argwhere(hot):
         reach = 1
-        while not (near := _around(volume.array, at, reach)[~_around(hot, at, reach)]).size:
+        while not (near := _around(array, at, reach)[~_around(hot, at, reach)]).size:
             reach += 1
-        array[tuple(at)] = np.median(near)
-    return replace(volume, array=array)
+        out[tuple(at)] = np.median(near)
+    return out
 
 
 def _around(array: NDArray[Any], at: NDArray[np.int64], reach: int = 1) -> NDArray[Any]:

@@ -303,14 +303,14 @@ def make_settings(preset: str | Settings = "default", **options: Any) -> Setting
     values = {name: converted(type(parts[homes[name]]), name, value) for name, value in options.items()}
     if isinstance(options.get("linear_size"), numbers.Real):
         values["linear_size"] *= len(settings.linear.linear_size)  # one number for all levels, not a single level
-    changes: dict[str, dict[str, Any]] = {name: {} for name in parts}
-    for name, value in values.items():
-        changes[homes[name]][name] = value
+    changes = {part: {name: value for name, value in values.items() if homes[name] == part} for part in parts}
     if "iterations" in values and "extra_iterations_below" in homes:
         # What is asked for is done, whatever the size of the images.
         changes["deformable"].setdefault("extra_iterations_below", 0)
     if {"iterations", "shrink_factors"} & set(values) and "coarsest_size" in homes:
         changes["deformable"].setdefault("coarsest_size", 0)
+    if {"linear_size", "linear_iterations"} & set(values):
+        changes["linear"].setdefault("linear_plane_size", 0)
     for name, counted in (("deformable", "shrink_factors"), ("linear", "linear_size")):
         _match_levels(parts[name], changes[name], counted)
     return replace(settings, **{name: replace(part, **changes[name]) for name, part in parts.items()})

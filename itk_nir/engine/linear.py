@@ -113,13 +113,14 @@ def optimise_linear(
         kind = pair.known.supported(kind)
     normalised = pair.normalised()
     radius = min(settings.linear_radius, max(pair.fixed_geometry.size))  # wider windows see no more
-    levels = [LinearLevel.of_size(pair, normalised, size, radius, threads, alone) for size in settings.linear_size]
-    descent = LinearDescent(pair, settings, levels, metrics, callback, clock, sum(settings.linear_iterations), restrict)
+    sizes, iterations = _levels(pair, settings)
+    levels = [LinearLevel.of_size(pair, normalised, size, radius, threads, alone) for size in sizes]
+    descent = LinearDescent(pair, settings, levels, metrics, callback, clock, sum(iterations), restrict)
     begin = linear_starts.as_they_lie(pair)
     base, cancelled, notes = (begin, False, []) if start is None else (start.matrix, start.cancelled, list(start.notes))
     several = kind in ("similarity", "affine")
     plain = base
-    for level, evaluations in enumerate(settings.linear_iterations):
+    for level, evaluations in enumerate(iterations):
         rigid = evaluations // 2 if several and level == 0 else 0
         for part, count in (("rigid", rigid), (kind, evaluations - rigid)):
             if count and not cancelled:
@@ -128,15 +129,16 @@ def optimise_linear(
                 plain = base
     gain = mean_of(metrics, "contrast_gain")
     if several and gain > 0 and not cancelled:
-        needed = _needed(descent, plain, base, gain)
+        needed = _needed(descent, plain, base, gain, iterations)
         base, kind = needed, kind if needed is base else "rigid"
     # By the metric and by mutual information, each times the overlap.
     measures = metrics, [(w, MutualInformation()) for w, _ in metrics]
-    found, at_start = ([value(levels[-1], m, by) for by in measures] for m in (base, begin))
+    judged = levels[len(settings.linear_size) - 1]
+    found, at_start = ([value(judged, m, by) for by in measures] for m in (base, begin))
     # A map that brings landmarks or labels together need not please the images too.
-    known = pair.known is not None and agreed(levels[-1], base, metrics) > agreed(levels[-1], begin, metrics)
+    known = pair.known is not None and agreed(judged, base, metrics) > agreed(judged, begin, metrics)
     if not cancelled and not known and look_at_images(metrics):
-        little, chance = mean_of(metrics, "little_evidence"), CHANCE / levels[-1].most
+        little, chance = mean_of(metrics, "little_evidence"), CHANCE / judged.most
         # Few positions hold much information by chance; a metric of another kind may know better.
         little_found = found[0] < LEAST_EVIDENCE * little or (found[1] < chance and found[0] < max(little, chance))
         worse = [name for name, a, b in zip(("metric", "mutual information"), found, at_start, strict=True) if a < b]
@@ -159,10 +161,22 @@ def optimise_linear(
     return LinearResult(pair.linear @ base, similarity, cancelled, tuple(notes))
 
 
-def _needed(descent: LinearDescent, plain: F64, base: F64, gain: float) -> F64:
+def _levels(pair: Pair, settings: LinearSettings) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Voxels of the longest axis, and most evaluations, of each level.
+
+    A plane has few voxels to go by at those of a volume, and one more costs it next to nothing; in one of few voxels
+    the deformable stage begins where that would be.
+    """
+    sizes, iterations, more = settings.linear_size, settings.linear_iterations, settings.linear_plane_size
+    if pair.fixed_geometry.dimension == 2 and more > sizes[-1] and max(pair.fixed_geometry.size) >= 2 * more:
+        return (*sizes, more), (*iterations, iterations[-1])
+    return sizes, iterations
+
+
+def _needed(descent: LinearDescent, plain: F64, base: F64, gain: float, iterations: Sequence[int]) -> F64:
     """The map with a stretch where the metric gains by it what a change of contrast alone would not; else without."""
-    levels, evaluations = descent.levels, descent.settings.linear_iterations
+    levels = descent.levels
     for level in range(1, len(levels)):
-        plain = descent.run(level, plain, "rigid", evaluations[level])[0]
+        plain = descent.run(level, plain, "rigid", iterations[level])[0]
     stretched, rigid = (agreed(levels[-1], m, descent.metrics) for m in (base, plain))
     return base if stretched - rigid > gain * abs(rigid) else plain

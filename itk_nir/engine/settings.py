@@ -16,6 +16,10 @@ from itk_nir.options import check, check_levels, documented, option, options_in
 #: Levels that a long image has at most where coarser ones are put before those of the preset.
 MOST_LEVELS = 4
 
+#: A plane of unlike contrasts that is longer than this share of `coarsest_size` gets one more coarse level: sections of
+#: tissue are full of cells that have no counterpart in another stain, so that only what is larger can lead the way.
+PLANE_SHARE = 0.75
+
 #: Levels that a user can ask for.
 MOST_GIVEN_LEVELS = 16
 
@@ -217,7 +221,8 @@ class DeformableSettings:
     )
     coarsest_size: int = option(
         256,
-        "a block that is longer than this many voxels of the first level gets coarser levels before it; 0 for never",
+        "a block that is longer than this many voxels of the first level gets coarser levels before it (a plane "
+        "of unlike contrasts one more, above three quarters of that); 0 for never",
         at_least=0,
     )
     betas: tuple[float, float] = option((0.9, 0.99), "the two decay rates of Adam", at_least=0, below=1)
@@ -287,7 +292,8 @@ class DeformableSettings:
         OptionError
             Another number of metrics or of their weights than of channels.
         """
-        tuning = mean_tuning(channel_metrics(self.metric, self.channel_weights, channels))
+        metrics = channel_metrics(self.metric, self.channel_weights, channels)
+        tuning = mean_tuning(metrics)
         out = replace(
             self,
             # Channels are evidence of their own: the mean over several says as much more as there are.
@@ -301,9 +307,13 @@ class DeformableSettings:
             out = replace(out, iterations=tuple(round(factor * n) for n in out.iterations))
         while self.coarsest_size and max(size) / out.shrink_factors[0] > self.coarsest_size:
             out = out._with_coarser_level()
+        out = out._cut(max(self.levels, MOST_LEVELS))
+        unlike = not all(getattr(metric, "one_contrast", False) for _, metric in metrics)
+        if unlike and min(size) == 1 and max(size) / out.shrink_factors[0] > PLANE_SHARE * self.coarsest_size > 0:
+            out = out._with_coarser_level()
         while self.coarsest_size and max(size) / out.coarsest_grid_spacing > MOST_NODES:
             out = replace(out, coarsest_grid_spacing=2 * out.coarsest_grid_spacing)
-        return out._cut(max(self.levels, MOST_LEVELS))
+        return out
 
     def _cut(self, most: int) -> DeformableSettings:
         """The coarsest `most` levels: on the longest images the finest ones cost most and bring least."""
@@ -355,6 +365,13 @@ class LinearSettings:
         at_least=0,
         at_most=100_000,
         per_level=True,
+    )
+    linear_plane_size: int = option(
+        112,
+        "voxels that the longest axis has at one more level that 2D images of at least twice as many get, with the "
+        "iterations of the last; 0 for none",
+        at_least=0,
+        at_most=1024,
     )
     linear_fine_iterations: int = option(
         40,

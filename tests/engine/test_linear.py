@@ -19,6 +19,7 @@ from itk_nir.engine.metrics import METRICS, Metric
 from itk_nir.engine.progress import Progress
 from itk_nir.engine.settings import LinearSettings
 from itk_nir.geometry import Geometry
+from itk_nir.settings import make_settings
 from tests.engine.pairs import changed
 from tests.grids import turned
 
@@ -155,6 +156,22 @@ def test_turned_far(make_case: Callable[..., Any], d: int, metric: str, degrees:
     far = repositioned(case, turned(2, angle) if d == 2 else about_x(angle), shift)
     assert error(far, np.eye(d + 1)) > 10
     assert error(far, find(far, "rigid", metric)) < 1.0
+
+
+def test_planes_get_a_finer_level(make_case: Callable[..., Any]) -> None:
+    case = make_case(2, 96, linear=affine(2), given=np.eye(3), amplitude=0.0)
+    ends = []
+    for settings in (QUICK, replace(QUICK, linear_plane_size=48)):
+        start = find_start(case.pair, "affine", settings)
+        ends.append(error(case, optimise_linear(case.pair, "affine", settings, named("nmi"), start=start).matrix))
+    assert ends[1] < 0.7 * ends[0], ends
+
+
+def test_levels_that_are_asked_for_are_all_there_are() -> None:
+    assert make_settings("default").linear.linear_plane_size == 112
+    for given in ({"linear_size": (30, 60)}, {"linear_iterations": (20, 5)}):
+        assert make_settings("default", **given).linear.linear_plane_size == 0
+    assert make_settings("default", linear_size=(30, 60), linear_plane_size=90).linear.linear_plane_size == 90
 
 
 @BOTH

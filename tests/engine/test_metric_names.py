@@ -191,3 +191,16 @@ def test_levels_that_were_asked_for_are_the_levels(preset: str, given: dict[str,
         kept = make_settings(preset, **given, coarsest_size=256).deformable
         assert isinstance(kept, DeformableSettings)
         assert kept.for_pair((1500, 800, 20), 1).levels == 4
+
+
+def test_long_planes_of_unlike_contrasts_begin_one_level_coarser() -> None:
+    for metric, size, levels in (
+        ("nmi + 0.1*mind", (892, 661, 1), (8, 4, 2, 1)),
+        ("lncc", (892, 661, 1), (4, 2, 1)),
+        ("nmi + 0.1*mind", (512, 512, 1), (4, 2, 1)),
+        ("nmi + 0.1*mind", (892, 200, 20), (4, 2, 1)),
+        ("nmi + 0.1*mind", (4000, 4000, 1), (32, 16, 8, 4, 2)),
+    ):
+        settings = DeformableSettings(metric=metric)
+        assert settings.for_pair(size, 1).shrink_factors == levels
+        assert replace(settings, coarsest_size=0).for_pair(size, 1).shrink_factors == (4, 2, 1)
