@@ -266,9 +266,7 @@ class _Search:
             values = model.at(found.x).detach().tolist()
             ended = found.stop == "converged" and found.evaluations <= 2
 
-    def _told(
-        self, number: int, level: tuple[int, int], iteration: tuple[int, int], now: float, linear: F64
-    ) -> bool:
+    def _told(self, number: int, level: tuple[int, int], iteration: tuple[int, int], now: float, linear: F64) -> bool:
         """Tell the callback; whether it asks to stop."""
         if self.callback is None:
             return False
