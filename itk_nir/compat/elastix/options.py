@@ -42,6 +42,8 @@ STANDING_IN = {
     "SumSquaredTissueVolumeDifference": "local correlation, which does not change with the density of the tissue, "
     "where that metric follows its change with the volume",
 }
+#: A deformation for each slice along the last axis, of which there can be the inverse.
+STACK = "BSplineStackTransform"
 #: The penalty whose minimum, where it is the only metric, is the inverse of the initial transform.
 INVERSION = "DisplacementMagnitudePenalty"
 #: The penalty that keeps regions rigid.

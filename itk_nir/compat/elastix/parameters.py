@@ -18,6 +18,7 @@ from itk_nir.compat.elastix.options import (
     PENALTIES,
     REPLACED,
     RIGIDITY,
+    STACK,
     STANDING_IN,
     TRANSFORMS,
     WITH_RIGIDITY,
@@ -213,7 +214,7 @@ def understand(maps: Sequence[ParameterMap]) -> Request:
         # First what the whole map is about: the reason for the rest of what is not known.
         for name in sorted(one, key=lambda name: name not in ONLY):
             _check(name, one[name], f"elastix parameter {name} of map {number}", inverse)
-    kinds = _stages(maps)
+    kinds = _stages(maps, inverse)
     bound = [constraint_of(one, f"of map {number}") for number, one in enumerate(maps) if number < _linear_count(kinds)]
     found = [parts_of(one, f"of map {number}") for number, one in enumerate(maps)]
     linear = [p for p, kind in zip(found, kinds, strict=True) if TRANSFORMS[kind] != "deformable" and p is not None]
@@ -342,16 +343,19 @@ def _linear_count(kinds: Sequence[str]) -> int:
     return sum(TRANSFORMS[kind] != "deformable" for kind in kinds)
 
 
-def _stages(maps: Sequence[ParameterMap]) -> tuple[str, ...]:
+def _stages(maps: Sequence[ParameterMap], inverse: bool) -> tuple[str, ...]:
     """The class of every stage: linear ones, then deformable ones."""
+    # The inverse of a stack of deformations is a deformation, whatever it is the inverse of.
+    known = TRANSFORMS if not inverse else {**TRANSFORMS, STACK: "deformable"}
+    result_classes = RESULT_CLASSES if not inverse else {**RESULT_CLASSES, STACK: "BSplineTransform"}
     names = []
     for number, one in enumerate(maps):
         if "Transform" not in one:
             raise OptionError(
                 f"elastix parameter Transform is missing in map {number}; name one of {', '.join(TRANSFORMS)}"
             )
-        name = word_of(one, "Transform", "", TRANSFORMS)
-        names.append(RESULT_CLASSES.get(name, name))
+        name = word_of(one, "Transform", "", known)
+        names.append(result_classes.get(name, name))
     deformable = [TRANSFORMS[n] == "deformable" for n in names]
     if deformable != sorted(deformable):
         late = names[len(deformable) - 1 - deformable[::-1].index(False)]

@@ -67,7 +67,7 @@ class _Map:
     def linear(self, values: torch.Tensor) -> torch.Tensor:
         """``(d + 1, d + 1)`` LPS, of all parameters."""
         d = self.grid.dimension
-        matrix, centre = matrix_of(self.kind, d, values), torch.from_numpy(self.centre)
+        matrix, centre = matrix_of(self.kind, d, values), torch.tensor(self.centre)
         shift = centre - matrix @ centre + values[translation_of(self.kind, d)]
         last = torch.eye(d + 1, dtype=torch.float64)[d:]
         return torch.cat([torch.cat([matrix, shift[:, None]], 1), last])
@@ -75,8 +75,8 @@ class _Map:
     def parts(self, x: torch.Tensor, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """What the step makes of the map before it, as `LinearMap.parts` has it."""
         d, grid = self.grid.dimension, self.grid
-        step = torch.from_numpy(np.linalg.inv(self.begin)) @ self.linear(self.at(x)) @ torch.from_numpy(self.before)
-        axes, centre = torch.from_numpy(np.array(grid.rotation)), torch.from_numpy(np.array(grid.centre))
+        step = torch.tensor(np.linalg.inv(self.begin)) @ self.linear(self.at(x)) @ torch.tensor(self.before)
+        axes, centre = torch.tensor(np.array(grid.rotation)), torch.tensor(np.array(grid.centre))
         inner = axes.T @ step[:d, :d] @ axes
         shift = axes.T @ (step[:d, :d] @ centre + step[:d, d] - centre)
         pad = 3 - d
