@@ -48,10 +48,14 @@ class Range:
     step: float
 
     @property
+    def count(self) -> int:
+        """How many there are."""
+        return math.floor((self.last - self.first) / self.step * (1 + 1e-12) + 1e-9) + 1
+
+    @property
     def values(self) -> tuple[float, ...]:
         """All of them."""
-        count = math.floor((self.last - self.first) / self.step * (1 + 1e-12) + 1e-9) + 1
-        return tuple(self.first + n * self.step for n in range(count))
+        return tuple(self.first + n * self.step for n in range(self.count))
 
 
 @dataclass(frozen=True)
@@ -228,7 +232,7 @@ def _spaces(parameters: ParameterMap, where: str) -> tuple[tuple[Range, ...], ..
                     f"elastix parameter {name} {where}: a parameter goes up from its first value to its last by steps "
                     f"above 0, got {values[start : start + 5]}"
                 )
-        if math.prod(len(r.values) for r in ranges) > MOST_POSITIONS:
+        if math.prod(r.count for r in ranges) > MOST_POSITIONS:
             raise OptionError(
                 f"elastix parameter {name} {where}: more than {MOST_POSITIONS} positions; give larger steps"
             )
