@@ -182,6 +182,8 @@ def test_the_matrix_of_affine_dti_is_that_of_elastix(d: int, tmp_path: Path) -> 
     assert understand(read_maps({"Transform": "AffineDTITransform"})).kinds == ("AffineTransform",)
 
 
+# Masks are binary, and a structure alone is little to judge a map by.
+@pytest.mark.filterwarnings("ignore:.*(is binary|check the result)")
 def test_a_structure_is_brought_together_and_counts_beside_other_images() -> None:
     grids = PHANTOM.geometry, PHANTOM.moving_geometry
     masks = [(labels > 3).astype(np.float32) for labels in (PHANTOM.fixed_labels, PHANTOM.moving_labels)]
