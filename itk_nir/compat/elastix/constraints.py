@@ -125,7 +125,7 @@ def constraint_of(parameters: ParameterMap, where: str) -> Constraint:
         Scales or a search that cannot be.
     """
     kind = parameters["Transform"][0]
-    linear = TRANSFORMS[kind] != "deformable"
+    linear = TRANSFORMS.get(kind, "deformable") != "deformable"
     scales = _numbers(parameters, "Scales", where)
     # Translations and splines have no scales in elastix, and estimated ones take the place of those that are given.
     if not linear or kind == "TranslationTransform" or flag_of(parameters, "AutomaticScalesEstimation", False):

@@ -215,7 +215,7 @@ def understand(maps: Sequence[ParameterMap]) -> Request:
         for name in sorted(one, key=lambda name: name not in ONLY):
             _check(name, one[name], f"elastix parameter {name} of map {number}", inverse)
     kinds = _stages(maps, inverse)
-    bound = [constraint_of(one, f"of map {number}") for number, one in enumerate(maps) if number < _linear_count(kinds)]
+    bound = [constraint_of(one, f"of map {number}") for number, one in enumerate(maps)][: _linear_count(kinds)]
     found = [parts_of(one, f"of map {number}") for number, one in enumerate(maps)]
     linear = [p for p, kind in zip(found, kinds, strict=True) if TRANSFORMS[kind] != "deformable" and p is not None]
     deforming = [p for p, kind in zip(found, kinds, strict=True) if TRANSFORMS[kind] == "deformable" and p is not None]
