@@ -29,7 +29,7 @@ from itk_nir.compat.elastix import (
     registration_method,
     understand,
 )
-from itk_nir.compat.elastix.options import POINTS
+from itk_nir.compat.elastix.options import OVERLAP, POINTS, REPLACED, STANDING_IN
 from itk_nir.compat.elastix.reading import read_maps
 from itk_nir.compat.options import engine_options
 from itk_nir.engine.metrics import NCC, MutualInformation, WeightedSum
@@ -548,12 +548,14 @@ def test_elastix_default_maps_are_understood(name: str) -> None:
     ("changes", "message"),
     [
         ({"Metrik": "x"}, r"Metrik of map 0: not known here.*did you mean Metric\?"),
-        ({"Scales": ["1", "1e6", "1"]}, "Scales of map 0: .* hold parameters still"),
-        ({"MovingImageDerivativeScales": [1, 0]}, "MovingImageDerivativeScales of map 0: .* hold parameters still"),
+        ({"Scales": ["1", "much", "1"]}, "Scales of map 0: are numbers"),
+        ({"MovingImageDerivativeScales": [1, 0]}, "MovingImageDerivativeScales of map 0: .* hold an axis still"),
         ({"FixedImageDimension": 4}, "FixedImageDimension of map 0: .*register each volume to one of them"),
         ({"Metric": "PCAMetric2"}, "'PCAMetric2' cannot be had here.*register each volume to one of them"),
         ({"ResampleInterpolator": "FinalRayCastInterpolator"}, "X-ray projection"),
-        ({"Metric": "AdvancedKappaStatistic"}, "'AdvancedKappaStatistic' cannot be had"),
+        ({"Metric": "MissingStructurePenalty"}, "'MissingStructurePenalty' cannot be had.*fixed_lesion="),
+        ({"Metric": "StatisticalShapePenalty"}, "'StatisticalShapePenalty' cannot be had.*no such model here"),
+        ({"SampleLastDimensionRandomly": "true", "Metric": "PCAMetric2"}, "'PCAMetric2' cannot be had"),
         ({"Metric": ["AdvancedMeanSquares", "TransformRigidityPenalty"], "UseFixedRigidityImage": False,
           "UseMovingRigidityImage": False}, "TransformRigidityPenalty needs an image of what is rigid"),
         ({"Metric0Weight": -1}, "Metric0Weight of map 0: cannot be below 0, got -1"),
@@ -643,8 +645,13 @@ def test_own_folder_goes_when_python_ends() -> None:
 def test_docs_name_every_parameter_and_run(tmp_path: Path, monkeypatch: Any) -> None:
     text = (DOCS / "coming_from_elastix.md").read_text(encoding="utf-8")
     meaningless = [name for names in NO_MEANING.values() for name in names]
-    for name in (*HONOURED, *ONLY, *meaningless, *TRANSFORMS, *PENALTIES, POINTS, *INTERPOLATORS, *REFUSED):
+    for name in (
+        *HONOURED, *ONLY, *meaningless, *TRANSFORMS, *PENALTIES, POINTS, OVERLAP, *REPLACED, *INTERPOLATORS, *REFUSED
+    ):  # fmt: skip
         assert f"`{name}`" in text, name
+    for name, how in STANDING_IN.items():
+        assert f"| `{name}` | `{METRICS[name]}`" in text
+        assert how.split(":")[0].split(",", 1)[1] in text
     for name, ours in METRICS.items():
         assert f"| `{name}` | `{ours}`" in text
     rows = {row[0]: row for row in (line.strip("| ").split(" | ") for line in text.splitlines()) if len(row) == 3}

@@ -15,6 +15,7 @@ TRANSFORMS = {
     "EulerTransform": "rigid",
     "SimilarityTransform": "similarity",
     "AffineTransform": "affine",
+    "AffineDTITransform": "affine",
     "BSplineTransform": "deformable",
     "RecursiveBSplineTransform": "deformable",
 }
@@ -31,7 +32,18 @@ METRICS = {
     "MattesMutualInformationWithRigidityPenalty": MUTUAL_INFORMATION,
     "AdvancedNormalizedCorrelation": "ncc",
     "AdvancedMeanSquares": "mse",
+    "KNNGraphAlphaMutualInformation": MUTUAL_INFORMATION,
+    "SumSquaredTissueVolumeDifference": "lncc",
 }
+#: Similarities for which another one stands: what that one does not see of what they measure.
+STANDING_IN = {
+    "KNNGraphAlphaMutualInformation": "the mutual information of each pair of images by itself, with a histogram of 32 "
+    "bins, and their sum: what several features tell together beyond that is not estimated",
+    "SumSquaredTissueVolumeDifference": "local correlation, which does not change with the density of the tissue, "
+    "where that metric follows its change with the volume",
+}
+#: A deformation for each slice along the last axis, of which there can be the inverse.
+STACK = "BSplineStackTransform"
 #: The penalty whose minimum, where it is the only metric, is the inverse of the initial transform.
 INVERSION = "DisplacementMagnitudePenalty"
 #: The penalty that keeps regions rigid.
@@ -40,6 +52,8 @@ RIGIDITY = "TransformRigidityPenalty"
 WITH_RIGIDITY = "MattesMutualInformationWithRigidityPenalty"
 #: Penalties, in place of which our own regularity stands.
 PENALTIES = ("TransformBendingEnergyPenalty", INVERSION)
+#: The overlap of one structure in both images, which is a label here.
+OVERLAP = "AdvancedKappaStatistic"
 #: Values that cannot be had, and why or what there is in their place.
 _SERIES = (
     "it compares the volumes of a series, and a registration takes two images; register each volume to one of them"
@@ -59,9 +73,13 @@ REPLACED = {
     "NormalizedGradientCorrelation": _PROJECTION,
     "GradientDifference": _PROJECTION,
     "PatternIntensity": _PROJECTION,
-    "KNNGraphAlphaMutualInformation": "give features as further images (-f1, -m1) with a metric of the table",
-    "MultiResolutionRegistrationWithFeatures": "give features as further images (-f1, -m1)",
-    "AdvancedKappaStatistic": "give the label maps as the keywords fixed_labels= and moving_labels= instead",
+    "StatisticalShapePenalty": "it compares points with a model of shapes, and there is no such model here; give "
+    "corresponding points with the metric CorrespondingPointsEuclideanDistanceMetric",
+    "MissingStructurePenalty": "it shrinks a surface that has no counterpart (-fmesh); give the keywords "
+    "fixed_lesion= or moving_lesion=",
+    "PolydataDummyPenalty": "it warps surfaces (-fmesh); map their points with transformix -def",
+    "MultiBSplineTransformWithNormal": "the map would slide along a surface and be torn there; all maps are continuous "
+    "here",
 }
 #: The metric of corresponding points, which are landmarks here.
 POINTS = "CorrespondingPointsEuclideanDistanceMetric"
@@ -95,15 +113,19 @@ HONOURED = (
     "ResultImageFormat", "ResultImagePixelType", "CompressResultImage", "ResultImageName", "NumberOfHistogramBins",
     "NumberOfFixedHistogramBins", "NumberOfMovingHistogramBins", "UseRelativeWeights", "UseDirectionCosines",
     "WriteFinalTransformParameters", "OutputTransformParameterFileFormat", "FixedRigidityImageName",
-    "UseFixedRigidityImage", "MovingRigidityImageName", "UseMovingRigidityImage",
+    "UseFixedRigidityImage", "MovingRigidityImageName", "UseMovingRigidityImage", "ForegroundValue",
 )  # fmt: skip
 
 #: Parameters of which only these values can be had: any other is an error.
 ONLY: dict[str, tuple[str, ...]] = {
-    "Metric": (*METRICS, *PENALTIES, POINTS, RIGIDITY),
+    "Metric": (*METRICS, *PENALTIES, POINTS, OVERLAP, RIGIDITY),
     "AutomaticTransformInitializationMethod": ("GeometricalCenter", "CenterOfGravity", "Origins", "GeometryTop"),
     "HowToCombineTransforms": ("Compose", "Add"),
-    "Registration": ("MultiResolutionRegistration", "MultiMetricMultiResolutionRegistration"),
+    "Registration": (
+        "MultiResolutionRegistration",
+        "MultiMetricMultiResolutionRegistration",
+        "MultiResolutionRegistrationWithFeatures",
+    ),
     "Resampler": ("DefaultResampler", "CUDAResampler", "OpenCLResampler", "MyStandardResampler"),
     "InitialTransformParameterFileName": ("NoInitialTransform", ""),
     "InitialTransformParametersFileName": ("NoInitialTransform", ""),
@@ -146,7 +168,11 @@ NO_MEANING: dict[str, tuple[str, ...]] = {
         "OrthonormalityConditionWeight", "PropernessConditionWeight", "UseLinearityCondition",
         "UseOrthonormalityCondition", "UsePropernessCondition", "CalculateLinearityCondition",
         "CalculateOrthonormalityCondition", "CalculatePropernessCondition", "DilateRigidityImages",
-        "DilationRadiusMultiplier", "RigidityPenaltyWeight",
+        "DilationRadiusMultiplier", "RigidityPenaltyWeight", "AirValue", "TissueValue",
+    ),
+    "graph": (
+        "Alpha", "AvoidDivisionBy", "TreeType", "BucketSize", "SplittingRule", "ShrinkingRule", "TreeSearchType",
+        "KNearestNeighbours", "ErrorBound", "SquaredSearchRadius",
     ),
     "levels": (
         "NumberOfResolutions", "FixedImagePyramid", "MovingImagePyramid", "ImagePyramidSchedule",
@@ -176,6 +202,7 @@ INSTEAD: dict[str, str] = {
     "optimiser": "`iterations=`, `learning_rates=`",
     "samples": "every voxel of a level counts, and of a mask every voxel that it has",
     "similarity": "`radius=`, `smoothness=`, `region_weight=`",
+    "graph": "the histogram of mutual information, `NumberOfHistogramBins`",
     "levels": "`shrink_factors=`, `smoothing_sigmas=`",
     "grid": "`grid_spacing=`",
     "files": "only what the end is made of is written; `callback=` sees every iteration",

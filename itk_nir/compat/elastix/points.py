@@ -23,7 +23,7 @@ def read_points(source: Any, grid: Geometry, role: str) -> F64:
 
     Parameters
     ----------
-    source : path, itk.PointSet or array_like
+    source : path, itk.PointSet, its container of points or array_like
         A file of elastix (``point`` or ``index``, the number of points, then their coordinates), a point set, or
         ``(N, d)`` LPS mm.
     grid : Geometry
@@ -45,6 +45,9 @@ def read_points(source: Any, grid: Geometry, role: str) -> F64:
     if hasattr(source, "GetPoints"):
         count = source.GetNumberOfPoints()
         return np.array([[source.GetPoint(k)[a] for a in range(d)] for k in range(count)], float).reshape(-1, d)
+    if hasattr(source, "ElementAt"):  # the container of a point set, which ITKElastix asks for
+        rows = [[source.ElementAt(k)[a] for a in range(d)] for k in range(source.Size())]
+        return np.array(rows, float).reshape(-1, d)
     if not isinstance(source, (str, os.PathLike)):
         try:
             return np.array(source, float)

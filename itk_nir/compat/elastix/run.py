@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itk_nir.compat.elastix.options import POINT_KEYWORDS, POINTS
+from itk_nir.compat.elastix.constraints import check_parameters
+from itk_nir.compat.elastix.options import OVERLAP, POINT_KEYWORDS, POINTS
 from itk_nir.compat.elastix.parameters import Request, check_dimensions, understand
 from itk_nir.compat.elastix.points import read_points
 from itk_nir.compat.elastix.resampling import Resampling, resampled, without_direction
-from itk_nir.compat.elastix.stages import Stage, inverse_stages, stages_of
+from itk_nir.compat.elastix.similarities import Overlap
+from itk_nir.compat.elastix.stages import Stage, inverse_stages, is_deformable, linear_part, stages_of
 from itk_nir.compat.options import Device
-from itk_nir.errors import InputError, OptionError
+from itk_nir.errors import InputError, OptionError, warn_caller
+from itk_nir.findings import texts
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, load_image, refuse_slices
 from itk_nir.places import as_file_name
@@ -195,13 +198,16 @@ def run(
     count = _pairs(fixed, moving)
     options = dict(options or {})
     arguments = {name: options.pop(name) for name in list(options) if name in PASSED}
+    _check_overlap(request, count, arguments)
     # A wrong option is refused before any image is read.
-    settings = make_settings(preset, **request.with_metrics(present_names(preset, options), count))
+    channels = count - request.has_structure_apart(count)
+    settings = make_settings(preset, **request.with_metrics(present_names(preset, options), channels))
     fixeds = [load_image(image, "fixed image") for image in fixed]
     movings = [load_image(image, "moving image") for image in moving]
     refuse_slices(fixed=fixeds[0].geometry.size, moving=movings[0].geometry.size)
     check_dimensions(maps, fixeds[0], movings[0])
     grid = fixeds[0].geometry
+    check_parameters(request.constraints, grid.dimension)
     masks = {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
     read: dict[str, Any] = {
         name: None if m is None else load_image(m, name.replace("_", " ")) for name, m in masks.items()
@@ -226,12 +232,27 @@ def run(
         initial = load_transform(np.eye(plain.dimension + 1))
     if request.rigidity:
         arguments.setdefault("rigid_regions", _rigid_regions(request, fixeds[0], initial))
+    if request.overlap is not None:
+        number = request.overlap.image if request.has_structure_apart(count) else 0
+        arguments |= _structures(request.overlap, fixeds[number], movings[number])
+        if request.has_structure_apart(count):
+            fixeds, movings = ([v for n, v in enumerate(several) if n != number] for several in (fixeds, movings))
+    images: Any = (fixeds, movings) if channels > 1 else (fixeds[0], movings[0])
+    every: dict[str, Any] = {
+        "seed": request.seed, "device": device, "threads": threads, **read, **given, **arguments,
+    }  # fmt: skip
+    kinds, linear = request.kinds, request.linear
+    before: tuple[Stage, ...] = ()
+    if request.constraints:
+        before, initial = _stepwise(request, images, settings, began, every, callback)
+        if not request.deformable:
+            return Outcome(stages=before, **told)
+        kinds, linear = tuple(k for k in kinds if is_deformable(k)), "none"
     result = register(
-        fixeds[0] if count == 1 else fixeds, movings[0] if count == 1 else movings, preset=settings,
-        linear=request.linear, deformable=request.deformable, initial_transform=initial, seed=request.seed,
-        device=device, threads=threads, callback=callback, **read, **given, **arguments,
+        *images, preset=settings, linear=linear, deformable=request.deformable, initial_transform=initial,
+        callback=callback, **every,
     )  # fmt: skip
-    return Outcome(stages=stages_of(result, request.kinds, initial), result=result, **told)
+    return Outcome(stages=(*before, *stages_of(result, kinds, initial)), result=result, **told)
 
 
 def _pairs(fixed: Sequence[Any], moving: Sequence[Any]) -> int:
@@ -240,6 +261,65 @@ def _pairs(fixed: Sequence[Any], moving: Sequence[Any]) -> int:
             f"elastix: there are {len(fixed)} fixed and {len(moving)} moving images; give as many of each, pair by pair"
         )
     return len(fixed)
+
+
+def _check_overlap(request: Request, pairs: int, arguments: Mapping[str, Any]) -> None:
+    """Refuse an overlap that has no images of its own, or stands beside labels."""
+    if request.overlap is None:
+        return
+    if request.has_structure_apart(pairs) and request.overlap.image >= pairs:
+        raise OptionError(
+            f"elastix parameter Metric: {OVERLAP} is metric {request.overlap.image}, but there are {pairs} pairs of "
+            "images; give it a pair of its own, or one pair for all metrics"
+        )
+    labels = [name for name in ("fixed_labels", "moving_labels") if arguments.get(name) is not None]
+    if labels:
+        raise OptionError(f"elastix: {', '.join(labels)} beside the metric {OVERLAP} cannot be had; give either")
+
+
+def _structures(overlap: Overlap, fixed: Volume, moving: Volume) -> dict[str, Any]:
+    """The images of one structure as label maps."""
+    out: dict[str, Any] = {}
+    for side, image in (("fixed", fixed), ("moving", moving)):
+        values = image.array.astype(np.float64) * image.scale + image.offset
+        here = (np.abs(values - overlap.foreground) <= 1e-3).astype(np.uint8)
+        if not here.any():
+            raise InputError(
+                f"elastix: {image.name} has no voxel of the value {overlap.foreground:g}, which {OVERLAP} compares; "
+                "set ForegroundValue to that of the structure"
+            )
+        name = f"structure of the {side} image"
+        out[f"{side}_labels"] = replace(image, array=here, name=name, pixel_type=here.dtype, scale=1.0, offset=0)
+    return out
+
+
+def _stepwise(
+    request: Request, images: Any, settings: Settings, began: Start | None, options: Mapping[str, Any],
+    callback: Callback | None,
+) -> tuple[tuple[Stage, ...], CompositeTransform]:  # fmt: skip
+    """The linear stages by elastix' own parameters, and all of them after the initial transform."""
+    # Here, because they import torch.
+    from itk_nir.compat.elastix.stepwise import find_stepwise
+    from itk_nir.problem import Problem
+
+    start = None if began is None else began.transform
+    if start is not None and not start.is_linear:
+        raise OptionError(
+            "elastix: parameters are held still or searched after a deformation, which cannot be had; give a linear "
+            "initial transform, or none"
+        )
+    wrong = [name for name in ("checkpoint", "checkpoint_seconds", "rigid_regions") if name in options]
+    if wrong:
+        raise OptionError(f"elastix: {', '.join(wrong)} cannot be had where parameters are held still or searched")
+    fixed, moving = images
+    problem = Problem.prepare(
+        fixed, moving, settings, linear="affine", deformable=False, initial_transform=start, **options
+    )
+    for note in texts(problem.findings):
+        warn_caller(note)
+    before = None if start is None else linear_part(start)
+    found = find_stepwise(problem, request.constraints, before, callback)
+    return found.stages, CompositeTransform((found.linear,))
 
 
 def _rigid_regions(request: Request, fixed: Volume, start: CompositeTransform | None) -> Volume:

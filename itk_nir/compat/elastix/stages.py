@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 F64 = NDArray[np.float64]
 
+#: Class of a request → that of the result, where no other program has it.
+RESULT_CLASSES = {"AffineDTITransform": "AffineTransform"}
+
 #: A map is of a class of elastix' where it differs from one by no more than this share of a voxel.
 _TOLERANCE = 1e-3
 
@@ -44,11 +47,14 @@ class Stage:
         The map, where it is linear.
     field : ShearedField or None
         The map, where it is a deformation; both None for a deformation that another stage holds.
+    centre : ndarray or None
+        ``(d,)``, LPS mm: the centre of rotation that its parameters are about; None for that of the image.
     """
 
     kind: str
     linear: LinearTransform | None = None
     field: ShearedField | None = None
+    centre: F64 | None = None
 
 
 def stages_of(result: RegistrationResult, kinds: Sequence[str], start: CompositeTransform | None) -> tuple[Stage, ...]:
@@ -256,7 +262,7 @@ def stage_map(stage: Stage, grid: Geometry, centre: F64, write: Callable[[Sheare
     dict of str to list of str
     """
     if stage.linear is not None:
-        return _linear_entries(stage.kind, stage.linear, centre)
+        return _linear_entries(stage.kind, stage.linear, centre if stage.centre is None else stage.centre)
     if stage.field is not None:
         return {
             "Transform": [stage.kind],

@@ -1,0 +1,210 @@
+"""What the metrics of parameter maps are here: similarities, corresponding points, overlap of structures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from itk_nir.compat.elastix.options import BINS, METRICS, OVERLAP, PENALTIES, POINTS
+from itk_nir.compat.elastix.values import flag_of, number_of
+from itk_nir.compat.options import MUTUAL_INFORMATION, mutual_information
+from itk_nir.errors import OptionError
+from itk_nir.transforms.formats.elastix import ParameterMap
+
+if TYPE_CHECKING:
+    from itk_nir.engine.metrics import Metric
+
+#: Similarities with their weights.
+Parts = tuple[tuple[float, Any], ...]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Images of a structure that are to overlap, which is a label here.
+
+    Parameters
+    ----------
+    image : int
+        Which of several pairs of images they are; of a single pair, that one.
+    foreground : float
+        The value of the structure.
+    weight : float
+        Beside the mean one of the similarities.
+    """
+
+    image: int
+    foreground: float
+    weight: float
+
+
+def combined(parts: Parts | None) -> str | Metric | None:
+    """One metric of several similarities.
+
+    Parameters
+    ----------
+    parts : tuple of (float, str or Metric) or None
+        With their weights; none at all is the metric ``"none"``.
+
+    Returns
+    -------
+    str, Metric or None
+        None for None.
+    """
+    # Here, because it imports torch: reading the tables must not wait for that.
+    from itk_nir.engine.metrics import WeightedSum, metric_named
+
+    if parts is None or len(parts) < 2:
+        return None if parts is None else parts[0][1] if parts else "none"
+    if all(isinstance(metric, str) for _, metric in parts):
+        return " + ".join(f"{weight:.15g}*{metric}" for weight, metric in parts)
+    return WeightedSum(tuple((weight, metric_named(metric)) for weight, metric in parts))
+
+
+def for_each(parts: Parts | None, channels: int) -> Any:
+    """A metric for each of several pairs of images.
+
+    Parameters
+    ----------
+    parts : tuple of (float, str or Metric) or None
+        With their weights: one of them, or one for each pair.
+    channels : int
+        How many pairs there are.
+
+    Returns
+    -------
+    str, Metric, tuple of these or None
+        None for None.
+
+    Raises
+    ------
+    OptionError
+        Another number of metrics.
+    """
+    if parts is None or len(parts) == 0:
+        return combined(parts)
+    if len(parts) == 1:
+        return parts[0][1]
+    if len(parts) != channels:
+        raise OptionError(
+            f"elastix parameter Metric: there are {channels} pairs of images and {len(parts)} similarities; name one, "
+            "or one for each pair"
+        )
+    return tuple(metric for _, metric in parts)
+
+
+def parts_of(parameters: ParameterMap, where: str) -> Parts | None:
+    """The similarities of a map with their weights.
+
+    Parameters
+    ----------
+    parameters : dict of str to list of str
+        The map.
+    where : str
+        What to call it in messages.
+
+    Returns
+    -------
+    tuple of (float, str or Metric) or None
+        None where it names none but penalties.
+
+    Raises
+    ------
+    OptionError
+        A weight below 0, or weights that leave nothing.
+    """
+    names = parameters.get("Metric", ())
+    others = POINTS in names or OVERLAP in names
+    if not any(name in METRICS for name in names):
+        return () if others else None
+    parts: list[tuple[float, Any]] = []
+    for _, name, weight in _weighted(parameters, where):
+        if name in METRICS and weight > 0:
+            ours = METRICS[name]
+            parts.append((weight, _with_bins(parameters, where) if ours == MUTUAL_INFORMATION else ours))
+    if not parts and not others:
+        raise OptionError(f"elastix parameter Metric {where}: all have weight 0 or are not used; leave one in")
+    return tuple(parts)
+
+
+def points_weight(maps: Sequence[ParameterMap]) -> float | None:
+    """Weight of the corresponding points over the mean one of the similarities.
+
+    Parameters
+    ----------
+    maps : sequence of dict of str to list of str
+        Parameter maps; the last one that has points counts.
+
+    Returns
+    -------
+    float or None
+        None where no map has them.
+
+    Raises
+    ------
+    OptionError
+        A weight below 0.
+    """
+    for number, one in reversed(list(enumerate(maps))):
+        if POINTS in one.get("Metric", ()):
+            return _relative(one, POINTS, f"of map {number}")
+    return None
+
+
+def overlap_of(maps: Sequence[ParameterMap]) -> Overlap | None:
+    """The images of a structure whose overlap counts.
+
+    Parameters
+    ----------
+    maps : sequence of dict of str to list of str
+        Parameter maps; the last one that has that metric counts.
+
+    Returns
+    -------
+    Overlap or None
+        None where no map has it, or gives it a weight.
+
+    Raises
+    ------
+    OptionError
+        A weight below 0, or a foreground value that is no number.
+    """
+    for number, one in reversed(list(enumerate(maps))):
+        names = list(one.get("Metric", ()))
+        if OVERLAP in names:
+            weight = _relative(one, OVERLAP, f"of map {number}")
+            if weight > 0:
+                return Overlap(names.index(OVERLAP), number_of(one, "ForegroundValue", 1.0), weight)
+    return None
+
+
+def _weighted(parameters: ParameterMap, where: str) -> Iterator[tuple[int, str, float]]:
+    """Number, name and weight of the metrics of a map: 0 for one that is not used. Penalties are left out."""
+    # Of values for each resolution, the last ones count: those of full resolution.
+    last = {name: values[-1:] for name, values in parameters.items()}
+    word = "RelativeWeight" if flag_of(last, "UseRelativeWeights", False) else "Weight"
+    for n, name in enumerate(parameters.get("Metric", ())):
+        if name in PENALTIES:
+            continue
+        weight = number_of(last, f"Metric{n}{word}", 1.0)
+        if weight < 0:
+            raise OptionError(f"elastix parameter Metric{n}{word} {where}: cannot be below 0, got {weight:g}")
+        yield n, name, weight if flag_of(last, f"Metric{n}Use", True) else 0.0
+
+
+def _relative(parameters: ParameterMap, wanted: str, where: str) -> float:
+    """Weight of a metric over the mean one of the similarities."""
+    weights = [(name, weight) for _, name, weight in _weighted(parameters, where)]
+    others = [w for name, w in weights if name in METRICS and w > 0]
+    own = max(w for name, w in weights if name == wanted)
+    return own / (sum(others) / len(others) if others else 1.0)
+
+
+def _with_bins(parameters: ParameterMap, where: str) -> str | Metric:
+    """Mutual information with the bins of a map: the larger number, where both images have their own."""
+    last = {name: values[-1:] for name, values in parameters.items()}
+    both = number_of(last, "NumberOfHistogramBins", BINS)
+    bins = max(number_of(last, f"NumberOf{image}HistogramBins", both) for image in ("Fixed", "Moving"))
+    return mutual_information(
+        int(bins) if bins.is_integer() else bins, f"elastix parameter NumberOfHistogramBins {where}"
+    )
