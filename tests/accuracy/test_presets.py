@@ -21,8 +21,8 @@ from itk_nir.phantom import brain_phantom
 #: (ops, size of the phantom, preset) → mean true error in the brain (mm), standard deviation of the log Jacobian there,
 #: one minus the similarity.
 #: The error before is 3.9 mm. Where the reference is slow the phantom is smaller, and in 3D one preset has to do; more
-#: iterations ("accurate") ask nothing else of it, and the published design runs on torch's own operations everywhere, which
-#: in 3D, a minute of time, is held on real brains (`test_real_data`).
+#: iterations ("accurate") ask nothing else of it. The published design runs on torch's own operations everywhere; in
+#: 3D, where it takes a minute, it is held on real brains (`test_real_data`).
 REACHED: dict[tuple[str, tuple[int, ...], str], tuple[float, float, float]] = {
     ("native", (80, 96), "fast"): (0.4206, 0.1054, 0.0324),
     ("native", (80, 96), "default"): (0.3625, 0.0928, 0.0311),

@@ -47,8 +47,7 @@ def groups() -> dict[str, dict[str, Callable[[Any], dict[str, Any]]]]:
             ),
         },
         "linear, fields": {
-            name: _both(linear=name, deformable=False, brief=True, start=True)
-            for name in ("translation", "similarity")
+            name: _both(linear=name, deformable=False, brief=True, start=True) for name in ("translation", "similarity")
         }
         | {
             "affine, then deformable": _both(linear="affine", brief=True),

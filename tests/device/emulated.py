@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from unittest import mock
+from typing import Any
 
 import pytest
 import torch
@@ -75,14 +75,29 @@ def emulated_kernels(folder: Path, without: tuple[str, int] | None = None) -> It
         module_on(file, defines, device).launch(kernel, grid, block, arguments, shared, 0)
 
     order = [1]
-    with mock.patch.multiple(launching, module_on=module_on, most_shared=lambda device: 227 * 1024):
-        patched = [(m, n) for m in _modules(cuda) for n in ("launch", "most_shared", "module_on") if hasattr(m, n)]
-        with _each(patched, {"launch": launch, "most_shared": lambda device: 227 * 1024, "module_on": module_on}):
-            try:
-                yield cuda
-            finally:
-                for library in _libraries:
-                    library.emulate_without(-1)
+    by = {"launch": launch, "most_shared": lambda device: 227 * 1024, "module_on": module_on}
+    with launched_by(by):
+        try:
+            yield cuda
+        finally:
+            for library in _libraries:
+                library.emulate_without(-1)
+
+
+@contextmanager
+def launched_by(by: dict[str, Any]) -> Iterator[None]:
+    """Functions of `launching`, by their names, replaced wherever the kernels' package has taken them from there."""
+    from itk_nir.engine.ops import cuda
+
+    names = [(module, name) for module in _modules(cuda) for name in by if hasattr(module, name)]
+    before = [(module, name, getattr(module, name)) for module, name in names]
+    for module, name in names:
+        setattr(module, name, by[name])
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def _modules(package: ModuleType) -> list[ModuleType]:
@@ -91,18 +106,6 @@ def _modules(package: ModuleType) -> list[ModuleType]:
 
     names = [m.name for m in pkgutil.iter_modules(package.__path__)]
     return [package, *(importlib.import_module(f"{package.__name__}.{name}") for name in names)]
-
-
-@contextmanager
-def _each(names: list[tuple[ModuleType, str]], by: dict[str, object]) -> Iterator[None]:
-    before = [(m, n, getattr(m, n)) for m, n in names]
-    for m, n in names:
-        setattr(m, n, by[n])
-    try:
-        yield
-    finally:
-        for m, n, value in before:
-            setattr(m, n, value)
 
 
 def set_order(seed: int) -> None:
