@@ -2,9 +2,8 @@
 
 ``python -m tests.device.count [X,Y,Z]`` prints the table of docs/gpu.md with torch's own ops: kernels, bytes that they
 must read and write at least, what the host waits for and uploads, and the most memory that tensors have.
-``python -m tests.device.count --kernels [X,Y,Z]`` counts with the compiled kernels in. They are not run: what they
-would write stays zero, so that a pair of the size of a brain takes seconds. With ``--json`` the iterations alone are
-counted.
+``python -m tests.device.count --kernels [X,Y,Z]`` counts with the compiled kernels in, up to the last iteration. They
+are not run: what they would write stays zero, so that a pair of the size of a brain takes seconds.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ READ = {"lncc_gradient": ("image", "weight")}
 #: Bytes a second of an H100's memory, by its data sheet.
 BANDWIDTH = 3.35e12
 BRAIN = (160, 192, 224)
+WITH_KERNELS: dict[str, Any] = {"kernels": True, "linear": "none"}
 
 
 class _Enough(Exception):
@@ -144,13 +144,15 @@ def main(size: tuple[int, ...], kernels: bool) -> None:
     from itk_nir.settings import options_of
 
     voxels = size[0] * size[1] * size[2]
-    rows = counted(size, kernels=kernels, **({"linear": "none"} if kernels else {}))
+    rows = counted(size, to_the_end=False, **WITH_KERNELS) if kernels else counted(size)
     name = "x".join(map(str, size))
     print(f"{name} voxels, preset default, {'the compiled kernels' if kernels else 'operations of torch'}\n")
     unit = "MB | ms at 3.35 TB/s" if kernels else "bytes a voxel of the fixed image"
     print(f"| | launches | {unit} | waits | uploads |\n|---|---|---|---|---|{'---|' * kernels}")
     for row in rows:
-        name = "the whole registration, 3 iterations a level" if row["level"] < 0 else f"level {row['level']:.0f}"
+        name = f"level {row['level']:.0f}"
+        if row["level"] < 0:
+            name = "all up to the last" if kernels else "the whole registration, 3 iterations a level"
         moved = f"{row['bytes'] / voxels:,.0f}"
         if kernels:
             moved = f"{row['bytes'] / 1e6:,.0f} | {1e3 * row['bytes'] / BANDWIDTH:.2f}"
@@ -159,8 +161,7 @@ def main(size: tuple[int, ...], kernels: bool) -> None:
     peak = whole["peak"]
     print(f"\nmost memory: {peak / voxels:,.0f} bytes a voxel of the fixed image, {peak / 1e9:.2f} GB")
     if kernels:
-        more = [n - 3 for n in options_of("default")["iterations"]]
-        total = whole["bytes"] + sum(n * row["bytes"] for n, row in zip(more, levels, strict=True))
+        total = sum(n * row["bytes"] for n, row in zip(options_of("default")["iterations"], levels, strict=True))
         print(f"all iterations of the preset: {total / 1e9:.0f} GB, {1e3 * total / BANDWIDTH:.0f} ms at 3.35 TB/s")
 
 
@@ -168,7 +169,7 @@ if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     with_kernels = "--kernels" in sys.argv
     wanted = tuple(int(n) for n in words[0].split(",")) if words else BRAIN if with_kernels else (40, 48, 56)
-    if "--json" in sys.argv:  # of the iterations alone
-        print(json.dumps(counted(wanted, kernels=with_kernels, to_the_end=False, linear="none")))
+    if "--json" in sys.argv:
+        print(json.dumps(counted(wanted, to_the_end=False, **WITH_KERNELS)))
     else:
         main(wanted, with_kernels)
