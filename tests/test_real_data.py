@@ -141,7 +141,9 @@ def test_brain(brain: list[sitk.Image]) -> None:
 
 def test_brain_with_the_paper_preset(brain: list[sitk.Image]) -> None:
     phases = tuple(replace(phase, iterations=n) for phase, n in zip(options_of("paper")["phases"], (9, 3), strict=True))
-    settings = itk_nir.make_settings("paper", phases=phases, field_spacing=4)
-    result = itk_nir.register(brain[0], brain[1], preset=settings, linear="none", **RUN)
-    assert overlap(result, brain) > overlap(None, brain) + 0.01
+    settings = itk_nir.make_settings("paper", phases=phases, field_spacing=2)
+    # At 4 mm: most of the time would go into looking at every voxel afterwards, which the network is evaluated at.
+    small = [coarser(image, 2, labels=k > 1) for k, image in enumerate(brain)]
+    result = itk_nir.register(small[0], small[1], preset=settings, linear="none", **RUN)
+    assert overlap(result, small) > overlap(None, small) + 0.01
     assert result.report.folded_percent <= 1

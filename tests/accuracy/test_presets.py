@@ -20,8 +20,9 @@ from itk_nir.phantom import brain_phantom
 
 #: (ops, size of the phantom, preset) → mean true error in the brain (mm), standard deviation of the log Jacobian there,
 #: one minus the similarity.
-#: The error before is 3.9 mm. Where the reference is slow the phantom is smaller, and in 3D one preset has to do; the
-#: published design in 3D, a minute of torch's own time, is held on real brains (`test_real_data`).
+#: The error before is 3.9 mm. Where the reference is slow the phantom is smaller, and in 3D one preset has to do; more
+#: iterations ("accurate") ask nothing else of it. The published design runs on torch's own operations everywhere; in
+#: 3D, where it takes a minute, it is held on real brains (`test_real_data`).
 REACHED: dict[tuple[str, tuple[int, ...], str], tuple[float, float, float]] = {
     ("native", (80, 96), "fast"): (0.4206, 0.1054, 0.0324),
     ("native", (80, 96), "default"): (0.3625, 0.0928, 0.0311),
@@ -32,9 +33,7 @@ REACHED: dict[tuple[str, tuple[int, ...], str], tuple[float, float, float]] = {
     ("native", (54, 64, 54), "accurate"): (0.6670, 0.0945, 0.0374),
     ("reference", (60, 72), "fast"): (0.5047, 0.1073, 0.0340),
     ("reference", (60, 72), "default"): (0.4431, 0.0893, 0.0328),
-    ("reference", (60, 72), "accurate"): (0.4053, 0.1019, 0.0289),
-    ("reference", (60, 72), "paper"): (0.8275, 0.2010, 0.0446),
-    ("reference", (36, 42, 36), "fast"): (1.8307, 0.0843, 0.0366),
+    ("reference", (36, 42, 36), "fast"): (1.4618, 0.0858, 0.0345),
 }
 #: How much more error, and how much more or less roughness and mismatch, is allowed.
 MARGIN = 0.15

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,21 @@ def read(path: str | Path) -> np.ndarray:
 
 def written(folder: Path, before: set[Path]) -> set[Path]:
     return set(folder.rglob("*")) - before
+
+
+@contextmanager
+def console(monkeypatch: pytest.MonkeyPatch, encoding: str) -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
+    """Standard output and error as of a console that knows the characters of `encoding` alone; what was written."""
+    written = io.BytesIO(), io.BytesIO()
+    out, err = (io.TextIOWrapper(stream, encoding=encoding, errors="strict") for stream in written)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        yield written
+        out.flush()
+        err.flush()
+    out.detach()
+    err.detach()
 
 
 def process(

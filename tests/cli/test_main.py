@@ -9,8 +9,9 @@ import pytest
 from itk_nir import __version__, interpolating, settings
 from itk_nir.cli import main
 from itk_nir.cli.arguments import FORMATS, INTERPOLATIONS, PRESETS
+from itk_nir.cli.slicer import main as slicer
 from itk_nir.transforms import save as formats
-from tests.cli.commands import process
+from tests.cli.commands import console, process
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,21 +42,19 @@ def test_arguments_are_read_before_anything_heavy_is_imported(arguments: list[st
     assert message in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_help_on_a_console_that_is_not_utf_8(encoding: str) -> None:
-    program = (
-        "from itk_nir.cli import main\nfrom itk_nir.cli.slicer import main as slicer\n"
-        "for run, *words in ((main,), (main, 'register'), (main, 'apply'), (main, 'convert'), "
-        "(main, 'install-programs'), (main, 'demo'), (main, 'presets'), (slicer,)):\n"
-        "    try:\n        run([*words, '--help'])\n"
-        "    except SystemExit as stop:\n        print('status', stop.code)\n"
-    )
-    done = process("-c", program, PYTHONIOENCODING=encoding)
-    assert done.stderr == ""
-    assert done.stdout.count("status 0\n") == 8
-    assert "fixed -> moving" in done.stdout
-    assert "\\u" not in done.stdout
+def test_help_on_a_console_that_is_not_utf_8(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = ("register", "apply", "convert", "install-programs", "demo", "presets")
+    with console(monkeypatch, encoding) as (out, err):
+        for run, *words in ((main,), *((main, command) for command in commands), (slicer,)):
+            with pytest.raises(SystemExit) as stop:
+                run([*words, "--help"])
+            assert stop.value.code == 0
+    assert err.getvalue() == b""
+    text = out.getvalue().decode(encoding)
+    assert text.count("usage: ") == 8
+    assert "fixed -> moving" in text
+    assert "\\u" not in text
 
 
 def test_debug_may_stand_before_or_behind_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from itk_nir.images import save_image
 from itk_nir.phantom import Phantom
 from itk_nir.transforms.formats.itk_h5 import write_h5
 from itk_nir.transforms.model import CompositeTransform
-from tests.cli.commands import STILL, error_line, process, read, register_arguments, written
+from tests.cli.commands import STILL, console, error_line, process, read, register_arguments, written
 
 
 def make_bad(kind: str, folder: Path) -> str:
@@ -160,13 +160,15 @@ def test_picture_that_fails_takes_the_other_files_with_it(
     assert written(tmp_path, before) == set()
 
 
-@pytest.mark.slow
-def test_a_name_that_the_console_cannot_show_loses_nothing(pair: dict[str, str], tmp_path: Path) -> None:
+def test_a_name_that_the_console_cannot_show_loses_nothing(
+    pair: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = register_arguments(pair, tmp_path / "fälle" / "é_", "--linear", "none", *STILL)
-    done = process("-m", "itk_nir.cli", *arguments, PYTHONIOENCODING="ascii")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "f\\xe4lle" in done.stdout
-    assert done.stdout.count("\n") == 1
+    with console(monkeypatch, "ascii") as (out, err):
+        assert main(arguments) == 0
+    assert err.getvalue() == b""
+    assert b"f\\xe4lle" in out.getvalue()
+    assert out.getvalue().count(b"\n") == 1
     assert len(list((tmp_path / "fälle").iterdir())) == 4
 
 

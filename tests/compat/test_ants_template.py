@@ -37,9 +37,9 @@ def centre_of_mass(image: Any) -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("origin", [(0.0, 0.0), (1500.0, 0.0)])
-def test_a_template_stays_where_its_subjects_are(origin: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    images = subjects(origin)
+def test_a_template_stays_where_its_subjects_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far from the origin, where a turn that is not told apart from a shift would show."""
+    images = subjects((1500.0, 0.0))
     prefixes = []
 
     def register(fixed: Any, moving: Any, *, outprefix: str, **options: Any) -> Any:

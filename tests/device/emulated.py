@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from unittest import mock
+from typing import Any
 
 import pytest
 import torch
@@ -50,23 +50,21 @@ def build(folder: Path, text: str, name: str, defines: tuple[str, ...] = ()) -> 
 
 
 @contextmanager
-def emulated_kernels(folder: Path, change: dict[str, tuple[str, str]] | None = None) -> Iterator[ModuleType]:
+def emulated_kernels(folder: Path, without: tuple[str, int] | None = None) -> Iterator[ModuleType]:
     """The ops of `engine.ops.cuda` on CPU tensors.
 
-    `change` spoils the text of a file: what is replaced, and by what.
+    `without` leaves out a barrier: of which file, and which one of its text, counted from 0.
     """
     from itk_nir.engine.ops import cuda
 
     @cache
     def module_on(file: str, defines: tuple[str, ...], device: torch.device) -> launching.Module:
-        text, name = text_of(file), Path(file).stem
-        if change and file in change:
-            old, new = change[file]
-            assert text.count(old) >= 1, f"{file} does not hold {old!r}"
-            text, name = text.replace(old, new, 1), f"{name}-{abs(hash(change[file]))}"
+        name = Path(file).stem
         wanted = folder / ("-".join([name, *defines]).replace("=", "") + ".so")
-        library = ctypes.CDLL(str(wanted if wanted.exists() else build(folder, text, name, defines)))
+        library = ctypes.CDLL(str(wanted if wanted.exists() else build(folder, text_of(file), name, defines)))
         library.emulate_order(order[0])
+        if without is not None and file == without[0]:
+            library.emulate_without(without[1])
         _libraries.append(library)
         return launching.Module(launching.Driver(library), b"")
 
@@ -77,10 +75,29 @@ def emulated_kernels(folder: Path, change: dict[str, tuple[str, str]] | None = N
         module_on(file, defines, device).launch(kernel, grid, block, arguments, shared, 0)
 
     order = [1]
-    with mock.patch.multiple(launching, module_on=module_on, most_shared=lambda device: 227 * 1024):
-        patched = [(m, n) for m in _modules(cuda) for n in ("launch", "most_shared", "module_on") if hasattr(m, n)]
-        with _each(patched, {"launch": launch, "most_shared": lambda device: 227 * 1024, "module_on": module_on}):
+    by = {"launch": launch, "most_shared": lambda device: 227 * 1024, "module_on": module_on}
+    with launched_by(by):
+        try:
             yield cuda
+        finally:
+            for library in _libraries:
+                library.emulate_without(-1)
+
+
+@contextmanager
+def launched_by(by: dict[str, Any]) -> Iterator[None]:
+    """Functions of `launching`, by their names, replaced wherever the kernels' package has taken them from there."""
+    from itk_nir.engine.ops import cuda
+
+    names = [(module, name) for module in _modules(cuda) for name in by if hasattr(module, name)]
+    before = [(module, name, getattr(module, name)) for module, name in names]
+    for module, name in names:
+        setattr(module, name, by[name])
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def _modules(package: ModuleType) -> list[ModuleType]:
@@ -89,18 +106,6 @@ def _modules(package: ModuleType) -> list[ModuleType]:
 
     names = [m.name for m in pkgutil.iter_modules(package.__path__)]
     return [package, *(importlib.import_module(f"{package.__name__}.{name}") for name in names)]
-
-
-@contextmanager
-def _each(names: list[tuple[ModuleType, str]], by: dict[str, object]) -> Iterator[None]:
-    before = [(m, n, getattr(m, n)) for m, n in names]
-    for m, n in names:
-        setattr(m, n, by[n])
-    try:
-        yield
-    finally:
-        for m, n, value in before:
-            setattr(m, n, value)
 
 
 def set_order(seed: int) -> None:

@@ -147,6 +147,8 @@ class Pretend(TorchDispatchMode):
     ----------
     forbid_float64 : bool
         Whether a float64 tensor with several elements on the device is an error, as on devices that lack the type.
+    zeros : bool
+        Whether memory that nobody wrote is zero, not anything: for kernels that are only counted.
 
     Attributes
     ----------
@@ -160,9 +162,9 @@ class Pretend(TorchDispatchMode):
 
     current: Pretend | None = None
 
-    def __init__(self, forbid_float64: bool = False) -> None:
+    def __init__(self, forbid_float64: bool = False, zeros: bool = False) -> None:
         super().__init__()
-        self.forbid_float64 = forbid_float64
+        self.forbid_float64, self.zeros = forbid_float64, zeros
         self.reset()
 
     def reset(self) -> None:
@@ -215,6 +217,8 @@ class Pretend(TorchDispatchMode):
         out = func(*real_args, **real_kwargs)
         if not there:
             return out
+        if self.zeros and "empty" in name:
+            out.zero_()
         outs = [out] if isinstance(out, torch.Tensor) else [x for x in _flat(out) if isinstance(x, torch.Tensor)]
         self._count(name, [*ours, *plain], outs)
         if name == "aten::_local_scalar_dense":

@@ -15,7 +15,7 @@ from torch import Tensor
 from itk_nir.engine.lattice import Domain
 from itk_nir.engine.op_cases import compared, op_cases, value_and_gradients
 from itk_nir.engine.ops import dispatch, reference, reference_matching, reference_mind
-from itk_nir.engine.ops.cuda import adam, inversion, matching, mind, penalties, sums
+from itk_nir.engine.ops.cuda import adam, compositions, inversion, matching, mind, penalties, sums
 from itk_nir.engine.ops.cuda.compiler import text_of
 from itk_nir.engine.ops.histogram import Similarity, joint_histogram
 from itk_nir.engine.ops.images import banded_tensors
@@ -427,37 +427,46 @@ def _of_matches() -> tuple[Tensor, ...]:
     return matching.best_matches(costs.to(torch.uint16), noise(3, 3), (4, 4, 4), 0.1, 1)
 
 
-#: File, which of its barriers, what needs it. That of `block_sum` is tested with the local correlation.
+def _of_compositions() -> tuple[Tensor, ...]:
+    a, b = smooth((3, 9, 11), 0.6).float().requires_grad_(), smooth((3, 9, 11), 0.9, seed=1).float().requires_grad_()
+    return torch.autograd.grad(compositions.Compose.apply(a, b, 1).square().sum(), (a, b))
+
+
+#: Barriers of the text that all files share: two of `block_sum`, which are tested with the local correlation, and that
+#: of the largest of all.
+SHARED_BARRIERS = 3
+#: File, which of the barriers of its text, what needs it.
 BARRIERS = [
-    ("inversion.cu", 0, _of_inversion),
-    ("sums.cu", 0, _of_totals),
-    ("sums.cu", 1, _of_histogram),
-    ("sums.cu", 2, _of_histogram),
-    *(("sums.cu", k, _of_information) for k in range(3, 9)),
-    ("matching.cu", 0, _of_matches),
+    ("compositions.cu", 2, _of_compositions),
+    ("inversion.cu", 2, _of_inversion),
+    ("sums.cu", 3, _of_totals),
+    ("sums.cu", 4, _of_histogram),
+    ("sums.cu", 5, _of_histogram),
+    *(("sums.cu", k, _of_information) for k in range(6, 12)),
+    ("matching.cu", 3, _of_matches),
 ]
 
 
 @pytest.mark.parametrize(("file", "number", "run"), BARRIERS)
 def test_each_barrier_is_needed(libraries: Path, file: str, number: int, run: Callable[[], tuple[Tensor, ...]]) -> None:
-    text, barrier = text_of(file), "__syncthreads();"
-    places = [i for i in range(len(text_of("common.cuh")) // 2, len(text)) if text.startswith(barrier, i)]
-    assert len(places) == sum(file == f for f, _, _ in BARRIERS)
-    around = text[places[number] - 80 : places[number] + len(barrier)]
+    own = [k for f, k, _ in BARRIERS if f == file and k >= SHARED_BARRIERS]
+    assert text_of(file).count("__syncthreads();") == SHARED_BARRIERS + len(own)
     wanted = in_every_order(run)
-    with emulated_kernels(libraries, {file: (around, around[: -len(barrier)])}):
+    with emulated_kernels(libraries, without=(file, number)):
         found = []
         for seed in (1, 2, 3):
             set_order(seed)
             found.append(run())
     set_order(1)
     assert any(not torch.equal(a, b) for one in found for a, b in zip(one, wanted, strict=True))
+    for a, b in zip(run(), wanted, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_every_barrier_is_in_the_list() -> None:
     """None of the other files of these ops has one."""
-    for file in ("adam.cu", "mind.cu", "penalties.cu"):
-        assert "__syncthreads" not in text_of(file)[len(text_of("common.cuh")) // 2 :]
+    for file in ("adam.cu", "banded.cu", "mind.cu", "penalties.cu"):
+        assert text_of(file).count("__syncthreads();") == SHARED_BARRIERS
 
 
 @pytest.mark.parametrize("shape", [(5, 9, 14), (1, 13, 18)])

@@ -19,14 +19,26 @@ ROOT = Path(__file__).resolve().parents[2]
 MOST_WAITS = {"told": 1, "not told": 0}
 
 
-def run(group: str) -> dict[str, dict[str, Any]]:
-    """What the cases of a group found, in a process of their own."""
+#: Of an iteration of each level of a pair of 160x192x224 voxels with the compiled kernels: launches, and MB that they
+#: read and write at least.
+MOST = [(45, 187), (48, 300), (48, 2356)]
+#: What tensors have at once during the iterations of such a pair, bytes.
+MOST_MEMORY = 0.8e9
+
+
+def printed(*words: str) -> list[Any]:
+    """What a module prints, a line of JSON each, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.device.cases", group], capture_output=True, text=True, check=False, cwd=ROOT,
+        [sys.executable, "-m", *words], capture_output=True, text=True, check=False, cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return {name: found for line in done.stdout.splitlines() for name, found in json.loads(line).items()}
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def run(group: str) -> dict[str, dict[str, Any]]:
+    """What the cases of a group found."""
+    return {name: found for line in printed("tests.device.cases", group) for name, found in line.items()}
 
 
 @pytest.mark.slow
@@ -39,3 +51,16 @@ def test_all_of_a_registration_stays_on_its_device(group: str) -> None:
     waits = {name: found.pop(name) for name in list(found) if name.startswith("waits")}
     assert {name: f for name, f in found.items() if "error" in f or not all(f.values())} == {}
     assert {name: f for name, f in waits.items() if f != MOST_WAITS} == {}
+
+
+@pytest.mark.slow
+def test_what_an_iteration_asks_of_a_card_with_the_kernels_in() -> None:
+    """Launches and bytes of a step within limits, and neither a wait nor an upload, at the size of a brain."""
+    pytest.importorskip("torch.utils.backend_registration")
+    ((*levels, whole),) = printed("tests.device.count", "--kernels", "--json")
+    assert len(levels) == len(MOST)
+    for row, (launches, megabytes) in zip(levels, MOST, strict=True):
+        assert row["waits"] == row["uploads"] == 0
+        assert 0.5 * launches < row["kernels"] <= launches
+        assert 0.5 * megabytes < row["bytes"] / 1e6 <= megabytes
+    assert whole["peak"] <= MOST_MEMORY

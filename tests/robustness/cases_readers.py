@@ -526,7 +526,7 @@ def back(kind: str) -> Callable[[Path], float]:
         grid = phantom.geometry
         fixed, moving = (like(a, grid, kind) for a in (phantom.fixed, phantom.moving))
         pair = (fixed, moving) if kind not in ("array", "torch") else ((fixed, grid), (moving, grid))
-        result = itk_nir.register(*pair, preset="fast", iterations=2, threads=1)
+        result = itk_nir.register(*pair, preset="fast", linear="none", iterations=2, threads=1)
         out = result.warped
         if kind in ("array", "torch"):
             assert type(out) is (np.ndarray if kind == "array" else torch.Tensor)

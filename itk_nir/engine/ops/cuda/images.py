@@ -15,6 +15,7 @@ from itk_nir.caching import ById
 from itk_nir.engine.ops.cuda import launching
 from itk_nir.engine.ops.cuda.compositions import pack
 from itk_nir.engine.ops.cuda.launching import blocks, f32, launch, launch_each, most_shared, size_of
+from itk_nir.engine.ops.cuda.sums import total
 
 #: A banded matrix: where its rows start, and their weights.
 Rows = tuple[Tensor, Tensor]
@@ -239,7 +240,7 @@ class LnccFixed:
             "lncc_prepare", 2, self.image, self.weight, size_of(self.image), self.depth, float(epsilon),
             self.inverse_count, self.mean, self.inverse_variance, partial,
         )  # fmt: skip
-        self.count = float(partial.sum())
+        self.count = float(total(partial))
         maps = (self.image, self.weight, self.inverse_count, self.mean, self.inverse_variance)
         #: What the kernels need of the fixed image.
         self.pointers = _Fixed(*[None if m is None else launching.pointer(m) for m in maps])
@@ -291,7 +292,7 @@ class Lncc(torch.autograd.Function):
         if gradient is not None:
             fixed.launch("lncc_gradient", 3, maps, m, fixed.pointers, n, fixed.depth, gradient)
         ctx.gradient, ctx.count = gradient, max(1.0, fixed.count)
-        return partial.sum() / ctx.count
+        return total(partial, 1 / ctx.count)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

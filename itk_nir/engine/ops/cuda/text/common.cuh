@@ -64,6 +64,19 @@ __device__ __forceinline__ float block_sum(float value, float *shared, int threa
   return shared[0];
 }
 
+// The largest of the sizes of the threads of a block is made the largest of all: the bits of floats, which order like
+// them; what is no number is the largest.
+__device__ __forceinline__ void keep_largest(unsigned size, unsigned *bits) {
+  SHARED(shared);
+  unsigned *const sizes = reinterpret_cast<unsigned *>(shared);
+  sizes[threadIdx.x] = size;
+  for (int half = 128; half; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) sizes[threadIdx.x] = max(sizes[threadIdx.x], sizes[threadIdx.x + half]);
+  }
+  if (threadIdx.x == 0) atomicMax(bits, sizes[0]);
+}
+
 // Sums that many threads add to are kept as 64-bit whole numbers, which add up to the same in any order, in units of a
 // power of two: 2^20 addends of the largest size fit in. `bits` holds the largest size, as the bits of a float.
 typedef unsigned long long Sum;

@@ -31,10 +31,8 @@ KERNEL(compose, (const float4 *__restrict__ outer, const float4 *__restrict__ in
   out[i] = sum;
 }
 
-// The largest component as the bits of a float, which order like it; what is no number is the largest of all.
+// The largest component as the bits of a float.
 KERNEL(largest, (const float4 *__restrict__ values, unsigned *__restrict__ bits, Size n)) {
-  SHARED(shared);
-  unsigned *const sizes = reinterpret_cast<unsigned *>(shared);
   const Index i = this_thread();
   unsigned most = 0;
   if (i < count_of(n)) {
@@ -42,12 +40,7 @@ KERNEL(largest, (const float4 *__restrict__ values, unsigned *__restrict__ bits,
     const unsigned sign = 0x7fffffffu;
     most = max(__float_as_uint(v.x) & sign, max(__float_as_uint(v.y) & sign, __float_as_uint(v.z) & sign));
   }
-  sizes[threadIdx.x] = most;
-  for (int half = 128; half; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) sizes[threadIdx.x] = max(sizes[threadIdx.x], sizes[threadIdx.x + half]);
-  }
-  if (threadIdx.x == 0) atomicMax(bits, sizes[0]);
+  keep_largest(most, bits);
 }
 
 // The adjoint of compose: grad_inner is written, what goes to `outer` is added to its sums (three a node), if any.

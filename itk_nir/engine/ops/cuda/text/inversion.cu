@@ -7,18 +7,6 @@ __device__ __forceinline__ float4 plus_times(float4 a, float f, float4 b) {
 
 __device__ __forceinline__ float4 minus(float4 a, float4 b) { return plus_times(a, -1.f, b); }
 
-// The largest size of the threads of a block, as the bits of a float, is made the largest of all.
-__device__ __forceinline__ void keep_largest(float size, unsigned *bits) {
-  SHARED(shared);
-  unsigned *const sizes = reinterpret_cast<unsigned *>(shared);
-  sizes[threadIdx.x] = __float_as_uint(size);
-  for (int half = 128; half; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) sizes[threadIdx.x] = max(sizes[threadIdx.x], sizes[threadIdx.x + half]);
-  }
-  if (threadIdx.x == 0) atomicMax(bits, sizes[0]);
-}
-
 // What to step back by from where the residual of w + u(x + w) is `r`: Newton's step, by the Jacobian whose columns are
 // those of the identity and jx, jy, jz. Where the map is close to singular or folded, Newton's step is worthless: half a
 // step of the fixed point.
@@ -77,7 +65,7 @@ KERNEL(invert, (const float4 *__restrict__ u, float4 *__restrict__ v, Size n, in
     }
     worst = sqrtf(least);
   }
-  keep_largest(worst, bits);
+  keep_largest(__float_as_uint(worst), bits);
 }
 
 // u(x) + v(x + u(x)), and the cell that v is taken from.
@@ -110,7 +98,7 @@ KERNEL(largest_residual, (const float4 *__restrict__ u, const float4 *__restrict
     const float4 r = residual_at(u, v, n, i, &c);
     if (is_finite(r)) size = largest_component(r);
   }
-  keep_largest(size, bits);
+  keep_largest(__float_as_uint(size), bits);
 }
 
 // The power of two that residuals are multiplied by to become whole numbers: none is then above 2^shift.
