@@ -33,6 +33,7 @@ LINES = {
 }
 #: Lines that ANTs itself does in some minutes.
 QUICK = ("t1w-mni, fast", "t1w-mni, testing")
+OURS = (sys.executable, "-m", "itk_nir.cli")
 ANTS = "import sys; from ants.internal import get_lib_fn; sys.exit(get_lib_fn('antsRegistration')(sys.argv[1:]))"
 
 
@@ -42,13 +43,12 @@ def programs(data: Path) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         score = _brains(data, folder)
-        ours = [sys.executable, "-m", "itk_nir.cli"]
         for what, line in LINES.items():
-            yield _done(what, [*ours, "antsRegistration", *_words(line, folder)], folder, score)
+            yield program(what, [*OURS, "antsRegistration", *words(line, folder)], folder, score)
         for script in ("antsRegistrationSyN.sh", "antsRegistrationSyNQuick.sh"):
             images = ["-f", f"{folder}/fixed.nii.gz", "-m", f"{folder}/moving.nii.gz"]
             given = ["-d", "3", *images, "-o", f"{folder}/x", *(["-r", "32"] if "Quick" in script else [])]
-            yield _done(f"{script} -t s", [*ours, script, *given], folder, score)
+            yield program(f"{script} -t s", [*OURS, script, *given], folder, score)
 
 
 def peers_programs(data: Path) -> Iterator[Line]:
@@ -57,10 +57,11 @@ def peers_programs(data: Path) -> Iterator[Line]:
         folder = Path(name)
         score = _brains(data, folder)
         for what in QUICK:
-            yield _done(what, [sys.executable, "-c", ANTS, *_words(LINES[what], folder)], folder, score)
+            yield program(what, [sys.executable, "-c", ANTS, *words(LINES[what], folder)], folder, score)
 
 
-def _words(line: str, folder: Path) -> list[str]:
+def words(line: str, folder: Path) -> list[str]:
+    """A line of `LINES` for the images ``fixed.nii.gz`` and ``moving.nii.gz`` of a folder."""
     images = line.replace("[F,M,", f"[{folder}/fixed.nii.gz,{folder}/moving.nii.gz,")
     return ["-d", "3", "-o", f"{folder}/x", *images.split()]
 
@@ -82,8 +83,8 @@ def _brains(data: Path, folder: Path) -> Callable[[Any], Figures]:
     return overlap_of(ours, theirs, LABELS)
 
 
-def _done(what: str, command: list[str], folder: Path, score: Callable[[Any], Figures]) -> Line:
-    """A process run, and its transform scored."""
+def program(what: str, command: list[str], folder: Path, score: Callable[[Any], Figures]) -> Line:
+    """A process run, and the transform scored that it wrote for ``fixed.nii.gz`` under the prefix ``x``."""
     for old in folder.glob("x*"):
         old.unlink()
     environment = {**os.environ, "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": str(THREADS), "ANTS_RANDOM_SEED": "1"}
@@ -92,12 +93,16 @@ def _done(what: str, command: list[str], folder: Path, score: Callable[[Any], Fi
     seconds = time.perf_counter() - clock
     fixed = read(folder / "fixed.nii.gz")
     before = score(field_of(sitk.Transform(3, sitk.sitkIdentity), fixed))
-    whole = folder / "xComposite.h5"
-    if whole.exists():
-        found = sitk.ReadTransform(str(whole))
-    else:
-        warp = sitk.ReadImage(str(folder / "x1Warp.nii.gz"), sitk.sitkVectorFloat64)
-        parts = [sitk.ReadTransform(str(folder / "x0GenericAffine.mat")), sitk.DisplacementFieldTransform(warp)]
-        found = sitk.CompositeTransform(parts)
-    after = score(field_of(found, fixed))
+    after = score(field_of(_written(folder), fixed))
     return Line(what, {name: [before[name], value] for name, value in after.items()}, seconds=seconds)
+
+
+def _written(folder: Path) -> Any:
+    """The whole transform: a composite, or what ANTs keeps apart (no matrix where nothing is linear)."""
+    if (folder / "xComposite.h5").exists():
+        return sitk.ReadTransform(str(folder / "xComposite.h5"))
+    parts = [sitk.ReadTransform(str(path)) for path in sorted(folder.glob("x*GenericAffine.mat"))]
+    for path in sorted(folder.glob("x*Warp.nii.gz")):
+        if "Inverse" not in path.name:
+            parts.append(sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64)))
+    return sitk.CompositeTransform(parts)

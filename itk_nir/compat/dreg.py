@@ -13,19 +13,22 @@ Examples
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from itk_nir.checks import FEWEST
 from itk_nir.compat.options import Device, LinearStage
 from itk_nir.devices import checked_device
 from itk_nir.errors import InputError, OptionError, one_line, warn_renamed
 from itk_nir.geometry import Geometry
-from itk_nir.images import load_image, refuse_slices
+from itk_nir.images import Volume, load_image, refuse_slices
 from itk_nir.images.itk_classes import empty_image, itk_matrix
 from itk_nir.loading import load_transform
 from itk_nir.options import whole_number
 from itk_nir.report import Report
+from itk_nir.resample import resample_array
 from itk_nir.settings import Settings, make_settings, present_names
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, compose
 
@@ -195,6 +198,7 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
 
         fixed, moving = load_image(fixed_subimage, "fixed block"), load_image(moving_subimage, "moving block")
         refuse_slices(fixed=fixed.geometry.size, moving=moving.geometry.size)
+        grid, behind = fixed.geometry, moving.geometry
         for block in (fixed, moving):
             if block.array.min() == block.array.max():
                 raise InputError(f"{block.name}: one value everywhere, nothing to register")
@@ -202,16 +206,32 @@ class BlockPairRegistration(BlockPairRegistrationMethod):
             "preset": self.settings, "linear": self.linear, "seed": self.seed, "device": self.device,
             "threads": self.threads,
         }  # fmt: skip
-        grid = fixed.geometry
+        fixed, moving = _thick_enough(fixed), _thick_enough(moving)
         if initial_transform is None:
             result = register(fixed, moving, **options)
-            return BlockResult(result.mapping, grid, moving.geometry, result.report)
+            return BlockResult(result.mapping, grid, behind, result.report)
         start = load_transform(initial_transform, grid, role="initial transform")
         back = _inverse_over_block(grid, start)
         start = CompositeTransform(start.transforms, back.transforms)
         result = register(fixed, moving, initial_transform=start, **options)
         # Ours is phi = T_initial ∘ A ∘ (id + u) from fixed space; wanted is the part that runs after T_initial.
-        return BlockResult(compose(back, result.mapping), _box(grid, start), moving.geometry, result.report)
+        return BlockResult(compose(back, result.mapping), _box(grid, start), behind, result.report)
+
+
+def _thick_enough(block: Volume) -> Volume:
+    """A block of two or three voxels along an axis, sampled more finely there, unless some of its voxels are missing.
+
+    Chunks rarely divide an image, so that the last block of a row may be thin. Its first and last voxels stay where
+    they are.
+    """
+    grid = block.geometry
+    size = [n if n < 2 else -(-FEWEST // n) * n for n in grid.size]
+    if size == list(grid.size) or block.missing is not None:
+        return block
+    spacing = [s * (n - 1) / max(1, m - 1) for s, n, m in zip(grid.spacing, grid.size, size, strict=True)]
+    finer = Geometry.make(size, spacing, grid.origin, grid.direction)
+    nothing = CompositeTransform((LinearTransform.identity(grid.dimension),))
+    return replace(block, array=resample_array(block.array, grid, nothing, finer, "linear"), geometry=finer)
 
 
 def _inverse_over_block(block: Geometry, start: CompositeTransform) -> CompositeTransform:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -18,6 +19,12 @@ from itk_nir.transforms.interpolation import (
     interpolate_vectors,
     rows_on_grid,
 )
+
+#: What the faces of a grid may be moved outwards, in voxels, without a longer grid for the inverse.
+NEGLIGIBLE = 0.05
+
+#: Steps of Newton's method, and the distance of its differences in voxels of the finest axis.
+_NEWTON_STEPS, _PROBE = 40, 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +121,14 @@ class DisplacementField:
         return np.asarray(points, float) + self.displacement(points)
 
     def inverse(
-        self, geometry: Geometry | None = None, *, tolerance: float = 0.01, iterations: int = 100
+        self,
+        geometry: Geometry | None = None,
+        *,
+        tolerance: float = 0.01,
+        iterations: int = 100,
+        continued: bool = False,
     ) -> DisplacementField:
-        """Compute the inverse displacement on a grid, by the fixed-point iteration ``v <- -u(p + v)``.
+        """Compute the inverse displacement on a grid: the fixed-point iteration ``v <- -u(p + v)``, then Newton's.
 
         Parameters
         ----------
@@ -125,7 +137,11 @@ class DisplacementField:
         tolerance : float, default 0.01
             Wanted ``|v + u(p + v)|``, in voxels of the field's finest axis.
         iterations : int, default 100
-            At most. Updates that do not bring a point nearer are halved, so folds do not make it diverge.
+            Of the fixed point, at most. Updates that do not bring a point nearer are halved, so folds do not make it
+            diverge. It is slow where things are pressed together: Newton's method goes on there.
+        continued : bool, default False
+            Whether points outside the field's grid too get the inverse of the field continued by its nearest value:
+            smooth up to the rim of what the field reaches (`reached`).
 
         Returns
         -------
@@ -135,8 +151,8 @@ class DisplacementField:
         Warns
         -----
         UserWarning
-            Points that were not inverted to `tolerance`, because the field folds or is very steep there; they keep the
-            best value that was found.
+            Points that were not inverted to `tolerance`, because the field folds there; they keep the best value that
+            was found.
 
         Notes
         -----
@@ -172,8 +188,12 @@ class DisplacementField:
                 open_ = open_[size > limit]
                 if not len(open_):
                     break
+            if len(open_):
+                best[open_], residual[open_] = self._newton(p[open_], best[open_], residual[open_], limit)
+                open_ = open_[residual[open_] > limit]
             found = self.geometry.contains(p + best)
-            best[~self.geometry.contains(p) & ~(found & (residual <= limit))] = 0.0
+            if not continued:
+                best[~self.geometry.contains(p) & ~(found & (residual <= limit))] = 0.0
             left = residual[open_][(found & self.geometry.contains(p))[open_]]
             failed += len(left)
             worst = max(worst, float(left.max(initial=0.0)))
@@ -182,10 +202,72 @@ class DisplacementField:
         if failed:
             warnings.warn(
                 f"{failed} of {len(out)} points of a displacement field could not be inverted to {limit:.3g} mm "
-                f"(worst {worst:.3g} mm): it folds or is very steep there",
+                f"(worst {worst:.3g} mm): it folds there",
                 stacklevel=2,
             )
         return DisplacementField(grid, out.reshape(*grid.shape, self.dimension))
+
+    def reached(self) -> Geometry:
+        """The grid, longer by as far as the field moves its faces outwards.
+
+        The map of what lies within the grid lies within that of the faces, unless the field folds. A grid becomes at
+        most twice as long at either end.
+
+        Returns
+        -------
+        Geometry
+            The field's own grid where no face is moved outwards by more than 0.05 voxel.
+        """
+        d = self.dimension
+        along = self.geometry.rotation / np.asarray(self.geometry.spacing)
+        before, after = [0] * d, [0] * d
+        for axis, n in enumerate(self.geometry.size):
+            for out, face, sign in ((before, 0, -1.0), (after, n - 1, 1.0)):
+                moved = np.take(self.vectors, face, axis=d - 1 - axis) @ along[:, axis]
+                most = float((sign * moved).max()) if n > 1 else 0.0
+                if most > NEGLIGIBLE:  # a voxel more: positions are interpolated
+                    out[axis] = min(math.ceil(most) + 1, n)
+        size = [n + a + b for n, a, b in zip(self.geometry.size, before, after, strict=True)]
+        return self.geometry.crop([-a for a in before], size)
+
+    def _newton(
+        self, p: FloatArray, v: FloatArray, residual: FloatArray, limit: float
+    ) -> tuple[FloatArray, FloatArray]:
+        """Newton's method for ``v + u(p + v) = 0``, steps halved that bring a point no nearer.
+
+        Parameters
+        ----------
+        p, v : numpy.ndarray
+            ``(n, d)``, points and the displacements to begin with, mm.
+        residual : numpy.ndarray
+            ``(n,)``, ``|v + u(p + v)|``, mm.
+        limit : float
+            What it shall be at most.
+
+        Returns
+        -------
+        v, residual : numpy.ndarray
+            No worse than before.
+        """
+        d = self.dimension
+        v, residual, share = v.copy(), residual.copy(), np.ones(len(p))
+        probes = _PROBE * min(self.geometry.spacing) * np.eye(d)
+        for _ in range(_NEWTON_STEPS):
+            open_ = np.flatnonzero(residual > limit)
+            if not len(open_):
+                break
+            q = p[open_] + v[open_]
+            sides = [self._displacement(q[:, None] + sign * probes, continued=True) for sign in (1, -1)]
+            # Row k of a point's difference is the derivative along axis k of space.
+            jacobian = np.eye(d) + np.swapaxes(sides[0] - sides[1], 1, 2) / (2 * probes[0, 0])
+            r = v[open_] + self._displacement(q, continued=True)
+            step = np.einsum("nij,nj->ni", np.linalg.pinv(jacobian), r)
+            tried = v[open_] - share[open_, None] * step
+            size = np.linalg.norm(tried + self._displacement(p[open_] + tried, continued=True), axis=-1)
+            better = size < residual[open_]
+            v[open_[better]], residual[open_[better]] = tried[better], size[better]
+            share[open_] = np.where(better, np.minimum(1, 2 * share[open_]), share[open_] / 2)
+        return v, residual
 
     def rows_on(self, geometry: Geometry, start: int, stop: int) -> VectorArray | None:
         """Interpolate the displacement on rows of another grid, one cheap pass an axis.

@@ -118,7 +118,11 @@ class CompositeTransform:
     def _inverse(self) -> CompositeTransform:
         if self.inverse_transforms is not None:
             return CompositeTransform(self.inverse_transforms, self.transforms)
-        return CompositeTransform(tuple(step.inverse() for step in reversed(self.transforms)), self.transforms)
+        steps = [
+            step.inverse(step.reached(), continued=True) if isinstance(step, DisplacementField) else step.inverse()
+            for step in reversed(self.transforms)
+        ]
+        return CompositeTransform(tuple(steps), self.transforms)
 
     def inverse(self) -> CompositeTransform:
         """Give the transform moving -> fixed.
@@ -126,7 +130,8 @@ class CompositeTransform:
         Returns
         -------
         CompositeTransform
-            `inverse_transforms` if there are any, else every part inverted (once, then kept).
+            `inverse_transforms` if there are any, else every part inverted (once, then kept): fields on grids that are
+            longer where they move their own outwards.
         """
         return self._inverse
 

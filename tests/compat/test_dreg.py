@@ -113,6 +113,29 @@ def test_register_images_in_blocks(tmp_path: Path) -> None:
     assert after.mean() < 0.3 * before.mean()
 
 
+def test_a_thin_last_block_is_registered_too() -> None:
+    """Two slices behind three chunks of eight, with the motion of the rest."""
+    import itk
+
+    from itk_nir.compat.dreg import BlockPairRegistration
+
+    grid, fixed, moving_grid, moving = pair(3)
+    thin = itk.extract_image_filter(
+        to_itk(fixed, grid), extraction_region=itk.ImageRegion[3]([0, 0, 12], [36, 30, 2])
+    )  # fmt: skip
+    method, start = BlockPairRegistration(**QUICK), linear_to_itk(translation(3))
+    with pytest.warns(UserWarning, match="expect little from that direction"):
+        result = method(fixed_subimage=thin, moving_subimage=to_itk(moving, moving_grid), initial_transform=start)
+    assert result.status.name == "SUCCESS"
+    assert tuple(itk.size(result.transform_domain)) == (36, 30, 2)
+    inner = grid.grid()[12:14, 3:-3, 3:-3].reshape(-1, 3)[::7]
+    moved = translation(3).map(inner)
+    truth = inner + motion(inner) + SHIFT
+    after = np.array([result.transform.TransformPoint(p.tolist()) for p in moved])
+    gap = np.linalg.norm((after - truth)[:, :2], axis=1).mean()
+    assert gap < 0.4 * np.linalg.norm((moved - truth)[:, :2], axis=1).mean()
+
+
 @pytest.mark.parametrize("d", [2, 3])
 @pytest.mark.parametrize("kind", ["none", "linear", "field"])
 def test_a_block_pair_runs_after_the_initial_transform(d: int, kind: str) -> None:

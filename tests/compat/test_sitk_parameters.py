@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from itk_nir.compat.sitk import ImageRegistrationMethod
 from itk_nir.compat.sitk.exhaustive import Grid
+from itk_nir.compat.sitk.splines import spline_parameters
 from itk_nir.compat.sitk.weights import stage_for
 from itk_nir.errors import ItkNirError, OptionError
 from itk_nir.images import to_sitk
@@ -126,6 +127,81 @@ def test_positions_of_a_deformation_are_parameters_of_the_given_transform(flat: 
         errors.append(np.linalg.norm([now.TransformPoint(p) for p in points.tolist()] - end, axis=1).mean())
     assert errors[2] < 0.2 * errors[0]
     assert abs(errors[1] - errors[0]) < 0.05 * errors[0]
+
+
+@pytest.mark.parametrize(("order", "dimension"), [(1, 3), (2, 2), (3, 2), (3, 3)])
+def test_the_spline_of_a_splines_displacement_is_itself(order: int, dimension: int) -> None:
+    grid = centred((7, 10, 6)[:dimension], (1.0, 2.0, 1.5)[:dimension], turned(dimension, 0.4))
+    domain = to_sitk(np.zeros(grid.shape, np.float32), grid)
+    spline = sitk.BSplineTransformInitializer(domain, [3, 4, 2][:dimension], order)
+    known = np.random.default_rng(order).normal(size=len(spline.GetParameters()))
+    spline.SetParameters(known)
+
+    def displacement(points: Any) -> Any:
+        flat = points.reshape(-1, dimension)
+        return np.reshape([np.subtract(spline.TransformPoint(p), p) for p in flat.tolist()], points.shape)
+
+    found = spline_parameters(spline, displacement)
+    np.testing.assert_allclose(found, known, atol=1e-8)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_spline_in_place_becomes_what_was_found(flat: Phantom, within: bool) -> None:
+    """As scripts expect that use the transform that they gave in place, and not what `Execute` returned."""
+    fixed, moving = pair(flat)
+    shift = sitk.TranslationTransform(2, (2.0, -1.0))
+    spline = sitk.BSplineTransformInitializer(fixed, [4, 4])
+    given = sitk.CompositeTransform([shift, spline]) if within else spline
+    R = ImageRegistrationMethod(**QUICK, iterations=(30, 12, 4))
+    R.SetMetricAsANTSNeighborhoodCorrelation(3)
+    R.SetInitialTransformAsBSpline(given, inPlace=True, scaleFactors=[1, 3])
+    R.Execute(fixed, moving)
+    last = sitk.BSplineTransform(given.GetNthTransform(1).Downcast() if within else spline)
+    assert tuple(last.GetTransformDomainMeshSize()) == (12, 12)
+    brain = flat.fixed_labels > 0
+    points, truth = flat.geometry.grid()[brain][::7], flat.displacement[brain][::7]
+    moved_points = np.array([given.TransformPoint(p) for p in points.tolist()])
+    before = np.linalg.norm(truth, axis=1).mean()
+    assert np.linalg.norm(moved_points - R.result.mapping.map(points), axis=1).mean() < 0.1 * before
+    assert np.linalg.norm(moved_points - points - truth, axis=1).mean() < 0.5 * before
+
+
+def test_the_virtual_domain_is_the_fixed_grid(flat: Phantom) -> None:
+    fixed, moving = pair(flat)
+    R = ImageRegistrationMethod(**QUICK)
+    R.SetMetricAsCorrelation()
+    R.SetVirtualDomain(fixed.GetSize(), fixed.GetOrigin(), fixed.GetSpacing(), fixed.GetDirection())
+    value = R.MetricEvaluate(fixed, moving)
+    R.SetVirtualDomainFromImage(fixed)
+    assert R.MetricEvaluate(fixed, moving) == value
+    R.SetVirtualDomainFromImage(fixed[:-1, :])
+    for use in (R.MetricEvaluate, R.Execute):
+        with pytest.raises(OptionError, match="SetVirtualDomain with another grid than the fixed image's is refused"):
+            use(fixed, moving)
+
+
+def test_scales_are_as_many_as_parameters_that_move_a_point(flat: Phantom) -> None:
+    """As SimpleITK has them: what a callback prints, or divides a position by."""
+    fixed, _ = pair(flat)
+    R = ImageRegistrationMethod(**QUICK, linear_iterations=2, iterations=1)
+    assert R.GetOptimizerScales() == ()
+    spline = sitk.BSplineTransformInitializer(fixed, [4, 4])
+    for start, count in ((sitk.Euler2DTransform(), 3), (sitk.AffineTransform(2), 6), (spline, 2)):
+        R.SetInitialTransform(start, inPlace=False)
+        seen: set[tuple[float, ...]] = set()
+        R.RemoveAllCommands()
+        R.AddCommand(sitk.sitkIterationEvent, lambda seen=seen: seen.add(R.GetOptimizerScales()))  # type: ignore[misc]
+        R.Execute(fixed, fixed)
+        assert seen == {(1.0,) * count}
+
+
+def test_what_changes_nothing_is_taken() -> None:
+    R = ImageRegistrationMethod()
+    R.MetricUseFixedImageGradientFilterOn()
+    R.SetMetricUseMovingImageGradientFilter(True)
+    assert R.GetNumberOfWorkUnits() == 0
+    R.SetNumberOfWorkUnits(4)
+    assert R.GetNumberOfWorkUnits() == 4
 
 
 def test_what_nothing_was_set_for_is_the_identity(flat: Phantom) -> None:
@@ -285,8 +361,8 @@ def test_an_exhaustive_search_finds_the_best_node_and_ends_when_asked(flat: Phan
 def test_refusals_show_when_the_class_is_patched_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sitk, "ImageRegistrationMethod", ImageRegistrationMethod)
     R = sitk.ImageRegistrationMethod()
-    with pytest.raises(OptionError, match="SetVirtualDomainFromImage is refused: the fixed image's grid"):
-        R.SetVirtualDomainFromImage(sitk.Image(3, 3, sitk.sitkUInt8))
+    with pytest.raises(OptionError, match="GetMetricNumberOfValidPoints is refused: the engine does not report it"):
+        R.GetMetricNumberOfValidPoints()
     with pytest.raises(AttributeError, match="no method 'SetVirtualDomian', did you mean 'SetVirtualDomain'"):
         R.SetVirtualDomian()
 

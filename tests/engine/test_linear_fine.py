@@ -12,9 +12,10 @@ import torch
 
 import itk_nir
 from itk_nir.engine.linear import optimise_linear
-from itk_nir.engine.linear_fine import steps
-from itk_nir.engine.metrics import METRICS
+from itk_nir.engine.linear_fine import FLAT, steadied, steps
+from itk_nir.engine.metrics import LNCC, METRICS, LevelImages, WeightedSum
 from itk_nir.engine.settings import LinearSettings
+from itk_nir.engine.views import View
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
 from tests.engine.pairs import changed
@@ -90,6 +91,21 @@ def test_noise_neither_shrinks_nor_shifts(make_case: Callable[..., Any]) -> None
         found = optimise_linear(case.pair, "affine", settings, [(1.0, METRICS["lncc"])], alone=True)
         sizes.append(abs(np.log(np.linalg.det(found.matrix))))
     assert sizes[1] < 0.002 < sizes[0]
+
+
+def test_windows_of_little_but_noise_count_for_less() -> None:
+    assert steadied(LNCC()) == LNCC(FLAT)
+    assert steadied(LNCC(0.5)) == LNCC(0.5)
+    mixed = WeightedSum(((0.3, LNCC()), (0.7, METRICS["mse"])))
+    assert steadied(mixed) == WeightedSum(((0.3, LNCC(FLAT)), (0.7, METRICS["mse"])))
+    # What fine levels compare is that metric, and two images of noise alone have next to nothing in common under it.
+    generator = torch.Generator().manual_seed(0)
+    noise = [0.05 * torch.randn(1, 40, 40, generator=generator) for _ in range(2)]
+    alike = [
+        float(metric.prepare(LevelImages(*noise, None, 3, 1, dimension=2))(View.identity(noise[1])))
+        for metric in (LNCC(), steadied(LNCC()))
+    ]
+    assert alike[1] < 0.1 * alike[0]
 
 
 def test_exchanged_grids_of_unlike_directions_and_masks(make_case: Callable[..., Any]) -> None:

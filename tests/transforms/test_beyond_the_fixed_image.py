@@ -83,6 +83,20 @@ def test_mapping_and_the_field_sampled_again(d: int, tmp_path: Path) -> None:
 
 
 @BOTH
+def test_a_forward_transform_alone_has_its_inverse_beyond_the_grid(d: int) -> None:
+    result = cropped(d)
+    alone = CompositeTransform(result.mapping.transforms)
+    comes_back(result, alone.inverse().map)
+    field = alone.transforms[0]
+    assert isinstance(field, DisplacementField)
+    longer = np.array(field.reached().size) - field.geometry.size
+    most = np.abs((field.vectors @ field.geometry.rotation / field.geometry.spacing).reshape(-1, d)).max(0)
+    assert ((longer > 0) & (longer <= 2 * (most + 2))).all()
+    still = DisplacementField(field.geometry, np.zeros_like(field.vectors))
+    assert still.reached() == field.geometry
+
+
+@BOTH
 def test_objects_of_itk(d: int) -> None:
     result = cropped(d)
     whole = result.transform

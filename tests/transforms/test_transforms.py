@@ -190,6 +190,22 @@ def test_inverse_of_a_folding_field_warns() -> None:
         DisplacementField(grid, u).inverse()
 
 
+@BOTH
+def test_the_inverse_where_things_are_pressed_together(d: int) -> None:
+    """To a hundredth along one axis: no fold, but the fixed point hardly moves."""
+    grid = Geometry.make([41, 31, 9][:d], [1.0, 1.5, 2.0][:d], [-20.0, 4.0, 9.0][:d], turned(d, 0.3))
+    x = grid.physical_to_index(grid.grid())[..., 0] - 20
+    field = DisplacementField(grid, (0.1 - 0.99 * np.clip(x, -18, 18))[..., None] * grid.rotation[:, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inverse = field.inverse()
+    q = grid.grid()
+    far = np.linalg.norm(inverse.vectors, axis=-1)
+    np.testing.assert_allclose(far[np.abs(x) < 0.5], 10, atol=1)
+    stays = grid.contains(inverse.map(q))
+    np.testing.assert_allclose(field.map(inverse.map(q))[stays], q[stays], atol=0.011)
+
+
 def test_inverse_at_the_rim_of_a_field_without_folds() -> None:
     """A field that carries things over its rim, as readers see it: zero beyond."""
     grid = Geometry.make([60, 70])

@@ -25,6 +25,7 @@ from itk_nir.compat.sitk.setters import ConfiguredRegistration
 from itk_nir.compat.sitk.transforms import TransformModel, as_composite, checked_transform
 from itk_nir.compat.sitk.weights import stage_for
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
+from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, load_image, refuse_slices
 from itk_nir.options import SYNONYMS, nearest_name, whole_number
 from itk_nir.transforms.model import CompositeTransform, LinearTransform
@@ -93,6 +94,8 @@ class ImageRegistrationMethod(ConfiguredRegistration):
         super().__init__(Setup(preset, options))
         self._initial: Any = None
         self._in_place = True
+        self._refinement = 1
+        self._virtual: Geometry | None = None
         self._moving_initial: Any = None
         self._result: RegistrationResult | None = None
 
@@ -116,16 +119,22 @@ class ImageRegistrationMethod(ConfiguredRegistration):
     def SetInitialTransform(self, transform: Any, inPlace: bool = True) -> None:
         """What to optimise and where from. In place, `transform` itself becomes the result of `Execute`."""
         self._initial, self._in_place = checked_transform(transform, "SetInitialTransform"), bool(inPlace)
+        self._refinement = 1
 
     def SetInitialTransformAsBSpline(
         self, transform: Any, inPlace: bool = True, scaleFactors: Sequence[int] = ()
     ) -> None:
-        """A B-spline to start from; the result is a displacement field, on levels of its own."""
-        if not all((number := whole_number(f)) is not None and number >= 1 for f in scaleFactors):
+        """A B-spline to start from; the result is a displacement field, on levels of its own.
+
+        In place, the spline becomes the one nearest to that field, its mesh finer by the last scale factor.
+        """
+        factors = [whole_number(f) for f in scaleFactors]
+        if any(factor is None or factor < 1 for factor in factors):
             raise OptionError(
                 f"SetInitialTransformAsBSpline: scaleFactors are whole numbers of at least 1, got {list(scaleFactors)}"
             )
         self.SetInitialTransform(transform, inPlace)
+        self._refinement = (factors or [1])[-1] or 1
 
     def GetInitialTransform(self) -> Any:
         """What was given, the identity before."""
@@ -142,6 +151,23 @@ class ImageRegistrationMethod(ConfiguredRegistration):
     def GetMovingInitialTransform(self) -> Any:
         """What was given, the identity before."""
         return self._identity() if self._moving_initial is None else self._moving_initial
+
+    def SetVirtualDomain(
+        self,
+        virtualSize: Sequence[int],
+        virtualOrigin: Sequence[float],
+        virtualSpacing: Sequence[float],
+        virtualDirection: Sequence[float],
+    ) -> None:
+        """The fixed image's grid only; `Execute` refuses another one."""
+        try:
+            self._virtual = Geometry.make(virtualSize, virtualSpacing, virtualOrigin, virtualDirection)
+        except ValueError as error:
+            raise OptionError(f"SetVirtualDomain: {error}") from None
+
+    def SetVirtualDomainFromImage(self, virtualImage: Any) -> None:
+        """The fixed image's grid only; `Execute` refuses another one."""
+        self._virtual = load_image(virtualImage, "virtual image").geometry
 
     def SetFixedInitialTransform(self, transform: Any) -> None:
         """The identity only."""
@@ -227,7 +253,7 @@ class ImageRegistrationMethod(ConfiguredRegistration):
         if result.report.similarity is not None and not stopped:
             run.value = -result.report.similarity
         self._result = result
-        run.transform = model.deliver(result, after, self._in_place)
+        run.transform = model.deliver(result, after, self._in_place, self._refinement)
         run.progress = 1.0
         self._fire("End")
         return run.transform
@@ -330,5 +356,7 @@ class ImageRegistrationMethod(ConfiguredRegistration):
 
     def _transforms(self, fixed: Volume) -> tuple[TransformModel, CompositeTransform | None]:
         """What the initial transform asks for, and the moving initial transform."""
+        if self._virtual is not None and not self._virtual.same_grid(fixed.geometry):
+            raise OPTIONS["SetVirtualDomain"].refusal("SetVirtualDomain with another grid than the fixed image's")
         after = None if self._moving_initial is None else as_composite(self._moving_initial, fixed.geometry)
         return TransformModel.of(self._initial, fixed.geometry), after

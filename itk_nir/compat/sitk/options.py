@@ -34,13 +34,14 @@ OPTIONS: dict[str, OptionSupport] = {
         "alone, scale and skew) are refused"
     ),
     "SetInitialTransformAsBSpline": approximated(
-        "the spline is the start; the result is a displacement field, and a spline given in place stays as it was; "
-        "the deformation has levels of its own, whatever the scale factors"
+        "the spline is the start; the result is a displacement field; a spline given in place becomes the one nearest "
+        "to that field, its mesh finer by the last scale factor; the deformation has levels of its own, whatever the "
+        "factors"
     ),
     "SetMovingInitialTransform": honoured("applied after the optimised transform, and no part of what is returned"),
     "SetFixedInitialTransform": refused("identity only; resample the fixed image, or use SetMovingInitialTransform"),
-    "SetVirtualDomain": refused("the fixed image's grid is the virtual domain"),
-    "SetVirtualDomainFromImage": refused("the fixed image's grid is the virtual domain"),
+    "SetVirtualDomain": refused("the virtual domain is the fixed image's grid, and no other one"),
+    "SetVirtualDomainFromImage": refused("the virtual domain is the fixed image's grid, and no other one"),
     "SetMetricAsANTSNeighborhoodCorrelation": honoured(
         "metric 'lncc', squared local correlation, with this radius in voxels of the level"
     ),
@@ -61,8 +62,8 @@ OPTIONS: dict[str, OptionSupport] = {
     "SetMetricSamplingStrategy": approximated("all voxels are used, as with NONE"),
     "SetMetricSamplingPercentage": approximated("all voxels are used; the seed is honoured"),
     "SetMetricSamplingPercentagePerLevel": approximated("all voxels are used; the seed is honoured"),
-    "MetricUseFixedImageGradientFilterOn": refused("gradients are exact; …Off is what happens"),
-    "MetricUseMovingImageGradientFilterOn": refused("gradients are exact; …Off is what happens"),
+    "MetricUseFixedImageGradientFilterOn": approximated("gradients are exact, without a filter, …On as …Off"),
+    "MetricUseMovingImageGradientFilterOn": approximated("gradients are exact, without a filter, …On as …Off"),
     "SetOptimizerAsGradientDescent": approximated(
         "the engine's own optimiser; numberOfIterations is honoured as the most iterations of a level, "
         "maximumStepSizeInPhysicalUnits as the learning rate a deformation begins with; learning rate, convergence and "
@@ -99,7 +100,7 @@ OPTIONS: dict[str, OptionSupport] = {
         "the metric interpolates linearly; others are taken with a warning (resample with what you like afterwards)"
     ),
     "SetNumberOfThreads": honoured("0 means all"),
-    "SetNumberOfWorkUnits": refused("use SetNumberOfThreads"),
+    "SetNumberOfWorkUnits": approximated("work is cut by the size of the images, whatever the number"),
     "SetGlobalDefault…": refused("settings of the whole process are not touched; use SetNumberOfThreads"),
     "AddCommand": honoured("Start, MultiResolutionIteration, Iteration, Progress, Abort, End, Any"),
     "StopRegistration": honoured("ends the run after this iteration; the best so far is returned"),
@@ -124,7 +125,9 @@ OPTIONS: dict[str, OptionSupport] = {
         "the parameters at this iteration, those of a BSpline fitted to the displacement; after Execute those of what "
         "it returned; refused while it runs without an initial transform"
     ),
-    "GetOptimizerScales": honoured("as given, else ones"),
+    "GetOptimizerScales": honoured(
+        "as given, else ones: a parameter each for linear transforms, an axis each for others; empty before Execute"
+    ),
     "GetOptimizerWeights": honoured("as given, else empty"),
     "GetOptimizerStopConditionDescription": honoured("why the run ended"),
     "SetDebug": refused("use AddCommand"),

@@ -70,6 +70,11 @@ class Run:
     stop_condition: str = ""
     transform: Any = None
 
+    @property
+    def local_parameters(self) -> int:
+        """How many parameters move a point: all of a linear transform, one an axis of any other."""
+        return len(self.position) if self.stage == "linear" and self.position else self.dimension
+
     def ended(self) -> None:
         """Nothing runs any more: what stands for the engine's state at an iteration is let go."""
         self.live, self.parameters = False, None

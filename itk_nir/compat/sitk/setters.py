@@ -9,7 +9,7 @@ import numpy as np
 
 from itk_nir.compat.options import level_options, mutual_information
 from itk_nir.compat.sitk.exhaustive import Grid
-from itk_nir.compat.sitk.options import OPTIMISERS, OPTIONS, Setup, optimiser_signature
+from itk_nir.compat.sitk.options import OPTIMISERS, Setup, optimiser_signature
 from itk_nir.compat.sitk.run import ObservedRegistration
 from itk_nir.compat.sitk.weights import refusal as weights_refusal
 from itk_nir.errors import OptionError, warn_caller
@@ -38,6 +38,7 @@ class ConfiguredRegistration(ObservedRegistration):
         self._moving_mask: Any = None
         self._interpolator: int | None = None
         self._percentages: tuple[float, ...] = (1.0,)
+        self._work_units = 0
 
     # --- metric ------------------------------------------------------------------------------------------------------
 
@@ -107,23 +108,23 @@ class ConfiguredRegistration(ObservedRegistration):
         """What was given, (1.0,) before."""
         return self._percentages
 
+    def MetricUseFixedImageGradientFilterOn(self) -> None:
+        """Gradients are exact, without a filter."""
+
     def MetricUseFixedImageGradientFilterOff(self) -> None:
         """What happens anyway."""
+
+    def SetMetricUseFixedImageGradientFilter(self, value: bool) -> None:
+        """Gradients are exact, without a filter."""
+
+    def MetricUseMovingImageGradientFilterOn(self) -> None:
+        """Gradients are exact, without a filter."""
 
     def MetricUseMovingImageGradientFilterOff(self) -> None:
         """What happens anyway."""
 
-    def SetMetricUseFixedImageGradientFilter(self, value: bool) -> None:
-        """False only."""
-        if value:
-            name = "MetricUseFixedImageGradientFilterOn"
-            raise OPTIONS[name].refusal(name)
-
     def SetMetricUseMovingImageGradientFilter(self, value: bool) -> None:
-        """False only."""
-        if value:
-            name = "MetricUseMovingImageGradientFilterOn"
-            raise OPTIONS[name].refusal(name)
+        """Gradients are exact, without a filter."""
 
     # --- optimiser (the methods of OPTIMISERS are added below) -------------------------------------------------------
 
@@ -159,8 +160,11 @@ class ConfiguredRegistration(ObservedRegistration):
         self._setup.scales = values
 
     def GetOptimizerScales(self) -> tuple[float, ...]:
-        """What was given, else ones, an axis each: parameters are in mm."""
-        return self._setup.scales or (1.0,) * (0 if self._run is None else self._run.dimension)
+        """What was given, else ones: a parameter each for linear transforms, an axis each for others.
+
+        Empty before `Execute`.
+        """
+        return self._setup.scales or (1.0,) * (0 if self._run is None else self._run.local_parameters)
 
     def SetOptimizerAsExhaustive(self, numberOfSteps: Sequence[int], stepLength: float = 1.0) -> None:
         """The metric at every node of a grid around the initial parameters, and the best of them.
@@ -227,6 +231,17 @@ class ConfiguredRegistration(ObservedRegistration):
     def GetNumberOfThreads(self) -> int:
         """What was given, 0 before."""
         return self._setup.threads
+
+    def SetNumberOfWorkUnits(self, n: int) -> None:
+        """Work is cut by the size of the images, whatever the number."""
+        number = whole_number(n)
+        if number is None or number < 0:
+            raise OptionError(f"SetNumberOfWorkUnits takes a whole number that is not negative, got {n!r}")
+        self._work_units = number
+
+    def GetNumberOfWorkUnits(self) -> int:
+        """What was given, 0 before."""
+        return self._work_units
 
 
 def _optimiser_method(name: str) -> Callable[..., None]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.compat.options import LinearStage
+from itk_nir.compat.sitk.splines import refined, spline_parameters
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
@@ -146,7 +147,9 @@ class TransformModel:
         # A given start, if only the identity, is where the search begins; without one the best start is looked for.
         return None if self.given is None else CompositeTransform((LinearTransform.identity(self.grid.dimension),))
 
-    def deliver(self, result: RegistrationResult, after: CompositeTransform | None, in_place: bool) -> Any:
+    def deliver(
+        self, result: RegistrationResult, after: CompositeTransform | None, in_place: bool, refinement: int = 1
+    ) -> Any:
         """The optimised transform as `Execute` returns it.
 
         Parameters
@@ -157,6 +160,8 @@ class TransformModel:
             The moving initial transform, which is no part of what is returned.
         in_place : bool
             Whether the given transform becomes the result.
+        refinement : int, optional
+            How much finer the mesh of a B-spline that is given in place becomes.
 
         Returns
         -------
@@ -173,6 +178,8 @@ class TransformModel:
             return sitk.CompositeTransform([*self._tail_parts(), *found])
         if in_place and isinstance(self.given, sitk.DisplacementFieldTransform):
             return self._as_field(part, self.given)
+        if in_place and self.name == "BSplineTransform":
+            self._fit_spline(part, refinement)
         return self.handed_over(self._as_field(part) if self.deformable else self._as_linear(part), in_place)
 
     def handed_over(self, optimised: Any, in_place: bool) -> Any:
@@ -241,7 +248,7 @@ class TransformModel:
             return (moved if last is None else last.map(moved.reshape(-1, d)).reshape(points.shape)) - points
 
         if self.name == "BSplineTransform":
-            return _spline_parameters(self.optimised, displacement)
+            return spline_parameters(self.optimised, displacement)
         return tuple(displacement(self._field_grid().grid()).ravel().tolist())
 
     def _without_what_follows(
@@ -303,6 +310,16 @@ class TransformModel:
             out.SetInverseDisplacementField(image_to_sitk(back, grid))
         return out
 
+    def _fit_spline(self, part: CompositeTransform, refinement: int) -> None:
+        """Make the B-spline that was given in place the one nearest to what was found."""
+
+        def displacement(points: NDArray[np.float64]) -> NDArray[np.float64]:
+            return part.map(points.reshape(-1, part.dimension)).reshape(points.shape) - points
+
+        spline = refined(self.optimised, refinement)
+        spline.SetParameters(spline_parameters(spline, displacement))
+        self._put(spline)
+
     def _field_grid(self) -> Geometry:
         """The grid of the given displacement field, else that of the fixed image."""
         if self.name != "DisplacementFieldTransform":
@@ -317,6 +334,8 @@ class TransformModel:
             self.given.RemoveTransform()
             self.given.AddTransform(optimised)
         else:
+            # A centre stays as it was, the mesh of a spline may be finer.
+            self.given.SetFixedParameters(optimised.GetFixedParameters())
             self.given.SetParameters(optimised.GetParameters())
         return self.given
 
@@ -385,22 +404,6 @@ def _is_zero(transform: Any, name: str) -> bool:
 def _grid_of(image: Any) -> Geometry:
     """The grid of an image of SimpleITK."""
     return Geometry.make(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
-
-
-def _spline_parameters(spline: Any, displacement: Mapping) -> tuple[float, ...]:
-    """Coefficients of a B-spline transform that has a displacement, ``(..., d)`` LPS mm, at its control points."""
-    import SimpleITK as sitk
-
-    from itk_nir.images import to_sitk as image_to_sitk
-
-    grid = _grid_of(spline.GetCoefficientImages()[0])
-    vectors = displacement(grid.grid())
-    out: list[float] = []
-    for axis in range(grid.dimension):
-        image = image_to_sitk(np.ascontiguousarray(vectors[..., axis]), grid)
-        coefficients = sitk.BSplineDecomposition(image, splineOrder=spline.GetOrder())
-        out += sitk.GetArrayViewFromImage(coefficients).ravel().tolist()
-    return tuple(out)
 
 
 def _matrix(transform: CompositeTransform) -> NDArray[np.float64]:
