@@ -171,9 +171,7 @@ def _train(
     domain = common_domain(pair, margin)
     if pair.known is not None:
         domain = pair.known.reached(domain, pair.fixed_geometry)
-    settings = settings.for_pair(domain.size, len(pair.channels))
-    if pair.free is not None:  # what moves the whole image is not for one that lies where it belongs
-        settings = replace(settings, network=None, search="never")
+    settings = _for_pair(settings, pair, domain)
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     finest = max(settings.halvings(level) for level in range(settings.levels))
@@ -240,6 +238,12 @@ def _train(
         raise nothing
     field = model.trained().at_rest() if rest else model.trained()
     return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned), searched), domain
+
+
+def _for_pair(settings: Settings, pair: Pair, domain: Domain) -> Settings:
+    """The settings for a pair: what moves the whole image is not for one that lies where it belongs."""
+    settings = settings.for_pair(domain.size, len(pair.channels))
+    return settings if pair.free is None else replace(settings, network=None, search="never")
 
 
 @contextmanager

@@ -34,7 +34,7 @@ NEAR, WIDE, CHANGE = 1, 3, 6.0
 CHANCE = 4.0
 
 #: Voxels around a change within which control points are free.
-AROUND = 8
+AROUND = 16
 
 #: The least share of the positions that must be the same for the images to be the same but for changes.
 LEAST_SHARE = 0.5
@@ -177,6 +177,12 @@ def _changed(difference: Tensor, where: Tensor) -> Tensor:
     for radius in (NEAR, WIDE):
         # A sum of n values has sqrt(n) times their deviation.
         out |= _box(difference, radius).abs() > CHANGE * deviation * counts[radius].sqrt()
+    # An edge that moved is dark on one side and bright on the other: its sum is small, but neighbours are alike.
+    alike, lags = torch.zeros_like(difference), _lags(difference, 1)
+    for lag in lags:
+        first, second = _apart(difference, lag)
+        _apart(alike, lag)[0].add_(first * second)
+    out |= _box(alike, WIDE) > CHANGE * deviation.square() * (len(lags) * counts[WIDE]).sqrt()
     return out & where
 
 
