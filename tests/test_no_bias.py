@@ -48,7 +48,7 @@ def test_noise_hides_no_shift() -> None:
     p, fixed, moving = noisy_copies(2, (72, 84), 0.02)
     moving.SetOrigin(np.add(moving.GetOrigin(), 1.5).tolist())  # elsewhere in space, on the grid of its own
     field = itk_nir.register(fixed, moving, preset="fast").mapping.displacement_on(p.geometry).vectors
-    assert field[p.fixed_labels > 0].mean((0)) == pytest.approx([1.5, 1.5], abs=0.25)
+    assert field[p.fixed_labels > 0].mean(0) == pytest.approx([1.5, 1.5], abs=0.25)
 
 
 def test_a_change_is_found_and_nothing_else() -> None:
