@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from itk_nir.checkpoint import chosen_metrics, with_chosen_metrics
 from itk_nir.engine import ops
 from itk_nir.engine.choice import SAME, choose_metric
+from itk_nir.engine.descent import DONE
 from itk_nir.engine.evidence import Comparison
 from itk_nir.engine.execution import (
     device_name,
@@ -32,6 +33,7 @@ from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.engine.regions import kept
 from itk_nir.engine.sampling import SampledField, Target, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
+from itk_nir.engine.unchanged import free_to_move
 from itk_nir.findings import texts
 from itk_nir.identity import inputs_of
 from itk_nir.neural_field import NeuralField
@@ -118,7 +120,7 @@ class Run:
         """
         problem = self.problem
         reset_peak_device_memory(problem.device)
-        began = pair = problem.pair()
+        began = pair = self._with_what_changed(problem.pair())
         self.landmarks = None if pair.known is None else pair.known.landmarks
         self.notes.extend(on_landmarks(self.landmarks))
         pair = self._with_linear(pair)
@@ -158,6 +160,18 @@ class Run:
             RegistrationResult.of_field(problem.fixed, problem.moving, trained, sampled, report)
         )
 
+    def _with_what_changed(self, pair: Pair) -> Pair:
+        """The pair, with where the images differ by more than noise, where that is known."""
+        settings = self.settings
+        metrics = settings.deformable.metric, settings.linear.linear_metric
+        if not getattr(settings.deformable, "hold_unchanged", False) or NONE in metrics:
+            return pair
+        free = free_to_move(pair)
+        if free is not None:
+            what = "nothing is moved" if not bool(free.any()) else "only what differs by more is moved, and around it"
+            self.remarks.append(f"the images lie on each other and differ by noise alone: {what}")
+        return replace(pair, free=free)
+
     def _with_linear(self, pair: Pair) -> Pair:
         """The pair with the map of the linear stage, and the metrics settled; or as they were in a run before."""
         entry, told = self.journal.recalled(LINEAR), len(self.notes)
@@ -169,7 +183,8 @@ class Run:
         self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
         if entry is not None:
             return replace(pair, linear=np.array(entry.values["matrix"]))
-        if self.problem.linear != "none":
+        # Where most of the image lies where it belongs, a linear map has nothing to do.
+        if self.problem.linear != "none" and pair.free is None:
             pair = replace(pair, linear=self._linear(pair, start))
         if not self.cancelled:
             values = {
@@ -207,7 +222,7 @@ class Run:
     def _start(self, pair: Pair) -> Start | None:
         """Where the linear stage begins; None where it begins as the images lie, or there is none."""
         problem = self.problem
-        if problem.linear == "none" or problem.start is not None:
+        if problem.linear == "none" or problem.start is not None or pair.free is not None:
             return None
         settings = self._for_engine
         found = find_start(
@@ -269,14 +284,17 @@ class Run:
     def _deformable(self, pair: Pair) -> Optimised:
         problem = self.problem
         begin = 0.0 if problem.linear == "none" else 0.1
+        nothing = pair.free is not None and not bool(pair.free.any())
         # One evaluation, then out.
-        callback = (lambda _: True) if self.cancelled else self._share(begin, 0.95 - begin)
+        callback = (lambda _: True) if self.cancelled or nothing else self._share(begin, 0.95 - begin)
         done: Optimised = self.settings.engine.optimise(
             pair, self._for_engine.deformable, seed=problem.seed, threads=problem.threads, callback=callback,
             clock=problem.clock, **({} if self.journal.write is None else {"journal": self.journal}),
         )  # fmt: skip
-        if self.cancelled:
+        if self.cancelled or nothing:
             done = _at_rest(done, pair)
+        if nothing and not self.cancelled:
+            done = replace(done, stop=DONE)
         self.notes.extend(done.notes)
         self._took("deformable")
         return done
@@ -289,8 +307,10 @@ class Run:
         # One map is not to be measured over two sets of positions, as if it were two.
         same = np.array_equal(began.linear, pair.linear)
         start = linear if same else comparison.under(began.linear, [None])[0]
-        if done is not None and done.stop != "cancelled":
+        if done is not None and done.stop != "cancelled" and pair.free is None:
             done, end = self._given_up(pair, done, linear, end)
+        if pair.free is not None and self.problem.linear != "none":
+            self.similarity_linear = linear.metric
         self.evidence = {"start": start, "linear": linear, "end": end}
         self._took("verdict")
         return done

@@ -23,6 +23,8 @@ from __future__ import annotations
 import math
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -46,6 +48,7 @@ from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.regions import kept
 from itk_nir.engine.settings import DeformableSettings as Settings
 from itk_nir.engine.stored_field import describe, restore
+from itk_nir.engine.unchanged import at_control_points
 from itk_nir.engine.velocity_field import SplineVelocity
 from itk_nir.errors import NothingToCompare
 
@@ -168,7 +171,7 @@ def _train(
     domain = common_domain(pair, margin)
     if pair.known is not None:
         domain = pair.known.reached(domain, pair.fixed_geometry)
-    settings = settings.for_pair(domain.size, len(pair.channels))
+    settings = _for_pair(settings, pair, domain)
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     finest = max(settings.halvings(level) for level in range(settings.levels))
@@ -212,7 +215,8 @@ def _train(
             del make
             descent = Descent(level, model, report, journal, callback is not None, search)
             del level
-            stop = descent.run()
+            with _held(pair.free, model):
+                stop = descent.run()
             if search is not None:
                 searched = search.outcome
             if descent.returned:
@@ -234,6 +238,26 @@ def _train(
         raise nothing
     field = model.trained().at_rest() if rest else model.trained()
     return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned), searched), domain
+
+
+def _for_pair(settings: Settings, pair: Pair, domain: Domain) -> Settings:
+    """The settings for a pair: what moves the whole image is not for one that lies where it belongs."""
+    settings = settings.for_pair(domain.size, len(pair.channels))
+    return settings if pair.free is None else replace(settings, network=None, search="never")
+
+
+@contextmanager
+def _held(free: Tensor | None, model: FieldInTraining) -> Iterator[None]:
+    """Control points that are not free have no gradient, and stay as they are."""
+    if free is None:
+        yield
+        return
+    moving = at_control_points(free, model.lattices.axes[model.velocity.number])
+    hook = model.velocity.control_points.requires_grad_(True).register_hook(lambda gradient: gradient * moving)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _kept(model: FieldInTraining, values: dict[str, Any]) -> Entry:

@@ -192,6 +192,8 @@ class Pair:
         Of the fixed image, which stay rigid or keep their volume under the whole map.
     known : Correspondences or None
         Landmarks and labels.
+    free : Tensor or None
+        ``(Z, Y, X)`` bool, where the fixed image may be deformed (`itk_nir.engine.unchanged`); None for everywhere.
     """
 
     fixed: Tensor
@@ -208,6 +210,7 @@ class Pair:
     moving_lesion: Tensor | None = None
     regions: tuple[Region, ...] = ()
     known: Correspondences | None = None
+    free: Tensor | None = None
 
     @classmethod
     def make(

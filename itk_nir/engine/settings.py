@@ -149,6 +149,11 @@ class DeformableSettings:
     labels: tuple[int, ...] = option(
         (), "values of the label maps that count; left out, all above 0 that both maps have", at_least=1, public=True
     )
+    hold_unchanged: bool = option(
+        True,
+        "where the images lie on each other on one grid, and most of them differ by white noise alone, move only what "
+        "differs by more, and around it, without a linear stage: else noise is fitted to noise",
+    )
     convergence_window: int = option(
         10, "iterations over which convergence is judged", at_least=1, at_most=100_000, public=True
     )

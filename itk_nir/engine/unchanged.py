@@ -1,0 +1,239 @@
+"""Which part of two images is the same but for noise, so that nothing is moved there to fit noise to noise.
+
+A metric of two noisy images prefers many a map to the right one: interpolation smooths the noise of the moving image
+between voxels and not at them, windows that hold nothing but noise want contrast to come in, and control points fit
+noise wherever they may. Between two scans of one object that lie on each other this is all that a registration does.
+The images themselves tell: where they are the same, their difference is white noise, which no neighbouring voxel
+knows anything of, while a wrong place of the least edge leaves differences of one sign side by side. So the difference
+is looked at without any interpolation, on one grid, as the images lie. Where sums over its neighbourhoods are
+larger than noise allows, something changed; where these places are few, and what is left of the difference has no
+correlation between neighbours, the images are the same there. With ``n`` voxels the correlation of white noise is known
+to ``1 / sqrt(n)``: a shift of a fiftieth of a voxel of all of a head shows in it.
+
+Nothing of this holds, and everything is free to move, where the noise is not white (images that were interpolated,
+compressed, smoothed), the contrasts differ, or the images do not lie on each other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from itk_nir.engine.images import Channel, Pair, sizes, voxel_map
+from itk_nir.engine.lattice import Axis
+
+#: Radii, in voxels, of the neighbourhoods whose sums are looked at, and how many standard deviations are a change.
+NEAR, WIDE, CHANGE = 1, 3, 6.0
+
+#: A correlation between neighbours above so many standard deviations is no chance.
+CHANCE = 4.0
+
+#: Voxels around a change within which control points are free.
+AROUND = 16
+
+#: The least share of the positions that must be the same for the images to be the same but for changes.
+LEAST_SHARE = 0.5
+
+#: Positions of the first glance, about, and the least that anything can be told of.
+GLANCE, LEAST_COUNT = 20_000, 1000
+
+#: Edges of the first glance are told by voxels so far to either side.
+NEAR_EDGE = 3
+
+#: Covariances between neighbours of both images must be above so many standard deviations, or there is no signal.
+LEAST_SIGNAL = 10.0
+
+#: Of white noise, the difference of neighbours is sqrt(2) times as large as the noise, in the median.
+LEAST_ROUGHNESS = 1.2
+
+
+def free_to_move(pair: Pair) -> Tensor | None:
+    """Where two images differ by more than noise, and around.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images, and the linear map from which on they are registered.
+
+    Returns
+    -------
+    Tensor or None
+        ``(Z, Y, X)`` bool on the fixed grid, nowhere true where noise is all that they differ by. None where that is
+        not known of most of the image: everything is free.
+    """
+    if pair.known is not None or pair.regions or not _on_one_grid(pair):
+        return None
+    counts = torch.ones_like(pair.fixed, dtype=torch.bool)
+    for mask in (pair.fixed_counts, pair.moving_counts):
+        if mask is not None:
+            counts &= mask > 0.5
+    if int(counts.sum()) < LEAST_COUNT:
+        return None
+    if not all(_rough(channel, counts) for channel in pair.channels):
+        return None
+    changed = torch.zeros_like(counts)
+    normalised = pair.normalised()
+    for fixed, moving in normalised:
+        difference = _difference(fixed, moving, counts)
+        if difference is None:
+            return None
+        changed |= _changed(difference, counts)
+    free = _dilated(changed, AROUND)
+    same = counts & ~free
+    if float(same.sum()) < LEAST_SHARE * float(counts.sum()):
+        return None
+    for fixed, moving in normalised:
+        difference = _difference(fixed, moving, same)
+        if difference is None or not _white(difference):
+            return None
+    return free
+
+
+def at_control_points(free: Tensor, axes: list[Axis]) -> Tensor:
+    """Which control points are free.
+
+    Parameters
+    ----------
+    free : Tensor
+        ``(Z, Y, X)`` bool, of `free_to_move`.
+    axes : list of Axis
+        Of the lattice, ``[x, y, z]``, in voxels of the fixed image.
+
+    Returns
+    -------
+    Tensor
+        ``(z, y, x)`` float32: 1 for those at a free voxel, or nearest to one where they lie beyond the image.
+    """
+    for dimension, axis in zip((2, 1, 0), axes, strict=True):
+        nearest = np.clip(np.rint(axis.positions), 0, free.shape[dimension] - 1).astype(np.int64)
+        free = free.index_select(dimension, torch.from_numpy(nearest).to(free.device))
+    return free.float()
+
+
+def _on_one_grid(pair: Pair) -> bool:
+    """Whether every voxel of the fixed image lies on the same voxel of the moving one."""
+    if sizes(pair.fixed_geometry) != sizes(pair.moving_geometry):
+        return False
+    index = voxel_map(pair.fixed_geometry, pair.moving_geometry, pair.linear)[0]
+    last = np.array(sizes(pair.fixed_geometry), float) - 1
+    corners = np.array(list(itertools.product(*((0.0, n) for n in last))))
+    return bool(np.abs(corners @ index[:, :3].T + index[:, 3] - corners).max() < 1e-3)
+
+
+def _rough(channel: Channel, counts: Tensor) -> bool:
+    """A glance at some positions: whether the difference is as rough as white noise near most of the edges."""
+    fixed, scale = channel.fixed, channel.fixed_intensity.deviation / channel.moving_intensity.deviation
+    step = max(1, fixed.numel() // GLANCE)
+    # Not a multiple of a row's length, or all positions were in one column.
+    step += math.gcd(step, fixed.shape[2]) > 1
+    a, b, c = fixed.reshape(-1), channel.moving.reshape(-1), counts.reshape(-1)
+    at = torch.arange(NEAR_EDGE, fixed.numel() - NEAR_EDGE - 1, step, device=fixed.device)
+    at = at[c[at] & c[at + 1] & (a[at] != b[at])]
+    if len(at) < 100:
+        return False
+    # Edges by voxels other than those that are looked at: noise has no part in the choice.
+    edge = (a[at + 1 + NEAR_EDGE] - a[at - NEAR_EDGE]).abs()
+    at = at[edge >= edge.quantile(0.75)]
+    here, beside = a[at] - scale * b[at], a[at + 1] - scale * b[at + 1]
+    size = (here - here.median()).abs().median()
+    return bool((beside - here).abs().median() > LEAST_ROUGHNESS * size)
+
+
+def _difference(fixed: Tensor, moving: Tensor, where: Tensor) -> Tensor | None:
+    """``F - a M - b``, zero beyond `where`; None where the images have next to nothing in common.
+
+    ``a`` is the ratio of covariances between neighbours, in which white noise has no part: that of the values would be
+    too small by the noise of the moving image.
+    """
+    inside = where.float()
+    count = inside.sum()
+    f, m = ((x - (x * inside).sum() / count) * inside for x in (fixed, moving))
+    cross = own = chance = 0.0
+    for lag in _lags(fixed, 1, diagonal=False):
+        (f0, f1), (m0, m1) = _apart(f, lag), _apart(m, lag)
+        product = f0 * m1 + f1 * m0
+        cross += float(product.sum(dtype=torch.float64)) / 2
+        chance += float(product.square_().sum(dtype=torch.float64)) / 4
+        own += float((m0 * m1).sum(dtype=torch.float64))
+    if own <= 0 or cross < LEAST_SIGNAL * math.sqrt(chance):
+        return None
+    return f - (cross / own) * m
+
+
+def _changed(difference: Tensor, where: Tensor) -> Tensor:
+    """Where the sums over neighbourhoods are larger than those of noise."""
+    inside = where.float()
+    counts = {radius: _box(inside, radius).clamp_(min=0.5) for radius in (NEAR, WIDE)}
+    # The noise around, as far as a change has not made it larger: at most twice that of most of the image.
+    deviation = (_box(difference.square(), WIDE) / counts[WIDE]).sqrt_()
+    usual = deviation[where & (deviation > 0)].median()
+    deviation.clamp_(max=2 * float(usual)).clamp_min_(1e-6)
+    out = torch.zeros_like(where)
+    for radius in (NEAR, WIDE):
+        # A sum of n values has sqrt(n) times their deviation.
+        out |= _box(difference, radius).abs() > CHANGE * deviation * counts[radius].sqrt()
+    # An edge that moved is dark on one side and bright on the other: its sum is small, but neighbours are alike.
+    alike, lags = torch.zeros_like(difference), _lags(difference, 1)
+    for lag in lags:
+        first, second = _apart(difference, lag)
+        _apart(alike, lag)[0].add_(first * second)
+    out |= _box(alike, WIDE) > CHANGE * deviation.square() * (len(lags) * counts[WIDE]).sqrt()
+    return out & where
+
+
+def _white(difference: Tensor) -> bool:
+    """Whether no neighbour knows anything of another, by any one step between them and by all together."""
+    if not bool(difference.any()):
+        return False  # identical images are no noisy ones
+    total = chance = 0.0
+    for lag in (*_lags(difference, 1), *_lags(difference, 2)):
+        a, b = _apart(difference, lag)
+        product = a * b
+        one, square = float(product.sum(dtype=torch.float64)), float(product.square_().sum(dtype=torch.float64))
+        if abs(one) > CHANCE * math.sqrt(square):
+            return False
+        total, chance = total + one, chance + square
+    return abs(total) <= CHANCE * math.sqrt(chance)
+
+
+def _lags(image: Tensor, reach: int, diagonal: bool = True) -> list[tuple[int, ...]]:
+    """Steps to neighbours: along each axis that is longer than twice the reach, then along the diagonals of planes."""
+    long = [k for k in range(3) if image.shape[k] > 2 * reach]
+    out = [tuple(reach * (k == axis) for k in range(3)) for axis in long]
+    for i, j in itertools.combinations(long if diagonal else [], 2):
+        out.extend(tuple(reach * ((k == i) + sign * (k == j)) for k in range(3)) for sign in (1, -1))
+    return out
+
+
+def _apart(image: Tensor, lag: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """An image, and what lies `lag` from each of its voxels, where both are inside."""
+    first = tuple(slice(max(0, -k), image.shape[i] - max(0, k)) for i, k in enumerate(lag))
+    second = tuple(slice(max(0, k), image.shape[i] - max(0, -k)) for i, k in enumerate(lag))
+    return image[first], image[second]
+
+
+def _box(image: Tensor, radius: int) -> Tensor:
+    """Sums over cubes, cut at the border."""
+    out = image[None, None]
+    for axis in range(3):
+        if image.shape[axis] > 1:
+            width = [2 * radius + 1 if k == axis else 1 for k in range(3)]
+            pad = [radius if k == axis else 0 for k in range(3)]
+            out = functional.avg_pool3d(out, width, 1, pad) * (2 * radius + 1)
+    return out[0, 0]
+
+
+def _dilated(mask: Tensor, radius: int) -> Tensor:
+    """What lies within a cube around what is true."""
+    out = mask.float()[None, None]
+    for axis in range(3):
+        if mask.shape[axis] > 1:
+            width = [2 * radius + 1 if k == axis else 1 for k in range(3)]
+            pad = [radius if k == axis else 0 for k in range(3)]
+            out = functional.max_pool3d(out, width, 1, pad)
+    return out[0, 0] > 0.5
