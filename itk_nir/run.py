@@ -164,7 +164,9 @@ class Run:
         """The pair, with where the images differ by more than noise, where that is known."""
         settings = self.settings
         metrics = settings.deformable.metric, settings.linear.linear_metric
-        if not getattr(settings.deformable, "hold_unchanged", False) or NONE in metrics:
+        # A linear stage alone takes samples that never repeat: noise does not move it.
+        held = self.problem.deformable and getattr(settings.deformable, "hold_unchanged", False)
+        if not held or NONE in metrics:
             return pair
         free = free_to_move(pair)
         if free is not None:
