@@ -323,8 +323,17 @@ class Run:
         better, against = known(end, linear)
         if better and not against:
             return done, end
+        unlike = not all(getattr(metric, "one_contrast", False) for _, metric in self.metrics)
+        little = mean_of(self.metrics, "little_evidence")
+        if unlike and not better and end.metric < little and pair.known is None:
+            # Of chance likeness there is always more to be had: where it leads depends on how the grids lie.
+            self.doubts.append(
+                f"the deformation was given up: with it too, the images have little in common (metric {end.metric:.2f}, "
+                f"little evidence below {little:.2f})"
+            )
+            return _at_rest(done, pair), linear
         least = self.least_gain * abs(linear.metric)
-        if all(getattr(metric, "one_contrast", False) for _, metric in self.metrics):
+        if not unlike:
             # Of 1, which two images of one contrast reach, an image is short of by its flat windows alone.
             least = max(least, LEAST_GAIN * (1 - linear.metric))
         if not against and not worse(end, linear, clearly=False) and gain >= least:

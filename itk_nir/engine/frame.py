@@ -282,12 +282,12 @@ class Frame:
         """
         return _to_step(self.points(points), POINT_STEP * min(self.stored.spacing) / self.unit)
 
-    def physical(self, points: F64) -> F64:
+    def physical(self, points: ArrayLike) -> F64:
         """Points of the frame in space.
 
         Parameters
         ----------
-        points : ndarray
+        points : array_like
             ``(..., d)``.
 
         Returns
@@ -295,7 +295,7 @@ class Frame:
         ndarray
             ``(..., d)`` LPS mm.
         """
-        return np.asarray(points * self.unit + self.centre)
+        return np.asarray(np.asarray(points, float) * self.unit + self.centre)
 
     def matrix(self, physical: F64) -> F64:
         """A linear map of points of the frame.

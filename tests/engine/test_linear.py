@@ -224,8 +224,8 @@ def test_stretch_is_kept_where_it_gains_enough(
     """Some metrics are below 0 where images have little in common: less is worse there too."""
     plain, base = np.eye(3), np.diag([1.1, 1.0, 1.0])
     monkeypatch.setattr(linear, "agreed", lambda level, m, metrics: rigid + gained * (m is base))
-    descent = SimpleNamespace(levels=[None], settings=SimpleNamespace(linear_iterations=(1,)), metrics=())
-    assert linear._needed(descent, plain, base, 0.02) is (base if stretched else plain)  # type: ignore[arg-type]
+    descent = SimpleNamespace(levels=[None], metrics=())
+    assert linear._needed(descent, plain, base, 0.02, (1,)) is (base if stretched else plain)  # type: ignore[arg-type]
 
 
 @LIKE_AND_UNLIKE

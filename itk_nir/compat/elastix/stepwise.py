@@ -31,11 +31,11 @@ from itk_nir.engine.progress import Progress
 from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.torch_state import engine_state
 from itk_nir.errors import OptionError
-from itk_nir.geometry import Geometry
 from itk_nir.images import Volume
 from itk_nir.transforms.model import LinearTransform
 
 if TYPE_CHECKING:
+    from itk_nir.engine.frame import Frame
     from itk_nir.engine.images import Pair
     from itk_nir.engine.progress import Callback
     from itk_nir.problem import Problem
@@ -47,16 +47,17 @@ _FINEST = {2: 256, 3: 96}
 
 
 class _Map:
-    """A linear transform of elastix by the parameters that may move, in mm at the rim of the image."""
+    """A linear transform of elastix by the parameters that may move, in units of the frame at the rim of the image."""
 
     def __init__(
-        self, kind: str, values: Sequence[float], free: Sequence[int], centre: F64, before: F64, grid: Geometry
+        self, kind: str, values: Sequence[float], free: Sequence[int], centre: F64, before: F64, frame: Frame
     ) -> None:
-        self.kind, self.centre, self.before, self.grid = kind, centre, before, grid
+        self.kind, self.centre, self.before, self.frame, self.grid = kind, centre, before, frame, frame.geometry
+        grid = self.grid
         self.values = torch.tensor(list(values), dtype=torch.float64)
         self.free = torch.tensor(list(free), dtype=torch.int64)
         unit = torch.full((len(values),), 1 / grid.half_extent, dtype=torch.float64)
-        unit[translation_of(kind, grid.dimension)] = 1.0
+        unit[translation_of(kind, grid.dimension)] = frame.unit
         self.unit = unit[self.free]
         self.begin = self.linear(self.values).detach().numpy() @ before
 
@@ -74,11 +75,11 @@ class _Map:
 
     def parts(self, x: torch.Tensor, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """What the step makes of the map before it, as `LinearMap.parts` has it."""
-        d, grid = self.grid.dimension, self.grid
+        d, grid, frame = self.grid.dimension, self.grid, self.frame
         step = torch.tensor(np.linalg.inv(self.begin)) @ self.linear(self.at(x)) @ torch.tensor(self.before)
-        axes, centre = torch.tensor(np.array(grid.rotation)), torch.tensor(np.array(grid.centre))
+        axes, centre = torch.tensor(np.array(grid.rotation)), torch.tensor(frame.physical(grid.centre))
         inner = axes.T @ step[:d, :d] @ axes
-        shift = axes.T @ (step[:d, :d] @ centre + step[:d, d] - centre)
+        shift = axes.T @ (step[:d, :d] @ centre + step[:d, d] - centre) / frame.unit
         pad = 3 - d
         matrix = torch.block_diag(inner, torch.eye(pad, dtype=torch.float64)) if pad else inner
         shift = torch.cat([shift, shift.new_zeros(pad)])
@@ -178,7 +179,8 @@ class _Search:
     """The evaluations of all maps."""
 
     def __init__(self, pair: Pair, problem: Problem, callback: Callback | None, maps: int) -> None:
-        self.pair, self.grid, self.callback, self.maps = pair, problem.fixed.geometry, callback, maps
+        self.pair, self.frame, self.callback, self.maps = pair, problem.frame, callback, maps
+        self.grid = self.frame.geometry
         self.settings, self.threads, self.clock = problem.settings.linear, problem.threads, problem.clock
         self.normalised = pair.normalised()
         self.metrics: Sequence[tuple[float, Metric]] = _metrics(problem)
@@ -216,8 +218,8 @@ class _Search:
             there = list(values)
             for axis, at in zip(space, node, strict=True):
                 there[axis.parameter] = at
-            linear = _Map(one.kind, there, (), centre, before, self.grid).begin
-            now = value(here, linear, self.metrics)
+            linear = _Map(one.kind, there, (), centre, before, self.frame).begin
+            now = value(here, self.frame.matrix(linear), self.metrics)
             if now > best:
                 best, kept = now, there
             if self._told(number, (level, len(one.spaces)), (done, len(nodes)), now, linear):
@@ -234,8 +236,8 @@ class _Search:
         corners = torch.from_numpy(np.pad((self.grid.corners() - self.grid.centre) @ self.grid.rotation,
                                           ((0, 0), (0, 3 - self.grid.dimension))).T).float()  # fmt: skip
         while True:
-            model = _Map(one.kind, values, free, centre, before, self.grid)
-            near = here.under(model.begin, self.metrics)
+            model = _Map(one.kind, values, free, centre, before, self.frame)
+            near = here.under(self.frame.matrix(model.begin), self.metrics)
             cost = 1 - near.agreed()
             gained = best - cost
             if gained >= 0:
