@@ -272,7 +272,9 @@ def in_order(own: ParameterMap, common: ParameterMap) -> ParameterMap:
     dict
         All entries.
     """
-    early = {key: own[key] for key in ("Transform", "NumberOfParameters", "TransformParameters") if key in own}
+    early: ParameterMap = {
+        key: own[key] for key in ("Transform", "NumberOfParameters", "TransformParameters") if key in own
+    }
     return {**early, **common, **{key: values for key, values in own.items() if key not in early}}
 
 
