@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from itk_nir.engine import linear_starts
 from itk_nir.engine.images import Pair
+from itk_nir.engine.linear_bins import with_filled_bins
 from itk_nir.engine.linear_fine import refined
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed, value
 from itk_nir.engine.metrics import Metric, MutualInformation, look_at_images, mean_of
@@ -38,6 +39,10 @@ CHANCE = 150.0
 
 #: Windows of the finer levels are so many times as wide, in samples: there is more noise, and less to be found.
 FINE_RADII = 4
+
+#: By how much more alike the images must be without a rigid map first for that to be given up, where no deformation
+#: follows.
+DIRECT_GAIN = 0.05
 
 #: By which share of a measure the map that was found must be worse than the start for that to be told.
 NOTABLE = 0.005
@@ -112,6 +117,7 @@ def optimise_linear(
     if pair.known is not None and not look_at_images(metrics):
         kind = pair.known.supported(kind)
     normalised = pair.normalised()
+    metrics = with_filled_bins(pair, metrics)
     radius = min(settings.linear_radius, max(pair.fixed_geometry.size))  # wider windows see no more
     sizes, iterations = _levels(pair, settings)
     levels = [LinearLevel.of_size(pair, normalised, size, radius, threads, alone) for size in sizes]
@@ -119,14 +125,19 @@ def optimise_linear(
     begin = linear_starts.as_they_lie(pair)
     base, cancelled, notes = (begin, False, []) if start is None else (start.matrix, start.cancelled, list(start.notes))
     several = kind in ("similarity", "affine")
-    plain = base
+    plain, first = base, base
     for level, evaluations in enumerate(iterations):
         rigid = evaluations // 2 if several and level == 0 else 0
+        cost = np.inf
         for part, count in (("rigid", rigid), (kind, evaluations - rigid)):
             if count and not cancelled:
-                base, _, cancelled = descent.run(level, base, part, count)
+                base, cost, cancelled = descent.run(level, base, part, count)
             if part == "rigid" and rigid:
                 plain = base
+        if alone and rigid and not cancelled:
+            # Structures of another size have no good rigid map: what is found from there may lead nowhere.
+            direct, least, cancelled = descent.run(level, first, kind, evaluations - rigid)
+            base = direct if least < cost - DIRECT_GAIN else base
     gain = mean_of(metrics, "contrast_gain")
     if several and gain > 0 and not cancelled:
         needed = _needed(descent, plain, base, gain, iterations)

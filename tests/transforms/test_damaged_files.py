@@ -13,7 +13,8 @@ import SimpleITK as sitk
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.transforms import CompositeTransform, DisplacementField, LinearTransform
-from itk_nir.transforms.formats.elastix import write_elastix
+from itk_nir.transforms.formats.elastix import read_elastix, write_elastix
+from itk_nir.transforms.formats.elastix.exact import read_chain
 from itk_nir.transforms.formats.field_image import write_vectors
 from itk_nir.transforms.formats.itk_h5 import write_h5
 from itk_nir.transforms.formats.itk_text import write_itk_file
@@ -87,6 +88,45 @@ def test_a_cut_file_is_refused_or_the_same(name: str, tmp_path: Path) -> None:
             np.testing.assert_array_equal(found, wanted, err_msg=f"{length} of {len(raw)} bytes")
         tried += 1
     assert refused > 0.9 * tried
+
+
+#: Transforms of elastix by hand, as its own examples write them: what it has a default for is left out.
+BY_HAND = {
+    "euler.toml": 'CenterOfRotationPoint = [ 1.0, 2.0 ]\nNumberOfParameters = 3\nTransform = "EulerTransform"\n'
+    "TransformParameters = [ 0.3, 4.0, -5.0 ]\n",
+    "affine.txt": '(Transform "AffineTransform")\n(NumberOfParameters 6)\n(TransformParameters 1.1 0.2 -0.1 0.9 3 -4)\n'
+    "(CenterOfRotationPoint 1 2)\n",
+    "shift.txt": '(NumberOfParameters 2)\n(Transform "TranslationTransform")\n(TransformParameters 3 -4)\n',
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_elastix_files_by_hand_are_taken_with_its_defaults(name: str, tmp_path: Path) -> None:
+    import itk
+
+    path = tmp_path / name
+    path.write_text(BY_HAND[name])
+    itks = itk.ParameterObject.New()
+    itks.ReadParameterFile(str(path))
+    values = itks.GetParameterMap(0)
+    grid = {"Size": "9 8", "Index": "0 0", "Spacing": "1 1", "Origin": "0 0", "Direction": "1 0 0 1"}
+    wanted = read_elastix([{**{k: values[k] for k in values}, **{k: v.split() for k, v in grid.items()}}])
+    p = np.random.default_rng(2).uniform(-9, 9, (20, 2))
+    np.testing.assert_array_equal(read_elastix(path, Geometry.make((9, 8), (1, 1), (0, 0))).map(p), wanted.map(p))
+    chain = read_chain(path, Geometry.make((9, 8), (1, 1), (0, 0)))
+    np.testing.assert_allclose(chain.map(p), wanted.map(p), rtol=1e-12)
+    for length in range(0, len(BY_HAND[name]) - 2, 3):  # the last bracket and the end of the line close it
+        path.write_text(BY_HAND[name][:length])
+        with pytest.raises(InputError):
+            read_elastix(path, Geometry.make((9, 8), (1, 1), (0, 0)))
+
+
+def test_the_beginning_of_a_file_of_elastix_is_none_by_hand(tmp_path: Path) -> None:
+    """What a map is without its end, among it the name of what comes before it, is another one."""
+    path = tmp_path / "TransformParameters.1.txt"
+    path.write_text('(Transform "TranslationTransform")\n(NumberOfParameters 2)\n(TransformParameters 3 -4)\n')
+    with pytest.raises(InputError, match="lacks HowToCombineTransforms"):
+        read_elastix(path, Geometry.make((9, 8), (1, 1), (0, 0)))
 
 
 @pytest.mark.filterwarnings("ignore")  # some changes make another map, which may be odd

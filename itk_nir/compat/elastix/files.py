@@ -19,7 +19,7 @@ from itk_nir.errors import InputError
 from itk_nir.images import check_image_name, save_image
 from itk_nir.places import check_outputs, named_files, refuse_inputs
 from itk_nir.transforms.formats.elastix import ParameterMap, as_text, as_toml, parameter_maps
-from itk_nir.transforms.formats.elastix.parameters import INITIAL, NONE, as_numbers, grid_entries
+from itk_nir.transforms.formats.elastix.parameters import INITIAL, NONE, as_numbers, grid_entries, in_order
 from itk_nir.transforms.formats.elastix.steps import ShearedField
 
 #: Stems of the files of the result and of an initial transform that was given in memory.
@@ -177,7 +177,7 @@ def _stage_maps(outcome: Outcome, folder: Path, where: Path, pixel_type: str) ->
             **{name: list(values) for name, values in output.entries.items()},
         }
         first = {key: [named if number == 0 else NONE] for key in INITIAL}
-        maps.append({**stage_map(stage, grid, grid.centre, write), **common, **resampling, **first})
+        maps.append(in_order(stage_map(stage, grid, grid.centre, write), {**common, **resampling, **first}))
     return maps
 
 

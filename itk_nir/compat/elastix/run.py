@@ -389,7 +389,7 @@ def start_of(given: Mapping[str, Any], grid: Geometry) -> Start | None:
     if "parameter" not in name:
         transform = load_transform(source, grid, role=name)
         return Start(transform, to_sitk(transform), in_memory=True)
-    chain = read_chain(source)
+    chain = read_chain(source, grid)
     transform = read_elastix(source, grid)
     exact = chain.transform_on(grid)
     if isinstance(source, (str, os.PathLike)):

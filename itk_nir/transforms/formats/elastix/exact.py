@@ -142,13 +142,15 @@ class Chain:
         return out
 
 
-def read_chain(source: Any, *, beside: bool = False) -> Chain:
+def read_chain(source: Any, grid: Geometry | None = None, *, beside: bool = False) -> Chain:
     """Read what elastix wrote or returned, to apply it as transformix would.
 
     Parameters
     ----------
     source : str, os.PathLike, itk.ParameterObject, mapping or list of mappings
         As of `read_elastix`.
+    grid : Geometry, optional
+        The fixed image's, for maps that name none, as they may where they were written by hand.
     beside : bool, default False
         As of `read_elastix`.
 
@@ -166,9 +168,12 @@ def read_chain(source: Any, *, beside: bool = False) -> Chain:
         raise InputError("elastix: no parameter map")
     with explained():
         last = maps[-1][0]
-        grid = grid_of(last)
-        d = grid.dimension
-        direction = numbers(last, "Direction", d * d).reshape(d, d).T if "Direction" in last else np.eye(d)
+        if grid is None or "Size" in last:
+            grid = grid_of(last)
+            d = grid.dimension
+            direction = numbers(last, "Direction", d * d).reshape(d, d).T if "Direction" in last else np.eye(d)
+        else:
+            direction = grid.rotation
         return Chain(last, _steps(maps, grid, beside), grid, direction)
 
 

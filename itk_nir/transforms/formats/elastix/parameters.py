@@ -28,6 +28,14 @@ _OF_KIND: dict[str, tuple[str, ...]] = {
     "BSplineTransform": ("TransformParameters", "GridSize", "GridIndex", "GridOrigin", "GridSpacing", "GridDirection"),
     "DeformationFieldTransform": ("DeformationFieldFileName", "DeformationFieldInterpolationOrder"),
 }
+#: An entry of each class that elastix writes after all of `_ALWAYS`, and that the class is nothing without.
+_LATE = {
+    "EulerTransform": "CenterOfRotationPoint",
+    "SimilarityTransform": "CenterOfRotationPoint",
+    "AffineTransform": "CenterOfRotationPoint",
+    "BSplineTransform": "GridSize",
+    "DeformationFieldTransform": "DeformationFieldFileName",
+}
 
 
 def is_elastix_file(path: str | os.PathLike[str]) -> bool:
@@ -75,7 +83,8 @@ def parse(path: Path) -> ParameterMap:
 def _refuse_cut(parameters: ParameterMap, path: Path) -> None:
     """Refuse a file whose end is missing: what stands there has a default, which makes another map of the rest."""
     kind = parameters["Transform"][0].removeprefix("Advanced").removeprefix("Recursive")
-    missing = [key for key in (*_ALWAYS, *_OF_KIND.get(kind, ())) if key not in parameters]
+    always = () if _written_by_hand(parameters, kind) else _ALWAYS
+    missing = [key for key in (*always, *_OF_KIND.get(kind, ())) if key not in parameters]
     if missing:
         raise InputError(
             f"elastix: {path}: lacks {', '.join(missing)}, as a truncated file does; get a fresh copy, or add them"
@@ -87,6 +96,44 @@ def _refuse_cut(parameters: ParameterMap, path: Path) -> None:
             f"elastix: {path}: damaged, TransformParameters has {len(values)} values, {told[0]} are needed; get a "
             "fresh copy"
         )
+
+
+def _written_by_hand(parameters: ParameterMap, kind: str) -> bool:
+    """Tell a file that says what its transform is and nothing else, as elastix takes it, from the beginning of a file.
+
+    elastix begins its files with ``Transform`` and writes what a class alone has after all of `_ALWAYS`. So where the
+    latter are missing altogether, one that has such an entry is whole; a translation has none, but its file is not
+    begun as elastix does.
+    """
+    if any(key in parameters for key in _ALWAYS):
+        return False
+    if kind == "TranslationTransform":
+        return next(iter(parameters)) != "Transform"
+    return _LATE.get(kind) in parameters
+
+
+def dimension_of(parameters: ParameterMap, grid: Geometry | None) -> int:
+    """Give the dimension of the space that a parameter map is about.
+
+    Parameters
+    ----------
+    parameters : dict
+        The map.
+    grid : Geometry or None
+        The fixed image's, which counts where the map does not say; maps that were written by hand may leave it out.
+
+    Returns
+    -------
+    int
+        2 or 3.
+
+    Raises
+    ------
+    KeyError
+        Neither says it.
+    """
+    told = int(parameters.get("FixedImageDimension", ["0"])[0])
+    return told or (grid.dimension if "Size" not in parameters and grid is not None else len(parameters["Size"]))
 
 
 def initial_file(parameters: ParameterMap) -> str | None:
@@ -206,6 +253,29 @@ def grid_entries(grid: Geometry) -> ParameterMap:
         "ResultImagePixelType": ["float"],
         "CompressResultImage": ["false"],
     }
+
+
+def in_order(own: ParameterMap, common: ParameterMap) -> ParameterMap:
+    """Put a parameter map together in the order of elastix: what a class alone has comes last.
+
+    A file that was cut then lacks this, so that it is not taken for one that was written by hand.
+
+    Parameters
+    ----------
+    own : dict
+        What the transform is.
+    common : dict
+        What every map has, as of `grid_entries`.
+
+    Returns
+    -------
+    dict
+        All entries.
+    """
+    early: ParameterMap = {
+        key: own[key] for key in ("Transform", "NumberOfParameters", "TransformParameters") if key in own
+    }
+    return {**early, **common, **{key: values for key, values in own.items() if key not in early}}
 
 
 def as_numbers(values: Any) -> list[str]:

@@ -15,7 +15,15 @@ import numpy as np
 from itk_nir.errors import InputError, one_line
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.as_simpleitk import to_sitk
-from itk_nir.transforms.formats.elastix.parameters import INITIAL, NONE, grid_entries, grid_of, initial_file, parse
+from itk_nir.transforms.formats.elastix.parameters import (
+    INITIAL,
+    NONE,
+    dimension_of,
+    grid_entries,
+    grid_of,
+    initial_file,
+    parse,
+)
 from itk_nir.transforms.formats.elastix.steps import field_first, locate, step_of
 from itk_nir.transforms.formats.elastix.text import ParameterMap
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform
@@ -81,7 +89,7 @@ def explained() -> Iterator[None]:
 
 def _composite(maps: list[tuple[ParameterMap, Path | None]], grid: Geometry | None, beside: bool) -> CompositeTransform:
     last = maps[-1][0]
-    d = int(last.get("FixedImageDimension", ["0"])[0]) or len(last["Size"])
+    d = dimension_of(last, grid)
     whole = CompositeTransform((LinearTransform.identity(d),))
     for number, (parameters, folder) in enumerate(maps):
         step: Any = step_of(parameters, folder, d, beside)

@@ -22,7 +22,7 @@ from itk_nir.transforms.formats.base import (
     needs_reference,
     parameter_file_prefix,
 )
-from itk_nir.transforms.formats.elastix.parameters import INITIAL, NONE, as_numbers, grid_entries
+from itk_nir.transforms.formats.elastix.parameters import INITIAL, NONE, as_numbers, grid_entries, in_order
 from itk_nir.transforms.formats.elastix.reading import read_elastix
 from itk_nir.transforms.formats.elastix.text import ParameterMap, as_text
 from itk_nir.transforms.model import CompositeTransform, LinearTransform
@@ -153,7 +153,7 @@ def parameter_maps(
                 # The default, 0, is nearest neighbour.
                 "DeformationFieldInterpolationOrder": ["1"],
             }
-        maps.append({**kind, **grid_entries(grid)})
+        maps.append(in_order(kind, grid_entries(grid)))
     return maps
 
 
