@@ -328,8 +328,8 @@ class Run:
         if unlike and not better and end.metric < little and pair.known is None:
             # Of chance likeness there is always more to be had: where it leads depends on how the grids lie.
             self.doubts.append(
-                f"the deformation was given up: with it too, the images have little in common (metric {end.metric:.2f}, "
-                f"little evidence below {little:.2f})"
+                "the deformation was given up: with it too, the images have little in common (metric "
+                f"{end.metric:.2f}, little evidence below {little:.2f})"
             )
             return _at_rest(done, pair), linear
         least = self.least_gain * abs(linear.metric)
