@@ -24,6 +24,7 @@ from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
 from itk_nir.images.nifti import SideBySide, is_nifti, parse_header, read_voxels, refuse_not_finite
 from itk_nir.images.nifti_header import Header
+from itk_nir.images.quiet import quiet
 from itk_nir.places import itk_name
 from itk_nir.transforms.check import random_points
 from itk_nir.transforms.composition import whole_field_grid
@@ -267,7 +268,8 @@ def read_field(path: Path, label: str, spaces: Spaces | None = None) -> Displace
     reader = sitk.ImageFileReader()
     reader.SetFileName(itk_name(path))
     try:
-        reader.ReadImageInformation()
+        with quiet():
+            reader.ReadImageInformation()
     except RuntimeError as error:
         raise InputError(f"{label}: neither a transform file nor an image ({one_line(error)})") from error
     d = reader.GetDimension()
@@ -296,7 +298,9 @@ def read_field(path: Path, label: str, spaces: Spaces | None = None) -> Displace
     vectors = _nifti_vectors(path, geometry, label) if is_nifti(path) else None
     if vectors is None:
         try:
-            vectors = sitk.GetArrayFromImage(reader.Execute()).astype(np.float32)
+            with quiet():
+                image = reader.Execute()
+            vectors = sitk.GetArrayFromImage(image).astype(np.float32)
         except RuntimeError as error:
             raise InputError(f"{label}: neither a transform file nor an image ({one_line(error)})") from error
     try:

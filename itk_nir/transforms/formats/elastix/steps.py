@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from itk_nir.atomic import refuse_cut
 from itk_nir.errors import InputError, one_line
 from itk_nir.geometry import Geometry
+from itk_nir.images.quiet import quiet
 from itk_nir.places import as_file_name, itk_name
 from itk_nir.transforms.formats.elastix.parameters import grid_of, numbers
 from itk_nir.transforms.formats.elastix.text import ParameterMap
@@ -259,12 +260,15 @@ def read_sheared(path: Path) -> ShearedField | None:
     reader = sitk.ImageFileReader()
     reader.SetFileName(itk_name(path))
     try:
-        reader.ReadImageInformation()
+        with quiet():
+            reader.ReadImageInformation()
         d = reader.GetDimension()
         axes = np.array(reader.GetDirection()).reshape(d, d)
         if d not in (2, 3) or np.abs(axes.T @ axes - np.eye(d)).max() <= _ORTHONORMAL:
             return None
-        vectors = sitk.GetArrayFromImage(reader.Execute()).astype(np.float32)
+        with quiet():
+            image = reader.Execute()
+        vectors = sitk.GetArrayFromImage(image).astype(np.float32)
     except RuntimeError as error:
         raise InputError(f"elastix' deformation field {path}: cannot be read ({one_line(error)})") from error
     matrix = np.eye(d + 1)
