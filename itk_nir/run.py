@@ -28,7 +28,7 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.journal import LINEAR, Entry, Journal
 from itk_nir.engine.linear import optimise_linear
 from itk_nir.engine.linear_search import Start, find_start
-from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of
+from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of, of_one_contrast
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.engine.regions import kept
 from itk_nir.engine.sampling import SampledField, Target, sample_field
@@ -323,22 +323,21 @@ class Run:
         better, against = known(end, linear)
         if better and not against:
             return done, end
-        unlike = not all(getattr(metric, "one_contrast", False) for _, metric in self.metrics)
-        little = mean_of(self.metrics, "little_evidence")
-        if unlike and not better and end.metric < little and pair.known is None:
-            # Of chance likeness there is always more to be had: where it leads depends on how the grids lie.
-            self.doubts.append(
-                "the deformation was given up: with it too, the images have little in common (metric "
-                f"{end.metric:.2f}, little evidence below {little:.2f})"
-            )
-            return _at_rest(done, pair), linear
-        least = self.least_gain * abs(linear.metric)
-        if not unlike:
+        least, little = self.least_gain * abs(linear.metric), mean_of(self.metrics, "little_evidence")
+        chance = False
+        if of_one_contrast(self.metrics):
             # Of 1, which two images of one contrast reach, an image is short of by its flat windows alone.
             least = max(least, LEAST_GAIN * (1 - linear.metric))
-        if not against and not worse(end, linear, clearly=False) and gain >= least:
+        else:
+            # Of chance likeness there is always more to be had: where it leads depends on how the grids lie.
+            chance = end.metric < little and pair.known is None
+        if not chance and not against and not worse(end, linear, clearly=False) and gain >= least:
             return done, end
         found = [*against, *worse(end, linear)]
+        if chance:
+            found.append(
+                f"the images have little in common (metric {end.metric:.2f}, little evidence below {little:.2f})"
+            )
         if found:
             self.doubts.append(f"the deformation was given up: with it, {' and '.join(found)}")
         else:

@@ -16,7 +16,7 @@ from itk_nir.engine import ops
 from itk_nir.engine.images import Pair
 from itk_nir.engine.journal import RUNNING, Entry, Journal, as_rows, copied, load, load_list, rows_as_trace
 from itk_nir.engine.level import FieldInTraining, Level
-from itk_nir.engine.metrics import channel_metrics, look_at_images
+from itk_nir.engine.metrics import channel_metrics, look_at_images, of_one_contrast
 from itk_nir.engine.progress import Iteration
 from itk_nir.engine.quasi_newton import Position, minimise
 from itk_nir.engine.search import CONSISTENT, find_matches
@@ -102,7 +102,7 @@ class Search:
         metrics = channel_metrics(settings.metric, settings.channel_weights, len(pair.channels))
         if number > 0 or settings.search == "never" or not look_at_images(metrics):
             return None
-        return cls(pair, all(getattr(m, "one_contrast", False) for _, m in metrics), level)
+        return cls(pair, of_one_contrast(metrics), level)
 
     def begin(self, model: FieldInTraining) -> Level | None:
         """Let the field begin at what is found.

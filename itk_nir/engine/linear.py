@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from itk_nir.engine import linear_starts
 from itk_nir.engine.images import Pair
-from itk_nir.engine.linear_bins import with_filled_bins
 from itk_nir.engine.linear_fine import refined
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed, value
+from itk_nir.engine.linear_metrics import with_filled_bins
 from itk_nir.engine.metrics import Metric, MutualInformation, look_at_images, mean_of
 from itk_nir.engine.progress import Callback
 from itk_nir.engine.restriction import without_held_axes

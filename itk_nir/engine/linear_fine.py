@@ -30,7 +30,8 @@ from itk_nir.engine.lattice import Domain, gaussian_matrix
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, Near
 from itk_nir.engine.linear_map import LinearMap
-from itk_nir.engine.metrics import LNCC, Metric, WeightedSum
+from itk_nir.engine.linear_metrics import steadied
+from itk_nir.engine.metrics import Metric
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -40,9 +41,6 @@ FINEST, PART = 1.118, 0.618
 
 #: Samples of a level, at most, about: the finest level of a large image is the finest that has no more.
 MOST_SAMPLES = 500_000
-
-#: Variance below which a window of the squared local correlation counts as flat, in images of unit variance.
-FLAT = 0.03
 
 #: Width of the Gaussian that smooths both images: at least so many voxels, and so much of a step.
 SIGMA, SIGMA_STEP = 0.7, 0.4
@@ -194,27 +192,6 @@ class NearBothWays:
         float
         """
         return 0.5 * (self.there.agreed() + self.back.agreed())
-
-
-def steadied(metric: Metric) -> Metric:
-    """A metric with which windows of little but noise count for less.
-
-    Parameters
-    ----------
-    metric : Metric
-        Of a channel.
-
-    Returns
-    -------
-    Metric
-        Itself, unless it is, or holds, a squared local correlation: that one gives every window the same weight,
-        whatever there is in it, and many windows of air lead the few parameters of a linear map astray.
-    """
-    if isinstance(metric, LNCC):
-        return replace(metric, epsilon=max(metric.epsilon, FLAT))
-    if isinstance(metric, WeightedSum):
-        return WeightedSum(tuple((weight, steadied(part)) for weight, part in metric.parts))
-    return metric
 
 
 def refined(

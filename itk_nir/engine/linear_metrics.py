@@ -1,19 +1,26 @@
-"""Mutual information of images that have two values only, with no more bins than these fill."""
+"""Metrics as the linear stage takes them: made steadier where a map of few parameters would be led astray."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from itk_nir.engine.images import Pair
-from itk_nir.engine.metrics import Metric, MutualInformation, WeightedSum
+from itk_nir.engine.metrics import LNCC, Metric, MutualInformation, WeightedSum
 from itk_nir.engine.ops.histogram import LEAST_BINS
+
+#: Variance below which a window of the squared local correlation counts as flat, in images of unit variance.
+FLAT = 0.03
+
+#: Of so many voxels one is looked at before all are.
+_STRIDE = 97
 
 
 def with_filled_bins(pair: Pair, metrics: Sequence[tuple[float, Metric]]) -> list[tuple[float, Metric]]:
-    """Metrics of the linear stage as the images' own values allow.
+    """Mutual information of images that have two values only, with no more bins than these fill.
 
     Where both images are binary, all but two bins of either hold nothing but voxels at outlines, whose values are
     those of interpolation. Mutual information is then large where many of these fall into few bins, that is where
@@ -33,23 +40,46 @@ def with_filled_bins(pair: Pair, metrics: Sequence[tuple[float, Metric]]) -> lis
     """
     images = [(pair.fixed, pair.moving), *((c.fixed, c.moving) for c in pair.more)]
     return [
-        (weight, _coarse(metric) if _has_bins(metric) and all(_is_binary(i) for i in both) else metric)
+        (weight, changed if changed != metric and all(_is_binary(i) for i in both) else metric)
         for (weight, metric), both in zip(metrics, images, strict=True)
+        for changed in [_each_part(metric, _with_fewest_bins)]
     ]
 
 
-def _has_bins(metric: Metric) -> bool:
-    if isinstance(metric, WeightedSum):
-        return any(_has_bins(part) for _, part in metric.parts)
-    return isinstance(metric, MutualInformation)
+def steadied(metric: Metric) -> Metric:
+    """A metric with which windows of little but noise count for less.
+
+    Parameters
+    ----------
+    metric : Metric
+        Of a channel.
+
+    Returns
+    -------
+    Metric
+        Itself, unless it is, or holds, a squared local correlation: that one gives every window the same weight,
+        whatever there is in it, and many windows of air lead the few parameters of a linear map astray.
+    """
+    return _each_part(metric, _with_flat_windows)
 
 
-def _coarse(metric: Metric) -> Metric:
+def _each_part(metric: Metric, change: Callable[[Metric], Metric]) -> Metric:
+    """A metric, or every part of a sum, changed."""
     if isinstance(metric, WeightedSum):
-        return WeightedSum(tuple((weight, _coarse(part)) for weight, part in metric.parts))
+        return WeightedSum(tuple((weight, _each_part(part, change)) for weight, part in metric.parts))
+    return change(metric)
+
+
+def _with_fewest_bins(metric: Metric) -> Metric:
     return replace(metric, bins=LEAST_BINS) if isinstance(metric, MutualInformation) else metric
 
 
+def _with_flat_windows(metric: Metric) -> Metric:
+    return replace(metric, epsilon=max(metric.epsilon, FLAT)) if isinstance(metric, LNCC) else metric
+
+
 def _is_binary(image: Tensor) -> bool:
+    if len(torch.unique(image.reshape(-1)[::_STRIDE])) > 2:
+        return False
     low, high = image.min(), image.max()
     return bool(((image == low) | (image == high)).all())

@@ -218,5 +218,21 @@ def mean_of(parts: Sequence[tuple[float, Metric]], attribute: str) -> float:
     return _mean([(w, float(getattr(m, attribute, 0.0))) for w, m in parts])
 
 
+def of_one_contrast(parts: Sequence[tuple[float, Metric]]) -> bool:
+    """Whether several metrics are for images of one contrast.
+
+    Parameters
+    ----------
+    parts : sequence of (float, Metric)
+        Weight and metric of each; one that says nothing of it is for unlike ones too.
+
+    Returns
+    -------
+    bool
+        Whether all are.
+    """
+    return all(getattr(m, "one_contrast", False) for _, m in parts)
+
+
 def _mean(values: Sequence[tuple[float, float]]) -> float:
     return sum(w * x for w, x in values) / sum(w for w, _ in values)

@@ -36,6 +36,7 @@ from itk_nir.engine.metric_protocol import (
     Tuning,
     mean_of,
     mean_tuning,
+    of_one_contrast,
     weighted_sum,
 )
 from itk_nir.engine.no_metric import NONE, NoMetric, look_at_images
@@ -63,6 +64,7 @@ __all__ = [
     "mean_of",
     "mean_tuning",
     "metric_named",
+    "of_one_contrast",
     "weighted_sum",
 ]
 
@@ -353,7 +355,7 @@ class WeightedSum:
     @property
     def one_contrast(self) -> bool:
         """Whether all parts are for images of one contrast."""
-        return all(getattr(m, "one_contrast", False) for _, m in self.parts)
+        return of_one_contrast(self.parts)
 
     def prepare(self, images: LevelImages) -> LevelMetric:
         """Every part's own preparation.

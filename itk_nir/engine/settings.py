@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from itk_nir.engine.coordinate_networks import FieldConfig
-from itk_nir.engine.metrics import METRICS, NONE, Metric, MetricNames, channel_metrics, mean_tuning
+from itk_nir.engine.metrics import METRICS, NONE, Metric, MetricNames, channel_metrics, mean_tuning, of_one_contrast
 from itk_nir.engine.regularisers import REGULARISERS, Regulariser
 from itk_nir.engine.restriction import check_restriction
 from itk_nir.errors import OptionError
@@ -313,7 +313,7 @@ class DeformableSettings:
         while self.coarsest_size and max(size) / out.shrink_factors[0] > self.coarsest_size:
             out = out._with_coarser_level()
         out = out._cut(max(self.levels, MOST_LEVELS))
-        unlike = not all(getattr(metric, "one_contrast", False) for _, metric in metrics)
+        unlike = not of_one_contrast(metrics)
         if unlike and min(size) == 1 and max(size) / out.shrink_factors[0] > PLANE_SHARE * self.coarsest_size > 0:
             out = out._with_coarser_level()
         while self.coarsest_size and max(size) / out.coarsest_grid_spacing > MOST_NODES:

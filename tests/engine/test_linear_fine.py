@@ -12,7 +12,8 @@ import torch
 
 import itk_nir
 from itk_nir.engine.linear import optimise_linear
-from itk_nir.engine.linear_fine import FLAT, steadied, steps
+from itk_nir.engine.linear_fine import steps
+from itk_nir.engine.linear_metrics import FLAT, steadied
 from itk_nir.engine.metrics import LNCC, METRICS, LevelImages, WeightedSum
 from itk_nir.engine.settings import LinearSettings
 from itk_nir.engine.views import View

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from itk_nir.compat.elastix.linear_parameters import parameter_count
 from itk_nir.compat.elastix.options import TRANSFORMS
-from itk_nir.compat.elastix.values import flag_of, number_of
+from itk_nir.compat.elastix.values import flag_of, number_of, numbers_of
 from itk_nir.errors import OptionError
 from itk_nir.transforms.formats.elastix import ParameterMap
 
@@ -126,10 +126,12 @@ def constraint_of(parameters: ParameterMap, where: str) -> Constraint:
     """
     kind = parameters["Transform"][0]
     linear = TRANSFORMS.get(kind, "deformable") != "deformable"
-    scales = _numbers(parameters, "Scales", where)
+    scales = _all_of(parameters, "Scales", where)
     # Translations and splines have no scales in elastix, and estimated ones take the place of those that are given.
     if not linear or kind == "TranslationTransform" or flag_of(parameters, "AutomaticScalesEstimation", False):
         scales = ()
+    # A single one is that of all but the translation, whose scale is 1 then.
+    held = abs(scales[0]) > MOST_SCALES if len(scales) == 1 else holds(scales)
     spaces: tuple[tuple[Range, ...], ...] = ()
     if EXHAUSTIVE in parameters.get("Optimizer", ())[:1]:
         if not linear:
@@ -141,9 +143,9 @@ def constraint_of(parameters: ParameterMap, where: str) -> Constraint:
     method = (parameters.get("AutomaticTransformInitializationMethod") or [INITIALISATIONS[0]])[0]
     begins = flag_of(parameters, "AutomaticTransformInitialization", False)
     found = Constraint(
-        kind, () if spaces or not _holds(scales) else scales, spaces, method if begins else None,
-        _numbers(parameters, "CenterOfRotationPoint", where) or None,
-        _numbers(parameters, "CenterOfRotation", where) or None,
+        kind, () if spaces or not held else scales, spaces, method if begins else None,
+        _all_of(parameters, "CenterOfRotationPoint", where) or None,
+        _all_of(parameters, "CenterOfRotation", where) or None,
     )  # fmt: skip
     if found.binds and begins and method not in INITIALISATIONS:
         raise OptionError(
@@ -191,19 +193,25 @@ def check_parameters(constraints: Sequence[Constraint], d: int) -> None:
                 raise OptionError(f"elastix parameter {name}: has {d} numbers in {d}D, got {len(given)}")
 
 
-def _holds(scales: Sequence[float]) -> bool:
+def _all_of(parameters: ParameterMap, name: str, where: str) -> tuple[float, ...]:
+    return numbers_of(parameters.get(name, ()), f"elastix parameter {name} {where}")
+
+
+def holds(scales: Sequence[float]) -> bool:
+    """Tell whether scales hold something still.
+
+    Parameters
+    ----------
+    scales : sequence of float
+        One for each parameter or axis.
+
+    Returns
+    -------
+    bool
+        Whether they differ too much to be there for steps of like length.
+    """
     sizes = [abs(v) for v in scales]
-    if len(sizes) == 1:  # of all but the translation, whose scale is 1 then
-        return sizes[0] > MOST_SCALES
     return max(sizes, default=1.0) > MOST_SCALES * min(sizes, default=1.0)
-
-
-def _numbers(parameters: ParameterMap, name: str, where: str) -> tuple[float, ...]:
-    values = parameters.get(name, ())
-    try:
-        return tuple(float(v) for v in values)
-    except ValueError:
-        raise OptionError(f"elastix parameter {name} {where}: are numbers, got {list(values)}") from None
 
 
 def _spaces(parameters: ParameterMap, where: str) -> tuple[tuple[Range, ...], ...]:

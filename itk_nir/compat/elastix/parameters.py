@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from itk_nir.compat.elastix.constraints import MOST_SCALES, Constraint, constraint_of, is_of_search
+from itk_nir.compat.elastix.constraints import Constraint, constraint_of, holds, is_of_search
 from itk_nir.compat.elastix.options import (
     DEFAULT_KINDS,
     HONOURED,
@@ -28,7 +28,7 @@ from itk_nir.compat.elastix.options import (
 from itk_nir.compat.elastix.resampling import ENTRIES, Resampling
 from itk_nir.compat.elastix.similarities import Overlap, Parts, combined, for_each, overlap_of, parts_of, points_weight
 from itk_nir.compat.elastix.stages import RESULT_CLASSES
-from itk_nir.compat.elastix.values import flag_of, instead_of, number_of, word_of
+from itk_nir.compat.elastix.values import at_last, flag_of, instead_of, number_of, numbers_of, word_of
 from itk_nir.compat.options import LINEAR_METRIC
 from itk_nir.errors import InputError, OptionError
 from itk_nir.images import Volume
@@ -268,7 +268,7 @@ def _rigidity(maps: Sequence[ParameterMap]) -> Mapping[str, str]:
         penalised = next((n for n, name in enumerate(names) if name in (RIGIDITY, WITH_RIGIDITY)), None)
         if penalised is None:
             continue
-        last = {name: values[-1:] for name, values in one.items()}
+        last = at_last(one)
         word = "RelativeWeight" if flag_of(last, "UseRelativeWeights", False) else "Weight"
         if not flag_of(last, f"Metric{penalised}Use", True) or number_of(last, f"Metric{penalised}{word}", 1.0) == 0:
             continue
@@ -325,17 +325,8 @@ def _check(name: str, values: list[str], label: str, inverse: bool) -> None:
         raise OptionError(f"{label}: 0 iterations leave the initial transform as it is; apply that one directly")
     if name.endswith("ImageDimension") and values[:1] not in (["2"], ["3"]):
         raise OptionError(f"{label}: {values} cannot be had here; images are 2D or 3D ({REPLACED['PCAMetric2']})")
-    if name == "MovingImageDerivativeScales" and not inverse:  # which looks at no image
-        _refuse_holding(values, label)
-
-
-def _refuse_holding(values: Sequence[str], label: str) -> None:
-    """Scales that hold an axis still mean something, all others are for elastix' steps alone."""
-    try:
-        numbers = [abs(float(v)) for v in values]
-    except ValueError:
-        raise OptionError(f"{label}: are numbers, got {list(values)}") from None
-    if max(numbers, default=1.0) > MOST_SCALES * min(numbers, default=1.0):
+    # Those that hold an axis mean something, all others are for elastix' steps alone; the inverse looks at no image.
+    if name == "MovingImageDerivativeScales" and not inverse and holds(numbers_of(values, label)):
         raise OptionError(f"{label}: {list(values)} hold an axis still; give the keyword restrict= for that")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from itk_nir.compat.elastix.options import BINS, METRICS, OVERLAP, PENALTIES, POINTS
-from itk_nir.compat.elastix.values import flag_of, number_of
+from itk_nir.compat.elastix.values import at_last, flag_of, number_of
 from itk_nir.compat.options import MUTUAL_INFORMATION, mutual_information
 from itk_nir.errors import OptionError
 from itk_nir.transforms.formats.elastix import ParameterMap
@@ -180,8 +180,7 @@ def overlap_of(maps: Sequence[ParameterMap]) -> Overlap | None:
 
 def _weighted(parameters: ParameterMap, where: str) -> Iterator[tuple[int, str, float]]:
     """Number, name and weight of the metrics of a map: 0 for one that is not used. Penalties are left out."""
-    # Of values for each resolution, the last ones count: those of full resolution.
-    last = {name: values[-1:] for name, values in parameters.items()}
+    last = at_last(parameters)
     word = "RelativeWeight" if flag_of(last, "UseRelativeWeights", False) else "Weight"
     for n, name in enumerate(parameters.get("Metric", ())):
         if name in PENALTIES:
@@ -202,7 +201,7 @@ def _relative(parameters: ParameterMap, wanted: str, where: str) -> float:
 
 def _with_bins(parameters: ParameterMap, where: str) -> str | Metric:
     """Mutual information with the bins of a map: the larger number, where both images have their own."""
-    last = {name: values[-1:] for name, values in parameters.items()}
+    last = at_last(parameters)
     both = number_of(last, "NumberOfHistogramBins", BINS)
     bins = max(number_of(last, f"NumberOf{image}HistogramBins", both) for image in ("Fixed", "Moving"))
     return mutual_information(

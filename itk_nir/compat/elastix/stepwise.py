@@ -10,7 +10,6 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -275,15 +274,10 @@ class _Search:
         share = (level[0] + iteration[0] / max(1, iteration[1])) / level[1]
         told = Progress(
             "linear", *level, *iteration, now, 1 - now, 1.0, time.perf_counter() - self.clock,
-            min(1.0, (number + share) / self.maps), partial(_mapped, linear),
+            min(1.0, (number + share) / self.maps), LinearTransform(linear).map,
         )  # fmt: skip
         self.cancelled = bool(self.callback(told)) or self.cancelled
         return self.cancelled
-
-
-def _mapped(linear: F64, points: F64) -> F64:
-    out: F64 = points @ linear[:-1, :-1].T + linear[:-1, -1]
-    return out
 
 
 def _free(one: Constraint, count: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,3 +113,44 @@ def number_of(parameters: ParameterMap, name: str, default: float) -> float:
     if not np.isfinite(value) or (name == "RandomSeed" and (value < 0 or value != int(value))):
         raise OptionError(f"elastix parameter {name}: cannot be {text!r}")
     return value
+
+
+def numbers_of(values: Sequence[str], label: str) -> tuple[float, ...]:
+    """All values of a parameter as numbers.
+
+    Parameters
+    ----------
+    values : sequence of str
+        As they stand in the map.
+    label : str
+        What to call the parameter in messages.
+
+    Returns
+    -------
+    tuple of float
+
+    Raises
+    ------
+    OptionError
+        One that is no number.
+    """
+    try:
+        return tuple(float(v) for v in values)
+    except ValueError:
+        raise OptionError(f"{label}: are numbers, got {list(values)}") from None
+
+
+def at_last(parameters: ParameterMap) -> ParameterMap:
+    """A map with the last value of every parameter: of values for each resolution, that of full resolution.
+
+    Parameters
+    ----------
+    parameters : dict of str to list of str
+        The map.
+
+    Returns
+    -------
+    dict of str to list of str
+        One value each.
+    """
+    return {name: values[-1:] for name, values in parameters.items()}
