@@ -80,7 +80,8 @@ class Given:
             p, q, weights = self.points
             precision = PRECISION * max(*fixed.geometry.spacing, *moving.geometry.spacing) / frame.unit
             q = q if tail is None else tail.inverse().map(q)
-            landmarks = Landmarks.judged(frame.landmarks(p), frame.landmarks(q), weights, precision)
+            robust = settings.deformable.landmark_distance == "robust"
+            landmarks = Landmarks.judged(frame.landmarks(p), frame.landmarks(q), weights, precision, robust)
         if self.maps is not None:
             ours, theirs = (m.array for m in self.maps)
             axes = frame.axes, AxisOrder.of(moving.geometry)
@@ -92,8 +93,11 @@ class Given:
                 for x, order in zip((ours, theirs), axes, strict=True)
             )
             labels = Labels(a, b, self.values)
-        weights_of = settings.deformable
-        return Correspondences(landmarks, labels, weights_of.landmark_weight, weights_of.label_weight)
+        weights_of, linear = settings.deformable, settings.linear.linear_landmark_weight
+        return Correspondences(
+            landmarks, labels, weights_of.landmark_weight, weights_of.label_weight,
+            weights_of.landmark_weight if linear is None else linear,
+        )  # fmt: skip
 
     def distances(
         self, believed: NDArray[np.bool_], start: CompositeTransform | None, end: CompositeTransform

@@ -1,8 +1,8 @@
 """What a user knows of a pair of images: landmarks and labels, as a term of the loss of every stage.
 
 The term is ``landmark_weight`` times the mean of ``s² log(1 + r²/s²)`` over the landmarks, with ``r`` the distance that
-is left and ``s`` a voxel of the level, both in voxels of the fixed image, plus ``label_weight`` times one minus the
-mean soft Dice of the labels: free of units, and 0 where all that is known holds.
+is left and ``s`` a voxel of the level, both in voxels of the fixed image (or times the mean of ``r`` itself), plus
+``label_weight`` times one minus the mean soft Dice of the labels: free of units, and 0 where all that is known holds.
 """
 
 from __future__ import annotations
@@ -41,12 +41,15 @@ class Correspondences:
         Two label maps.
     landmark_weight, label_weight : float
         Of their terms of the loss.
+    linear_landmark_weight : float
+        Of that of the landmarks in the linear stage.
     """
 
     landmarks: Landmarks | None
     labels: Labels | None
     landmark_weight: float
     label_weight: float
+    linear_landmark_weight: float
 
     def supported(self, kind: str) -> str:
         """The linear map that there is enough known for without the images, see `Landmarks.supported`.
@@ -286,7 +289,8 @@ class LinearCorrespondences:
             apart = matrix @ ours + shift[:, None] - theirs
             shares = torch.from_numpy(landmarks.shares).to(matrix)
             unit = min(self.geometry.spacing)
-            out = out + self.known.landmark_weight * left(apart / unit, shares, self.voxel / unit)
+            apart = apart / unit
+            out = out + self.known.linear_landmark_weight * left(apart, shares, self.voxel / unit, landmarks.robust)
         if self.labels is not None:
             out = out + self.known.label_weight * self.labels(view)
         return out

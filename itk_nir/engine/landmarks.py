@@ -6,7 +6,7 @@ each pair from all others, as a random field whose variance grows with distance 
 pair whose own displacement is many times farther from its prediction than that of most pairs is, in units of what the
 field may do over the distance to its neighbours, is not believed. Neither the size of the motion nor that of the errors
 needs to be known. In the loss the distances count by their logarithm, so that what is still wrong pulls less the
-farther off it is.
+farther off it is. Where they shall count as they are, none is doubted, and every pair pulls alike, however far off.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ MOST_ROUNDS = 100
 #: Pairs that an affine map is fitted to, at least, for each of its ``d + 1`` columns.
 AFFINE_PAIRS = 4
 
+#: How far from its end, in voxels of the level, a distance that counts as it is begins to pull less: its gradient would
+#: leap there.
+ROUNDED = 0.1
+
 #: Variance of the error of a single pair, over that of the field across the median distance of neighbours.
 NUGGET = 0.1
 
@@ -58,6 +62,8 @@ class Landmarks:
         ``(N,)``, 0 and more: how much each counts.
     precision : float
         mm that a pair may always be off, see `PRECISION`.
+    robust : bool
+        Whether wrong pairs are looked for, and those that are far off pull less.
     believed : ndarray
         ``(N,)`` bool: which pairs the others do not contradict.
     """
@@ -66,23 +72,24 @@ class Landmarks:
     moving: F64
     weights: F64
     precision: float
+    robust: bool = True
     believed: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, bool))
 
     @classmethod
-    def judged(cls, fixed: F64, moving: F64, weights: F64, precision: float) -> Landmarks:
+    def judged(cls, fixed: F64, moving: F64, weights: F64, precision: float, robust: bool = True) -> Landmarks:
         """Pairs of points, with those found that the others contradict.
 
         Parameters
         ----------
-        fixed, moving, weights, precision
+        fixed, moving, weights, precision, robust
             As of the class.
 
         Returns
         -------
         Landmarks
         """
-        out = cls(fixed, moving, weights, precision)
-        return replace(out, believed=_believed(fixed, moving, precision))
+        out = cls(fixed, moving, weights, precision, robust)
+        return replace(out, believed=_believed(fixed, moving, precision) if robust else np.ones(len(fixed), bool))
 
     @cached_property
     def shares(self) -> F64:
@@ -205,6 +212,8 @@ class LatticeLandmarks:
         A voxel of the fixed image along its finest axis, in units of the lattice.
     scale : float
         A voxel of the level, in voxels of the fixed image.
+    robust : bool
+        As of `Landmarks`.
     """
 
     index: Tensor
@@ -213,6 +222,7 @@ class LatticeLandmarks:
     shares: Tensor
     unit: float
     scale: float
+    robust: bool
 
     @classmethod
     def of(
@@ -262,6 +272,7 @@ class LatticeLandmarks:
         return cls(
             torch.from_numpy(np.stack(index, 1)).to(device), tensor(np.stack(spline, 1)), tensor(wanted),
             tensor(landmarks.shares[kept]), min(geometry.spacing) / spacing, voxel / min(geometry.spacing),
+            landmarks.robust,
         )  # fmt: skip
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -278,14 +289,14 @@ class LatticeLandmarks:
             Scalar, with its gradient by `u`.
         """
         reached = (u.reshape(3, -1)[:, self.index.reshape(-1)].reshape(3, *self.index.shape) * self.spline).sum(-1)
-        return left((reached - self.wanted) / self.unit, self.shares, self.scale)
+        return left((reached - self.wanted) / self.unit, self.shares, self.scale, self.robust)
 
 
-def left(apart: Tensor, shares: Tensor, scale: float) -> Tensor:
-    """The mean of ``s² log(1 + r²/s²)`` over the pairs, with ``r`` the distance that is left.
+def left(apart: Tensor, shares: Tensor, scale: float, robust: bool) -> Tensor:
+    """The mean of ``s² log(1 + r²/s²)`` over the pairs, with ``r`` the distance that is left, or that of ``r``.
 
-    Small distances count by their square, large ones hardly more than middling ones; the coarser a level, the later
-    that begins.
+    By their logarithm, small distances count by their square, large ones hardly more than middling ones; the coarser a
+    level, the later that begins.
 
     Parameters
     ----------
@@ -295,13 +306,19 @@ def left(apart: Tensor, shares: Tensor, scale: float) -> Tensor:
         ``(N,)``, summing to 1.
     scale : float
         ``s``, a voxel of the level in the same unit.
+    robust : bool
+        Whether it is that of the logarithm.
 
     Returns
     -------
     Tensor
         Scalar.
     """
-    return shares @ torch.log1p(apart.square().sum(0) / scale**2) * scale**2
+    squared = apart.square().sum(0)
+    if robust:
+        return shares @ torch.log1p(squared / scale**2) * scale**2
+    rounded = ROUNDED * scale
+    return shares @ (torch.sqrt(squared + rounded**2) - rounded)
 
 
 def _distances(a: F64, b: F64) -> F64:

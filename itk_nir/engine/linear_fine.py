@@ -182,7 +182,9 @@ class NearBothWays:
         frame = torch.from_numpy(self.frame)
         back = (frame @ torch.linalg.inv(forward) @ torch.linalg.inv(frame)).float().to(self.back.level.still.device)
         view = self.back.view(self.back.level.displacement(back[:3, :3], back[:3, 3]))
-        return 0.5 * (self.there.agreement(model, x) + self.back.metric(view))
+        similarity, asked = self.there.terms(model, x)
+        both = 0.5 * (similarity + self.back.metric(view))
+        return both if asked is None else both - asked
 
     def agreed(self) -> float:
         """Under the map itself.
@@ -191,7 +193,7 @@ class NearBothWays:
         -------
         float
         """
-        return 0.5 * (self.there.agreed() + self.back.agreed())
+        return 0.5 * (self.there.value() + self.back.value()) - self.there.asked()
 
 
 def refined(

@@ -263,10 +263,25 @@ class Near:
         Tensor
             One number.
         """
+        similarity, asked = self.terms(model, x)
+        return similarity if asked is None else similarity - asked
+
+    def terms(self, model: LinearMap, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The similarity under a map and what landmarks and labels ask for, with their gradients.
+
+        Parameters
+        ----------
+        model, x
+            As of `agreement`.
+
+        Returns
+        -------
+        tuple of Tensor
+            One number each; None where there are no landmarks and labels.
+        """
         parts, known = model.parts(x, self.level.still.device), self.level.known
         view = self.view(self.level.displacement(*parts))
-        out = self.metric(view)
-        return out if known is None else out - known(*parts, self.linear, view)
+        return self.metric(view), None if known is None else known(*parts, self.linear, view)
 
     def agreed(self) -> float:
         """Under the map itself: its `value`, less what landmarks and labels still ask for.
@@ -275,13 +290,22 @@ class Near:
         -------
         float
         """
-        out, known = self.value(), self.level.known
+        return self.value() - self.asked()
+
+    def asked(self) -> float:
+        """What landmarks and labels still ask for under the map itself.
+
+        Returns
+        -------
+        float
+            0 where there are none.
+        """
+        known, still = self.level.known, self.level.still
         if known is None:
-            return out
-        still = self.level.still
+            return 0.0
         with torch.no_grad():
             eye, zero = torch.eye(3, device=still.device), torch.zeros(3, device=still.device)
-            return out - float(known(eye, zero, self.linear, self.view(still)))
+            return float(known(eye, zero, self.linear, self.view(still)))
 
     def value(self) -> float:
         """Under the map itself, times the share of the positions.

@@ -211,6 +211,12 @@ class DeformableSettings:
         "it plain diffusion",
         above=0, infinite=True,
     )  # fmt: skip
+    landmark_distance: Literal["robust", "plain"] = option(
+        "robust",
+        "how the distance that is left of a landmark counts: 'robust' as `landmark_weight` says, and pairs that the "
+        "others contradict are left out; 'plain' as it is, in voxels of the fixed image along its finest axis",
+        choices=("robust", "plain"),
+    )  # fmt: skip
     velocity_smoothness: tuple[float, ...] = option(
         (0.0, 0.0, 0.0), "weight of the diffusion of the velocity that is being trained, at each level",
         at_least=0, at_most=1e6,
@@ -405,6 +411,9 @@ class LinearSettings:
         "radius of the window of a windowed metric in the linear stage, in voxels of the level",
         at_least=1,
         at_most=1_000_000,
+    )
+    linear_landmark_weight: float | None = option(
+        None, "`landmark_weight` of the linear stage; left out, it is the same", at_least=0, at_most=1e6
     )
     linear_rotations: tuple[bool | float, ...] = option(
         (),

@@ -688,7 +688,9 @@ def test_corresponding_points_are_landmarks(tmp_path: Path) -> None:
         text = "\n".join(" ".join(f"{x:.6f}" for x in row) for row in rows)
         file.write_text(f"{word}\n{len(rows)}\n{text}\n")
     spline = SPLINE | {"Metric": ["AdvancedNormalizedCorrelation", POINTS], "Metric1Weight": "0.5"}
-    assert understand(read_maps(spline)).with_metrics({})["landmark_weight"] == pytest.approx(0.5 * 0.003)
+    term = understand(read_maps(spline)).points
+    assert term is not None
+    assert (term.weight, term.similarities) == (0.5, ((0, "AdvancedNormalizedCorrelation", 1.0),))
     assert understand(read_maps(SPLINE | {"Metric": [POINTS]})).metric == "none"
     names = {"fixed_point_set_file_name": str(files[0]), "moving_point_set_file_name": str(files[1])}
     quick = {"preset": "fast", "device": "cpu", "number_of_threads": 1, "iterations": (12, 6, 3)}

@@ -26,7 +26,16 @@ from itk_nir.compat.elastix.options import (
     is_of_metric,
 )
 from itk_nir.compat.elastix.resampling import ENTRIES, Resampling
-from itk_nir.compat.elastix.similarities import Overlap, Parts, combined, for_each, overlap_of, parts_of, points_weight
+from itk_nir.compat.elastix.similarities import (
+    Overlap,
+    Parts,
+    PointsTerm,
+    combined,
+    for_each,
+    overlap_of,
+    parts_of,
+    points_of,
+)
 from itk_nir.compat.elastix.stages import RESULT_CLASSES
 from itk_nir.compat.elastix.values import at_last, flag_of, instead_of, number_of, numbers_of, word_of
 from itk_nir.compat.options import LINEAR_METRIC
@@ -73,8 +82,8 @@ class Request:
         Class of elastix' transforms of every stage.
     linear_parts, parts : tuple of (float, metric) or None
         Similarities of the linear and of the deformable stage with their weights, where a map names any.
-    points : float or None
-        Weight of the corresponding points beside that of a similarity, where a map names their metric.
+    linear_points, points : PointsTerm or None
+        How much corresponding points count in the linear and in the deformable stage, where a map names their metric.
     overlap : Overlap or None
         The images of a structure that are to overlap, where a map names that metric.
     constraints : tuple of Constraint
@@ -100,7 +109,8 @@ class Request:
     kinds: tuple[str, ...] = DEFAULT_KINDS
     linear_parts: Parts | None = None
     parts: Parts | None = None
-    points: float | None = None
+    linear_points: PointsTerm | None = None
+    points: PointsTerm | None = None
     overlap: Overlap | None = None
     constraints: tuple[Constraint, ...] = ()
     inverse: bool = False
@@ -132,6 +142,31 @@ class Request:
     def linear_metric(self) -> str | Metric | None:
         """Metric of the linear stage of two images, where its maps name one."""
         return combined(self.linear_parts)
+
+    @property
+    def has_points(self) -> bool:
+        """Whether corresponding points count in any map."""
+        return self.linear_points is not None or self.points is not None
+
+    def points_options(self, fixed: Sequence[Volume], moving: Sequence[Volume]) -> dict[str, Any]:
+        """Options of the preset by which corresponding points count as much as in elastix.
+
+        Parameters
+        ----------
+        fixed, moving : sequence of Volume
+            The images, pair by pair.
+
+        Returns
+        -------
+        dict of str to object
+            None of them where no map has points.
+        """
+        if not self.has_points:
+            return {}
+        linear, deforming = (
+            0.0 if term is None else term.beside(fixed, moving) for term in (self.linear_points, self.points)
+        )
+        return {"landmark_distance": "plain", "landmark_weight": deforming, "linear_landmark_weight": linear}
 
     def has_structure_apart(self, pairs: int) -> bool:
         """Whether one of several pairs of images is looked at for the overlap of a structure alone.
@@ -167,12 +202,10 @@ class Request:
             Several images and another number of metrics.
         """
         out = dict(options)
-        if self.points is not None or self.overlap is not None:
+        if self.overlap is not None:
             # Here, because it imports torch: reading the tables must not wait for that.
             from itk_nir.engine.settings import DeformableSettings
-        if self.points is not None:
-            out.setdefault("landmark_weight", self.points * DeformableSettings().landmark_weight)
-        if self.overlap is not None:
+
             out.setdefault("label_weight", self.overlap.weight * DeformableSettings().label_weight)
         if "metric" in options:
             return out
@@ -217,8 +250,9 @@ def understand(maps: Sequence[ParameterMap]) -> Request:
     kinds = _stages(maps, inverse)
     bound = [constraint_of(one, f"of map {number}") for number, one in enumerate(maps)][: _linear_count(kinds)]
     found = [parts_of(one, f"of map {number}") for number, one in enumerate(maps)]
-    linear = [p for p, kind in zip(found, kinds, strict=True) if TRANSFORMS[kind] != "deformable" and p is not None]
-    deforming = [p for p, kind in zip(found, kinds, strict=True) if TRANSFORMS[kind] == "deformable" and p is not None]
+    deforming_maps = [TRANSFORMS[kind] == "deformable" for kind in kinds]
+    linear = [p for p, late in zip(found, deforming_maps, strict=True) if not late and p is not None]
+    deforming = [p for p, late in zip(found, deforming_maps, strict=True) if late and p is not None]
     direction = {flag_of(one, "UseDirectionCosines", True) for one in maps}
     if len(direction) > 1:
         raise OptionError(
@@ -228,7 +262,8 @@ def understand(maps: Sequence[ParameterMap]) -> Request:
         kinds=kinds,
         linear_parts=linear[-1] if linear else None,
         parts=deforming[-1] if deforming else None,
-        points=points_weight(maps),
+        linear_points=points_of([one for one, late in zip(maps, deforming_maps, strict=True) if not late]),
+        points=points_of([one for one, late in zip(maps, deforming_maps, strict=True) if late]),
         overlap=overlap_of(maps),
         constraints=tuple(bound) if any(one.binds for one in bound) and not inverse else (),
         inverse=inverse,

@@ -206,6 +206,8 @@ def run(
     movings = [load_image(image, "moving image") for image in moving]
     refuse_slices(fixed=fixeds[0].geometry.size, moving=movings[0].geometry.size)
     check_dimensions(maps, fixeds[0], movings[0])
+    if "landmark_weight" not in options:
+        settings = make_settings(settings, **request.points_options(fixeds, movings))
     grid = fixeds[0].geometry
     check_parameters(request.constraints, grid.dimension)
     masks = {"fixed_mask": fixed_mask, "moving_mask": moving_mask}
@@ -217,7 +219,7 @@ def run(
         read = {name: None if m is None else without_direction(m) for name, m in read.items()}
     plain = fixeds[0].geometry
     began = start_of(start or {}, plain)
-    given = _landmarks(points or {}, request.points, plain, movings[0].geometry)
+    given = _landmarks(points or {}, request.has_points, plain, movings[0].geometry)
     told: dict[str, Any] = {
         "request": request, "start": began, "fixed": fixeds[0], "moving": movings[0], "grid": grid, "threads": threads,
     }  # fmt: skip
@@ -397,10 +399,10 @@ def start_of(given: Mapping[str, Any], grid: Geometry) -> Start | None:
     return Start(transform, exact, maps=tuple(one for one, _ in collect(source, False)))
 
 
-def _landmarks(given: Mapping[str, Any], weight: float | None, fixed: Geometry, moving: Geometry) -> dict[str, Any]:
+def _landmarks(given: Mapping[str, Any], wanted: bool, fixed: Geometry, moving: Geometry) -> dict[str, Any]:
     """The corresponding points as arguments of `register`."""
     present = [name for name, value in given.items() if value is not None]
-    if weight is None:
+    if not wanted:
         if present:
             raise OptionError(
                 f"elastix: {', '.join(present)} without {POINTS} in any map has no effect; name it in Metric"

@@ -6,15 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from itk_nir.compat.elastix.options import BINS, METRICS, OVERLAP, PENALTIES, POINTS
 from itk_nir.compat.elastix.values import at_last, flag_of, number_of
 from itk_nir.compat.options import MUTUAL_INFORMATION, mutual_information
 from itk_nir.errors import OptionError
+from itk_nir.images import Volume
 from itk_nir.transforms.formats.elastix import ParameterMap
 
 if TYPE_CHECKING:
     from itk_nir.engine.metrics import Metric
 
+#: The similarity whose size is that of the intensities.
+SQUARES = "AdvancedMeanSquares"
+#: No weight is larger.
+MOST_WEIGHT = 1e6
 #: Similarities with their weights.
 Parts = tuple[tuple[float, Any], ...]
 
@@ -30,7 +37,7 @@ class Overlap:
     foreground : float
         The value of the structure.
     weight : float
-        Beside the mean one of the similarities.
+        Beside all of the similarities.
     """
 
     image: int
@@ -127,8 +134,57 @@ def parts_of(parameters: ParameterMap, where: str) -> Parts | None:
     return tuple(parts)
 
 
-def points_weight(maps: Sequence[ParameterMap]) -> float | None:
-    """Weight of the corresponding points over the mean one of the similarities.
+@dataclass(frozen=True)
+class PointsTerm:
+    """How much corresponding points count in a map beside its similarities.
+
+    elastix adds up ``weight * mean distance in mm`` and each similarity times its own weight. Ours divide the
+    similarities by the sum of their weights.
+
+    Parameters
+    ----------
+    weight : float
+        Of the mean distance of the points.
+    similarities : tuple of (int, str, float)
+        Their numbers among the metrics, elastix' names, and weights above 0.
+    normalised : bool
+        Whether mean squares are those of intensities that reach from 0 to 10.
+    """
+
+    weight: float
+    similarities: tuple[tuple[int, str, float], ...]
+    normalised: bool
+
+    def beside(self, fixed: Sequence[Volume], moving: Sequence[Volume]) -> float:
+        """The weight of the mean distance in voxels where similarities are at most 1 in all.
+
+        Parameters
+        ----------
+        fixed, moving : sequence of Volume
+            The images, pair by pair.
+
+        Returns
+        -------
+        float
+        """
+        if not self.similarities:
+            # Nothing but the points counts, in whatever unit they come.
+            return self.weight
+        whole = 0.0
+        for number, name, weight in self.similarities:
+            pair = min(number, len(fixed) - 1)
+            whole += weight * (self._unit_of_squares(fixed[pair], moving[pair]) if name == SQUARES else 1.0)
+        return min(MOST_WEIGHT, self.weight * min(fixed[0].geometry.spacing) / whole)
+
+    def _unit_of_squares(self, fixed: Volume, moving: Volume) -> float:
+        """What elastix' mean squares are where ours are 1: ours are those over the variance of the fixed image."""
+        ours, theirs = (v.array.astype(np.float64) * v.scale + v.offset for v in (fixed, moving))
+        span = max(ours.max() - theirs.min(), theirs.max() - ours.min(), 1e-10)
+        return max(float(ours.var()), 1e-10) * (100 / float(span) ** 2 if self.normalised else 1.0)
+
+
+def points_of(maps: Sequence[ParameterMap]) -> PointsTerm | None:
+    """How much corresponding points count.
 
     Parameters
     ----------
@@ -137,7 +193,7 @@ def points_weight(maps: Sequence[ParameterMap]) -> float | None:
 
     Returns
     -------
-    float or None
+    PointsTerm or None
         None where no map has them.
 
     Raises
@@ -147,7 +203,12 @@ def points_weight(maps: Sequence[ParameterMap]) -> float | None:
     """
     for number, one in reversed(list(enumerate(maps))):
         if POINTS in one.get("Metric", ()):
-            return _relative(one, POINTS, f"of map {number}")
+            weights = list(_weighted(one, f"of map {number}"))
+            return PointsTerm(
+                max(w for _, name, w in weights if name == POINTS),
+                tuple(one for one in weights if one[1] in METRICS and one[2] > 0),
+                flag_of(at_last(one), "UseNormalization", False),
+            )
     return None
 
 
@@ -192,11 +253,11 @@ def _weighted(parameters: ParameterMap, where: str) -> Iterator[tuple[int, str, 
 
 
 def _relative(parameters: ParameterMap, wanted: str, where: str) -> float:
-    """Weight of a metric over the mean one of the similarities."""
+    """Weight of a metric over the sum of those of the similarities, which is 1 here."""
     weights = [(name, weight) for _, name, weight in _weighted(parameters, where)]
     others = [w for name, w in weights if name in METRICS and w > 0]
     own = max(w for name, w in weights if name == wanted)
-    return own / (sum(others) / len(others) if others else 1.0)
+    return own / (sum(others) if others else 1.0)
 
 
 def _with_bins(parameters: ParameterMap, where: str) -> str | Metric:
