@@ -61,7 +61,6 @@ def left(kind: str, metric: str, weight: float, folder: Any, *, ours: bool) -> N
     ("kind", "metric", "weight", "near"),
     [
         ("rigid", "AdvancedMattesMutualInformation", 1.0, 0.1),
-        ("rigid", "AdvancedMattesMutualInformation", 0.01, 0.1),
         ("affine", "AdvancedNormalizedCorrelation", 0.05, 0.6),
         ("rigid", "AdvancedMeanSquares", 1.0, 0.1),
         ("rigid", "AdvancedMeanSquares", 1000.0, 0.1),

@@ -9,7 +9,8 @@ import numpy as np
 
 from itk_nir.compat.elastix.registration import registered
 from itk_nir.compat.elastix.run import Outcome
-from itk_nir.compat.elastix.stages import Stage
+from itk_nir.compat.elastix.splines import field_to_spline, resting_spline
+from itk_nir.compat.elastix.stages import Stage, is_deformable
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_itk_vectors
@@ -247,7 +248,8 @@ class ElastixRegistrationMethod:
         Returns
         -------
         itk.CompositeTransform[itk.D, d]
-            Fixed → moving, LPS mm; the initial transform first.
+            Fixed → moving, LPS mm; the initial transform first. A deformation of a B-spline map is a
+            ``BSplineTransform`` with a control point at each node of the displacement field that its parameter map has.
         """
         outcome = self._done()[2]
         parts: list[Any] = []
@@ -255,7 +257,8 @@ class ElastixRegistrationMethod:
             initial = transform_to_itk(outcome.start.transform)
             count = int(initial.GetNumberOfTransforms())
             parts.extend(initial.GetNthTransform(n) for n in reversed(range(count)))
-        parts.extend(_stage_to_itk(stage, outcome.fixed.geometry) for stage in outcome.stages)
+        for stage, kind in zip(outcome.stages, outcome.request.kinds, strict=True):
+            parts.append(_stage_to_itk(stage, kind, outcome.fixed.geometry))
         composite = new_transform("CompositeTransform", outcome.fixed.dimension)
         for part in reversed(parts):  # ITK applies the one that was added last first
             composite.AddTransform(part)
@@ -278,15 +281,15 @@ class ElastixRegistrationMethod:
         return transform
 
 
-def _stage_to_itk(stage: Stage, grid: Geometry) -> Any:
-    """The transform of ITK's that a stage is; an identity for a deformable stage that holds nothing."""
+def _stage_to_itk(stage: Stage, asked: str, grid: Geometry) -> Any:
+    """The transform of ITK's that a stage is, of the class that was asked for where that can hold it."""
     import itk
 
     d = grid.dimension
     if stage.field is not None:
-        return _field_to_itk(stage.field)
+        return field_to_spline(stage.field) if is_deformable(asked) else _field_to_itk(stage.field)
     if stage.linear is None:
-        return new_transform("TranslationTransform", d)
+        return resting_spline(grid.size, grid.matrix)
     plain: Any = linear_class(stage.kind, d)
     matrix, shift = stage.linear.about(grid.centre)
     name = plain.GetName()
