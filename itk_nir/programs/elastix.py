@@ -7,7 +7,7 @@ from pathlib import Path
 
 from itk_nir.cli.signals import requests
 from itk_nir.errors import OptionError
-from itk_nir.programs.elastix_words import folder_of, informed, log_of, numbered, pairs, single, threads_of
+from itk_nir.programs.elastix_words import folder_of, informed, log_of, numbered, pairs, single, surfaces_of, threads_of
 
 #: Flag → what becomes of it; ``docs/coming_from_elastix.md`` shows the same table.
 FLAGS = {
@@ -27,6 +27,8 @@ FLAGS = {
     "-mN": "as `-m`",
     "-fMaskN": "as `-fMask`: `-fMask0` alone",
     "-mMaskN": "as `-mMask`: `-mMask0` alone",
+    "-fmeshXN": "`-fmeshA1`, `-fmeshB1`, …: closed surfaces of the fixed image, for the metric of that number, "
+    "`MissingStructurePenalty`",
 }
 
 _HELP = """elastix registers a moving image to a fixed image; here the engine of itk-nir does.
@@ -46,6 +48,7 @@ Optional extra commands:
   -mMask    mask for moving image
   -fp       point set for fixed image
   -mp       point set for moving image
+  -fmeshA1  surface of what has no counterpart, for metric 1 (-fmeshB1, ... for several)
   -t0       parameter file for initial transform
   -loglevel set the log level to "off", "error", "warning", or "info" (default)
   -priority accepted without effect
@@ -116,7 +119,7 @@ def _register(
         fixed_mask=next(iter(masks["f"]), None), moving_mask=next(iter(masks["m"]), None),
         start={"initial_transform_parameter_file_name": single(given, "-t0")},
         points={"fixed_point_set_file_name": single(given, "-fp"), "moving_point_set_file_name": single(given, "-mp")},
-        threads=threads_of(given), callback=requests().stopping(printing(None, say)),
+        surfaces=surfaces_of(given), threads=threads_of(given), callback=requests().stopping(printing(None, say)),
     )  # fmt: skip
     if outcome.result is not None:
         yield f"\n{outcome.result.report.verdict}"

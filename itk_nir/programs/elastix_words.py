@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 import sys
 import time
@@ -22,6 +23,9 @@ ELASTIX_VERSION = "5.2.0"
 LEVELS = ("off", "error", "warning", "info")
 
 
+_SURFACE = re.compile(r"^(-fmesh)[A-Z]\d+$")
+
+
 def pairs(arguments: Sequence[str], known: Mapping[str, str], program: str) -> dict[str, list[str]]:
     """Take a command line apart into flags and their values, two words each.
 
@@ -30,7 +34,7 @@ def pairs(arguments: Sequence[str], known: Mapping[str, str], program: str) -> d
     arguments : sequence of str
         Everything behind the name of the program.
     known : mapping of str to str
-        The flags; one that ends in ``N`` may have any number there.
+        The flags; one that ends in ``N`` may have any number there, and any capital letter in place of ``X``.
     program : str
         Its name, for messages.
 
@@ -47,7 +51,8 @@ def pairs(arguments: Sequence[str], known: Mapping[str, str], program: str) -> d
     out: dict[str, list[str]] = {}
     for at in range(0, len(arguments), 2):
         flag = arguments[at]
-        if flag not in known and f"{flag.rstrip('0123456789')}N" not in known:
+        general = _SURFACE.sub(r"\1XN", flag)
+        if not {flag, general, f"{flag.rstrip('0123456789')}N"} & set(known):
             raise OptionError(f"{flag}: {program} has no such flag; it takes {', '.join(known)}")
         if at + 1 == len(arguments):
             raise OptionError(f"{flag}: its value is missing")
@@ -110,6 +115,26 @@ def numbered(given: Mapping[str, Sequence[str]], flag: str) -> list[str]:
         raise OptionError(f"{flag}: numbers count up from {flag}0, got {', '.join(f'{flag}{n}' for n in numbers)}")
     values = [single(given, f"{flag}{n}") for n in numbers] if plain is None else [plain]
     return [value for value in values if value is not None]
+
+
+def surfaces_of(given: Mapping[str, Sequence[str]]) -> dict[int, list[str]]:
+    """The surfaces of a command line: ``-fmeshA1``, ``-fmeshB1``, ...
+
+    Parameters
+    ----------
+    given : mapping of str to sequence of str
+        Of `pairs`.
+
+    Returns
+    -------
+    dict of int to list of str
+        Number of the metric → files.
+    """
+    out: dict[int, list[str]] = {}
+    for flag in sorted(given):
+        if _SURFACE.match(flag):
+            out.setdefault(int(flag[len("-fmeshA") :]), []).append(single(given, flag) or "")
+    return out
 
 
 def threads_of(given: Mapping[str, Sequence[str]]) -> int | None:

@@ -29,7 +29,7 @@ from itk_nir.compat.elastix import (
     registration_method,
     understand,
 )
-from itk_nir.compat.elastix.options import OVERLAP, POINTS, REPLACED, STANDING_IN
+from itk_nir.compat.elastix.options import OF_SURFACES, OVERLAP, POINTS, REPLACED, STANDING_IN
 from itk_nir.compat.elastix.reading import read_maps
 from itk_nir.compat.options import engine_options
 from itk_nir.engine.metrics import NCC, MutualInformation, WeightedSum
@@ -553,7 +553,6 @@ def test_elastix_default_maps_are_understood(name: str) -> None:
         ({"FixedImageDimension": 4}, "FixedImageDimension of map 0: .*register each volume to one of them"),
         ({"Metric": "PCAMetric2"}, "'PCAMetric2' cannot be had here.*register each volume to one of them"),
         ({"ResampleInterpolator": "FinalRayCastInterpolator"}, "X-ray projection"),
-        ({"Metric": "MissingStructurePenalty"}, "'MissingStructurePenalty' cannot be had.*fixed_lesion="),
         ({"Metric": "StatisticalShapePenalty"}, "'StatisticalShapePenalty' cannot be had.*no such model here"),
         ({"SampleLastDimensionRandomly": "true", "Metric": "PCAMetric2"}, "'PCAMetric2' cannot be had"),
         ({"Metric": ["AdvancedMeanSquares", "TransformRigidityPenalty"], "UseFixedRigidityImage": False,
@@ -654,6 +653,8 @@ def test_docs_name_every_parameter_and_run(tmp_path: Path, monkeypatch: Any) -> 
         assert how.split(":")[0].split(",", 1)[1] in text
     for name, ours in METRICS.items():
         assert f"| `{name}` | `{ours}`" in text
+    for how in OF_SURFACES.values():
+        assert how in text
     rows = {row[0]: row for row in (line.strip("| ").split(" | ") for line in text.splitlines()) if len(row) == 3}
     assert set(INSTEAD) == set(NO_MEANING)
     for group, instead in INSTEAD.items():

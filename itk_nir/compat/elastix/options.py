@@ -50,8 +50,18 @@ INVERSION = "DisplacementMagnitudePenalty"
 RIGIDITY = "TransformRigidityPenalty"
 #: What elastix 3 and 4 called mutual information with that penalty.
 WITH_RIGIDITY = "MattesMutualInformationWithRigidityPenalty"
-#: Penalties, in place of which our own regularity stands.
-PENALTIES = ("TransformBendingEnergyPenalty", INVERSION)
+#: The penalty on the volume of what is in the fixed image alone, which is a lesion here.
+MISSING = "MissingStructurePenalty"
+#: What has surfaces warped and is no penalty: its value is 0.
+SURFACES = "PolydataDummyPenalty"
+#: Metrics of surfaces: what stands for them.
+OF_SURFACES = {
+    MISSING: "what lies within its surfaces has no counterpart: it is not looked at in any stage, and the deformation "
+    "follows its surroundings there; it is not made smaller for its own sake",
+    SURFACES: "nothing: its value is 0, and its surfaces are not warped; map their points with transformix -def",
+}
+#: Penalties, in place of which our own regularity stands, or what is known of the image.
+PENALTIES = ("TransformBendingEnergyPenalty", INVERSION, MISSING, SURFACES)
 #: The overlap of one structure in both images, which is a label here.
 OVERLAP = "AdvancedKappaStatistic"
 #: Values that cannot be had, and why or what there is in their place.
@@ -75,9 +85,6 @@ REPLACED = {
     "PatternIntensity": _PROJECTION,
     "StatisticalShapePenalty": "it compares points with a model of shapes, and there is no such model here; give "
     "corresponding points with the metric CorrespondingPointsEuclideanDistanceMetric",
-    "MissingStructurePenalty": "it shrinks a surface that has no counterpart (-fmesh); give the keywords "
-    "fixed_lesion= or moving_lesion=",
-    "PolydataDummyPenalty": "it warps surfaces (-fmesh); map their points with transformix -def",
     "MultiBSplineTransformWithNormal": "the map would slide along a surface and be torn there; all maps are continuous "
     "here",
 }

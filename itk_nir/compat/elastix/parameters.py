@@ -14,12 +14,15 @@ from itk_nir.compat.elastix.options import (
     INVERSION,
     KNOWN,
     LINEAR,
+    MISSING,
+    OF_SURFACES,
     ONLY,
     PENALTIES,
     REPLACED,
     RIGIDITY,
     STACK,
     STANDING_IN,
+    SURFACES,
     TRANSFORMS,
     WITH_RIGIDITY,
     has_no_meaning,
@@ -100,10 +103,12 @@ class Request:
         Whether the axes of images count.
     rigidity : mapping of str to str
         Files of the images of what stays rigid, of ``"fixed"`` and of ``"moving"``.
+    missing, surfaces : tuple of int
+        Numbers of the metrics that name surfaces: of what has no counterpart, and of what has no effect.
     unused : tuple of str
         Names of the given parameters that have no meaning here.
     standing_in : tuple of str
-        Names of the given similarities for which another one stands.
+        Names of the given metrics for which something else stands.
     """
 
     kinds: tuple[str, ...] = DEFAULT_KINDS
@@ -119,6 +124,8 @@ class Request:
     outputs: tuple[Output, ...] = (Output(),) * len(DEFAULT_KINDS)
     use_direction: bool = True
     rigidity: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[int, ...] = ()
+    surfaces: tuple[int, ...] = ()
     unused: tuple[str, ...] = ()
     standing_in: tuple[str, ...] = ()
 
@@ -272,8 +279,12 @@ def understand(maps: Sequence[ParameterMap]) -> Request:
         outputs=tuple(_output(one) for one in maps),
         use_direction=direction.pop(),
         rigidity=_rigidity(maps),
+        missing=_numbers_of(maps, MISSING),
+        surfaces=_numbers_of(maps, SURFACES),
         unused=tuple(dict.fromkeys(name for one in maps for name in one if has_no_meaning(name))),
-        standing_in=tuple(dict.fromkeys(n for one in maps for n in one.get("Metric", ()) if n in STANDING_IN)),
+        standing_in=tuple(
+            dict.fromkeys(n for one in maps for n in one.get("Metric", ()) if n in STANDING_IN | OF_SURFACES)
+        ),
     )
 
 
@@ -288,6 +299,19 @@ def _output(parameters: ParameterMap) -> Output:
         parameters=flag_of(parameters, "WriteFinalTransformParameters", True),
         toml=form in ("toml", "TOML"),
     )
+
+
+def _numbers_of(maps: Sequence[ParameterMap], metric: str) -> tuple[int, ...]:
+    """At which numbers a metric stands that is used in any map."""
+    found = set()
+    for one in maps:
+        last = at_last(one)
+        word = "RelativeWeight" if flag_of(last, "UseRelativeWeights", False) else "Weight"
+        for n, name in enumerate(one.get("Metric", ())):
+            used = flag_of(last, f"Metric{n}Use", True) and number_of(last, f"Metric{n}{word}", 1.0) != 0
+            if name == metric and (used or metric == SURFACES):
+                found.add(n)
+    return tuple(sorted(found))
 
 
 def _is_inversion(maps: Sequence[ParameterMap]) -> bool:

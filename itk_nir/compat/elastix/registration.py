@@ -11,7 +11,7 @@ import numpy as np
 
 from itk_nir.atomic import replacing
 from itk_nir.compat.elastix.files import check_output_folder, result_maps, write_result
-from itk_nir.compat.elastix.options import PIXELS, REFUSED, STANDING_IN
+from itk_nir.compat.elastix.options import OF_SURFACES, PIXELS, REFUSED, STANDING_IN
 from itk_nir.compat.elastix.parameters import Request, understand
 from itk_nir.compat.elastix.reading import import_itk_elastix, read_maps
 from itk_nir.compat.elastix.resampling import as_pixel_type
@@ -238,7 +238,9 @@ def remarks(request: Request) -> list[str]:
     out = []
     if request.unused:
         out.append(f"elastix parameters without a meaning here: {', '.join(request.unused)}")
-    out.extend(f"elastix metric {name} is approximated by {STANDING_IN[name]}" for name in request.standing_in)
+    out.extend(
+        f"elastix metric {name} is approximated by {(STANDING_IN | OF_SURFACES)[name]}" for name in request.standing_in
+    )
     deformable = [k for k in request.kinds if is_deformable(k)]
     if len(deformable) > 1:
         out.append(

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.compat.elastix.constraints import check_parameters
-from itk_nir.compat.elastix.options import OVERLAP, POINT_KEYWORDS, POINTS
+from itk_nir.compat.elastix.options import MISSING, OVERLAP, POINT_KEYWORDS, POINTS, SURFACES
 from itk_nir.compat.elastix.parameters import Request, check_dimensions, understand
 from itk_nir.compat.elastix.points import read_points
 from itk_nir.compat.elastix.resampling import Resampling, resampled, without_direction
 from itk_nir.compat.elastix.similarities import Overlap
 from itk_nir.compat.elastix.stages import Stage, inverse_stages, is_deformable, linear_part, stages_of
+from itk_nir.compat.elastix.surfaces import within_surfaces
 from itk_nir.compat.options import Device
 from itk_nir.errors import InputError, OptionError, warn_caller
 from itk_nir.findings import texts
@@ -153,6 +154,7 @@ def run(
     moving_mask: Any = None,
     start: Mapping[str, Any] | None = None,
     points: Mapping[str, Any] | None = None,
+    surfaces: Mapping[int, Sequence[str]] | None = None,
     preset: str | Settings = "default",
     device: Device = "auto",
     threads: int | None = None,
@@ -173,6 +175,8 @@ def run(
         The four ways of `registration_method` to give an initial transform, by their names; None where not given.
     points : mapping of str to object, optional
         The corresponding points, by the names of `registration_method`.
+    surfaces : mapping of int to sequence of str, optional
+        Number of a metric → files of the surfaces that it is for.
     preset, device, threads, callback
         As of `itk_nir.register`.
     options : mapping of str to object, optional
@@ -199,6 +203,7 @@ def run(
     options = dict(options or {})
     arguments = {name: options.pop(name) for name in list(options) if name in PASSED}
     _check_overlap(request, count, arguments)
+    missing = _missing(request, surfaces or {}, arguments)
     # A wrong option is refused before any image is read.
     channels = count - request.has_structure_apart(count)
     settings = make_settings(preset, **request.with_metrics(present_names(preset, options), channels))
@@ -234,6 +239,8 @@ def run(
         initial = load_transform(np.eye(plain.dimension + 1))
     if request.rigidity:
         arguments.setdefault("rigid_regions", _rigid_regions(request, fixeds[0], initial))
+    if missing:
+        arguments["fixed_lesion"] = within_surfaces(missing, fixeds[0])
     if request.overlap is not None:
         number = request.overlap.image if request.has_structure_apart(count) else 0
         arguments |= _structures(request.overlap, fixeds[number], movings[number])
@@ -277,6 +284,21 @@ def _check_overlap(request: Request, pairs: int, arguments: Mapping[str, Any]) -
     labels = [name for name in ("fixed_labels", "moving_labels") if arguments.get(name) is not None]
     if labels:
         raise OptionError(f"elastix: {', '.join(labels)} beside the metric {OVERLAP} cannot be had; give either")
+
+
+def _missing(request: Request, surfaces: Mapping[int, Sequence[str]], arguments: Mapping[str, Any]) -> list[str]:
+    """The surfaces of what has no counterpart in the moving image."""
+    useless = sorted(set(surfaces) - {*request.missing, *request.surfaces})
+    if useless:
+        raise OptionError(f"elastix: metric {useless[0]} is neither {MISSING} nor {SURFACES}; a surface has no effect")
+    files = [name for number in request.missing for name in surfaces.get(number, ())]
+    lesion = arguments.get("fixed_lesion") is not None
+    if request.missing and lesion == bool(files):
+        raise OptionError(
+            f"elastix metric {MISSING}: give either its surfaces (-fmeshA{request.missing[0]} FILE) or the keyword "
+            f"fixed_lesion=, got {'both' if lesion else 'neither'}"
+        )
+    return files
 
 
 def _structures(overlap: Overlap, fixed: Volume, moving: Volume) -> dict[str, Any]:
