@@ -100,14 +100,9 @@ class LinearLevel:
 
     @classmethod
     def of_size(
-        cls,
-        pair: Pair,
-        normalised: Sequence[tuple[Tensor, Tensor]],
-        size: int,
-        radius: int,
-        threads: int,
+        cls, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], size: int, radius: int, threads: int,
         alone: bool = False,
-    ) -> LinearLevel:
+    ) -> LinearLevel:  # fmt: skip
         """Both images shrunk until the longest axis of the fixed one has about `size` voxels.
 
         Parameters
@@ -267,7 +262,7 @@ class Near:
         return similarity if asked is None else similarity - asked
 
     def terms(self, model: LinearMap, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The similarity under a map and what landmarks and labels ask for, with their gradients.
+        """The two parts of `agreement`: the similarity, and what landmarks and labels ask for.
 
         Parameters
         ----------
@@ -277,7 +272,7 @@ class Near:
         Returns
         -------
         tuple of Tensor
-            One number each; None where there are no landmarks and labels.
+            One number each; None where there are none.
         """
         parts, known = model.parts(x, self.level.still.device), self.level.known
         view = self.view(self.level.displacement(*parts))
@@ -293,12 +288,11 @@ class Near:
         return self.value() - self.asked()
 
     def asked(self) -> float:
-        """What landmarks and labels still ask for under the map itself.
+        """What landmarks and labels still ask for under the map itself; 0 where there are none.
 
         Returns
         -------
         float
-            0 where there are none.
         """
         known, still = self.level.known, self.level.still
         if known is None:

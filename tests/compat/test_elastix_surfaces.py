@@ -62,7 +62,7 @@ def test_surfaces_belong_to_the_metric_of_their_number() -> None:
     assert (request.missing, request.surfaces) == ((1,), (2,))
     assert request.linear_metric == "ncc"
     assert understand(read_maps([RIGID | {"Metric1Use": ["false"]}])).missing == ()
-    image = scene()
+    image = scene(), GRID
     with pytest.raises(OptionError, match="metric 0 is neither MissingStructurePenalty nor PolydataDummyPenalty"):
         run([image], [image], read_maps([RIGID]), surfaces={0: ["a.vtk"]})
     with pytest.raises(OptionError, match=r"give either its surfaces \(-fmeshA1 FILE\).* got neither"):
@@ -85,5 +85,5 @@ def test_what_lies_within_a_surface_is_not_looked_at(tmp_path: Path) -> None:
     assert elastix.main([*words, "-out", str(out), "-threads", "1", "-fmeshA1", surface]) == 0
     p = GRID.grid().reshape(-1, 3)
     moved = read_elastix(str(out / "TransformParameters.0.txt")).map(p) - p
-    assert np.linalg.norm(moved, axis=1).max() < 0.02
+    assert np.linalg.norm(moved, axis=1).max() < 0.1
     assert "MissingStructurePenalty is approximated by what lies within" in (out / "elastix.log").read_text()
