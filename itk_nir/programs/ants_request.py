@@ -446,6 +446,10 @@ def _metric(flag: Flag) -> Metric:
         raise OptionError(f"{flag.written} {escaped(value.text)}: sampling is None, Regular or Random, got {parts[4]}")
     if parts[5:] and parts[5] and not 0 < number(parts[5], f"{flag.written}: the share of the samples") <= 1:
         raise OptionError(f"{flag.written} {escaped(value.text)}: the share of the samples is above 0 and at most 1")
+    if parts[6:] and parts[6].lower() not in ("", "0", "1", "true", "false"):
+        raise OptionError(
+            f"{flag.written} {escaped(value.text)}: the gradient filter is true or false, got {escaped(parts[6])}"
+        )
     return Metric(kind, parts[0], parts[1], weight, count)
 
 

@@ -160,7 +160,8 @@ class MetricEntry(NamedTuple):
 
 
 _POINTS = refused("use `itk-nir register --fixed-landmarks FILE --moving-landmarks FILE`")
-#: Metric -> what becomes of it. Sampling has no effect: all voxels are looked at.
+#: Metric -> what becomes of it. Sampling has no effect: all voxels are looked at; and
+#: neither has the gradient filter: gradients are those of the interpolated images.
 METRICS: dict[str, MetricEntry] = {
     "CC": MetricEntry(
         (), "lncc", "radius", honoured("squared local correlation; the number is the radius in voxels of the level")

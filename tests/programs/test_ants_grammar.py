@@ -154,6 +154,7 @@ def test_every_name_of_a_transform_and_a_metric() -> None:
         (["-t", "Rigid[0.1]", "-m", "CC[f,m,x]", *STAGE[2:]], "the weight is a number"),
         (["-t", "Rigid[0.1]", "-m", "CC[f,m,1,4.5]", *STAGE[2:]], "the radius is a whole number"),
         (["-t", "Rigid[0.1]", "-m", "CC[f,m,1,4,Often]", *STAGE[2:]], "sampling"),
+        (["-t", "Rigid[0.1]", "-m", "CC[f,m,1,4,None,0.5,often]", *STAGE[2:]], "the gradient filter is true or false"),
         (["-t", "Rigid[0.1]", *STAGE[:4], "-f", "2x1", "-s", "0"], "1 numbers of iterations, 2 shrink factors"),
         ([*LINEAR, "-x", "a", "-x", "b"], "2 masks and 1 stages"),
         ([*LINEAR, "-d", "4"], "2 or 3"),
