@@ -62,18 +62,18 @@ class Landmarks:
         ``(N,)``, 0 and more: how much each counts.
     precision : float
         mm that a pair may always be off, see `PRECISION`.
-    robust : bool
-        Whether wrong pairs are looked for, and those that are far off pull less.
     believed : ndarray
         ``(N,)`` bool: which pairs the others do not contradict.
+    robust : bool
+        Whether wrong pairs are looked for, and those that are far off pull less.
     """
 
     fixed: F64
     moving: F64
     weights: F64
     precision: float
-    robust: bool = True
     believed: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, bool))
+    robust: bool = True
 
     @classmethod
     def judged(cls, fixed: F64, moving: F64, weights: F64, precision: float, robust: bool = True) -> Landmarks:
@@ -88,7 +88,7 @@ class Landmarks:
         -------
         Landmarks
         """
-        out = cls(fixed, moving, weights, precision, robust)
+        out = cls(fixed, moving, weights, precision, robust=robust)
         return replace(out, believed=_believed(fixed, moving, precision) if robust else np.ones(len(fixed), bool))
 
     @cached_property

@@ -100,8 +100,9 @@ def test_the_smooth_deformation_brings_pairs_together_and_stays_within_them_far_
     assert np.linalg.norm(far, axis=1).max() < 2 * np.linalg.norm(q - p, axis=1).max()
 
 
+@pytest.mark.parametrize("robust", [True, False])
 @pytest.mark.parametrize("d", [2, 3])
-def test_term_and_gradient_are_those_of_the_definition(d: int) -> None:
+def test_term_and_gradient_are_those_of_the_definition(d: int, robust: bool) -> None:
     generator = np.random.default_rng(3)
     geometry = Geometry.make(
         (20, 24, 18)[:d], (1.5, 2.0, 1.0)[:d], (3, -8, 40)[:d], turn(d, 30)
@@ -113,7 +114,7 @@ def test_term_and_gradient_are_those_of_the_definition(d: int) -> None:
     weights = generator.uniform(0.2, 1, size=6)
     linear = np.eye(d + 1)
     linear[:d, :d] += 0.05 * generator.normal(size=(d, d))
-    landmarks = Landmarks(p, q, weights, 2.0, np.ones(6, bool))
+    landmarks = Landmarks(p, q, weights, 2.0, np.ones(6, bool), robust)
     term = LatticeLandmarks.of(landmarks, geometry, axes, 8.0, linear, 3.0, torch.device("cpu"))
     u = torch.from_numpy(
         generator.normal(size=(3, axes[2].count, axes[1].count, axes[0].count)).astype(np.float32) * 0.2
@@ -130,7 +131,9 @@ def test_term_and_gradient_are_those_of_the_definition(d: int) -> None:
     unit = min(geometry.spacing)
     square = (at - wanted).square().sum(1) / unit**2
     s = 3.0 / unit
-    reference = (torch.from_numpy(weights / weights.sum()) * s * s * torch.log(1 + square / (s * s))).sum()
+    # The distance itself, but for its rounded end.
+    each = s * s * torch.log(1 + square / (s * s)) if robust else torch.sqrt(square + (0.1 * s) ** 2) - 0.1 * s
+    reference = (torch.from_numpy(weights / weights.sum()) * each).sum()
     reference.backward()
     assert float(value.detach()) == pytest.approx(float(reference.detach()), rel=1e-5)
     assert u.grad is not None
