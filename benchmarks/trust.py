@@ -327,7 +327,9 @@ def auto(data: Path) -> Iterator[Line]:
 
 
 def _picked(fixed: Path, moving: Path, options: dict[str, Any]) -> tuple[str, str]:
-    from itk_nir.engine.choice import choose_metric
+    """The metric and the reason: as the images are looked at, and, where they pass for one contrast, after a level."""
+    import itk_nir
+    from itk_nir.engine.choice import SAME, choose_metric
     from itk_nir.engine.linear_search import find_start
     from itk_nir.problem import Problem
     from itk_nir.settings import make_settings
@@ -339,7 +341,12 @@ def _picked(fixed: Path, moving: Path, options: dict[str, Any]) -> tuple[str, st
         start = find_start(pair, problem.linear, settings.linear, threads=THREADS)
         pair = replace(pair, linear=pair.linear @ start.matrix)
     choice = choose_metric(pair, THREADS)
-    return choice.metric, choice.reason
+    if choice.metric != SAME:
+        return choice.metric, choice.reason
+    first, *others = settings.deformable.iterations
+    level = replace(settings, deformable=replace(settings.deformable, iterations=(first, *(0 for _ in others))))
+    report = itk_nir.register(fixed, moving, preset=level, threads=THREADS, **options).report
+    return report.metric, report.metric_reason
 
 
 def _auto_pairs(data: Path) -> Iterator[tuple[str, Path, Path, bool, dict[str, Any]]]:
@@ -378,7 +385,8 @@ def _auto_pairs(data: Path) -> Iterator[tuple[str, Path, Path, bool, dict[str, A
 
 
 def both(data: Path) -> Iterator[Line]:
-    """Two contrasts that look like one to `metric="auto"`: by `lncc`, which it picks, and by what unlike ones get."""
+    """Two contrasts whose windows agree in sign: by `lncc`, which `metric="auto"` picks, for stains at first, and by
+    what unlike ones get."""
     from itk_nir.engine.choice import UNLIKE
 
     heads, stains = data / "head_templates", data / "histology_lung"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from itk_nir.checkpoint import chosen_metrics, with_chosen_metrics
 from itk_nir.engine import ops
-from itk_nir.engine.choice import SAME, choose_metric
+from itk_nir.engine.choice import ENOUGH_ITERATIONS, LEAST_ALIKE, SAME, Choice, choose_metric, unlike_after_all
+from itk_nir.engine.deformable import UNALIKE
 from itk_nir.engine.descent import DONE
 from itk_nir.engine.evidence import Comparison
 from itk_nir.engine.execution import (
@@ -95,6 +96,9 @@ class Run:
     reason: str
     least_gain: float
     cancelled: bool
+    told_before: int
+    fraction: float
+    start: Start | None
     similarity_linear: float | None
 
     def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
@@ -103,7 +107,8 @@ class Run:
         self.seconds = {"read": time.perf_counter() - problem.clock}
         self.notes, self.doubts, self.remarks = list(texts(problem.findings)), list(problem.doubts), list[str]()
         self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
-        self.cancelled = False
+        self.cancelled, self.told_before, self.fraction = False, 0, 0.0
+        self.start: Start | None = None
         self.similarity_linear: float | None = None
         _log.debug(
             "registering %s onto %s: preset %s, device %s, %d threads, instruction set %s",
@@ -123,10 +128,10 @@ class Run:
         began = pair = self._with_what_changed(problem.pair())
         self.landmarks = None if pair.known is None else pair.known.landmarks
         self.notes.extend(on_landmarks(self.landmarks))
-        pair = self._with_linear(pair)
-        affine = LinearTransform(self.frame.physical_matrix(pair.linear))
+        unaligned, pair = pair, self._with_linear(pair)
         if not problem.deformable:
             self._compare(began, pair, None)
+            affine = LinearTransform(self.frame.physical_matrix(pair.linear))
             stop = "cancelled" if self.cancelled else "all iterations done"
             report = self._report(
                 stop=stop, similarity=self.similarity_linear, affine_matrix=affine.matrix.tolist()
@@ -136,6 +141,10 @@ class Run:
             )
 
         done = self._deformable(pair)
+        if done.stop == UNALIKE:
+            pair = self._as_unlike(unaligned, pair, done)
+            done = self._deformable(pair)
+        affine = LinearTransform(self.frame.physical_matrix(pair.linear))
         ops.release_memory()  # many small arrays are done with, a few large ones follow
         done = self._compare(began, pair, done)
         sampled = sample_field(
@@ -176,26 +185,38 @@ class Run:
 
     def _with_linear(self, pair: Pair) -> Pair:
         """The pair with the map of the linear stage, and the metrics settled; or as they were in a run before."""
-        entry, told = self.journal.recalled(LINEAR), len(self.notes)
-        if entry is None:
-            start = self._start(pair)
-            self._choose(pair if start is None else replace(pair, linear=pair.linear @ start.matrix))
-        else:
-            self._recall(entry.values)
-        self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
+        entry, self.told_before = self.journal.recalled(LINEAR), len(self.notes)
         if entry is not None:
+            self._recall(entry.values)
+            self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
             return replace(pair, linear=np.array(entry.values["matrix"]))
+        self.start = self._start(pair)
+        self._choose(pair if self.start is None else replace(pair, linear=pair.linear @ self.start.matrix))
+        return self._aligned(pair, self.start)
+
+    def _aligned(self, pair: Pair, start: Start | None) -> Pair:
+        """The pair with the map of the linear stage, by the metrics as they stand."""
+        self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
         # Where most of the image lies where it belongs, a linear map has nothing to do.
         if self.problem.linear != "none" and pair.free is None:
             pair = replace(pair, linear=self._linear(pair, start))
         if not self.cancelled:
             values = {
                 "matrix": pair.linear.tolist(), "similarity": self.similarity_linear, "reason": self.reason,
-                "least_gain": self.least_gain, "notes": self.notes[told:],
+                "least_gain": self.least_gain, "notes": self.notes[self.told_before :],
                 "chosen": None if self.settings is self.problem.settings else chosen_metrics(self.settings),
             }  # fmt: skip
             self.journal.keep(LINEAR, lambda: Entry(values), write=True)
         return pair
+
+    def _as_unlike(self, unaligned: Pair, pair: Pair, done: Optimised) -> Pair:
+        """The pair aligned anew, as unlike contrasts are, where the first level of a deformation showed that it is."""
+        choice = unlike_after_all(pair, done.similarity or 0.0, done.field, self.problem.threads)
+        self.journal.forget_parts()
+        del self.notes[self.told_before :]
+        self._settle(choice)
+        # A run that was taken up behind its linear stage has not looked for a start.
+        return self._aligned(unaligned, self.start or self._start(unaligned))
 
     def _recall(self, values: dict[str, Any]) -> None:
         """What the linear stage of a run before found."""
@@ -249,14 +270,25 @@ class Run:
             again = choose_metric(pair, self.problem.threads, found)
             if again.metric == SAME and found.consistent >= CONSISTENT:
                 choice = again
+        self._settle(choice)
+
+    def _settle(self, choice: Choice) -> None:
+        """Take what was chosen, but for the metric of a linear stage that has been named."""
+        chosen, linear = self.problem.settings.deformable, self.problem.settings.linear
         smoothness = tuple(choice.smoothness * w for w in chosen.smoothness)
         chosen = replace(chosen, metric=choice.metric, smoothness=smoothness)
-        linear = self.settings.linear
         if linear.linear_metric == "same":
             linear = replace(linear, linear_metric=choice.linear_metric)
         self.settings = replace(self.settings, deformable=chosen, linear=linear)
         self.reason, self.least_gain = choice.reason, choice.least_gain
         _log.debug("metric %s: %s", choice.metric, choice.reason)
+
+    def _least(self, pair: Pair) -> float | None:
+        """How alike the first level must make images that ``metric="auto"`` took for one contrast."""
+        given, chosen = self.problem.settings.deformable, self.settings.deformable
+        if given.metric != AUTO or chosen.metric != SAME or pair.known is not None:
+            return None
+        return LEAST_ALIKE if max(chosen.iterations[:1]) >= ENOUGH_ITERATIONS else None
 
     def _channel_metrics(self, pair: Pair, metric: Any) -> tuple[tuple[float, Metric], ...]:
         """Weight and metric of every channel: the weights hold for both stages."""
@@ -289,16 +321,23 @@ class Run:
         nothing = pair.free is not None and not bool(pair.free.any())
         # One evaluation, then out.
         callback = (lambda _: True) if self.cancelled or nothing else self._share(begin, 0.95 - begin)
-        done: Optimised = self.settings.engine.optimise(
-            pair, self._for_engine.deformable, seed=problem.seed, threads=problem.threads, callback=callback,
-            clock=problem.clock, **({} if self.journal.write is None else {"journal": self.journal}),
-        )  # fmt: skip
+        done = self._optimised(pair, callback, None if self.cancelled or nothing else self._least(pair))
         if self.cancelled or nothing:
             done = _at_rest(done, pair)
         if nothing and not self.cancelled:
             done = replace(done, stop=DONE)
         self.notes.extend(done.notes)
         self._took("deformable")
+        return done
+
+    def _optimised(self, pair: Pair, callback: Callback | None, least: float | None = None) -> Optimised:
+        """All levels of the deformation; the first alone where it leaves the images less alike than `least`."""
+        more: dict[str, Any] = {} if self.journal.write is None else {"journal": self.journal}
+        more |= {} if least is None else {"least": least}
+        done: Optimised = self.settings.engine.optimise(
+            pair, self._for_engine.deformable, seed=self.problem.seed, threads=self.problem.threads, callback=callback,
+            clock=self.problem.clock, **more,
+        )  # fmt: skip
         return done
 
     def _compare(self, began: Pair, pair: Pair, done: Any) -> Any:
@@ -373,7 +412,9 @@ class Run:
 
         def tell(p: Progress) -> bool | None:
             mapping = None if p.mapping is None else partial(_physically, p.mapping, frame)
-            return callback(replace(p, fraction=begin + length * p.fraction, mapping=mapping))
+            # Stages may be done once more: there is no way back for what is told.
+            self.fraction = max(self.fraction, begin + length * p.fraction)
+            return callback(replace(p, fraction=self.fraction, mapping=mapping))
 
         return tell
 
@@ -384,7 +425,8 @@ class Run:
             self.callback(Progress("sampling", 0, 1, 0, 1, metric, loss, 0.0, seconds, 1.0))
 
     def _took(self, stage: str) -> None:
-        self.seconds[stage] = time.perf_counter() - self.problem.clock - sum(self.seconds.values())
+        elapsed = time.perf_counter() - self.problem.clock - sum(self.seconds.values())
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed  # a stage may be done once more
         _log.debug("%s: %.2f s", stage, self.seconds[stage])
 
     def _report(self, sampled: SampledField | None = None, **measured: Any) -> Report:

@@ -7,6 +7,10 @@ and rises when the object is misplaced. So the share of windows, weighted by wha
 decides, at three resolutions: at the coarsest it hardly depends on how well the images are aligned, at the finer ones
 it sees what the coarsest cannot, once they are.
 
+Stains of tissue may agree in sign everywhere and be unlike nevertheless. That shows when they are brought together:
+images of one contrast become alike at the first level of the deformation, LNCC² 0.75 and more, and such stains do not,
+0.28 and less (`LEAST_ALIKE`). The deformation then begins anew, as for unlike contrasts (`unlike_after_all`).
+
 Unlike contrasts want mutual information, and a little of MIND, which sees structure where intensities do not tell: more
 of it where the intensities tell little. The linear stage has mutual information alone, whose range is wider. What two
 such images differ in may be their contrast alone: the more alike they are to begin with, the stiffer the deformation,
@@ -63,6 +67,11 @@ ALIKE, STIFFENING, STIFFEST = 0.26, 8.0, 100.0
 #: The share of the similarity of unlike contrasts that a deformation gains where there is nothing to move, at most:
 #: edges of two contrasts differ by themselves, and a field follows.
 CONTRAST_GAIN = 0.03
+
+
+#: The mean LNCC² that images of one contrast reach at the first level of the deformation, at least; and the iterations
+#: of that level from which on it has been given the chance.
+LEAST_ALIKE, ENOUGH_ITERATIONS = 0.5, 20
 
 
 @dataclass(frozen=True)
@@ -143,9 +152,38 @@ def choose_metric(pair: Pair, threads: int = 1, displacement: Displacement | Non
             break
     else:
         return Choice(SAME, SAME, 1.0, f"one contrast: {_in_words(shares)}")
-    nmi = at_size(INFORMATION_SIZE).mutual_information()
+    return _unlike(at_size(INFORMATION_SIZE).mutual_information(), f"unlike contrasts: {_in_words(shares)}")
+
+
+def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, threads: int = 1) -> Choice:
+    """What images are registered by that looked like one contrast and did not become alike.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images, with the linear map that was found.
+    similarity : float
+        Mean LNCC² after the first level of the deformation: less than `LEAST_ALIKE`.
+    displacement : Displacement
+        Of that level, before the map.
+    threads : int
+        CPU threads; no result depends on it.
+
+    Returns
+    -------
+    Choice
+    """
+    resolution = _Resolution(pair, pair.normalised(), INFORMATION_SIZE, threads, displacement)
+    reason = (
+        f"unlike contrasts: the windows agree in sign, but the first level of the deformation by {SAME} ended at "
+        f"{similarity:.2f}, where images of one contrast reach {LEAST_ALIKE} and more"
+    )
+    return _unlike(resolution.mutual_information(), reason)
+
+
+def _unlike(nmi: float, reason: str) -> Choice:
+    """What unlike contrasts are registered by, from how much their intensities tell of each other."""
     smoothness = min(STIFFEST, max(1.0, (nmi / ALIKE) ** STIFFENING))
-    reason = f"unlike contrasts: {_in_words(shares)}"
     if smoothness > 1:
         reason += (
             f"; the images are nearly as alike as such contrasts can be (NMI {nmi:.2f}), so the deformation is "

@@ -52,7 +52,13 @@ from itk_nir.engine.unchanged import at_control_points
 from itk_nir.engine.velocity_field import SplineVelocity
 from itk_nir.errors import NothingToCompare
 
-__all__ = ["Settings", "describe", "optimise", "restore"]
+__all__ = ["UNALIKE", "Settings", "describe", "optimise", "restore"]
+
+#: What stopped it where the images have not become as alike as they were to.
+UNALIKE = "too little alike"
+
+#: What ends a level and all that follow.
+_ENDS = (CANCELLED, UNALIKE)
 
 
 def optimise(
@@ -64,6 +70,7 @@ def optimise(
     callback: Callback | None = None,
     clock: float | None = None,
     journal: Journal | None = None,
+    least: float | None = None,
 ) -> Optimised:
     """Register a pair. See the module's text for the model.
 
@@ -83,6 +90,9 @@ def optimise(
         ``time.perf_counter()`` when the registration began.
     journal : Journal, optional
         Of what was done before, and for what is done; left out, nothing is kept.
+    least : float, optional
+        Similarity that the images must have after the first level; where they have less, no other level follows, and
+        what stopped it is `UNALIKE`.
 
     Returns
     -------
@@ -96,8 +106,8 @@ def optimise(
     """
     clock = time.perf_counter() if clock is None else clock
     # In a function of its own: what the iterations held is free again before the folds are looked for.
-    done, domain = _train(pair, settings, seed, threads, callback, clock, journal or Journal())
-    if settings.jacobian_weight:
+    done, domain = _train(pair, settings, seed, threads, callback, clock, journal or Journal(), least)
+    if settings.jacobian_weight and done.stop != UNALIKE:
         ops.release_memory()
         done = replace(done, field=remove_folds(done.field, domain))
     field, notes = kept(done.field, pair)  # the very same field without regions
@@ -162,8 +172,9 @@ def _through(
 
 
 def _train(
-    pair: Pair, settings: Settings, seed: int, threads: int, callback: Callback | None, clock: float, journal: Journal
-) -> tuple[Optimised, Domain]:
+    pair: Pair, settings: Settings, seed: int, threads: int, callback: Callback | None, clock: float, journal: Journal,
+    least: float | None,
+) -> tuple[Optimised, Domain]:  # fmt: skip
     """All levels, and the block of the fixed grid that was worked on."""
     normalised = pair.normalised()
     unit = min(pair.fixed_geometry.spacing)
@@ -186,10 +197,10 @@ def _train(
     nothing: NothingToCompare | None = None
     begin, stop, returned, rest, searched, measured = _taken_up(journal, model, report.trace)
     for number in range(begin, settings.levels):
-        if number == 1 and settings.composed and report.trace and stop != CANCELLED:
+        if number == 1 and settings.composed and report.trace and stop not in _ENDS:
             model.freeze()
         model.go_to(settings.halvings(number))
-        if settings.iterations[number] == 0 or stop == CANCELLED:
+        if settings.iterations[number] == 0 or stop in _ENDS:
             continue
         ops.release_memory()
         grids = LevelGrids.of(pair, domain, settings.shrink_factors[number])
@@ -215,19 +226,18 @@ def _train(
             del make
             descent = Descent(level, model, report, journal, callback is not None, search)
             del level
-            with _held(pair.free, model):
-                stop = descent.run()
+            stop = _descended(descent, pair, model, None if report.trace else least)
             if search is not None:
                 searched = search.outcome
             if descent.returned:
                 returned.append(number)
-            if number == last or stop == CANCELLED:
+            if number == last or stop in _ENDS:
                 measured, gain = _before_and_after(descent.level, model)
                 if not gain >= 0:  # coarse levels may have led astray what the finest cannot mend
                     rest, measured = True, (measured[0], measured[0])
                     returned = [k for k in range(number + 1) if settings.iterations[k]]
             del descent
-        if stop != CANCELLED:
+        if stop not in _ENDS:
             journal.forget_parts()
             values = {
                 "next": number + 1, "stop": stop, "returned": returned, "rest": rest, "search": searched,
@@ -258,6 +268,17 @@ def _held(free: Tensor | None, model: FieldInTraining) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _descended(descent: Descent, pair: Pair, model: FieldInTraining, least: float | None) -> str:
+    """Do all iterations of a level; what ended them: that the images have less than a similarity, too."""
+    with _held(pair.free, model):
+        stop = descent.run()
+    if least is None or stop == CANCELLED:
+        return stop
+    with torch.no_grad():
+        alike = float(descent.level.similarity(model.displaced(model.velocity())))
+    return stop if alike >= least else UNALIKE
 
 
 def _kept(model: FieldInTraining, values: dict[str, Any]) -> Entry:

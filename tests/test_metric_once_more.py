@@ -1,0 +1,85 @@
+"""Images that look like one contrast, and do not become alike: the registration begins anew, as of unlike ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import itk_nir
+from itk_nir import run
+from itk_nir.engine import choice
+from itk_nir.images import to_sitk
+from itk_nir.phantom import Phantom, brain_phantom
+
+CALL: dict[str, Any] = {
+    "preset": itk_nir.make_settings("fast", iterations=(20, 2, 1), network=None, search="never"),
+    "linear": "translation",
+    "threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[Any, Any]:
+    p: Phantom = brain_phantom(2, (56, 64))
+    return to_sitk(p.fixed, p.geometry), to_sitk(p.moving, p.moving_geometry)
+
+
+def demanding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is ever alike enough."""
+    monkeypatch.setattr(run, "LEAST_ALIKE", 1.5)
+
+
+def test_result_is_that_of_the_metric_for_unlike_contrasts(
+    images: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demanding(monkeypatch)
+    fractions: list[float] = []
+    found = itk_nir.register(*images, **CALL, callback=lambda p: fractions.append(p.fraction))
+    report = found.report
+    assert report.metric == choice.UNLIKE
+    assert "first level of the deformation by lncc ended at 0." in report.metric_reason
+    assert fractions == sorted(fractions)
+    assert max(fractions) == 1
+    assert sum(report.seconds.values()) == pytest.approx(2 * report.seconds["total"], rel=0.01)
+    same = itk_nir.register(
+        *images, **CALL, metric=choice.UNLIKE, linear_metric=choice.UNLIKE_LINEAR, callback=lambda p: False,
+        smoothness=report.settings["deformable"]["smoothness"],
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.warped_array, same.warped_array)
+    assert found.report.trace == same.report.trace
+
+
+def test_images_that_become_alike_and_those_that_were_given_no_chance_keep_their_metric(
+    images: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = itk_nir.register(*images, **CALL)
+    assert usual.report.metric == choice.SAME
+    demanding(monkeypatch)
+    few = itk_nir.register(*images, **CALL, iterations=(19, 2, 1))
+    named = itk_nir.register(*images, **CALL, metric="lncc")
+    assert few.report.metric == named.report.metric == choice.SAME
+    np.testing.assert_array_equal(usual.warped_array, named.warped_array)
+
+
+@pytest.mark.parametrize("after", [10, 30])
+def test_one_that_was_stopped_before_or_behind_that_is_taken_up(
+    images: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: int
+) -> None:
+    demanding(monkeypatch)
+    whole = itk_nir.register(*images, **CALL, callback=lambda p: False)
+    calls = 0
+
+    def stop(progress: Any) -> bool:
+        nonlocal calls
+        calls += progress.stage == "deformable"
+        return calls > after
+
+    kept: dict[str, Any] = {"checkpoint": tmp_path, "checkpoint_seconds": 0.0}
+    stopped = itk_nir.register(*images, **CALL, **kept, callback=stop)
+    assert stopped.report.stop == "cancelled"
+    again = itk_nir.register(*images, **CALL, **kept, callback=lambda p: False)
+    np.testing.assert_array_equal(again.warped_array, whole.warped_array)
+    assert again.report.metric_reason == whole.report.metric_reason
