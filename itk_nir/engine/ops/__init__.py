@@ -20,6 +20,7 @@ from itk_nir.engine.ops.displacements import (
 )
 from itk_nir.engine.ops.histogram import MutualInformation, many_informations
 from itk_nir.engine.ops.images import Lncc, separable, warp, warp_spline
+from itk_nir.engine.ops.iterations import IterationTerms, whole_iterations
 from itk_nir.engine.ops.matching import Whole, best_matches, match_costs
 from itk_nir.engine.ops.mind import MIND_CHANNELS, mind_descriptors, mind_difference, mind_difference_spline
 from itk_nir.engine.ops.pool import reused as reused_memory
@@ -28,6 +29,7 @@ from itk_nir.engine.ops.sums import global_sums
 __all__ = [
     "MIND_CHANNELS",
     "Adam",
+    "IterationTerms",
     "Lncc",
     "MutualInformation",
     "Whole",
@@ -53,4 +55,5 @@ __all__ = [
     "separable",
     "warp",
     "warp_spline",
+    "whole_iterations",
 ]

@@ -12,6 +12,7 @@ from itk_nir.engine.ops.cuda.adam import adam
 from itk_nir.engine.ops.cuda.compositions import Compose, Exponential
 from itk_nir.engine.ops.cuda.images import Banded, Lncc, LnccFixed, Warp, WarpSpline, takes_radius
 from itk_nir.engine.ops.cuda.inversion import inverse_pair, invert, jacobian_map
+from itk_nir.engine.ops.cuda.iterations import LevelIterations
 from itk_nir.engine.ops.cuda.launching import module_on
 from itk_nir.engine.ops.cuda.matching import best_matches, match_costs
 from itk_nir.engine.ops.cuda.mind import MindDifference, MindDifferenceSpline, mind_descriptors
@@ -27,6 +28,7 @@ __all__ = [
     "Information",
     "JacobianPenalty",
     "JointHistogram",
+    "LevelIterations",
     "Lncc",
     "LnccFixed",
     "MindDifference",

@@ -11,6 +11,7 @@ import struct
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -267,14 +268,7 @@ class Module:
         DriverError
             The driver refuses the launch.
         """
-        function = self.functions.get(name)
-        if function is None:
-            function = ctypes.c_void_p()
-            self.driver.check(self.driver.find(ctypes.byref(function), self.handle, name.encode()), f"kernel {name}")
-            self.functions[name] = function
-        if shared > max(GIVEN_SHARED, self.shared.get(name, 0)):
-            self._do(f"kernel {name}", self.driver.set, function, MOST_DYNAMIC_SHARED, shared)
-            self.shared[name] = shared
+        function = self.function(name, shared)
         layout = ""
         values: list[Any] = []
         for a in arguments:
@@ -284,18 +278,137 @@ class Module:
         buffer = _buffer
         buffer.size.value = struct.calcsize(layout)
         struct.pack_into(layout, buffer.bytes, 0, *values)
-        self._do(
+        self.do(
             f"kernel {name}", self.driver.launch, function, *grid, *block, shared, ctypes.c_void_p(stream), None,
             buffer.extra,
         )  # fmt: skip
 
-    def _do(self, what: str, function: Any, *arguments: Any) -> None:
+    def function(self, name: str, shared: int) -> ctypes.c_void_p:
+        """A kernel, which may use that much shared memory.
+
+        Parameters
+        ----------
+        name : str
+            Of the kernel.
+        shared : int
+            Bytes of dynamic shared memory.
+
+        Returns
+        -------
+        ctypes.c_void_p
+            Its handle.
+
+        Raises
+        ------
+        DriverError
+            There is none of that name, or the card has less memory.
+        """
+        function = self.functions.get(name)
+        if function is None:
+            function = ctypes.c_void_p()
+            self.driver.check(self.driver.find(ctypes.byref(function), self.handle, name.encode()), f"kernel {name}")
+            self.functions[name] = function
+        if shared > max(GIVEN_SHARED, self.shared.get(name, 0)):
+            self.do(f"kernel {name}", self.driver.set, function, MOST_DYNAMIC_SHARED, shared)
+            self.shared[name] = shared
+        return function
+
+    def do(self, what: str, function: Any, *arguments: Any) -> None:
+        """Call a function of the driver, in the context of the card.
+
+        Parameters
+        ----------
+        what : str
+            What is tried.
+        function : object
+            Of the driver.
+        *arguments : object
+            What it is given.
+
+        Raises
+        ------
+        DriverError
+            It fails.
+        """
         status = function(*arguments)
         if status == NO_CONTEXT:  # a thread of autograd, say, which has not come to the card by itself yet
             self.driver.bind(self.number)
             status = function(*arguments)
         if status:
             self.driver.check(status, what)
+
+
+class Prepared:
+    """A launch that is repeated: its arguments are packed once, and those that change are put where they lie.
+
+    Parameters
+    ----------
+    module : Module
+        The kernels.
+    name : str
+        Of the kernel.
+    grid, block : tuple of int
+        Blocks, and threads of a block, along x, y and z.
+    arguments : sequence
+        As for `launch`. Their tensors are kept alive.
+    shared : int
+        Bytes of dynamic shared memory.
+
+    Raises
+    ------
+    DriverError
+        There is no such kernel, or the card has less memory.
+    """
+
+    module: Module
+    name: str
+    arguments: Sequence[Any]
+
+    def __init__(
+        self, module: Module, name: str, grid: Grid, block: Grid, arguments: Sequence[Any], shared: int
+    ) -> None:
+        self.module, self.name, self.arguments = module, name, arguments
+        layout, values, self._places = "", [], []  # type: ignore[var-annotated]
+        for a in arguments:
+            kind, value = _packed(a)
+            layout += kind
+            values += value
+            self._places.append((kind, struct.calcsize(layout) - struct.calcsize(kind)))
+        self._bytes = bytearray(struct.calcsize(layout))
+        struct.pack_into(layout, self._bytes, 0, *values)
+        self._size = ctypes.c_size_t(len(self._bytes))
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._bytes))
+        extra = (ctypes.c_void_p * 5)(1, address, 2, ctypes.addressof(self._size), 0)
+        self._before = (module.function(name, shared), *map(ctypes.c_uint, (*grid, *block, shared)))
+        self._after = (None, extra)
+
+    def put(self, number: int, value: float) -> None:
+        """Change an argument.
+
+        Parameters
+        ----------
+        number : int
+            Which, counted from 0: an int or a float.
+        value : int or float
+            As it was given first.
+        """
+        kind, at = self._places[number]
+        struct.pack_into(kind, self._bytes, at, value)
+
+    def launch(self, stream: Any) -> None:
+        """Launch it as it stands; nothing waits.
+
+        Parameters
+        ----------
+        stream : ctypes.c_void_p
+            Handle of the stream.
+
+        Raises
+        ------
+        DriverError
+            The driver refuses the launch.
+        """
+        self.module.do(self.name, self.module.driver.launch, *self._before, stream, *self._after)
 
 
 def _packed(a: Any) -> tuple[str, Sequence[Any]]:
@@ -446,6 +559,51 @@ def launch(
         return
     with torch.cuda.device(device):
         module.launch(kernel, grid, block, arguments, shared, _stream(device.index))
+
+
+def prepare(
+    file: str, kernel: str, grid: Grid, block: Grid, *arguments: Any, shared: int = 0, defines: tuple[str, ...] = ()
+) -> Prepared:
+    """`launch`, but for later and often: see `repeat`.
+
+    Parameters
+    ----------
+    file, kernel, grid, block, *arguments, shared, defines
+        See `launch`.
+
+    Returns
+    -------
+    Prepared
+
+    Raises
+    ------
+    CompilerError, DriverError
+        The kernel cannot be had.
+    """
+    device = next(a for a in arguments if isinstance(a, Tensor)).device
+    with torch.cuda.device(device):
+        return Prepared(module_on(file, defines, device), kernel, grid, block, arguments, shared)
+
+
+def repeat(launches: Sequence[Prepared], device: torch.device) -> None:
+    """Launch what was prepared, one after the other, on the stream that torch is on; nothing waits.
+
+    Parameters
+    ----------
+    launches : sequence of Prepared
+        All on one card.
+    device : torch.device
+        The card, with its number.
+
+    Raises
+    ------
+    DriverError
+        The driver refuses a launch.
+    """
+    with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device):
+        stream = ctypes.c_void_p(_stream(device.index))
+        for launch in launches:
+            launch.launch(stream)
 
 
 def _stream(index: int) -> int:

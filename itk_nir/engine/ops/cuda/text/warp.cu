@@ -42,7 +42,7 @@ struct Rows {
 
 // The same where the displacement is a cubic spline of `nodes` (packed, four floats a node), which is evaluated along
 // z, then y, then x in shared memory for the 32 x 4 x 2 voxels of a block; width, height: the most nodes along x and y
-// that a block needs.
+// that a block needs. Along z there may be one node alone, with one weight a voxel.
 KERNEL(warp_spline, (const float *__restrict__ moving, Size m, const float4 *__restrict__ nodes, Size l, Rows rx,
                      Rows ry, Rows rz, Size n, Map map, float *__restrict__ warped, float *__restrict__ gradient,
                      int width, int height)) {
@@ -56,9 +56,10 @@ KERNEL(warp_spline, (const float *__restrict__ moving, Size m, const float4 *__r
   const int wide = rx.start[x1] + 4 - lx, high = ry.start[y1] + 4 - ly;
   for (int i = t; i < 2 * high * wide; i += 256) {
     const int a = i % wide, b = i / wide % high, c = i / wide / high, z = min(z0 + c, n.z - 1);
-    const float *w = rz.weights + 4 * z;
+    const int taps = l.z > 1 ? 4 : 1;
+    const float *const w = rz.weights + taps * z;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < taps; ++k) {
       const float4 v = nodes[(static_cast<Index>(rz.start[z] + k) * l.y + ly + b) * l.x + lx + a];
       sum.x += w[k] * v.x, sum.y += w[k] * v.y, sum.z += w[k] * v.z;
     }
