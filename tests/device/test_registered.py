@@ -61,3 +61,29 @@ def test_registered(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType, name: 
         spacing = np.asarray(phantom.geometry.spacing)
         assert np.abs(here.vectors / spacing).max() > 0.2
         assert np.abs((there.vectors - here.vectors) / spacing).max() < TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:.*voxels along one axis")
+def test_linear_stage(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType) -> None:
+    """Its maps stay on the host: the kernels take them with the launch, and give back twelve sums."""
+    phantom = brain_phantom(dimension=2, size=(32, 36), deformation=0.0)
+    fixed, turn = (phantom.fixed, phantom.geometry), np.eye(3)
+    turn[:2] = [[0.99, -0.05, 3.0], [0.04, 1.02, -2.0]]
+    moving = (phantom.moving, phantom.moving_geometry)
+    preset = itk_nir.make_settings("fast", linear_size=(12, 20), linear_iterations=(6, 6), linear_fine_iterations=3)
+    options = {"preset": preset, "linear": "affine", "deformable": False, "threads": 1, "initial_transform": turn}
+    cpu = itk_nir.register(fixed, moving, **options)
+    warped, apply = [], kernels.LinearWarp.forward
+
+    def noted(*arguments: Any) -> Any:
+        warped.append(arguments[3])
+        return apply(*arguments)
+
+    monkeypatch.setattr(kernels.LinearWarp, "forward", staticmethod(noted))
+    monkeypatch.setitem(dispatch.KERNELS, "cpu", lambda device: kernels)
+    card = itk_nir.register(fixed, moving, **options)
+    assert len(warped) > 10
+    assert np.abs(cpu.affine.matrix - turn).max() > 0.02
+    corners = phantom.geometry.corners()
+    ends = [corners @ r.affine.matrix[:-1, :-1].T + r.affine.matrix[:-1, -1] for r in (cpu, card)]
+    assert np.abs(ends[0] - ends[1]).max() < 10 * TOLERANCE

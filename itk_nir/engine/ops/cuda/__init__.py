@@ -10,7 +10,7 @@ import torch
 
 from itk_nir.engine.ops.cuda.adam import adam
 from itk_nir.engine.ops.cuda.compositions import Compose, Exponential
-from itk_nir.engine.ops.cuda.images import Banded, Lncc, LnccFixed, Warp, WarpSpline, takes_radius
+from itk_nir.engine.ops.cuda.images import Banded, LinearWarp, Lncc, LnccFixed, Warp, WarpSpline, takes_radius
 from itk_nir.engine.ops.cuda.inversion import inverse_pair, invert, jacobian_map
 from itk_nir.engine.ops.cuda.iterations import LevelIterations
 from itk_nir.engine.ops.cuda.launching import module_on
@@ -29,6 +29,7 @@ __all__ = [
     "JacobianPenalty",
     "JointHistogram",
     "LevelIterations",
+    "LinearWarp",
     "Lncc",
     "LnccFixed",
     "MindDifference",

@@ -15,7 +15,8 @@ from itk_nir.caching import ById
 from itk_nir.engine.ops.cuda import launching
 from itk_nir.engine.ops.cuda.compositions import pack, packed_size
 from itk_nir.engine.ops.cuda.launching import blocks, f32, launch, launch_each, most_shared, size_of
-from itk_nir.engine.ops.cuda.sums import total
+from itk_nir.engine.ops.cuda.sums import FILE as SUMS
+from itk_nir.engine.ops.cuda.sums import SPAN, SUM_BYTES, WIDE_SUM_BYTES, total
 
 #: The arguments and the options of `launching.launch`.
 Words = tuple[tuple[Any, ...], dict[str, Any]]
@@ -32,6 +33,10 @@ LARGEST_RADIUS = 12
 
 class _Map(ctypes.Structure):
     _fields_ = [("index", ctypes.c_float * 12), ("vector", ctypes.c_float * 9)]
+
+
+class _Places(ctypes.Structure):
+    _fields_ = [("step", ctypes.c_float * 3), ("origin", ctypes.c_float * 3)]
 
 
 class _Rows(ctypes.Structure):
@@ -124,6 +129,41 @@ class Warp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return None, ctx.gradient * grads[0], None, None, None
+
+
+class LinearWarp(torch.autograd.Function):
+    """`Warp` by a linear map that stays on the host, see `images.linear_warp`: nothing is brought to the card."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, moving: Tensor, parts: Tensor, shape: tuple[int, int, int], places: np.ndarray,
+        grid_to_moving: np.ndarray, displacement_to_moving: np.ndarray,
+    ) -> Tensor:  # fmt: skip
+        image, linear = f32(moving), parts.detach().double().numpy()
+        change = linear[:, :3] - np.eye(3)
+        index = grid_to_moving.copy()
+        index[:, :3] += displacement_to_moving @ (change * places[:, 0])
+        index[:, 3] += displacement_to_moving @ (change @ places[:, 1] + linear[:, 3])
+        warped = image.new_empty(shape)
+        ctx.gradient = image.new_empty((3, *shape)) if parts.requires_grad else None
+        ctx.places, at = places, map_argument(index, displacement_to_moving)
+        launch_each(
+            "warp.cu", "warp", warped.numel(), image, size_of(image), None, size_of(warped), at, warped, ctx.gradient
+        )
+        return warped
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        slopes, factor = ctx.gradient, f32(grads[0])
+        count = blocks(factor.numel(), SPAN)
+        partial, sums = slopes.new_empty(12 * count), torch.empty(12, dtype=torch.float64, device=slopes.device)
+        places = _Places(*((ctypes.c_float * 3)(*column) for column in ctx.places.T))
+        launch(
+            "warp.cu", "linear_sums", (count, 1, 1), (256, 1, 1), slopes, factor, size_of(factor), places, SPAN,
+            partial, shared=SUM_BYTES,
+        )  # fmt: skip
+        launch(SUMS, "totals", (12, 1, 1), (256, 1, 1), partial, count, 1.0, None, sums, shared=WIDE_SUM_BYTES)
+        return None, sums.cpu().float().reshape(3, 4), None, None, None, None
 
 
 class WarpSpline(torch.autograd.Function):
