@@ -1,7 +1,8 @@
 """What an iteration of each level would ask of a GPU, counted on the pretend device: no card is needed.
 
 ``python -m tests.device.count [X,Y,Z]`` prints the table of docs/gpu.md with torch's own ops: kernels, bytes that they
-must read and write at least, what the host waits for and uploads, and the most memory that tensors have.
+must read and write at least, what torch is called for, what the host waits for and uploads, and the most memory that
+tensors have.
 ``python -m tests.device.count --kernels [X,Y,Z]`` counts with the compiled kernels in, up to the last iteration. They
 are not run: what they would write stays zero, so that a pair of the size of a brain takes seconds.
 """
@@ -62,8 +63,9 @@ def _counting(pretend: Any, mode: Any) -> Iterator[None]:
 
     def launch(file: str, kernel: str, grid: Any, block: Any, *arguments: Any, **options: Any) -> None:
         again = [arguments[k] for k in IN_PLACE.get(kernel, ())]
+        once = {id(a): a for a in arguments}.values()  # what is composed with itself is read once
         mode.kernels[kernel] += 1
-        mode.bytes[kernel] += sum(bytes_of(kernel, a) for a in (*arguments, *again))
+        mode.bytes[kernel] += sum(bytes_of(kernel, a) for a in (*once, *again))
         if kernel == "totals" and arguments[3] is not None:  # such as how many windows count, which must be some
             arguments[3].held.fill_(1.0)
 
@@ -128,7 +130,7 @@ def counted(
     mode = pretend.Pretend(zeros=kernels)
 
     def totals() -> dict[str, float]:
-        parts = {"kernels": mode.kernels, "bytes": mode.bytes, "waits": mode.waits, "uploads": mode.uploads}
+        parts = {name: getattr(mode, name) for name in ("kernels", "bytes", "calls", "waits", "uploads")}
         return {name: float(sum(counter.values())) for name, counter in parts.items()}
 
     def iterations_of(level: Any, *of: Any) -> Any:
@@ -166,7 +168,7 @@ def main(size: tuple[int, ...], kernels: bool) -> None:
     name = "x".join(map(str, size))
     print(f"{name} voxels, preset default, {'the compiled kernels' if kernels else 'operations of torch'}\n")
     unit = "MB | ms at 3.35 TB/s" if kernels else "bytes a voxel of the fixed image"
-    print(f"| | launches | {unit} | waits | uploads |\n|---|---|---|---|---|{'---|' * kernels}")
+    print(f"| | launches | {unit} | calls of torch | waits | uploads |\n|---|---|---|---|---|---|{'---|' * kernels}")
     for row in rows:
         name = f"level {row['level']:.0f}"
         if row["level"] < 0:
@@ -174,7 +176,8 @@ def main(size: tuple[int, ...], kernels: bool) -> None:
         moved = f"{row['bytes'] / voxels:,.0f}"
         if kernels:
             moved = f"{row['bytes'] / 1e6:,.0f} | {1e3 * row['bytes'] / BANDWIDTH:.2f}"
-        print(f"| {name} | {row['kernels']:.0f} | {moved} | {row['waits']:.0f} | {row['uploads']:.0f} |")
+        rest = " | ".join(f"{row[n]:.0f}" for n in ("calls", "waits", "uploads"))
+        print(f"| {name} | {row['kernels']:.0f} | {moved} | {rest} |")
     *levels, whole = rows
     peak = whole["peak"]
     print(f"\nmost memory: {peak / voxels:,.0f} bytes a voxel of the fixed image, {peak / 1e9:.2f} GB")

@@ -32,6 +32,14 @@ def _each(kernel: str, count: int, *arguments: object, file: str = FILE, shared:
     return prepare(file, kernel, (blocks(count), 1, 1), THREADS, *arguments, shared=shared)
 
 
+def _carved(room: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
+    """A tensor in memory that is free, or in some of its own where that is too little; and what is left of the memory."""
+    count = math.prod(shape)
+    if count > room.numel():
+        return room.new_empty(shape), room
+    return room[:count].view(shape), room[count:]
+
+
 class LevelIterations:
     """The iterations of a level whose metric is the local correlation.
 
@@ -173,7 +181,9 @@ class LevelIterations:
             launches.append(prepare(*words, **options))
         nz, ny, nx = warped.shape
         (_, (_, y_weights), (_, z_weights)), (lz, ly, _) = back, self._gradient.shape[:3]
-        along_z, along_y = slopes.new_empty((3, lz, ny, nx)), slopes.new_empty((3, lz, ly, nx))
+        # What the gradient by the image was made of is over then.
+        along_z, room = _carved(for_gradient.view(-1), 3, lz, ny, nx)
+        along_y, _ = _carved(room, 3, lz, ly, nx)
         launches += [
             _each(
                 "banded_product", along_z.numel(), slopes, by_image, along_z, *back[2], z_weights.shape[1], 3, nz, lz,
