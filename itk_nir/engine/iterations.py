@@ -1,7 +1,7 @@
 """What an iteration of the control points does: the loss with its gradient, then the step along it.
 
-By autograd and the ops that there are for the device; or, where a card has kernels for all of the loss, by these alone:
-what an iteration launches is then prepared once for the level (`itk_nir.engine.ops.cuda.iterations`).
+By autograd and the ops that there are for the device; or, on a card, by launches that are prepared once for the level
+(`itk_nir.engine.ops.cuda.iterations`), with autograd for what they leave of the metric.
 """
 
 from __future__ import annotations
@@ -70,30 +70,38 @@ def iterations_of(level: Level, model: FieldInTraining, optimiser: ops.Adam) -> 
 
 
 def _terms(level: Level, model: FieldInTraining) -> ops.IterationTerms | None:
-    """What the loss is made of; None where there is more in it than kernels do whole."""
-    settings, number, metric = level.settings, level.number, level.metric
-    lncc = getattr(metric, "lncc", None)
-    more = level.backward, level.regions, level.known, model.velocity.network
-    energy = level.energy
-    if any(part is not None for part in more) or settings.velocity_smoothness[number] or model.some_held:
+    """What the loss is made of; None where there is more to it than a function of the displacement."""
+    settings, number, energy = level.settings, level.number, level.energy
+    more = level.backward is not None or settings.velocity_smoothness[number]
+    not_free = model.some_held or model.velocity.network is not None or held_axes(model.lattices.restrict)
+    if more or not_free or not isinstance(energy, DiffusionEnergy):
         return None
-    if held_axes(model.lattices.restrict) or not isinstance(energy, DiffusionEnergy) or not isinstance(lncc, ops.Lncc):
-        return None
-    steps = settings.integration_steps if settings.transform_model == "velocity" else 0
+
+    def measure(u: Tensor) -> tuple[Tensor, Tensor | None]:
+        similarity = level.agreement(u, level.similarity(u))
+        return similarity, None if level.regions is None else level.regions(u)
+
     return ops.IterationTerms(
         outer=None if model.outer is None else model.outer[0],
-        integration_steps=steps,
+        integration_steps=settings.integration_steps if settings.transform_model == "velocity" else 0,
         scale=1 / model.spacing,
-        moving=metric.moving,  # type: ignore[attr-defined]
-        lncc=lncc,
-        spline=level.spline,
-        grid_to_moving=level.grid_to_moving,
-        displacement_to_moving=level.displacement_to_moving,
-        diffusion_weight=level.factor * settings.smoothness[number] * energy.cell,
-        diffusion_scale=energy.scale,
-        jacobian_weight=settings.jacobian_weight * level.cell,
-        jacobian_margin=settings.jacobian_margin,
+        penalties=(
+            level.factor * settings.smoothness[number] * energy.cell,
+            energy.scale,
+            settings.jacobian_weight * level.cell,
+            settings.jacobian_margin,
+        ),
+        measure=measure,
+        windows=_windows(level),
     )
+
+
+def _windows(level: Level) -> ops.Windows | None:
+    """The local correlation of one channel, where the similarity is nothing else."""
+    lncc, moving = getattr(level.metric, "lncc", None), getattr(level.metric, "moving", None)
+    if level.known is not None or level.regions is not None or not isinstance(lncc, ops.Lncc) or moving is None:
+        return None
+    return ops.Windows(moving, lncc, level.spline, level.grid_to_moving, level.displacement_to_moving)
 
 
 class _ByAutograd:
@@ -115,7 +123,7 @@ class _ByAutograd:
 
 
 class _Whole:
-    """A loss that the kernels of a card do whole."""
+    """By what a card has prepared."""
 
     def __init__(self, whole: Any, optimiser: ops.Adam) -> None:
         self.whole, self.optimiser = whole, optimiser

@@ -427,8 +427,8 @@ def _of_information() -> tuple[Tensor, ...]:
 def _of_iteration() -> tuple[Tensor, ...]:
     out = torch.zeros(2)
     launching.launch(
-        "sums.cu", "iteration_totals", (1, 1, 1), (256, 1, 1), noise(700), 700, 0.1, noise(900, seed=1), 450, 0.3, 0.2,
-        out, 0, shared=3 * sums.WIDE_SUM_BYTES,
+        "sums.cu", "iteration_totals", (1, 1, 1), (256, 1, 1), noise(700), 700, 0.1, None, noise(900, seed=1), 450,
+        0.3, 0.2, out, 0, shared=3 * sums.WIDE_SUM_BYTES,
     )  # fmt: skip
     return (out,)
 

@@ -20,7 +20,7 @@ from itk_nir.engine.ops.displacements import (
 )
 from itk_nir.engine.ops.histogram import MutualInformation, many_informations
 from itk_nir.engine.ops.images import Lncc, linear_warp, separable, warp, warp_spline, warps_linearly
-from itk_nir.engine.ops.iterations import IterationTerms, whole_iterations
+from itk_nir.engine.ops.iterations import IterationTerms, Windows, whole_iterations
 from itk_nir.engine.ops.matching import Whole, best_matches, match_costs
 from itk_nir.engine.ops.mind import MIND_CHANNELS, mind_descriptors, mind_difference, mind_difference_spline
 from itk_nir.engine.ops.pool import reused as reused_memory
@@ -33,6 +33,7 @@ __all__ = [
     "Lncc",
     "MutualInformation",
     "Whole",
+    "Windows",
     "best_matches",
     "compose",
     "diffusion",

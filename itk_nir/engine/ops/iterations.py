@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,34 @@ F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class IterationTerms:
-    """What the loss of a level is made of whose iterations may be done whole.
+class Windows:
+    """A local correlation with a moving image that a spline warps.
 
-    That is ``1 - similarity + w_d D(u) + w_j J(u)`` with the local correlation, the diffusion ``D`` and the Jacobian
-    penalty ``J`` of `displacements`, and ``u = (id + outer) o exp(scale v) - id`` of the control points ``v``.
+    Parameters
+    ----------
+    moving : Tensor
+        ``(Z', Y', X')``.
+    lncc : Lncc
+        With the fixed image.
+    spline : list of Banded
+        Nodes → voxels along x, y and z.
+    grid_to_moving, displacement_to_moving : ndarray
+        As of `images.warp`.
+    """
+
+    moving: Tensor
+    lncc: Lncc
+    spline: list[Banded]
+    grid_to_moving: F64
+    displacement_to_moving: F64
+
+
+@dataclass(frozen=True, eq=False)
+class IterationTerms:
+    """What the loss of a level is made of.
+
+    That is ``1 - similarity + w_d D(u) + w_j J(u)``, and what else `measure` says, with the diffusion ``D`` and the
+    Jacobian penalty ``J`` of `displacements`, and ``u = (id + outer) o exp(scale v) - id`` of the control points ``v``.
 
     Parameters
     ----------
@@ -32,34 +56,24 @@ class IterationTerms:
         Squarings; 0 for ``scale v`` in place of its exponential.
     scale : float
         Units of the lattice in one of the control points.
-    moving : Tensor
-        ``(Z', Y', X')``.
-    lncc : Lncc
-        With the fixed image.
-    spline : list of Banded
-        Nodes → voxels along x, y and z.
-    grid_to_moving, displacement_to_moving : ndarray
-        As of `images.warp`.
-    diffusion_weight, diffusion_scale, jacobian_weight, jacobian_margin : float
-        Of the penalties; one whose weight is 0 is left out.
+    penalties : tuple of float
+        Weight and scale of the diffusion, weight and margin of the Jacobian penalty; what has weight 0 is left out.
+    measure : callable
+        ``u`` → the similarity, and what else is in the loss, if anything: scalars with their gradients.
+    windows : Windows or None
+        What `measure` does, where it is that and nothing else.
     """
 
     outer: Tensor | None
     integration_steps: int
     scale: float
-    moving: Tensor
-    lncc: Lncc
-    spline: list[Banded]
-    grid_to_moving: F64
-    displacement_to_moving: F64
-    diffusion_weight: float
-    diffusion_scale: float
-    jacobian_weight: float
-    jacobian_margin: float
+    penalties: tuple[float, float, float, float]
+    measure: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    windows: Windows | None = None
 
 
 def whole_iterations(optimiser: Adam, iterations: int, terms: IterationTerms) -> Any:
-    """The iterations of a level, where the kernels of the device do them whole.
+    """The iterations of a level, where the device has kernels for them.
 
     Parameters
     ----------
@@ -72,21 +86,23 @@ def whole_iterations(optimiser: Adam, iterations: int, terms: IterationTerms) ->
 
     Returns
     -------
-    LevelIterations or None
-        See `cuda.iterations`; None where the device has none, as a CPU, or not for these terms.
+    WindowIterations, MeasuredIterations or None
+        See `cuda.iterations`; None where the device has none, as a CPU.
     """
     (points,), (first,), (second,) = optimiser.parameters, optimiser.first, optimiser.second
-    kernels = getattr(native_for(points), "LevelIterations", None)
-    if kernels is None:
+    native, windows = native_for(points), terms.windows
+    if not hasattr(native, "MeasuredIterations") or not points.is_contiguous():
         return None
-    rows, back = banded_tensors(terms.spline, points.device)
-    if not kernels.takes(points, terms.lncc.prepared, rows):
-        return None
-    return kernels(
-        points, first, second, optimiser.betas, optimiser.epsilon, iterations,
-        outer=terms.outer, integration_steps=terms.integration_steps, scale=terms.scale, moving=terms.moving,
-        fixed=terms.lncc.prepared, rows=rows, back=back, grid_to_moving=float64_rows(terms.grid_to_moving),
-        displacement_to_moving=float64_rows(terms.displacement_to_moving), diffusion_weight=terms.diffusion_weight,
-        diffusion_scale=terms.diffusion_scale, jacobian_weight=terms.jacobian_weight,
-        jacobian_margin=terms.jacobian_margin,
+    common = (
+        points, first, second, optimiser.betas, optimiser.epsilon, iterations, terms.outer, terms.integration_steps,
+        terms.scale, terms.penalties,
     )  # fmt: skip
+    if windows is not None:
+        rows, back = banded_tensors(windows.spline, points.device)
+        if native.WindowIterations.takes(windows.lncc.prepared, rows, points.shape[1]):
+            return native.WindowIterations(
+                *common, moving=windows.moving, fixed=windows.lncc.prepared, rows=rows, back=back,
+                grid_to_moving=float64_rows(windows.grid_to_moving),
+                displacement_to_moving=float64_rows(windows.displacement_to_moving),
+            )  # fmt: skip
+    return native.MeasuredIterations(*common, measure=terms.measure)

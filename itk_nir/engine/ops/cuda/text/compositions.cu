@@ -101,6 +101,20 @@ KERNEL(compose_adjoint, (const float4 *__restrict__ outer, const float4 *__restr
   if (next) keep_largest(most, next);
 }
 
+// A planar gradient is added to a packed one; `bits`, if any, becomes the size of the largest component.
+KERNEL(add_planar, (const float *__restrict__ planar, float4 *__restrict__ gradient, unsigned *__restrict__ bits, Size n)) {
+  const Index i = this_thread(), count = count_of(n);
+  unsigned most = 0;
+  if (i < count) {
+    const float4 v = node_of(planar, i, count, 1.f);
+    float4 g = gradient[i];
+    g.x += v.x, g.y += v.y, g.z += v.z;
+    gradient[i] = g;
+    most = size_of(g);
+  }
+  if (bits) keep_largest(most, bits);
+}
+
 // What a node's three sums are as floats, which are cleared for those that come next.
 __device__ __forceinline__ float4 taken(Sum *__restrict__ sums, Index i, const unsigned *bits) {
   const float4 v = make_float4(value_of(sums[3 * i], bits), value_of(sums[3 * i + 1], bits),

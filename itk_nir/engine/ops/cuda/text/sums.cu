@@ -235,9 +235,9 @@ KERNEL(information, (const double *__restrict__ histogram, int bins, Index voxel
   if (t == 0) *value = static_cast<float>(information);
 }
 
-// The similarity of an iteration, `windows` partial sums times `scale`, and the loss: 1 less the similarity, and the
-// weighted penalties, `blocks` partial sums of either. They become row `iteration` of `numbers`.
-KERNEL(iteration_totals, (const float *__restrict__ partial, int windows, float scale,
+// The similarity of an iteration, `windows` partial sums times `scale`, and the loss: 1 less the similarity, `more`, if
+// any, and the weighted penalties, `blocks` partial sums of either. They become row `iteration` of `numbers`.
+KERNEL(iteration_totals, (const float *__restrict__ partial, int windows, float scale, const float *__restrict__ more,
                           const float *__restrict__ penalties, int blocks, float diffusion_weight,
                           float jacobian_weight, float *__restrict__ numbers, int iteration)) {
   SHARED(shared);
@@ -255,7 +255,7 @@ KERNEL(iteration_totals, (const float *__restrict__ partial, int windows, float 
     for (int q = 0; q < 3; ++q) sums[3 * t + q] += sums[3 * (t + half) + q];
   }
   if (t) return;
-  const double similarity = scale * sums[0];
+  const double similarity = scale * sums[0], others = more ? *more : 0;
   numbers[2 * iteration] = float(similarity);
-  numbers[2 * iteration + 1] = float(1 - similarity + diffusion_weight * sums[1] + jacobian_weight * sums[2]);
+  numbers[2 * iteration + 1] = float(1 - similarity + others + diffusion_weight * sums[1] + jacobian_weight * sums[2]);
 }
