@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from itk_nir.engine import ops
+from itk_nir.engine import metrics, ops
 from itk_nir.engine.level import CORNERS, FieldInTraining, Level
 from itk_nir.engine.regularisers import DiffusionEnergy
 from itk_nir.engine.restriction import held_axes
@@ -98,10 +98,11 @@ def _terms(level: Level, model: FieldInTraining) -> ops.IterationTerms | None:
 
 def _windows(level: Level) -> ops.Windows | None:
     """The local correlation of one channel, where the similarity is nothing else."""
-    lncc, moving = getattr(level.metric, "lncc", None), getattr(level.metric, "moving", None)
-    if level.known is not None or level.regions is not None or not isinstance(lncc, ops.Lncc) or moving is None:
+    metric = level.metric
+    # That very class: a metric from outside may make more of its sums.
+    if level.known is not None or level.regions is not None or type(metric) is not metrics._LevelLNCC:
         return None
-    return ops.Windows(moving, lncc, level.spline, level.grid_to_moving, level.displacement_to_moving)
+    return ops.Windows(metric.moving, metric.lncc, level.spline, level.grid_to_moving, level.displacement_to_moving)
 
 
 class _ByAutograd:
