@@ -264,10 +264,12 @@ def _held(free: Tensor | None, model: FieldInTraining) -> Iterator[None]:
         return
     moving = at_control_points(free, model.lattices.axes[model.velocity.number])
     hook = model.velocity.control_points.requires_grad_(True).register_hook(lambda gradient: gradient * moving)
+    model.some_held = True
     try:
         yield
     finally:
         hook.remove()
+        model.some_held = False
 
 
 def _descended(descent: Descent, pair: Pair, model: FieldInTraining, least: float | None) -> str:

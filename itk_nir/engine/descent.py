@@ -14,6 +14,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from itk_nir.engine import ops
 from itk_nir.engine.images import Pair
+from itk_nir.engine.iterations import iterations_of
 from itk_nir.engine.journal import RUNNING, Entry, Journal, as_rows, copied, load, load_list, rows_as_trace
 from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.metrics import channel_metrics, look_at_images, of_one_contrast
@@ -370,17 +371,21 @@ class Descent:
         self.losses, self.similarities = [], []
         start = points.detach().clone()
         begin = self._taken_up(optimiser, start, first)
+        points.requires_grad_(True)
+        iterations = iterations_of(self.level, self.model, optimiser)
         for iteration in range(begin, self.iterations):
             if iteration > begin and self.journal.due():
                 self.journal.keep(RUNNING, partial(self._under_way, optimiser, start, iteration))
             rate = self._learning_rate(iteration)
-            self._measure(iteration, iteration - first, rate)
+            # The numbers stay on the device.
+            numbers = iterations.measure(iteration, iteration - first)
+            self.measured.append((iteration + self.before, rate, numbers))
             # A GPU is waited for where somebody has to know.
             if (iteration == self.iterations - 1 or self._asked) and not self._tell():
                 if self.best is not None:
                     self.model.velocity.load_state_dict(self.best[1])
                 return CANCELLED
-            optimiser.step(rate * self.unit)
+            iterations.step(rate * self.unit)
             if _converged(self.losses, self.settings):
                 stop = CONVERGED
                 break
@@ -463,14 +468,6 @@ class Descent:
     def _asked(self) -> bool:
         """Whether the numbers of an iteration are needed before the next one."""
         return self.keep_best or self.settings.convergence_threshold > 0 or self.journal.write is not None
-
-    def _measure(self, iteration: int, done: int, rate: float) -> None:
-        """Loss and gradients, after `done` iterations of the control points; the numbers stay on the device."""
-        self.model.velocity.control_points.requires_grad_(True)
-        similarity, loss = self.level.loss(self.model, done)
-        loss.backward()
-        # With its locals the graph goes, and all that it holds, before the next one is made.
-        self.measured.append((iteration + self.before, rate, torch.stack([similarity.detach(), loss.detach()])))
 
     def _tell(self) -> bool:
         """Read what was measured, and tell of it; whether there shall be another iteration."""

@@ -129,6 +129,7 @@ class FieldInTraining:
         self.coarse: SplineVelocity | None = None
         #: The frozen field's displacement and its inverse's, in units of the lattice: what the other is composed with.
         self.outer: tuple[Tensor, Tensor] | None = None
+        self.some_held = False  # whether some control points are not free
 
     @property
     def spacing(self) -> float:

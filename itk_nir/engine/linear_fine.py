@@ -180,8 +180,8 @@ class NearBothWays:
         last = matrix.new_tensor([[0.0, 0.0, 0.0, 1.0]])
         forward = torch.cat([torch.cat([matrix, shift[:, None]], 1), last])
         frame = torch.from_numpy(self.frame)
-        back = (frame @ torch.linalg.inv(forward) @ torch.linalg.inv(frame)).float().to(self.back.level.still.device)
-        view = self.back.view(self.back.level.displacement(back[:3, :3], back[:3, 3]))
+        back = (frame @ torch.linalg.inv(forward) @ torch.linalg.inv(frame)).float().to(self.back.level.voxels.place)
+        view = self.back.moved(back[:3, :3], back[:3, 3])
         similarity, asked = self.there.terms(model, x)
         both = 0.5 * (similarity + self.back.metric(view))
         return both if asked is None else both - asked

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from itk_nir.engine import linear_starts, ops
 from itk_nir.engine.correspondences import LinearCorrespondences
-from itk_nir.engine.images import Pair, sizes, spacings
+from itk_nir.engine.images import Pair
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shrink_factor
 from itk_nir.engine.linear_map import Comparing, LinearMap, Measuring
+from itk_nir.engine.linear_voxels import LinearVoxels
 from itk_nir.engine.metrics import LevelMetric, Metric
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.quasi_newton import minimise
@@ -75,13 +76,8 @@ class LinearLevel:
         counts, moving_counts = pair.fixed_counts, pair.moving_counts
         self.weight: Tensor | None = None if counts is None else grids.fixed_mask(counts)
         self.moving_weight: Tensor | None = None if moving_counts is None else at_nearest(moving_counts, grids.moving)
-        axes = [
-            (torch.from_numpy(p).float() - (n - 1) / 2) * s
-            for p, n, s in zip(grids.fixed, sizes(geometry), spacings(geometry), strict=True)
-        ]
-        # mm along the fixed axes, from the centre of the fixed grid
-        mesh = torch.meshgrid(*axes[::-1], indexing="ij")
-        self.points: Tensor = torch.stack(mesh[::-1]).reshape(3, -1).to(self.fixed.device)
+        #: Its voxels, mm along the fixed axes from the centre of the fixed grid.
+        self.voxels: LinearVoxels = LinearVoxels.of(grids.fixed, geometry, self.still)
         counted = float(self.fixed.numel()) if self.weight is None else float((self.weight > 0.5).sum())
         voxel = float(np.prod(grids.voxel(geometry)[: geometry.dimension]))
         scale = abs(np.linalg.det(pair.linear[:-1, :-1]))
@@ -187,22 +183,6 @@ class LinearLevel:
         share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most_under(base))
         return Near(self, metric, linear, index, vector, share if metric.count >= 1 else 0.0)
 
-    def displacement(self, matrix: Tensor, shift: Tensor) -> Tensor:
-        """What a linear map displaces things by.
-
-        Parameters
-        ----------
-        matrix, shift : Tensor
-            ``(3, 3)`` and ``(3,)`` mm along the fixed axes, about the centre of the fixed grid, on the device.
-
-        Returns
-        -------
-        Tensor
-            ``(3, Z, Y, X)`` mm along the fixed axes.
-        """
-        u = (matrix - torch.eye(3, device=matrix.device)) @ self.points + shift[:, None]
-        return u.reshape(3, *self.fixed.shape)
-
 
 @dataclass(frozen=True, eq=False)
 class Near:
@@ -228,6 +208,21 @@ class Near:
     grid_to_moving: F64
     displacement_to_moving: F64
     share: float
+
+    def moved(self, matrix: Tensor, shift: Tensor) -> View:
+        """The moving side under a linear map.
+
+        Parameters
+        ----------
+        matrix, shift : Tensor
+            As of `LinearVoxels.view`.
+
+        Returns
+        -------
+        View
+        """
+        maps = self.grid_to_moving, self.displacement_to_moving
+        return self.level.voxels.view(matrix, shift, *maps, self.level.threads)
 
     def view(self, u: Tensor) -> View:
         """The moving side under a displacement.
@@ -274,8 +269,10 @@ class Near:
         tuple of Tensor
             One number each; None where there are none.
         """
-        parts, known = model.parts(x, self.level.still.device), self.level.known
-        view = self.view(self.level.displacement(*parts))
+        known = self.level.known
+        # Landmarks and labels want the map on the device.
+        parts = model.parts(x, self.level.voxels.place if known is None else self.level.still.device)
+        view = self.moved(*parts)
         return self.metric(view), None if known is None else known(*parts, self.linear, view)
 
     def agreed(self) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor
 from itk_nir.engine import ops
 from itk_nir.engine.lattice import Banded, Domain, shape_of
 from itk_nir.engine.ops import reference_matching
+from itk_nir.engine.whole_cases import whole_cases
 
 Shape = tuple[int, int, int]
 
@@ -149,6 +150,7 @@ def op_cases(shape: Shape, threads: int = 1) -> Iterator[OpCase]:
     yield from _metrics(images, threads)
     yield from _displacements(images, threads)
     yield from _others(images, threads)
+    yield from (OpCase(*case) for case in whole_cases(images, threads))
 
 
 def _warps(images: _Images, threads: int) -> Iterator[OpCase]:

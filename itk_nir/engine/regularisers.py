@@ -63,6 +63,40 @@ class Regulariser(Protocol):
 
 
 @dataclass(frozen=True)
+class DiffusionEnergy:
+    """What both regularisers of the package are on a lattice.
+
+    Parameters
+    ----------
+    cell : float
+        As of `LevelLattice`.
+    scale : float
+        Of the logarithm, see `ops.diffusion`; infinite for none.
+    threads : int
+        CPU threads.
+    """
+
+    cell: float
+    scale: float
+    threads: int
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """The energy of a displacement.
+
+        Parameters
+        ----------
+        u : Tensor
+            ``(3, z, y, x)`` in units of the lattice spacing.
+
+        Returns
+        -------
+        Tensor
+            Scalar.
+        """
+        return self.cell * ops.diffusion(u, self.scale, self.threads)
+
+
+@dataclass(frozen=True)
 class Diffusion:
     """``1/|Ω| ∫ |∇u|²``: the gradient of the displacement, squared."""
 
@@ -79,7 +113,7 @@ class Diffusion:
         callable
             ``(3, z, y, x)`` in units of the lattice spacing → scalar.
         """
-        return lambda u: lattice.cell * ops.diffusion(u, threads=lattice.threads)
+        return DiffusionEnergy(lattice.cell, math.inf, lattice.threads)
 
 
 @dataclass(frozen=True)
@@ -116,7 +150,7 @@ class Lorentzian:
             ``(3, z, y, x)`` in units of the lattice spacing → scalar.
         """
         scale = lattice.lorentzian_scale if self.scale is None else self.scale
-        return lambda u: lattice.cell * ops.diffusion(u, scale=scale, threads=lattice.threads)
+        return DiffusionEnergy(lattice.cell, scale, lattice.threads)
 
 
 #: Regularisers by name. An entry from outside is as good as ours.

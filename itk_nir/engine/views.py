@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from itk_nir.caching import cached_property
 from itk_nir.engine import ops
 from itk_nir.engine.lattice import Banded
 
@@ -70,14 +72,17 @@ class View:
             ``(Z, Y, X)``, with its gradient by the displacement.
         """
         if id(image) not in self._seen:
-            matrices = self.grid_to_moving, self.displacement_to_moving
-            warped = (
-                ops.warp(image, self.displacement, *matrices, self.threads)
-                if self.spline is None
-                else ops.warp_spline(image, self.displacement, self.spline, *matrices, self.threads)
-            )
-            self._seen[id(image)] = image, warped  # the image itself too: its number is its own only while it lives
+            self._seen[id(image)] = (
+                image,
+                self._warped(image),
+            )  # the image itself too: its number is its own only while it lives
         return self._seen[id(image)][1]
+
+    def _warped(self, image: Tensor) -> Tensor:
+        matrices = self.grid_to_moving, self.displacement_to_moving
+        if self.spline is None:
+            return ops.warp(image, self.displacement, *matrices, self.threads)
+        return ops.warp_spline(image, self.displacement, self.spline, *matrices, self.threads)
 
     def descriptor_difference(self, fixed: Tensor, moving: Tensor, weight: Tensor | None, channels: int) -> Tensor:
         """The summed squared difference of descriptors, see `ops.mind_difference`.
@@ -101,3 +106,46 @@ class View:
         if self.spline is None:
             return ops.mind_difference(fixed, moving, *where, *matrices, channels, self.threads)
         return ops.mind_difference_spline(fixed, moving, *where, self.spline, *matrices, channels, self.threads)
+
+
+class LinearView(View):
+    """The same through a displacement that a linear map makes, which stays on the host: see `ops.linear_warp`.
+
+    Parameters
+    ----------
+    parts : Tensor
+        ``(3, 4)``, the map, on the CPU.
+    field : callable
+        ``(3, Z, Y, X)``, the displacement that it makes, for who asks for it.
+    shape : tuple of int
+        ``(Z, Y, X)`` of the fixed grid.
+    places : ndarray
+        ``(3, 2)``, where its voxels lie: step and origin along x, y and z.
+    grid_to_moving, displacement_to_moving : ndarray
+        As of `View`.
+    threads : int
+        CPU threads of the native ops.
+    """
+
+    parts: Tensor
+    field: Callable[[], Tensor]
+    shape: tuple[int, int, int]
+    places: F64
+
+    def __init__(
+        self, parts: Tensor, field: Callable[[], Tensor], shape: tuple[int, int, int], places: F64,
+        grid_to_moving: F64, displacement_to_moving: F64, threads: int,
+    ) -> None:  # fmt: skip
+        self.__dict__.update(
+            parts=parts, field=field, shape=shape, places=places, grid_to_moving=grid_to_moving,
+            displacement_to_moving=displacement_to_moving, spline=None, threads=threads, _seen={},
+        )  # fmt: skip
+
+    @cached_property
+    def displacement(self) -> Tensor:
+        """The displacement at the voxels of the fixed grid."""
+        return self.field()
+
+    def _warped(self, image: Tensor) -> Tensor:
+        where = self.shape, self.places, self.grid_to_moving, self.displacement_to_moving
+        return ops.linear_warp(image, self.parts, *where)

@@ -1,7 +1,8 @@
 """What an iteration of each level would ask of a GPU, counted on the pretend device: no card is needed.
 
 ``python -m tests.device.count [X,Y,Z]`` prints the table of docs/gpu.md with torch's own ops: kernels, bytes that they
-must read and write at least, what the host waits for and uploads, and the most memory that tensors have.
+must read and write at least, what torch is called for, what the host waits for and uploads, and the most memory that
+tensors have.
 ``python -m tests.device.count --kernels [X,Y,Z]`` counts with the compiled kernels in, up to the last iteration. They
 are not run: what they would write stays zero, so that a pair of the size of a brain takes seconds.
 """
@@ -22,7 +23,10 @@ from tests.device.cases import prepared
 from tests.device.emulated import launched_by
 
 #: Tensors that a kernel both reads and writes, as numbers of its arguments; any other is read or written.
-IN_PLACE = {"adam": (0, 2, 3), "compose_adjoint": (3,), "invert": (1,), "balance": (5,), "balance_step": (0,)}
+IN_PLACE = {
+    "adam": (0, 2, 3), "compose_adjoint": (2, 3), "settle": (0, 1), "settle_adam": (0, 5, 6, 7), "gather_nodes": (7,),
+    "invert": (1,), "balance": (5,), "balance_step": (0,),
+}  # fmt: skip
 #: What a kernel reads of the tensors of a structure, where that is not all of them.
 READ = {"lncc_gradient": ("image", "weight")}
 #: Bytes a second of an H100's memory, by its data sheet.
@@ -59,16 +63,27 @@ def _counting(pretend: Any, mode: Any) -> Iterator[None]:
 
     def launch(file: str, kernel: str, grid: Any, block: Any, *arguments: Any, **options: Any) -> None:
         again = [arguments[k] for k in IN_PLACE.get(kernel, ())]
+        once = {id(a): a for a in arguments}.values()  # what is composed with itself is read once
         mode.kernels[kernel] += 1
-        mode.bytes[kernel] += sum(bytes_of(kernel, a) for a in (*arguments, *again))
+        mode.bytes[kernel] += sum(bytes_of(kernel, a) for a in (*once, *again))
         if kernel == "totals" and arguments[3] is not None:  # such as how many windows count, which must be some
             arguments[3].held.fill_(1.0)
 
     def launch_each(file: str, kernel: str, count: int, *arguments: Any, shared: int = 0) -> None:
         launch(file, kernel, (), (), *arguments)
 
+    def prepare(file: str, kernel: str, grid: Any, block: Any, *arguments: Any, **options: Any) -> Any:
+        return SimpleNamespace(
+            put=lambda number, value: None, launch=lambda: launch(file, kernel, grid, block, *arguments)
+        )
+
+    def repeat(launches: Any, device: Any) -> None:
+        for one in launches:
+            one.launch()
+
     by = {
-        "launch": launch, "launch_each": launch_each, "pointer": pointer, "most_shared": lambda device: 227 * 1024,
+        "launch": launch, "launch_each": launch_each, "prepare": prepare, "repeat": repeat, "pointer": pointer,
+        "most_shared": lambda device: 227 * 1024,
         "module_on": lambda *_: SimpleNamespace(),
     }  # fmt: skip
     dispatch.KERNELS[pretend.NAME] = lambda device: cuda
@@ -101,7 +116,7 @@ def counted(
     """
     pretend = prepared()
     import itk_nir
-    from itk_nir.engine.level import Level
+    from itk_nir.engine import descent
     from itk_nir.geometry import Geometry
     from itk_nir.phantom import brain_phantom
 
@@ -111,27 +126,32 @@ def counted(
     else:
         phantom = brain_phantom(len(size), size)
         fixed, moving = (phantom.fixed, phantom.geometry), (phantom.moving, phantom.moving_geometry)
-    plain, seen = Level.loss, []  # type: ignore[var-annotated]
+    plain, seen = descent.iterations_of, []  # type: ignore[var-annotated]
     mode = pretend.Pretend(zeros=kernels)
 
     def totals() -> dict[str, float]:
-        parts = {"kernels": mode.kernels, "bytes": mode.bytes, "waits": mode.waits, "uploads": mode.uploads}
+        parts = {name: getattr(mode, name) for name in ("kernels", "bytes", "calls", "waits", "uploads")}
         return {name: float(sum(counter.values())) for name, counter in parts.items()}
 
-    def loss(self: Any, field: Any, iteration: int) -> Any:
-        seen.append((self.number, totals()))
-        if not to_the_end and [number for number, _ in seen].count(2) == 3:
-            raise _Enough
-        return plain(self, field, iteration)
+    def iterations_of(level: Any, *of: Any) -> Any:
+        iterations = plain(level, *of)
 
-    Level.loss = loss  # type: ignore[method-assign]
+        def measure(*numbers: int) -> Any:
+            seen.append((level.number, totals()))
+            if not to_the_end and [number for number, _ in seen].count(2) == 3:
+                raise _Enough
+            return iterations.measure(*numbers)
+
+        return SimpleNamespace(measure=measure, step=iterations.step)
+
+    descent.iterations_of = iterations_of  # type: ignore[assignment]
     try:
         with mode, _counting(pretend, mode) if kernels else nullcontext(), suppress(_Enough):
             itk_nir.register(
                 fixed, moving, device="pretend", threads=1, iterations=(3, 3, 3), search="never", **options
             )
     finally:
-        Level.loss = plain  # type: ignore[method-assign]
+        descent.iterations_of = plain
     rows = []
     for level in sorted({number for number, _ in seen}):
         here = [count for number, count in seen if number == level]
@@ -148,7 +168,7 @@ def main(size: tuple[int, ...], kernels: bool) -> None:
     name = "x".join(map(str, size))
     print(f"{name} voxels, preset default, {'the compiled kernels' if kernels else 'operations of torch'}\n")
     unit = "MB | ms at 3.35 TB/s" if kernels else "bytes a voxel of the fixed image"
-    print(f"| | launches | {unit} | waits | uploads |\n|---|---|---|---|---|{'---|' * kernels}")
+    print(f"| | launches | {unit} | calls of torch | waits | uploads |\n|---|---|---|---|---|---|{'---|' * kernels}")
     for row in rows:
         name = f"level {row['level']:.0f}"
         if row["level"] < 0:
@@ -156,7 +176,8 @@ def main(size: tuple[int, ...], kernels: bool) -> None:
         moved = f"{row['bytes'] / voxels:,.0f}"
         if kernels:
             moved = f"{row['bytes'] / 1e6:,.0f} | {1e3 * row['bytes'] / BANDWIDTH:.2f}"
-        print(f"| {name} | {row['kernels']:.0f} | {moved} | {row['waits']:.0f} | {row['uploads']:.0f} |")
+        rest = " | ".join(f"{row[n]:.0f}" for n in ("calls", "waits", "uploads"))
+        print(f"| {name} | {row['kernels']:.0f} | {moved} | {rest} |")
     *levels, whole = rows
     peak = whole["peak"]
     print(f"\nmost memory: {peak / voxels:,.0f} bytes a voxel of the fixed image, {peak / 1e9:.2f} GB")

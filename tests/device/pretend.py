@@ -152,8 +152,8 @@ class Pretend(TorchDispatchMode):
 
     Attributes
     ----------
-    kernels, bytes : Counter
-        By operation.
+    kernels, bytes, calls : Counter
+        By operation; `calls` counts those that launch nothing too, on whichever device: each costs the host some time.
     waits, uploads, doubles : Counter
         By operation and line of the package.
     peak : int
@@ -172,6 +172,7 @@ class Pretend(TorchDispatchMode):
         _Alive.most = _Alive.bytes
         self.kernels: collections.Counter[str] = collections.Counter()
         self.bytes: collections.Counter[str] = collections.Counter()
+        self.calls: collections.Counter[str] = collections.Counter()
         self.waits: collections.Counter[tuple[str, str]] = collections.Counter()
         self.doubles: collections.Counter[tuple[str, str]] = collections.Counter()
         self.uploads: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -199,6 +200,7 @@ class Pretend(TorchDispatchMode):
     def run(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operation, on whichever device."""
         name, aliases = _about(func)
+        self.calls[name] += 1
         given = kwargs.get("device")
         to = None if given is None else torch.device(given)
         ours: list[torch.Tensor] = []

@@ -15,7 +15,7 @@ from torch import Tensor
 from itk_nir.engine.lattice import Domain
 from itk_nir.engine.op_cases import compared, op_cases, value_and_gradients
 from itk_nir.engine.ops import dispatch, reference, reference_matching, reference_mind
-from itk_nir.engine.ops.cuda import adam, compositions, inversion, matching, mind, penalties, sums
+from itk_nir.engine.ops.cuda import adam, compositions, inversion, launching, matching, mind, penalties, sums
 from itk_nir.engine.ops.cuda.compiler import text_of
 from itk_nir.engine.ops.histogram import Similarity, joint_histogram
 from itk_nir.engine.ops.images import banded_tensors
@@ -424,6 +424,15 @@ def _of_information() -> tuple[Tensor, ...]:
     return value.detach(), *torch.autograd.grad(value, histogram)
 
 
+def _of_iteration() -> tuple[Tensor, ...]:
+    out = torch.zeros(2)
+    launching.launch(
+        "sums.cu", "iteration_totals", (1, 1, 1), (256, 1, 1), noise(700), 700, 0.1, None, noise(900, seed=1), 450,
+        0.3, 0.2, out, 0, shared=3 * sums.WIDE_SUM_BYTES,
+    )  # fmt: skip
+    return (out,)
+
+
 def _of_matches() -> tuple[Tensor, ...]:
     costs = torch.randint(0, 8192, (3, 729), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     return matching.best_matches(costs.to(torch.uint16), noise(3, 3), (4, 4, 4), 0.1, 1)
@@ -445,6 +454,7 @@ BARRIERS = [
     ("sums.cu", 4, _of_histogram),
     ("sums.cu", 5, _of_histogram),
     *(("sums.cu", k, _of_information) for k in range(6, 12)),
+    ("sums.cu", 12, _of_iteration),
     ("matching.cu", 3, _of_matches),
 ]
 

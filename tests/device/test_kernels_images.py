@@ -67,6 +67,35 @@ def test_warp(kernels, shape):
     assert apart(gradient[:, ~far], wanted[:, ~far]) < 1e-5
 
 
+@pytest.mark.parametrize("shape", [(9, 13, 41), (1, 17, 30)])
+def test_linear_warp(kernels, shape):
+    """The map stays on the host; its gradient is that of the displacement that it makes."""
+    moving, factor = drawn(8, 15, 19), drawn(*shape, seed=2)
+    parts = torch.hstack([torch.eye(3) + 0.02 * drawn(3, 3, seed=3), drawn(3, 1, seed=4)])
+    places = np.array([[1.3, -9.0], [0.7, -4.1], [2.0, -6.5]])
+    maps = [torch.from_numpy(m) for m in MAPS]
+
+    def run():
+        value, (gradient,) = value_and_gradients(
+            lambda p: kernels.LinearWarp.apply(moving, p, shape, places, *MAPS), parts, weights=factor
+        )
+        return value, gradient
+
+    def true(p: Tensor) -> Tensor:
+        lines = [torch.arange(n, dtype=torch.float64) * a + b for n, (a, b) in zip(shape[::-1], places, strict=True)]
+        points = torch.stack(torch.meshgrid(*lines[::-1], indexing="ij")[::-1])
+        u = torch.einsum("rc,czyx->rzyx", p[:, :3] - torch.eye(3), points) + p[:, 3, None, None, None]
+        return reference.warp(moving.double(), u, *maps)
+
+    same_in_every_order(run)
+    value, gradient = run()
+    wanted, (slope,) = value_and_gradients(true, parts.double(), weights=factor)
+    assert apart(value, wanted) < 1e-5
+    assert apart(gradient, slope) < 1e-5
+    with torch.no_grad():
+        assert torch.equal(kernels.LinearWarp.apply(moving, parts, shape, places, *MAPS), value)
+
+
 def test_not_a_number_is_passed_on(kernels):
     u = torch.zeros(3, 4, 5, 6)
     u[1, 2, 3, 4] = torch.nan

@@ -20,8 +20,8 @@ MOST_WAITS = {"told": 1, "not told": 0}
 
 
 #: Of an iteration of each level of a pair of 160x192x224 voxels with the compiled kernels: launches, and MB that they
-#: read and write at least.
-MOST = [(45, 187), (48, 300), (48, 2356)]
+#: read and write at least. (By design they were to be at most 33, 23, 23 and 200, 262, 2067.)
+MOST = [(14, 120), (16, 222), (16, 1741)]
 #: What tensors have at once during the iterations of such a pair, bytes.
 MOST_MEMORY = 0.8e9
 
@@ -60,7 +60,7 @@ def test_what_an_iteration_asks_of_a_card_with_the_kernels_in() -> None:
     ((*levels, whole),) = printed("tests.device.count", "--kernels", "--json")
     assert len(levels) == len(MOST)
     for row, (launches, megabytes) in zip(levels, MOST, strict=True):
-        assert row["waits"] == row["uploads"] == 0
+        assert row["waits"] == row["uploads"] == row["calls"] == 0
         assert 0.5 * launches < row["kernels"] <= launches
         assert 0.5 * megabytes < row["bytes"] / 1e6 <= megabytes
     assert whole["peak"] <= MOST_MEMORY

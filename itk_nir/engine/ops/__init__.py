@@ -19,7 +19,8 @@ from itk_nir.engine.ops.displacements import (
     jacobian_penalty,
 )
 from itk_nir.engine.ops.histogram import MutualInformation, many_informations
-from itk_nir.engine.ops.images import Lncc, separable, warp, warp_spline
+from itk_nir.engine.ops.images import Lncc, linear_warp, separable, warp, warp_spline, warps_linearly
+from itk_nir.engine.ops.iterations import IterationTerms, Windows, whole_iterations
 from itk_nir.engine.ops.matching import Whole, best_matches, match_costs
 from itk_nir.engine.ops.mind import MIND_CHANNELS, mind_descriptors, mind_difference, mind_difference_spline
 from itk_nir.engine.ops.pool import reused as reused_memory
@@ -28,9 +29,11 @@ from itk_nir.engine.ops.sums import global_sums
 __all__ = [
     "MIND_CHANNELS",
     "Adam",
+    "IterationTerms",
     "Lncc",
     "MutualInformation",
     "Whole",
+    "Windows",
     "best_matches",
     "compose",
     "diffusion",
@@ -41,6 +44,7 @@ __all__ = [
     "invert",
     "jacobian_map",
     "jacobian_penalty",
+    "linear_warp",
     "many_informations",
     "match_costs",
     "mind_descriptors",
@@ -53,4 +57,6 @@ __all__ = [
     "separable",
     "warp",
     "warp_spline",
+    "warps_linearly",
+    "whole_iterations",
 ]

@@ -49,6 +49,23 @@ class Adam:
         self.first = [torch.zeros_like(p) for p in parameters]
         self.second = [torch.zeros_like(p) for p in parameters]
 
+    def next_rates(self, rate: float) -> tuple[float, float]:
+        """Count a step.
+
+        Parameters
+        ----------
+        rate : float
+            As of `step`.
+
+        Returns
+        -------
+        tuple of float
+            The rate, corrected for the first moment, and what the second one is multiplied by.
+        """
+        self.count += 1
+        corrected = rate * (1 / (1 - self.betas[0] ** self.count))
+        return corrected, 1 / (1 - self.betas[1] ** self.count)
+
     @torch.no_grad()
     def step(self, rate: float) -> None:
         """One step along the gradients, which are then cleared. Tensors without a gradient stay as they are.
@@ -58,9 +75,7 @@ class Adam:
         rate : float
             The step size, in the unit of the parameters.
         """
-        self.count += 1
-        corrected = rate * (1 / (1 - self.betas[0] ** self.count))
-        correction = 1 / (1 - self.betas[1] ** self.count)
+        corrected, correction = self.next_rates(rate)
         for p, first, second in zip(self.parameters, self.first, self.second, strict=True):
             if p.grad is None:
                 continue

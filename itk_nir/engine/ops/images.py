@@ -156,6 +156,53 @@ def warp(
     return reference.warp(moving, displacement, *map_tensors(points, vectors, displacement))
 
 
+def warps_linearly(like: Tensor) -> bool:
+    """Whether there is a kernel for `linear_warp`.
+
+    Parameters
+    ----------
+    like : Tensor
+        Whose type and device count.
+
+    Returns
+    -------
+    bool
+        False on a CPU.
+    """
+    return hasattr(native_for(like), "LinearWarp")
+
+
+def linear_warp(
+    moving: Tensor, parts: Tensor, shape: tuple[int, int, int], places: F64, grid_to_moving: F64,
+    displacement_to_moving: F64,
+) -> Tensor:  # fmt: skip
+    """`warp` by a displacement that is linear: ``u(i) = (M - 1) p(i) + s`` of the voxel ``i`` that lies at ``p(i)``.
+
+    The map may stay on the host, which then waits for the gradient alone.
+
+    Parameters
+    ----------
+    moving : Tensor
+        ``(Z', Y', X')``, on a device such that `warps_linearly`.
+    parts : Tensor
+        ``(3, 4)``, ``M`` and ``s``, on the CPU.
+    shape : tuple of int
+        ``(Z, Y, X)`` of the result.
+    places : ndarray
+        ``(3, 2)``: step and origin of ``p`` along x, y and z.
+    grid_to_moving, displacement_to_moving : ndarray
+        As of `warp`.
+
+    Returns
+    -------
+    Tensor
+        ``(Z, Y, X)``, with its gradient by `parts`.
+    """
+    points, vectors = float64_rows(grid_to_moving), float64_rows(displacement_to_moving)
+    result: Tensor = native_for(moving).LinearWarp.apply(moving, parts, shape, places, points, vectors)
+    return result
+
+
 def warp_spline(
     moving: Tensor, lattice: Tensor, matrices: list[Banded], grid_to_moving: F64, displacement_to_moving: F64,
     threads: int = 1,

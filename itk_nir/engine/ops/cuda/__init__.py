@@ -10,8 +10,9 @@ import torch
 
 from itk_nir.engine.ops.cuda.adam import adam
 from itk_nir.engine.ops.cuda.compositions import Compose, Exponential
-from itk_nir.engine.ops.cuda.images import Banded, Lncc, LnccFixed, Warp, WarpSpline, takes_radius
+from itk_nir.engine.ops.cuda.images import Banded, LinearWarp, Lncc, LnccFixed, Warp, WarpSpline, takes_radius
 from itk_nir.engine.ops.cuda.inversion import inverse_pair, invert, jacobian_map
+from itk_nir.engine.ops.cuda.iterations import MeasuredIterations, WindowIterations
 from itk_nir.engine.ops.cuda.launching import module_on
 from itk_nir.engine.ops.cuda.matching import best_matches, match_costs
 from itk_nir.engine.ops.cuda.mind import MindDifference, MindDifferenceSpline, mind_descriptors
@@ -27,12 +28,15 @@ __all__ = [
     "Information",
     "JacobianPenalty",
     "JointHistogram",
+    "LinearWarp",
     "Lncc",
     "LnccFixed",
+    "MeasuredIterations",
     "MindDifference",
     "MindDifferenceSpline",
     "Warp",
     "WarpSpline",
+    "WindowIterations",
     "adam",
     "best_matches",
     "inverse_pair",

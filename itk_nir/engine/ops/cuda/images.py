@@ -13,10 +13,13 @@ from torch import Tensor
 
 from itk_nir.caching import ById
 from itk_nir.engine.ops.cuda import launching
-from itk_nir.engine.ops.cuda.compositions import pack
+from itk_nir.engine.ops.cuda.compositions import pack, packed_size
 from itk_nir.engine.ops.cuda.launching import blocks, f32, launch, launch_each, most_shared, size_of
-from itk_nir.engine.ops.cuda.sums import total
+from itk_nir.engine.ops.cuda.sums import FILE as SUMS
+from itk_nir.engine.ops.cuda.sums import SPAN, SUM_BYTES, WIDE_SUM_BYTES, total
 
+#: The arguments and the options of `launching.launch`.
+Words = tuple[tuple[Any, ...], dict[str, Any]]
 #: A banded matrix: where its rows start, and their weights.
 Rows = tuple[Tensor, Tensor]
 
@@ -30,6 +33,10 @@ LARGEST_RADIUS = 12
 
 class _Map(ctypes.Structure):
     _fields_ = [("index", ctypes.c_float * 12), ("vector", ctypes.c_float * 9)]
+
+
+class _Places(ctypes.Structure):
+    _fields_ = [("step", ctypes.c_float * 3), ("origin", ctypes.c_float * 3)]
 
 
 class _Rows(ctypes.Structure):
@@ -124,6 +131,41 @@ class Warp(torch.autograd.Function):
         return None, ctx.gradient * grads[0], None, None, None
 
 
+class LinearWarp(torch.autograd.Function):
+    """`Warp` by a linear map that stays on the host, see `images.linear_warp`: nothing is brought to the card."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, moving: Tensor, parts: Tensor, shape: tuple[int, int, int], places: np.ndarray,
+        grid_to_moving: np.ndarray, displacement_to_moving: np.ndarray,
+    ) -> Tensor:  # fmt: skip
+        image, linear = f32(moving), parts.detach().double().numpy()
+        change = linear[:, :3] - np.eye(3)
+        index = grid_to_moving.copy()
+        index[:, :3] += displacement_to_moving @ (change * places[:, 0])
+        index[:, 3] += displacement_to_moving @ (change @ places[:, 1] + linear[:, 3])
+        warped = image.new_empty(shape)
+        ctx.gradient = image.new_empty((3, *shape)) if parts.requires_grad else None
+        ctx.places, at = places, map_argument(index, displacement_to_moving)
+        launch_each(
+            "warp.cu", "warp", warped.numel(), image, size_of(image), None, size_of(warped), at, warped, ctx.gradient
+        )
+        return warped
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        slopes, factor = ctx.gradient, f32(grads[0])
+        count = blocks(factor.numel(), SPAN)
+        partial, sums = slopes.new_empty(12 * count), torch.empty(12, dtype=torch.float64, device=slopes.device)
+        places = _Places(*((ctypes.c_float * 3)(*column) for column in ctx.places.T))
+        launch(
+            "warp.cu", "linear_sums", (count, 1, 1), (256, 1, 1), slopes, factor, size_of(factor), places, SPAN,
+            partial, shared=SUM_BYTES,
+        )  # fmt: skip
+        launch(SUMS, "totals", (12, 1, 1), (256, 1, 1), partial, count, 1.0, None, sums, shared=WIDE_SUM_BYTES)
+        return None, sums.cpu().float().reshape(3, 4), None, None, None, None
+
+
 class WarpSpline(torch.autograd.Function):
     """`Warp` of a spline, which is evaluated in shared memory: the displacement of all voxels is never held."""
 
@@ -137,18 +179,9 @@ class WarpSpline(torch.autograd.Function):
         warped = nodes.new_empty(shape)
         gradient = nodes.new_empty((3, *shape)) if lattice.requires_grad else None
         at = map_argument(grid_to_moving, displacement_to_moving)
-        if all(weights.shape[1] == 4 for _, weights in rows):
-            width, height = (
-                _most_nodes(ById(rows[0][0]), SPLINE_BLOCK[0]),
-                _most_nodes(ById(rows[1][0]), SPLINE_BLOCK[1]),
-            )
-            nz, ny, nx = shape
-            grid = blocks(nx, SPLINE_BLOCK[0]), blocks(ny, SPLINE_BLOCK[1]), blocks(nz, SPLINE_BLOCK[2])
-            along = [_Rows(*map(launching.pointer, r)) for r in rows]
-            launch(
-                "warp.cu", "warp_spline", grid, SPLINE_BLOCK, image, size_of(image), nodes, size_of(lattice), *along,
-                size_of(warped), at, warped, gradient, width, height, shared=16 * width * (2 * height + 8),
-            )  # fmt: skip
+        if takes_rows(rows, lattice.shape[1]):
+            words, options = spline_words(image, nodes, rows, at, warped, gradient)
+            launch(*words, **options)
         else:  # an axis of few voxels has few nodes
             u = f32(lattice)
             for axis, r in zip((3, 2, 1), rows, strict=True):
@@ -169,6 +202,59 @@ class WarpSpline(torch.autograd.Function):
         out = banded(out.reshape(c * lz, ny, nx), ctx.back[1])
         out = banded(out.reshape(c * lz * ly, nx, 1), ctx.back[0])
         return None, out.reshape(ctx.lattice), None, None, None, None, None
+
+
+def takes_rows(rows: list[Rows], depth: int) -> bool:
+    """Whether the kernel evaluates a spline with these rows: an axis of few voxels has fewer weights a row.
+
+    Parameters
+    ----------
+    rows : list of tuple
+        Along x, y and z.
+    depth : int
+        Nodes along z.
+
+    Returns
+    -------
+    bool
+    """
+    taps = [weights.shape[1] for _, weights in rows]
+    return taps == [4, 4, 4 if depth > 1 else 1]
+
+
+def spline_words(
+    image: Tensor, nodes: Tensor, rows: list[Rows], maps: ctypes.Structure, warped: Tensor, gradient: Tensor | None
+) -> Words:
+    """What launches the kernel that warps by a spline.
+
+    Parameters
+    ----------
+    image : Tensor
+        ``(Z', Y', X')`` float32, contiguous.
+    nodes : Tensor
+        ``(z, y, x, 4)``, of `pack`.
+    rows : list of tuple
+        Along x, y and z, such that `takes_rows`.
+    maps : ctypes.Structure
+        Of `map_argument`.
+    warped : Tensor
+        ``(Z, Y, X)``: the result.
+    gradient : Tensor or None
+        ``(3, Z, Y, X)``: its gradient by the displacement.
+
+    Returns
+    -------
+    tuple
+        The arguments and the options of `launching.launch`.
+    """
+    width, height = (_most_nodes(ById(rows[a][0]), SPLINE_BLOCK[a]) for a in (0, 1))
+    n = size_of(warped)
+    grid = blocks(n.x, SPLINE_BLOCK[0]), blocks(n.y, SPLINE_BLOCK[1]), blocks(n.z, SPLINE_BLOCK[2])
+    along = [_Rows(*map(launching.pointer, r)) for r in rows]
+    return (
+        "warp.cu", "warp_spline", grid, SPLINE_BLOCK, image, size_of(image), nodes, packed_size(nodes), *along, n, maps,
+        warped, gradient, width, height,
+    ), {"shared": 16 * width * (2 * height + 8)}  # fmt: skip
 
 
 @lru_cache(maxsize=256)
@@ -236,10 +322,11 @@ class LnccFixed:
         self.radius, self.epsilon = radius, epsilon
         self.inverse_count, self.mean, self.inverse_variance = (torch.empty_like(self.image) for _ in range(3))
         partial = self.partial()
-        self.launch(
+        words, options = self.words(
             "lncc_prepare", 2, self.image, self.weight, size_of(self.image), self.depth, float(epsilon),
             self.inverse_count, self.mean, self.inverse_variance, partial,
         )  # fmt: skip
+        launch(*words, **options)
         self.count = float(total(partial))
         maps = (self.image, self.weight, self.inverse_count, self.mean, self.inverse_variance)
         #: What the kernels need of the fixed image.
@@ -261,8 +348,8 @@ class LnccFixed:
         x, y, z = self.grid
         return self.image.new_empty(x * y * z)
 
-    def launch(self, kernel: str, arrays: int, *arguments: Any) -> None:
-        """Launch a kernel of lncc.cu for this image.
+    def words(self, kernel: str, arrays: int, *arguments: Any) -> Words:
+        """What launches a kernel of lncc.cu for this image.
 
         Parameters
         ----------
@@ -272,10 +359,52 @@ class LnccFixed:
             How many values of a voxel it reads.
         *arguments : object
             See `launching.launch`.
+
+        Returns
+        -------
+        tuple
+            The arguments and the options of `launching.launch`.
         """
-        shared = _window_memory(self.radius, arrays)
-        launch("lncc.cu", kernel, self.grid, (*WINDOW_BLOCK, 1), *arguments, shared=shared,
-               defines=_defines(self.radius))  # fmt: skip
+        options = {"shared": _window_memory(self.radius, arrays), "defines": _defines(self.radius)}
+        return ("lncc.cu", kernel, self.grid, (*WINDOW_BLOCK, 1), *arguments), options
+
+    def statistics(self, moving: Tensor, maps: Tensor | None, partial: Tensor) -> Words:
+        """What launches the sums of a moving image.
+
+        Parameters
+        ----------
+        moving : Tensor
+            ``(Z, Y, X)`` float32, contiguous.
+        maps : Tensor or None
+            ``(3, Z, Y, X)``: what the gradient needs.
+        partial : Tensor
+            Of `partial`: the sums of cc² of the blocks.
+
+        Returns
+        -------
+        tuple
+            See `words`.
+        """
+        kernel, arrays = ("lncc_statistics", 2) if self.weight is None else ("lncc_statistics_weighted", 3)
+        least = max(self.epsilon, 1e-30)
+        return self.words(kernel, arrays, moving, self.pointers, size_of(moving), self.depth, least, maps, partial)
+
+    def gradient(self, maps: Tensor, moving: Tensor, out: Tensor) -> Words:
+        """What launches the gradient of the sum of cc² by the moving image.
+
+        Parameters
+        ----------
+        maps, moving : Tensor
+            Of `statistics`.
+        out : Tensor
+            ``(Z, Y, X)``.
+
+        Returns
+        -------
+        tuple
+            See `words`.
+        """
+        return self.words("lncc_gradient", 3, maps, moving, self.pointers, size_of(moving), self.depth, out)
 
 
 class Lncc(torch.autograd.Function):
@@ -283,14 +412,14 @@ class Lncc(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, moving: Tensor, fixed: LnccFixed, threads: int) -> Tensor:
-        m, n, partial = f32(moving), size_of(moving), fixed.partial()
+        m, partial = f32(moving), fixed.partial()
         gradient = torch.empty_like(m) if moving.requires_grad else None
         maps = None if gradient is None else m.new_empty((3, *m.shape))
-        kernel, arrays = ("lncc_statistics", 2) if fixed.weight is None else ("lncc_statistics_weighted", 3)
-        least = max(fixed.epsilon, 1e-30)
-        fixed.launch(kernel, arrays, m, fixed.pointers, n, fixed.depth, least, maps, partial)
-        if gradient is not None:
-            fixed.launch("lncc_gradient", 3, maps, m, fixed.pointers, n, fixed.depth, gradient)
+        words, options = fixed.statistics(m, maps, partial)
+        launch(*words, **options)
+        if gradient is not None and maps is not None:
+            words, options = fixed.gradient(maps, m, gradient)
+            launch(*words, **options)
         ctx.gradient, ctx.count = gradient, max(1.0, fixed.count)
         return total(partial, 1 / ctx.count)
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from itk_nir.engine.ops.cuda.compositions import pack, packed_size, unpack
+from itk_nir.engine.ops.cuda.compositions import LARGEST_BYTES, pack, packed_size, unpack
 from itk_nir.engine.ops.cuda.launching import f32, launch_each, size_of
 
 FILE = "inversion.cu"
 #: Most steps of a node, and the residual at which it ends, voxels.
 ITERATIONS, TOLERANCE = 20, 1e-3
-#: Bytes of shared memory of the largest of a block.
-LARGEST_BYTES = 4 * 256
 #: Whole numbers of which as many as there are nodes are added up stay below this power of two.
 SUM_BITS = 61
 

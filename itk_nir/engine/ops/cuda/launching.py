@@ -1,4 +1,4 @@
-"""Kernels are loaded and launched through the driver: no torch ABI, no C compiler, nothing to build.
+"""Kernels are compiled, loaded and launched where their tensors lie.
 
 A launch waits for nothing. It goes to the stream that torch is on, so that the memory which torch hands out there is
 safe to use.
@@ -7,10 +7,8 @@ safe to use.
 from __future__ import annotations
 
 import ctypes
-import struct
-import sys
-import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -18,28 +16,12 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.ops.cuda.compiler import compiled
+from itk_nir.engine.ops.cuda.driving import GIVEN_SHARED, Driver, DriverError, Grid, Module, Prepared, driver, pointer
 
-Grid = tuple[int, int, int]
-
-#: Shared memory beyond which a kernel must ask for it, bytes.
-GIVEN_SHARED = 48 * 1024
-#: What the arguments of a kernel take at most, bytes.
-MOST_ARGUMENT_BYTES = 4096
-#: Types of arguments, as `struct` writes them.
-_LETTERS: dict[Any, str] = {
-    ctypes.c_int: "i",
-    ctypes.c_float: "f",
-    ctypes.c_void_p: "P",
-    ctypes.c_longlong: "q",
-}
-#: Of the driver: what it says of a thread that has used no card yet.
-NO_CONTEXT = 201
-#: Of the driver: the attribute by which a kernel asks.
-MOST_DYNAMIC_SHARED = 8
-
-
-class DriverError(RuntimeError):
-    """The driver is missing or refuses what it is asked for."""
+__all__ = [
+    "Driver", "DriverError", "Grid", "Module", "Prepared", "Size", "architecture_of", "blocks", "f32", "launch",
+    "launch_each", "module_on", "most_shared", "pointer", "prepare", "repeat", "size_of", "size_xyz",
+]  # fmt: skip
 
 
 class Size(ctypes.Structure):
@@ -110,247 +92,6 @@ def f32(x: Tensor) -> Tensor:
         float32 and contiguous, without its history.
     """
     return x.detach().to(torch.float32).contiguous()
-
-
-class Driver:
-    """The few functions of the CUDA driver, or of HIP, that a launch needs.
-
-    Parameters
-    ----------
-    library : ctypes.CDLL
-        The driver's library.
-    hip : bool
-        Whether it is HIP's.
-    """
-
-    library: ctypes.CDLL
-    hip: bool
-    load: Any
-    find: Any
-    set: Any
-    launch: Any
-    text: Any
-
-    def __init__(self, library: ctypes.CDLL, hip: bool = False) -> None:
-        self.library = library
-        names = (
-            ("ModuleLoadData", "ModuleGetFunction", "FuncSetAttribute", "LaunchKernel", "GetErrorString")
-            if not hip
-            else ("ModuleLoadData", "ModuleGetFunction", "FuncSetAttribute", "ModuleLaunchKernel", "DrvGetErrorString")
-        )
-        prefix, self.hip = ("hip" if hip else "cu"), hip
-        self.load, self.find, self.set, self.launch, self.text = (getattr(library, prefix + n) for n in names)
-
-    def bind(self, number: int) -> None:
-        """Make the context of a card, which torch shares, that of this thread. HIP does so by itself.
-
-        Parameters
-        ----------
-        number : int
-            Of the card.
-
-        Raises
-        ------
-        DriverError
-            There is none.
-        """
-        if self.hip:
-            return
-        device, context = ctypes.c_int(), ctypes.c_void_p()
-        self.check(self.library.cuDeviceGet(ctypes.byref(device), number), f"card {number}")
-        self.check(self.library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), f"context of card {number}")
-        self.check(self.library.cuCtxSetCurrent(context), f"context of card {number}")
-
-    def check(self, status: int, what: str) -> None:
-        """Raise where the driver reports a failure.
-
-        Parameters
-        ----------
-        status : int
-            What a function returned.
-        what : str
-            What was tried.
-
-        Raises
-        ------
-        DriverError
-            `status` is not 0.
-        """
-        if not status:
-            return
-        text = ctypes.c_char_p()
-        self.text(status, ctypes.byref(text))
-        raise DriverError(f"{what}: {(text.value or b'unknown error').decode()} (status {status})")
-
-
-@lru_cache(maxsize=1)
-def driver() -> Driver:
-    """The driver of this machine.
-
-    Returns
-    -------
-    Driver
-
-    Raises
-    ------
-    DriverError
-        Its library cannot be loaded.
-    """
-    hip = torch.version.hip is not None
-    if sys.platform == "win32":
-        name = "amdhip64.dll" if hip else "nvcuda.dll"
-    else:
-        name = "libamdhip64.so" if hip else "libcuda.so.1"
-    try:
-        return Driver(ctypes.CDLL(name), hip)
-    except OSError as error:
-        raise DriverError(f"the driver of the card was not found: {error}") from error
-
-
-class _Buffer(threading.local):
-    """Where a thread packs the arguments of a launch, and how it tells the driver."""
-
-    def __init__(self) -> None:
-        self.bytes = bytearray(MOST_ARGUMENT_BYTES)
-        self.size = ctypes.c_size_t()
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self.bytes))
-        self.extra = (ctypes.c_void_p * 5)(1, address, 2, ctypes.addressof(self.size), 0)
-
-
-_buffer = _Buffer()
-
-
-class Module:
-    """The kernels of one file, loaded on one card.
-
-    Parameters
-    ----------
-    of : Driver
-        The driver.
-    code : bytes
-        What the compiler made.
-    number : int
-        Of the card.
-    """
-
-    driver: Driver
-    code: bytes
-    number: int
-    handle: ctypes.c_void_p
-    functions: dict[str, ctypes.c_void_p]
-    shared: dict[str, int]
-
-    def __init__(self, of: Driver, code: bytes, number: int = 0) -> None:
-        self.driver, self.code, self.number = of, code, number  # the driver may read the code later
-        self.handle = ctypes.c_void_p()
-        self.functions, self.shared = {}, {}
-        of.check(of.load(ctypes.byref(self.handle), code), "loading kernels")
-
-    def launch(self, name: str, grid: Grid, block: Grid, arguments: Sequence[Any], shared: int, stream: int) -> None:
-        """Launch a kernel; nothing waits.
-
-        Parameters
-        ----------
-        name : str
-            Of the kernel.
-        grid, block : tuple of int
-            Blocks, and threads of a block, along x, y and z.
-        arguments : sequence
-            As for `launch`.
-        shared : int
-            Bytes of dynamic shared memory.
-        stream : int
-            Handle of the stream.
-
-        Raises
-        ------
-        DriverError
-            The driver refuses the launch.
-        """
-        function = self.functions.get(name)
-        if function is None:
-            function = ctypes.c_void_p()
-            self.driver.check(self.driver.find(ctypes.byref(function), self.handle, name.encode()), f"kernel {name}")
-            self.functions[name] = function
-        if shared > max(GIVEN_SHARED, self.shared.get(name, 0)):
-            self._do(f"kernel {name}", self.driver.set, function, MOST_DYNAMIC_SHARED, shared)
-            self.shared[name] = shared
-        layout = ""
-        values: list[Any] = []
-        for a in arguments:
-            kind, value = _packed(a)
-            layout += kind
-            values += value
-        buffer = _buffer
-        buffer.size.value = struct.calcsize(layout)
-        struct.pack_into(layout, buffer.bytes, 0, *values)
-        self._do(
-            f"kernel {name}", self.driver.launch, function, *grid, *block, shared, ctypes.c_void_p(stream), None,
-            buffer.extra,
-        )  # fmt: skip
-
-    def _do(self, what: str, function: Any, *arguments: Any) -> None:
-        status = function(*arguments)
-        if status == NO_CONTEXT:  # a thread of autograd, say, which has not come to the card by itself yet
-            self.driver.bind(self.number)
-            status = function(*arguments)
-        if status:
-            self.driver.check(status, what)
-
-
-def _packed(a: Any) -> tuple[str, Sequence[Any]]:
-    """How an argument lies in memory, as `struct` writes it, and its values. A structure is laid out as its members."""
-    kind = type(a)
-    if kind is Tensor or isinstance(a, Tensor):
-        return "P", (pointer(a),)
-    if kind is int:
-        return "i", (a,)
-    if kind is float:
-        return "f", (a,)
-    if a is None:
-        return "P", (0,)
-    known: tuple[str, Sequence[Any]] | None = getattr(a, "packed", None)
-    if known is None:
-        known = _members(a)
-        if isinstance(a, ctypes.Structure):
-            a.packed = known
-    return known
-
-
-def _members(a: Any) -> tuple[str, list[Any]]:
-    if isinstance(a, ctypes.Structure):
-        parts = [_member(getattr(a, f[0]), f[1]) for f in a._fields_]
-        return "".join(kind for kind, _ in parts), [v for _, values in parts for v in values]
-    return _member(a.value, type(a))
-
-
-def _member(value: Any, kind: Any) -> tuple[str, list[Any]]:
-    if issubclass(kind, ctypes.Array):
-        return f"{kind._length_}{_LETTERS[kind._type_]}", list(value)
-    return _LETTERS[kind], [value or 0]
-
-
-def pointer(x: Tensor) -> int:
-    """Where a tensor lies on its card.
-
-    Parameters
-    ----------
-    x : Tensor
-        Contiguous.
-
-    Returns
-    -------
-    int
-        An address.
-
-    Raises
-    ------
-    ValueError
-        It is not contiguous.
-    """
-    if not x.is_contiguous():
-        raise ValueError("a kernel takes contiguous tensors")
-    return x.data_ptr()
 
 
 def architecture_of(device: torch.device) -> str:
@@ -446,6 +187,51 @@ def launch(
         return
     with torch.cuda.device(device):
         module.launch(kernel, grid, block, arguments, shared, _stream(device.index))
+
+
+def prepare(
+    file: str, kernel: str, grid: Grid, block: Grid, *arguments: Any, shared: int = 0, defines: tuple[str, ...] = ()
+) -> Prepared:
+    """`launch`, but for later and often: see `repeat`.
+
+    Parameters
+    ----------
+    file, kernel, grid, block, *arguments, shared, defines
+        See `launch`.
+
+    Returns
+    -------
+    Prepared
+
+    Raises
+    ------
+    CompilerError, DriverError
+        The kernel cannot be had.
+    """
+    device = next(a for a in arguments if isinstance(a, Tensor)).device
+    with torch.cuda.device(device):
+        return Prepared(module_on(file, defines, device), kernel, grid, block, arguments, shared)
+
+
+def repeat(launches: Sequence[Prepared], device: torch.device) -> None:
+    """Launch what was prepared, one after the other, on the stream that torch is on; nothing waits.
+
+    Parameters
+    ----------
+    launches : sequence of Prepared
+        All on one card.
+    device : torch.device
+        The card, with its number.
+
+    Raises
+    ------
+    DriverError
+        The driver refuses a launch.
+    """
+    with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device):
+        stream = ctypes.c_void_p(_stream(device.index))
+        for launch in launches:
+            launch.launch(stream)
 
 
 def _stream(index: int) -> int:

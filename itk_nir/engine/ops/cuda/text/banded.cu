@@ -37,3 +37,27 @@ KERNEL(banded_product, (const float *__restrict__ x, const float *__restrict__ f
   }
   out[i] = sum;
 }
+
+// The last matrix of the three that carry a gradient from the voxels to the nodes, along x of `x (3, l.z, l.y, n_in)`:
+// times `scale` it is added to the packed gradient of the nodes. `bits`, if any, becomes the size of the largest
+// component.
+KERNEL(gather_nodes, (const float *__restrict__ x, const int *__restrict__ start, const float *__restrict__ weights,
+                      int taps, int n_in, Size l, float scale, float4 *__restrict__ gradient,
+                      unsigned *__restrict__ bits)) {
+  const Index i = this_thread(), count = count_of(l);
+  unsigned most = 0;
+  if (i < count) {
+    const Voxel v = voxel_of(i, l);
+    const Index rows = static_cast<Index>(l.y) * l.z, row = static_cast<Index>(v.z) * l.y + v.y;
+    const float *const from = x + row * n_in + start[v.x], *const w = weights + v.x * taps;
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+    for (int k = 0; k < taps; ++k) {
+      sum.x += w[k] * from[k], sum.y += w[k] * from[rows * n_in + k], sum.z += w[k] * from[2 * rows * n_in + k];
+    }
+    float4 g = gradient[i];
+    g.x += scale * sum.x, g.y += scale * sum.y, g.z += scale * sum.z;
+    gradient[i] = g;
+    most = size_of(g);
+  }
+  if (bits) keep_largest(most, bits);
+}

@@ -77,6 +77,12 @@ __device__ __forceinline__ void keep_largest(unsigned size, unsigned *bits) {
   if (threadIdx.x == 0) atomicMax(bits, sizes[0]);
 }
 
+// The largest component of a node, as the bits of a float.
+__device__ __forceinline__ unsigned size_of(float4 v) {
+  const unsigned sign = 0x7fffffffu;
+  return max(__float_as_uint(v.x) & sign, max(__float_as_uint(v.y) & sign, __float_as_uint(v.z) & sign));
+}
+
 // Sums that many threads add to are kept as 64-bit whole numbers, which add up to the same in any order, in units of a
 // power of two: 2^20 addends of the largest size fit in. `bits` holds the largest size, as the bits of a float.
 typedef unsigned long long Sum;
@@ -93,4 +99,16 @@ __device__ __forceinline__ void add_to_sum(Sum *to, float value, float scale) {
 __device__ __forceinline__ float value_of(Sum sum, const unsigned *bits) {
   if (*bits >= 0x7f800000u) return __uint_as_float(0x7fc00000u);
   return static_cast<float>(static_cast<long long>(sum)) / sum_scale(bits);
+}
+
+// One step of Adam for one parameter. `decay1` and `decay2` are 1 - beta1 and 1 - beta2.
+struct AdamRates {
+  float decay1, decay2, rate, correction, epsilon;
+};
+__device__ __forceinline__ void adam_step(float *parameter, float *first, float *second, Index i, float g,
+                                          const AdamRates &a) {
+  const float m = first[i] + a.decay1 * (g - first[i]), v = second[i] + a.decay2 * (g * g - second[i]);
+  first[i] = m;
+  second[i] = v;
+  parameter[i] -= a.rate * m / (sqrtf(v * a.correction) + a.epsilon);
 }

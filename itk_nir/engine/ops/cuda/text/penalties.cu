@@ -66,24 +66,25 @@ KERNEL(diffusion, (const float *__restrict__ u, int components, Size n, float in
 
 // The Jacobian matrix of the cell whose chosen corner is node (x, y, z), by the differences from there, and what its
 // determinant lacks to `margin`; 0 where there is no such cell. `sign` is the way from the chosen corner to the others
-// along each axis, 1 or -1.
-__device__ __forceinline__ float lack_of_cell(const float *__restrict__ u, Size n, float margin, const int *sign, int x,
-                                            int y, int z, float m[3][3]) {
+// along each axis, 1 or -1; u(at): the displacement of a node.
+template <class Nodes>
+__device__ __forceinline__ float lack_of_cell(const Nodes &u, Size n, float margin, const int *sign, int x, int y, int z,
+                                              float m[3][3]) {
   const int ox = x + sign[0], oy = y + sign[1], oz = z + sign[2];
   const bool here = x >= 0 && x < n.x && y >= 0 && y < n.y && z >= 0 && z < n.z;
   // An axis of one node counts as uniform.
   const bool whole = (n.x == 1 || (ox >= 0 && ox < n.x)) && (n.y == 1 || (oy >= 0 && oy < n.y)) &&
                      (n.z == 1 || (oz >= 0 && oz < n.z));
   if (!here || !whole) return 0.f;
-  const Index plane = static_cast<Index>(n.x) * n.y, count = plane * n.z, at = z * plane + static_cast<Index>(y) * n.x + x;
-  const Index sx = n.x > 1 ? sign[0] : 0, sy = n.y > 1 ? static_cast<Index>(sign[1]) * n.x : 0;
-  const Index sz = n.z > 1 ? sign[2] * plane : 0;
+  const Index plane = static_cast<Index>(n.x) * n.y, at = z * plane + static_cast<Index>(y) * n.x + x;
+  const Index step[3] = {n.x > 1 ? sign[0] : 0, n.y > 1 ? static_cast<Index>(sign[1]) * n.x : 0,
+                         n.z > 1 ? sign[2] * plane : 0};
+  const float4 c = u(at);
 #pragma unroll
-  for (int i = 0; i < 3; ++i) {
-    const float *p = u + i * count + at;
-    const float c = p[0];
-    m[i][0] = sign[0] * (p[sx] - c), m[i][1] = sign[1] * (p[sy] - c), m[i][2] = sign[2] * (p[sz] - c);
-    m[i][i] += 1.f;
+  for (int a = 0; a < 3; ++a) {
+    const float4 v = u(at + step[a]);
+    m[0][a] = sign[a] * (v.x - c.x), m[1][a] = sign[a] * (v.y - c.y), m[2][a] = sign[a] * (v.z - c.z);
+    m[a][a] += 1.f;
   }
   const float determinant = m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1]) +
                             m[0][1] * (m[1][2] * m[2][0] - m[1][0] * m[2][2]) +
@@ -99,42 +100,125 @@ __device__ __forceinline__ float cofactor(const float m[3][3], int i, int a) {
   return m[j][e] * m[k][f] - m[j][f] * m[k][e];
 }
 
-// sum over cells of relu(margin - det(I + du))^2, u in voxels. A node is the chosen corner of one cell, and one of the
-// others in three.
+// What a node has to do with the sum over cells of relu(margin - det(I + du))^2, u in voxels: it is the chosen corner of
+// one cell, whose share of the sum is returned, and one of the others in three. `g` becomes the gradient.
+template <class Nodes>
+__device__ __forceinline__ float penalty_at(const Nodes &u, Size n, float margin, int corner, int x, int y, int z,
+                                            float *g) {
+  const int sign[3] = {corner & 1 ? -1 : 1, corner & 2 ? -1 : 1, corner & 4 ? -1 : 1};
+  const int more[3] = {n.x > 1, n.y > 1, n.z > 1};
+  float m[3][3];
+  g[0] = g[1] = g[2] = 0.f;
+  const float own = lack_of_cell(u, n, margin, sign, x, y, z, m);
+  if (own != 0.f) {
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+#pragma unroll
+      for (int a = 0; a < 3; ++a) {
+        if (more[a]) g[i] += 2.f * own * sign[a] * cofactor(m, i, a);
+      }
+    }
+  }
+#pragma unroll
+  for (int a = 0; a < 3; ++a) {
+    if (!more[a]) continue;
+    const float lack = lack_of_cell(u, n, margin, sign, a == 0 ? x - sign[0] : x, a == 1 ? y - sign[1] : y,
+                                    a == 2 ? z - sign[2] : z, m);
+    if (lack != 0.f) {
+#pragma unroll
+      for (int i = 0; i < 3; ++i) g[i] -= 2.f * lack * sign[a] * cofactor(m, i, a);
+    }
+  }
+  return own * own;
+}
+
 KERNEL(jacobian_penalty, (const float *__restrict__ u, Size n, float margin, int corner, float *__restrict__ gradient,
                           float *__restrict__ partial)) {
   const int x = blockIdx.x * 32 + threadIdx.x, y = blockIdx.y * 4 + threadIdx.y, z = blockIdx.z * 2 + threadIdx.z;
   float energy = 0.f;
   if (x < n.x && y < n.y && z < n.z) {
-    const int sign[3] = {corner & 1 ? -1 : 1, corner & 2 ? -1 : 1, corner & 4 ? -1 : 1};
-    const int more[3] = {n.x > 1, n.y > 1, n.z > 1};
-    float g[3] = {0.f, 0.f, 0.f}, m[3][3];
-    const float own = lack_of_cell(u, n, margin, sign, x, y, z, m);
-    if (own != 0.f) {
-      energy = own * own;
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-#pragma unroll
-        for (int a = 0; a < 3; ++a) {
-          if (more[a]) g[i] += 2.f * own * sign[a] * cofactor(m, i, a);
-        }
-      }
-    }
-#pragma unroll
-    for (int a = 0; a < 3; ++a) {
-      if (!more[a]) continue;
-      const float lack = lack_of_cell(u, n, margin, sign, a == 0 ? x - sign[0] : x, a == 1 ? y - sign[1] : y,
-                                      a == 2 ? z - sign[2] : z, m);
-      if (lack != 0.f) {
-#pragma unroll
-        for (int i = 0; i < 3; ++i) g[i] -= 2.f * lack * sign[a] * cofactor(m, i, a);
-      }
-    }
     const Index plane = static_cast<Index>(n.x) * n.y, count = plane * n.z, at = z * plane + static_cast<Index>(y) * n.x + x;
+    float g[3];
+    energy = penalty_at([&](Index i) { return make_float4(u[i], u[count + i], u[2 * count + i], 0.f); }, n, margin,
+                        corner, x, y, z, g);
 #pragma unroll
     for (int i = 0; i < 3; ++i) gradient[i * count + at] = g[i];
   }
   SHARED(shared);
   const float sum = block_sum(energy, shared, thread_of_block());
   if (thread_of_block() == 0) partial[number_of_block()] = sum;
+}
+
+__device__ __forceinline__ float squared(float4 a, float4 b) {
+  const float x = b.x - a.x, y = b.y - a.y, z = b.z - a.z;
+  return x * x + y * y + z * z;
+}
+
+// `squared_differences` of packed displacements.
+__device__ __forceinline__ float squared_differences(const float4 *__restrict__ u, Size n, Node i) {
+  const float4 here = u[i.at];
+  float sum = 0.f;
+  if (i.x + 1 < n.x) sum += squared(here, u[i.at + 1]);
+  if (i.y + 1 < n.y) sum += squared(here, u[i.at + n.x]);
+  if (i.z + 1 < n.z) sum += squared(here, u[i.at + static_cast<Index>(n.x) * n.y]);
+  return sum;
+}
+
+// Both penalties of an iteration, of displacements that are packed, and the gradient of their weighted sum. Where a
+// weight is 0 its penalty is not evaluated. `partial`: what the blocks have of the one, then of the other.
+struct Penalties {
+  float inverse, diffusion_weight, margin, jacobian_weight;
+};
+KERNEL(penalties, (const float4 *__restrict__ u, Size n, Penalties p, int corner, float4 *__restrict__ gradient,
+                   float *__restrict__ partial)) {
+  const int x = blockIdx.x * 32 + threadIdx.x, y = blockIdx.y * 4 + threadIdx.y, z = blockIdx.z * 2 + threadIdx.z;
+  float energy = 0.f, lacking = 0.f;
+  if (x < n.x && y < n.y && z < n.z) {
+    const Index plane = static_cast<Index>(n.x) * n.y, at = z * plane + static_cast<Index>(y) * n.x + x;
+    float4 total = make_float4(0.f, 0.f, 0.f, 0.f);
+    if (p.diffusion_weight > 0.f) {
+      const float4 here = u[at];
+      const float g = squared_differences(u, n, {at, x, y, z});
+      float weight = 1.f;
+      if (p.inverse > 0.f) {
+        // log(1 + q), made good for what 1 + q rounds away.
+        const float q = g * p.inverse, whole = 1.f + q;
+        energy = (logf(whole) + (q - (whole - 1.f)) / whole) / p.inverse;
+        weight = 1.f / whole;
+      } else {
+        energy = g;
+      }
+      const int position[3] = {x, y, z}, size[3] = {n.x, n.y, n.z};
+      const Index step[3] = {1, n.x, plane};
+#pragma unroll
+      for (int a = 0; a < 3; ++a) {
+        if (position[a] > 0) {
+          // The differences to the nodes before are weighted as those nodes are.
+          const Index before = at - step[a];
+          const Node there = {before, a == 0 ? x - 1 : x, a == 1 ? y - 1 : y, a == 2 ? z - 1 : z};
+          const float w = p.inverse > 0.f ? 1.f / (1.f + p.inverse * squared_differences(u, n, there)) : 1.f;
+          const float4 v = u[before];
+          total.x += w * (here.x - v.x), total.y += w * (here.y - v.y), total.z += w * (here.z - v.z);
+        }
+        if (position[a] + 1 < size[a]) {
+          const float4 v = u[at + step[a]];
+          total.x -= weight * (v.x - here.x), total.y -= weight * (v.y - here.y), total.z -= weight * (v.z - here.z);
+        }
+      }
+      const float factor = 2.f * p.diffusion_weight;
+      total.x *= factor, total.y *= factor, total.z *= factor;
+    }
+    if (p.jacobian_weight > 0.f) {
+      float g[3];
+      lacking = penalty_at([&](Index i) { return u[i]; }, n, p.margin, corner, x, y, z, g);
+      total.x += p.jacobian_weight * g[0], total.y += p.jacobian_weight * g[1], total.z += p.jacobian_weight * g[2];
+    }
+    gradient[at] = total;
+  }
+  SHARED(shared);
+  const float one = block_sum(energy, shared, thread_of_block()), other = block_sum(lacking, shared, thread_of_block());
+  if (thread_of_block() == 0) {
+    const int blocks = gridDim.x * gridDim.y * gridDim.z;
+    partial[number_of_block()] = one, partial[blocks + number_of_block()] = other;
+  }
 }

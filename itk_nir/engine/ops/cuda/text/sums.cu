@@ -234,3 +234,28 @@ KERNEL(information, (const double *__restrict__ histogram, int bins, Index voxel
   smooth(p, bins, unit, derivative);
   if (t == 0) *value = static_cast<float>(information);
 }
+
+// The similarity of an iteration, `windows` partial sums times `scale`, and the loss: 1 less the similarity, `more`, if
+// any, and the weighted penalties, `blocks` partial sums of either. They become row `iteration` of `numbers`.
+KERNEL(iteration_totals, (const float *__restrict__ partial, int windows, float scale, const float *__restrict__ more,
+                          const float *__restrict__ penalties, int blocks, float diffusion_weight,
+                          float jacobian_weight, float *__restrict__ numbers, int iteration)) {
+  SHARED(shared);
+  double *const sums = reinterpret_cast<double *>(shared);
+  const int t = threadIdx.x;
+  double sum[3] = {0, 0, 0};
+  for (int i = t; i < windows; i += 256) sum[0] += partial[i];
+  for (int i = t; i < blocks; i += 256) sum[1] += penalties[i], sum[2] += penalties[blocks + i];
+#pragma unroll
+  for (int q = 0; q < 3; ++q) sums[3 * t + q] = sum[q];
+  for (int half = 128; half; half /= 2) {
+    __syncthreads();
+    if (t >= half) continue;
+#pragma unroll
+    for (int q = 0; q < 3; ++q) sums[3 * t + q] += sums[3 * (t + half) + q];
+  }
+  if (t) return;
+  const double similarity = scale * sums[0], others = more ? *more : 0;
+  numbers[2 * iteration] = float(similarity);
+  numbers[2 * iteration + 1] = float(1 - similarity + others + diffusion_weight * sums[1] + jacobian_weight * sums[2]);
+}

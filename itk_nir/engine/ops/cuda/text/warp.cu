@@ -22,13 +22,15 @@ __device__ __forceinline__ Sampled sample(const float *__restrict__ moving, Size
           a[2] * gx + a[5] * gy + a[8] * gz};
 }
 
+// Without a displacement the map alone.
 KERNEL(warp, (const float *__restrict__ moving, Size m, const float *__restrict__ displacement, Size n, Map map,
               float *__restrict__ warped, float *__restrict__ gradient)) {
   const Index i = this_thread(), count = count_of(n);
   if (i >= count) return;
   const Voxel v = voxel_of(i, n);
-  const Sampled s = sample(moving, m, map, displacement[i], displacement[count + i], displacement[2 * count + i], v.x,
-                           v.y, v.z);
+  float u[3] = {0.f, 0.f, 0.f};
+  if (displacement) u[0] = displacement[i], u[1] = displacement[count + i], u[2] = displacement[2 * count + i];
+  const Sampled s = sample(moving, m, map, u[0], u[1], u[2], v.x, v.y, v.z);
   warped[i] = s.value;
   if (!gradient) return;
   gradient[i] = s.gx, gradient[count + i] = s.gy, gradient[2 * count + i] = s.gz;
@@ -42,7 +44,7 @@ struct Rows {
 
 // The same where the displacement is a cubic spline of `nodes` (packed, four floats a node), which is evaluated along
 // z, then y, then x in shared memory for the 32 x 4 x 2 voxels of a block; width, height: the most nodes along x and y
-// that a block needs.
+// that a block needs. Along z there may be one node alone, with one weight a voxel.
 KERNEL(warp_spline, (const float *__restrict__ moving, Size m, const float4 *__restrict__ nodes, Size l, Rows rx,
                      Rows ry, Rows rz, Size n, Map map, float *__restrict__ warped, float *__restrict__ gradient,
                      int width, int height)) {
@@ -56,9 +58,10 @@ KERNEL(warp_spline, (const float *__restrict__ moving, Size m, const float4 *__r
   const int wide = rx.start[x1] + 4 - lx, high = ry.start[y1] + 4 - ly;
   for (int i = t; i < 2 * high * wide; i += 256) {
     const int a = i % wide, b = i / wide % high, c = i / wide / high, z = min(z0 + c, n.z - 1);
-    const float *w = rz.weights + 4 * z;
+    const int taps = l.z > 1 ? 4 : 1;
+    const float *const w = rz.weights + taps * z;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-    for (int k = 0; k < 4; ++k) {
+    for (int k = 0; k < taps; ++k) {
       const float4 v = nodes[(static_cast<Index>(rz.start[z] + k) * l.y + ly + b) * l.x + lx + a];
       sum.x += w[k] * v.x, sum.y += w[k] * v.y, sum.z += w[k] * v.z;
     }
@@ -89,4 +92,36 @@ KERNEL(warp_spline, (const float *__restrict__ moving, Size m, const float4 *__r
   warped[at] = s.value;
   if (!gradient) return;
   gradient[at] = s.gx, gradient[count + at] = s.gy, gradient[2 * count + at] = s.gz;
+}
+
+// Where the voxels of a grid lie along its axes.
+struct Places {
+  float step[3], origin[3];
+};
+
+// The gradient by a linear map: the sums over the voxels of each component of `slopes` times `gradient` times each of
+// the coordinates of the voxel and 1, `span` voxels a block: partial[4 component + coordinate][block].
+KERNEL(linear_sums, (const float *__restrict__ slopes, const float *__restrict__ gradient, Size n, Places at, int span,
+                     float *__restrict__ partial)) {
+  SHARED(shared);
+  const Index count = count_of(n), first = static_cast<Index>(blockIdx.x) * span;
+  const Index end = first + span < count ? first + span : count;
+  float sums[12] = {0.f};
+  for (Index i = first + threadIdx.x; i < end; i += 256) {
+    const Voxel v = voxel_of(i, n);
+    const float g = gradient[i];
+    const float p[4] = {at.step[0] * v.x + at.origin[0], at.step[1] * v.y + at.origin[1],
+                        at.step[2] * v.z + at.origin[2], 1.f};
+#pragma unroll
+    for (int r = 0; r < 3; ++r) {
+      const float s = slopes[r * count + i] * g;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) sums[4 * r + c] += s * p[c];
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < 12; ++k) {
+    const float sum = block_sum(sums[k], shared, threadIdx.x);
+    if (threadIdx.x == 0) partial[static_cast<Index>(k) * gridDim.x + blockIdx.x] = sum;
+  }
 }
