@@ -57,7 +57,7 @@ from pairs import OASIS, NoPairs, Pair, data_folder
 from rows_apply import apply_programs, label_interpolation
 from rows_edges import edges
 from rows_epi import epi
-from rows_masks import half, lesion, regions
+from rows_masks import half, lesion, one_slice, regions
 from rows_motion import anatomies, far, sections_of_tissue, sliding
 from rows_programs import peers_programs, programs
 from rows_programs_epi import peers_programs_head, programs_epi, programs_head
@@ -475,6 +475,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "oasis": oasis,
     "lung": lung,
     "box": box,
+    "slices": one_slice,
     "lesion": lesion,
     "half": half,
     "regions": regions,
