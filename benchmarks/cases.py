@@ -97,12 +97,15 @@ def motion(inside: np.ndarray, unit: float = 1.0, name: str = "mm") -> Callable[
     return score
 
 
-def overlap_of(fixed: Any, moving: Any, labels: tuple[int, ...]) -> Callable[[np.ndarray], Figures]:
-    """Mean Dice over labels."""
-    truth = array(fixed)
+def overlap_of(
+    fixed: Any, moving: Any, labels: tuple[int, ...], inside: np.ndarray | None = None
+) -> Callable[[np.ndarray], Figures]:
+    """Mean Dice over labels, everywhere or inside a mask."""
+    inside = np.ones(array(fixed).shape, bool) if inside is None else inside
+    truth = array(fixed)[inside]
 
     def score(u: np.ndarray) -> Figures:
-        found = carried(moving, u, fixed, sitk.sitkNearestNeighbor)
+        found = carried(moving, u, fixed, sitk.sitkNearestNeighbor)[inside]
         both = [(truth == label, found == label) for label in labels]
         return {
             "Dice": float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in both if a.any() or b.any()]))

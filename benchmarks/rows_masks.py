@@ -1,4 +1,5 @@
-"""Rows of `trust.py`: lesions, halves of objects, regions that keep their shape or volume. All on the phantom."""
+"""Rows of `trust.py`: lesions, halves of objects, regions that keep their shape or volume,
+and single slices as masks. On the phantom, but for the last."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from cases import Case, Figures, Line, array, carried, each, error, mask_of, phantom, points_of
+from cases import Case, Figures, Line, array, carried, each, error, mask_of, overlap_of, phantom, points_of, read
+from pairs import OASIS
 
 CENTRE = np.array([28.0, 5.0, 15.0])
 
@@ -143,3 +145,15 @@ def _from_rigid(points: np.ndarray, u: np.ndarray) -> float:
     left, _, right = np.linalg.svd(b.T @ a)
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(left @ right))])
     return float(np.linalg.norm(a @ ((left * signs) @ right).T - b, axis=1).max())
+
+
+def one_slice(data: Path) -> Iterator[Line]:
+    """A mask of one slice of brain_oasis, sagittal, coronal, axial. Mean Dice in the slice."""
+    folder = data / "brain_oasis"
+    fixed, moving = (read(folder / f"{side}_t1.nii.gz") for side in ("fixed", "moving"))
+    ours, theirs = (read(folder / f"{side}_seg.nii.gz") for side in ("fixed", "moving"))
+    for what, axis, at in (("sagittal", 2, 80), ("coronal", 1, 96), ("axial", 0, 112)):
+        inside = np.zeros(array(fixed).shape, np.uint8)
+        inside.swapaxes(0, axis)[at] = 1
+        score = overlap_of(ours, theirs, OASIS, inside > 0)
+        yield from each([Case(what, fixed, moving, score, {"fixed_mask": like(inside, fixed)}, linear=True)])

@@ -70,17 +70,22 @@ def _brains(data: Path, folder: Path) -> Callable[[Any], Figures]:
     """The two brains at 2 mm as files; the score of a displacement on the fixed grid."""
     labels = []
     for name, person in (("fixed", "sub04"), ("moving", "sub07")):
-        image = sitk.Cast(read(data / "brain_t1" / f"{person}_t1.nii.gz"), sitk.sitkFloat32)
-        size = [-(-n // 2) for n in image.GetSize()]
-        place = (image.GetOrigin(), [2 * s for s in image.GetSpacing()], image.GetDirection())
-        smooth = sitk.SmoothingRecursiveGaussian(image, 0.8)
-        sitk.WriteImage(
-            sitk.Resample(smooth, size, sitk.Transform(), sitk.sitkLinear, *place), f"{folder}/{name}.nii.gz"
-        )
+        image = at_2_mm(read(data / "brain_t1" / f"{person}_t1.nii.gz"))
+        sitk.WriteImage(image, f"{folder}/{name}.nii.gz")
+        place = (image.GetSize(), sitk.Transform(), sitk.sitkNearestNeighbor, image.GetOrigin(), image.GetSpacing())
         segments = read(data / "brain_t1" / f"{person}_seg.nii.gz")
-        labels.append(sitk.Resample(segments, size, sitk.Transform(), sitk.sitkNearestNeighbor, *place))
+        labels.append(sitk.Resample(segments, *place, image.GetDirection()))
     ours, theirs = labels
     return overlap_of(ours, theirs, LABELS)
+
+
+def at_2_mm(image: Any) -> Any:
+    """An image of 1 mm smoothed and sampled at every second voxel, as float32."""
+    image = sitk.Cast(image, sitk.sitkFloat32)
+    size = [-(-n // 2) for n in image.GetSize()]
+    place = (image.GetOrigin(), [2 * s for s in image.GetSpacing()], image.GetDirection())
+    smooth = sitk.SmoothingRecursiveGaussian(image, 0.8)
+    return sitk.Resample(smooth, size, sitk.Transform(), sitk.sitkLinear, *place)
 
 
 def program(what: str, command: list[str], folder: Path, score: Callable[[Any], Figures]) -> Line:

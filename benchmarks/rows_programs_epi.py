@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 from cases import Figures, Line, array, carried, read
 from rows_epi import displaced, score_of
-from rows_programs import LINES, OURS, program, words
+from rows_programs import ANTS, LINES, OURS, at_2_mm, program, words
 
 #: What sdcflows asks antsRegistration for, behind the output; G and N are a second pair, which it weights less.
 SDC = {
@@ -41,10 +42,25 @@ def programs_epi(data: Path) -> Iterator[Line]:
 
 def programs_head(data: Path) -> Iterator[Line]:
     """niworkflows' precise line for a T1 through our antsRegistration, a whole process, from the centres of mass:
-    somebody's whole head, unaligned, onto a stripped template of 1 mm. Correlation in the template's brain."""
+    somebody's whole head, unaligned, onto a stripped template, at 1 mm and at 2 mm. Correlation in the template's
+    brain."""
+    for spacing in (1, 2):
+        yield from _head(data, spacing, (*OURS, "antsRegistration"))
+
+
+def peers_programs_head(data: Path) -> Iterator[Line]:
+    """The same line through ANTs' own antsRegistration (antspyx), on the same images at 2 mm: at 1 mm it takes some
+    two hours of one core."""
+    yield from _head(data, 2, (sys.executable, "-c", ANTS))
+
+
+def _head(data: Path, spacing: int, command: tuple[str, ...]) -> Iterator[Line]:
+    """The precise line by the antsRegistration that `command` starts."""
     folder = data / "head_templates"
     grid, image = read(folder / "mni152_t1_1mm.nii.gz"), read(folder / "native_t1_head_1mm.nii.gz")
-    brain = array(grid) > 0
+    if spacing == 2:
+        grid, image = at_2_mm(grid), at_2_mm(image)
+    brain = array(grid) > (0 if spacing == 1 else 0.05 * array(grid).max())
 
     def score(u: np.ndarray) -> Figures:
         return {"correlation": float(np.corrcoef(array(grid)[brain], carried(image, u, grid)[brain])[0, 1])}
@@ -54,5 +70,5 @@ def programs_head(data: Path) -> Iterator[Line]:
         for file, picture in (("fixed", grid), ("moving", image)):
             sitk.WriteImage(picture, f"{there}/{file}.nii.gz")
         start = ["-r", f"[{there}/fixed.nii.gz,{there}/moving.nii.gz,1]"]
-        line = words(LINES["t1w-mni, precise"], there)
-        yield program("t1w-mni, precise", [*OURS, "antsRegistration", *start, *line], there, score)
+        line = [*command, *start, *words(LINES["t1w-mni, precise"], there)]
+        yield program(f"t1w-mni, precise, {spacing} mm", line, there, score)

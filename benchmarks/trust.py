@@ -57,10 +57,10 @@ from pairs import OASIS, NoPairs, Pair, data_folder
 from rows_apply import apply_programs, label_interpolation
 from rows_edges import edges
 from rows_epi import epi
-from rows_masks import half, lesion, regions
+from rows_masks import half, lesion, one_slice, regions
 from rows_motion import anatomies, far, sections_of_tissue, sliding
 from rows_programs import peers_programs, programs
-from rows_programs_epi import programs_epi, programs_head
+from rows_programs_epi import peers_programs_head, programs_epi, programs_head
 from score import load_manifest, read_points
 from study import rotation_about_a_skew_axis
 
@@ -483,6 +483,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "oasis": oasis,
     "lung": lung,
     "box": box,
+    "slices": one_slice,
     "lesion": lesion,
     "half": half,
     "regions": regions,
@@ -503,6 +504,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "peers-programs": peers_programs,
     "programs-epi": programs_epi,
     "programs-head": programs_head,
+    "peers-programs-head": peers_programs_head,
     "landmarks": rows_landmarks.given_landmarks,
     "hands": rows_landmarks.hands,
     "labels": rows_landmarks.given_labels,

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from itk_nir.engine import ops
 from itk_nir.engine.correspondences import LevelCorrespondences
 from itk_nir.engine.flow import flowed
-from itk_nir.engine.images import Pair, sizes, spacings
+from itk_nir.engine.images import Pair
 from itk_nir.engine.lattice import Banded, Domain
 from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.level_channels import LevelChannels
-from itk_nir.engine.level_grids import LevelGrids, counting_weight, thickness
+from itk_nir.engine.level_grids import LevelGrids, counting_weight, margins
 from itk_nir.engine.metrics import LevelMetric, channel_metrics, mean_of
 from itk_nir.engine.regions import RegionPenalty
 from itk_nir.engine.regularisers import LevelLattice, regulariser_named
@@ -67,30 +67,6 @@ def low_similarity_factor(similarity: float, little: float) -> float:
         At least 1.
     """
     return min(1e4, max(1.0, (little / max(similarity, 1e-6)) ** 4))
-
-
-def thinness(pair: Pair, spacing: float) -> float:
-    """How much thinner than a cell of the lattice a mask is: the field around it has at least the volume of one.
-
-    Parameters
-    ----------
-    pair : Pair
-        The images and masks.
-    spacing : float
-        Of the lattice, mm.
-
-    Returns
-    -------
-    float
-        At least 1: the product over the axes along which the fixed mask is thinner.
-    """
-    mask, out = pair.fixed_weight, 1.0
-    if mask is None:
-        return out
-    for axis, (n, s) in enumerate(zip(sizes(pair.fixed_geometry), spacings(pair.fixed_geometry), strict=True)):
-        if n > 1:
-            out *= max(1.0, spacing / (s * max(1, thickness(mask, 2 - axis))))
-    return out
 
 
 class FieldInTraining:
@@ -355,7 +331,7 @@ class Level:
         # Energies are sums over cells of volume h^d; |Ω| = count * voxel volume of the level.
         voxel = grids.voxel(pair.fixed_geometry)
         present = [s for s, n in zip(voxel, domain.size, strict=True) if n > 1]
-        cell = h ** len(present) / (metric.count * math.prod(present)) / thinness(pair, h)
+        cell = h ** len(present) / (metric.count * math.prod(present)) / margins(pair, domain, h)
         lattice = LevelLattice(h, cell, settings.lorentzian_scale, threads)
         backward = None
         if settings.symmetric:

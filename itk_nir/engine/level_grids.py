@@ -5,6 +5,7 @@ Every tensor is 3D, ``(Z, Y, X)``; a 2D image is one with a single plane. Axes a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,9 @@ from itk_nir.engine.lattice import Domain, gaussian_matrix
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
+
+#: How much larger than a large mask, or than the object of an image without one, the block around it is at most.
+USUAL_MARGINS = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +220,39 @@ def thickness(mask: Tensor, axis: int) -> int:
     int
     """
     return int((mask.amax([k for k in range(3) if k != axis]) > 0.5).sum())
+
+
+def margins(pair: Pair, domain: Domain, spacing: float) -> float:
+    """On how much more than the mask the energy of the field is summed, while the similarity is a mean over the mask.
+
+    Without this factor, the smaller or thinner a mask is, the stiffer the field would be inside it. The block around a
+    mask has `B` cells where the mask has `M`. Those outside follow those inside, all the less the farther away they
+    are, and so their energy grows like the square root of ``B / M``, here from `USUAL_MARGINS` on. Across a mask that
+    is thinner than a cell, every cell counts as one at least.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images and masks.
+    domain : Domain
+        The block of the fixed grid that is worked on.
+    spacing : float
+        Of the lattice, mm.
+
+    Returns
+    -------
+    float
+        At least 1; 1 without a fixed mask.
+    """
+    mask, larger, thinner = pair.fixed_weight, 1.0, 1.0
+    if mask is None:
+        return 1.0
+    for axis, (n, s) in enumerate(zip(domain.size, spacings(pair.fixed_geometry), strict=True)):
+        if n > 1:
+            planes = max(1, thickness(mask, 2 - axis))
+            larger *= max(1.0, n / planes)
+            thinner *= max(1.0, spacing / (s * planes))
+    return math.sqrt(max(1.0, larger / USUAL_MARGINS)) * thinner
 
 
 def _largest_nearest(mask: Tensor, axis: int, positions: F64) -> Tensor:

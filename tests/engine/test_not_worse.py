@@ -12,8 +12,8 @@ from torch import Tensor
 
 from itk_nir.engine.deformable import optimise
 from itk_nir.engine.images import Pair, as_volume
-from itk_nir.engine.level import thinness
-from itk_nir.engine.level_grids import at_nearest
+from itk_nir.engine.lattice import Domain
+from itk_nir.engine.level_grids import at_nearest, margins
 from itk_nir.engine.metrics import METRICS, LevelImages
 from itk_nir.engine.settings import DeformableSettings
 from itk_nir.engine.views import View
@@ -262,16 +262,21 @@ def test_thin_masks_are_widened_to_the_voxels_of_a_level_and_others_are_not() ->
     assert torch.equal(at_nearest(mask, at), nearest)
 
 
-def test_how_much_thinner_than_a_cell_a_mask_is(brains: dict[int, Phantom]) -> None:
+def test_what_the_block_around_a_mask_adds_to_the_energy(brains: dict[int, Phantom]) -> None:
     pair = pair_of(brains[3])
-    assert thinness(pair, 1e3) == 1.0
+    z = pair.fixed_geometry.spacing[2]
+    whole = Domain((0, 0, 0), tuple(pair.fixed.shape[::-1]))  # type: ignore[arg-type]
+    assert margins(pair, whole, 1e3) == 1.0
     mask = torch.zeros_like(pair.fixed)
     mask[10:12, 5:30, :] = 1
-    z = pair.fixed_geometry.spacing[2]
-    assert thinness(changed(pair, fixed_weight=mask), 4 * z) == pytest.approx(2.0)
-    assert thinness(changed(pair, fixed_weight=mask), 2 * z) == 1.0
+    masked = changed(pair, fixed_weight=mask)
+    block = Domain((0, 0, 4), (whole.size[0], 50, 18))
+    # The block is twice as long and nine times as thick as the mask; a factor of 1.5 is usual.
+    assert margins(masked, block, 2 * z) == pytest.approx(12**0.5)
+    assert margins(masked, block, 4 * z) == pytest.approx(2 * 12**0.5)
     flat = pair_of(brains[2])
-    assert thinness(changed(flat, fixed_weight=torch.ones_like(flat.fixed)), 1.5) == 1.0
+    everywhere = changed(flat, fixed_weight=torch.ones_like(flat.fixed))
+    assert margins(everywhere, Domain((0, 0, 0), tuple(flat.fixed.shape[::-1])), 1.5) == 1.0  # type: ignore[arg-type]
 
 
 def test_level_that_sees_nothing_under_a_mask_is_left_out(brains: dict[int, Phantom]) -> None:
