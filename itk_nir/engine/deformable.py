@@ -36,7 +36,7 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.descent import CANCELLED, DONE, Descent, Search
-from itk_nir.engine.folds import remove_folds
+from itk_nir.engine.folds import UNSEEN, remove_folds
 from itk_nir.engine.images import Pair, common_domain, shrink, spacings
 from itk_nir.engine.journal import LEVELS, Entry, Journal, as_rows, copied, load, rows_as_trace
 from itk_nir.engine.lattice import Domain
@@ -100,7 +100,8 @@ def optimise(
     done, domain = _train(pair, settings, seed, threads, callback, clock, journal or Journal())
     if settings.jacobian_weight:
         ops.release_memory()
-        done = replace(done, field=remove_folds(done.field, domain))
+        unseen = pair.fixed_lesion is not None or pair.moving_lesion is not None
+        done = replace(done, field=remove_folds(done.field, domain, UNSEEN if unseen else 0.0))
     field, notes = kept(done.field, pair)  # the very same field without regions
     return replace(done, field=field, notes=notes)
 
