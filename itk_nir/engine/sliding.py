@@ -53,7 +53,7 @@ EVENINGS = 8
 LEAST, SMOOTHINGS = 0.1, 100
 
 #: Steps towards the control points that make a displacement at voxels.
-FITTINGS = 5
+FITTINGS = 8
 
 
 def begin_with_steps(pair: Pair, channels: LevelChannels, grids: LevelGrids, model: FieldInTraining) -> bool:
