@@ -25,6 +25,7 @@ from itk_nir.engine.lattice import Axis, Banded, gaussian_matrix
 from itk_nir.engine.level import FieldInTraining
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
+from itk_nir.engine.metrics import channel_metrics, of_one_contrast
 
 F64 = NDArray[np.float64]
 
@@ -73,9 +74,11 @@ def begin_with_steps(pair: Pair, channels: LevelChannels, grids: LevelGrids, mod
     Returns
     -------
     bool
-        Whether anything slides, as far as can be seen.
+        Whether anything slides, as far as can be seen; not under metrics for unlike contrasts.
     """
-    number, threads = model.velocity.number, model.threads
+    number, threads, settings = model.velocity.number, model.threads, model.settings
+    if not of_one_contrast(channel_metrics(settings.metric, settings.channel_weights, len(channels.images))):
+        return False
     with torch.no_grad():
         axes = model.lattices.axes[number]
         spline = [a.evaluate(p) for a, p in zip(axes, grids.fixed, strict=True)]

@@ -71,4 +71,5 @@ def test_a_ramp_that_the_images_have_stays() -> None:
 
 
 def test_a_gentle_motion_is_not_looked_at() -> None:
-    assert from_ramp(moved(np.full((SIZE, SIZE), MOTION), COLUMN), 0.5 * RAMP) is None
+    gentle = MOTION * np.clip((21 - AWAY) / 18, 0, 1)
+    assert from_ramp(moved(np.full((SIZE, SIZE), MOTION), COLUMN), gentle) is None
