@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ SAMPLES = 16
 
 #: The share of its largest cross-section from which on the end of an object is a cut.
 CUT_SHARE = 0.5
+
+#: The share of it that a border of an image may have of an object that lies within the image.
+TOUCH_SHARE = 0.05
 
 
 def check_dimensions(fixed: Volume, moving: Volume, initial: CompositeTransform | None = None) -> None:
@@ -206,6 +210,42 @@ def beyond_cuts(foreground: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[
         beyond[tuple(part)] = True
         cut.append("xyz"[d - 1 - axis])
     return beyond, cut
+
+
+def cut_by_border(image: NDArray[Any], other: NDArray[Any]) -> list[str]:
+    """The axes across which the border of an image cuts through what the other one shows whole.
+
+    The object fills one border across an axis to more than `CUT_SHARE` of its largest cross-section and keeps away from
+    the border at the other end, and from all borders of the other image. Where anything but the background touches
+    those, both are views of a part, and nothing is said.
+
+    Parameters
+    ----------
+    image, other : ndarray
+        ``([D,] H, W)``, the two images on their own grids; no axis has to run as in the other.
+
+    Returns
+    -------
+    list of str
+        ``"x"``, ``"y"``, ``"z"`` of `image`.
+    """
+    ends = _filled_ends(image)
+    if max(max(pair) for pair in _filled_ends(other)) > TOUCH_SHARE:
+        return []
+    d = image.ndim
+    return ["xyz"[d - 1 - axis] for axis, e in enumerate(ends) if max(e) > CUT_SHARE and min(e) <= TOUCH_SHARE]
+
+
+def _filled_ends(image: NDArray[Any]) -> list[tuple[float, float]]:
+    """How much of its largest cross-section the object fills of both borders across each axis of the array."""
+    borders = [image.take(end, axis=axis) for axis in range(image.ndim) for end in (0, -1)]
+    foreground = image != np.median(np.concatenate([b.ravel() for b in borders]))
+    out = []
+    for axis in range(image.ndim):
+        area = np.count_nonzero(foreground, axis=tuple(k for k in range(image.ndim) if k != axis))
+        largest = max(1, int(area.max()))
+        out.append((area[0] / largest, area[-1] / largest))
+    return out
 
 
 def match_labels(labels: Volume, image: Volume) -> tuple[Volume, list[Finding]]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from itk_nir.checks import beyond_cuts, check_dimensions, check_pair, holes, match_labels, match_mask
+from itk_nir.checks import beyond_cuts, check_dimensions, check_pair, cut_by_border, holes, match_labels, match_mask
 from itk_nir.correspondences import Given, read_given
 from itk_nir.engine.execution import device_named, thread_count
 from itk_nir.engine.frame import AxisOrder, Frame
@@ -239,7 +239,7 @@ class Problem:
             (whole, cut_fixed), (other, cut_moving) = _with_cuts(a, lesions[0]), _with_cuts(b, lesions[1])
             lesions = whole, other
             # Who gives a mask knows.
-            doubts = () if drawn else (*cut_fixed, *cut_moving)
+            doubts = () if drawn else (*cut_fixed, *cut_moving, *_cut_by_borders(a, b))
         notes = [*check_pair(a, b, start, linear=linear), *notes]
         if strict_input and (odd := texts(notes)):
             raise InputError(f"{odd[0]} ({len(odd)} warning(s) in all; strict_input makes them errors)")
@@ -404,11 +404,17 @@ def _with_cuts(image: Volume, lesion: Volume | None) -> tuple[Volume | None, lis
     if not axes:
         return lesion, []
     both = beyond if lesion is None else beyond | (lesion.array > 0.5)
-    told = (
-        f"the images share only part of what they show: {image.name} is cut off across {' and '.join(axes)}; what lies "
-        "beyond was left out"
-    )
-    return replace(image, array=both.astype(np.float32)), [told]
+    return replace(image, array=both.astype(np.float32)), [_cut_off(image, axes) + "; what lies beyond was left out"]
+
+
+def _cut_by_borders(fixed: Volume, moving: Volume) -> list[str]:
+    """What there is to tell of an image whose border cuts through what the other one shows whole."""
+    found = ((image, cut_by_border(image.array, other.array)) for image, other in ((fixed, moving), (moving, fixed)))
+    return [_cut_off(image, axes) + " by its border" for image, axes in found if axes]
+
+
+def _cut_off(image: Volume, axes: list[str]) -> str:
+    return f"the images share only part of what they show: {image.name} is cut off across {' and '.join(axes)}"
 
 
 def _check_regions(role: str, settings: Settings, deformable: bool, start: CompositeTransform | None) -> None:

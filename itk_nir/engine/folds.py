@@ -23,12 +23,16 @@ ROUNDS = 20
 #: What determinants beyond the faces of the block must keep: the displacement fades out there, which changes them.
 FADING = 0.05
 
+#: What determinants must keep where an image has a part without a counterpart: at its edge the metric pulls one way
+#: only, and nothing beyond it holds.
+UNSEEN = 0.2
+
 
 @ops.reused_memory()
-def remove_folds(field: VelocityField, domain: Domain) -> VelocityField:
+def remove_folds(field: VelocityField, domain: Domain, least: float = 0.0) -> VelocityField:
     """Smooth a field where its folds come from until no voxel is folded.
 
-    A voxel is folded where the Jacobian determinant by central differences between voxels is not above zero. Which
+    A voxel is folded where the Jacobian determinant by central differences between voxels is not above `least`. Which
     control points it comes from, of either field, is traced back through the integration; no others change.
 
     Parameters
@@ -37,6 +41,8 @@ def remove_folds(field: VelocityField, domain: Domain) -> VelocityField:
         A trained field.
     domain : Domain
         The block of the fixed grid that is looked at, and what is next to it.
+    least : float
+        The determinant that a voxel is folded at and below.
 
     Returns
     -------
@@ -53,8 +59,8 @@ def remove_folds(field: VelocityField, domain: Domain) -> VelocityField:
         return torch.where(where != 0, ops.separable(values, kernels, field.threads), values)
 
     for _ in range(ROUNDS):
-        layers = [_folded(field, layer, voxel, FADING) for layer in _beyond_faces(positions)]
-        folded = np.concatenate([_folded(field, positions, voxel), *layers])
+        layers = [_folded(field, layer, voxel, max(FADING, least)) for layer in _beyond_faces(positions)]
+        folded = np.concatenate([_folded(field, positions, voxel, least), *layers])
         if len(folded) == 0:
             break
         fine, coarse = _sources(field, folded)
