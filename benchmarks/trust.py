@@ -55,6 +55,7 @@ from cases import (
 from measure import RunFailed, method_named, processor_name, run, say
 from pairs import OASIS, NoPairs, Pair, data_folder
 from rows_apply import apply_programs, label_interpolation
+from rows_bias import bias
 from rows_edges import edges
 from rows_epi import epi
 from rows_masks import half, lesion, one_slice, regions
@@ -490,6 +491,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "turned": turned,
     "effort": effort,
     "itself": itself,
+    "bias": bias,
     "seeds": seeds,
     "sections": sections,
     "auto": auto,

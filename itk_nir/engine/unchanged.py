@@ -30,6 +30,10 @@ from itk_nir.engine.lattice import Axis
 #: Radii, in voxels, of the neighbourhoods whose sums are looked at, and how many standard deviations are a change.
 NEAR, WIDE, CHANGE = 1, 3, 6.0
 
+#: Radius, in voxels, of the neighbourhoods over whose edges it is summed, and the standard deviations: there are fewer
+#: such neighbourhoods that do not overlap, and what grew or shrank by little shows in all its edges together alone.
+EDGES, EDGE_CHANGE = 8, 5.0
+
 #: A correlation between neighbours above so many standard deviations is no chance.
 CHANCE = 4.0
 
@@ -82,7 +86,7 @@ def free_to_move(pair: Pair) -> Tensor | None:
         difference = _difference(fixed, moving, counts)
         if difference is None:
             return None
-        changed |= _changed(difference, counts)
+        changed |= _changed(difference, counts) | _edges_changed(difference, fixed + moving, counts)
     free = _dilated(changed, AROUND)
     same = counts & ~free
     if float(same.sum()) < LEAST_SHARE * float(counts.sum()):
@@ -184,6 +188,29 @@ def _changed(difference: Tensor, where: Tensor) -> Tensor:
         _apart(alike, lag)[0].add_(first * second)
     out |= _box(alike, WIDE) > CHANGE * deviation.square() * (len(lags) * counts[WIDE]).sqrt()
     return out & where
+
+
+def _edges_changed(difference: Tensor, both: Tensor, where: Tensor) -> Tensor:
+    """Where the difference at edges has another mean than beside them, by more than noise allows: something grew.
+
+    The edges are those of the sum of both images, whose noise is independent of that of their difference.
+    """
+    inside = where.float()
+    strength = torch.zeros_like(both)
+    for lag in _lags(both, 1, diagonal=False):
+        before, after = _apart(both, tuple(2 * k for k in lag))
+        middle = tuple(slice(k, n - k) for k, n in zip(lag, both.shape, strict=True))
+        strength[middle].add_((after - before).square_())
+    strength.sqrt_().mul_(inside)
+    count = _box(inside, EDGES).clamp_(min=0.5)
+    mean = _box(strength, EDGES).div_(count)
+    found = _box(difference * strength, EDGES) - mean * _box(difference, EDGES)
+    # The variance of that sum is the noise's times the sum of squares about the mean.
+    spread = (_box(strength.square(), EDGES) - count * mean.square()).clamp_(min=0)
+    noise = _box(difference.square(), EDGES).div_(count)
+    usual = noise[where & (noise > 0)].median()
+    limit = noise.clamp_(max=4 * float(usual)).mul_(spread).sqrt_().clamp_(min=1e-6)
+    return (found.abs() > EDGE_CHANGE * limit) & where
 
 
 def _white(difference: Tensor) -> bool:
