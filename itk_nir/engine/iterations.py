@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from itk_nir.engine import metrics, ops
+from itk_nir.engine import ops
 from itk_nir.engine.level import CORNERS, FieldInTraining, Level
 from itk_nir.engine.regularisers import DiffusionEnergy
 from itk_nir.engine.restriction import held_axes
+from itk_nir.engine.windows import LevelLNCC
 
 
 class Iterations(Protocol):
@@ -100,7 +101,7 @@ def _windows(level: Level) -> ops.Windows | None:
     """The local correlation of one channel, where the similarity is nothing else."""
     metric = level.metric
     # That very class: a metric from outside may make more of its sums.
-    if level.known is not None or level.regions is not None or type(metric) is not metrics._LevelLNCC:
+    if level.known is not None or level.regions is not None or type(metric) is not LevelLNCC:
         return None
     return ops.Windows(metric.moving, metric.lncc, level.spline, level.grid_to_moving, level.displacement_to_moving)
 

@@ -41,6 +41,7 @@ from itk_nir.engine.metric_protocol import (
 )
 from itk_nir.engine.no_metric import NONE, NoMetric, look_at_images
 from itk_nir.engine.views import View
+from itk_nir.engine.windows import LevelLNCC
 from itk_nir.errors import OptionError
 
 __all__ = [
@@ -101,22 +102,9 @@ class LNCC:
         -------
         LevelMetric
         """
-        return _LevelLNCC(
+        return LevelLNCC(
             images.moving, ops.Lncc.make(images.fixed, images.weight, images.radius, self.epsilon, images.threads)
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _LevelLNCC:
-    moving: Tensor
-    lncc: ops.Lncc
-
-    @property
-    def count(self) -> float:
-        return self.lncc.count
-
-    def __call__(self, view: View) -> Tensor:
-        return self.lncc(view(self.moving))
 
 
 @dataclass(frozen=True)
