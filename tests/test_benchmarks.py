@@ -470,7 +470,7 @@ def test_trust_scores_maps_that_are_known() -> None:
 
 def test_trust_page_shows_what_was_measured() -> None:
     peers = ["peers-contrasts", "peers-abdomen", "peers-spine"]
-    assert trust.chosen_rows("box,peers-*") == [*peers, "box", "peers-programs"]
+    assert trust.chosen_rows("box,peers-*") == [*peers, "box", "peers-programs", "peers-programs-head"]
     line = vars(trust.Line("case", {"Dice": [0.5, 0.75]}, "nmi", "good", 2.0, [0.1, 0.2], 0, 0.25))
     content = {"processor": "p", "cores": 2, "threads": 2}
     row = {"date": "2026-01-01", "version": "1", "lines": [line]}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -21,7 +22,6 @@ from itk_nir.engine.progress import Iteration
 from itk_nir.engine.quasi_newton import Position, minimise
 from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.engine.settings import DeformableSettings as Settings
-from itk_nir.engine.settling import Average, converged
 
 #: A step of the network that promises less than this of the loss ends its training.
 NETWORK_TOLERANCE = 1e-5
@@ -369,13 +369,13 @@ class Descent:
             return done
         optimiser = ops.Adam([points], self.settings.betas, self.level.epsilon, self.level.threads)
         self.losses, self.similarities = [], []
-        start, average = points.detach().clone(), Average(points, first, self.iterations, self.settings.averaged_share)
-        begin = self._taken_up(optimiser, start, average, first)
+        start = points.detach().clone()
+        begin = self._taken_up(optimiser, start, first)
         points.requires_grad_(True)
         iterations = iterations_of(self.level, self.model, optimiser)
         for iteration in range(begin, self.iterations):
             if iteration > begin and self.journal.due():
-                self.journal.keep(RUNNING, partial(self._under_way, optimiser, start, average, iteration))
+                self.journal.keep(RUNNING, partial(self._under_way, optimiser, start, iteration))
             rate = self._learning_rate(iteration)
             # The numbers stay on the device.
             numbers = iterations.measure(iteration, iteration - first)
@@ -386,11 +386,9 @@ class Descent:
                     self.model.velocity.load_state_dict(self.best[1])
                 return CANCELLED
             iterations.step(rate * self.unit)
-            average.add(iteration)
-            if converged(self.losses, self.settings.convergence_window, self.settings.convergence_threshold):
+            if _converged(self.losses, self.settings):
                 stop = CONVERGED
                 break
-        average.take()
         # By the similarity, which two maps can be compared by: a few steps leave a roughness that the loss charges for.
         # The last one is that before the last step; only where it leaves a doubt another evaluation is worth its time.
         if len(self.similarities) < 3 or not self.similarities[-1] >= self.similarities[0]:
@@ -423,7 +421,7 @@ class Descent:
         )
         return stop
 
-    def _under_way(self, optimiser: ops.Adam, start: Tensor, average: Average, iteration: int) -> Entry:
+    def _under_way(self, optimiser: ops.Adam, start: Tensor, iteration: int) -> Entry:
         """The control points before an iteration."""
         best = self.best
         return Entry(
@@ -436,13 +434,13 @@ class Descent:
                 "trace": as_rows(self.told.trace[self.first_told :]),
             },
             copied(self.model.velocity.state_dict(), "field.")
-            | copied({"start": start, "mean": average.mean})
+            | copied({"start": start})
             | copied({str(k): t for k, t in enumerate(optimiser.first)}, "first.")
             | copied({str(k): t for k, t in enumerate(optimiser.second)}, "second.")
             | ({} if best is None else copied(best[1], "best.")),
         )
 
-    def _taken_up(self, optimiser: ops.Adam, start: Tensor, average: Average, first: int) -> int:
+    def _taken_up(self, optimiser: ops.Adam, start: Tensor, first: int) -> int:
         """The iteration to go on with: that which was under way, else the first."""
         entry = self.journal.recalled(RUNNING)
         if entry is None:
@@ -451,7 +449,6 @@ class Descent:
         load_list(optimiser.first, entry, "first.")
         load_list(optimiser.second, entry, "second.")
         start.copy_(entry.arrays["start"])
-        average.mean.copy_(entry.arrays["mean"])
         values = entry.values
         optimiser.count, self.losses, self.similarities = values["count"], values["losses"], values["similarities"]
         if values["best"] is not None:
@@ -490,3 +487,10 @@ def _read(similarity: Tensor, loss: Tensor) -> tuple[float, float]:
     """Both numbers, for which a GPU is waited for once."""
     a, b = torch.stack([similarity.detach(), loss.detach()]).cpu().tolist()
     return a, b
+
+
+def _converged(losses: list[float], settings: Settings) -> bool:
+    w = settings.convergence_window
+    if settings.convergence_threshold <= 0 or len(losses) < 2 * w:
+        return False
+    return float(np.mean(losses[-2 * w : -w]) - np.mean(losses[-w:])) < settings.convergence_threshold

@@ -165,14 +165,8 @@ class DeformableSettings:
     )  # fmt: skip
 
     learning_rate_end: float = option(
-        0.6, "share of the learning rate that the last iteration of a level has", above=0, at_most=10
+        0.3, "share of the learning rate that the last iteration of a level has", above=0, at_most=10
     )
-    averaged_share: float = option(
-        0.35,
-        "share of the iterations of a level, the last ones, over which its control points are averaged: single ones go "
-        "to and fro",
-        at_least=0, at_most=1,
-    )  # fmt: skip
     coarsest_grid_spacing: float = option(
         16.0,
         "spacing of the coarsest control points, where the network is evaluated, in voxels of the fixed image; a power "

@@ -103,10 +103,7 @@ def test_network_that_helps_is_kept(make_case: Callable[..., Any], d: int) -> No
     turn = np.eye(d + 1)
     turn[:d, :d] = turned(d, 0.45, 0.0)
     case = make_case(d, N[d], linear=turn, given=np.eye(d + 1))
-    # Single iterations, so that the loss of the last one is that of the field.
-    some = quick(
-        network=SMALL, smoothness=(0.3, 0.1), network_above=1.0, averaged_share=0.0, learning_rate_end=0.3
-    )  # fmt: skip
+    some = quick(network=SMALL, smoothness=(0.3, 0.1), network_above=1.0)
     tried, without = (optimise(case.pair, s) for s in (some, replace(some, network=None)))
     assert len(tried.field.networks) == 1
     assert [t.iteration for t in tried.trace if t.level == 0] == list(range(80))
