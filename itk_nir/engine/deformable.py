@@ -36,7 +36,7 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.descent import CANCELLED, DONE, Descent, Search
-from itk_nir.engine.folds import UNSEEN, remove_folds
+from itk_nir.engine.folds import remove_folds
 from itk_nir.engine.images import Pair, common_domain, shrink, spacings
 from itk_nir.engine.journal import LEVELS, Entry, Journal, as_rows, copied, load, rows_as_trace
 from itk_nir.engine.lattice import Domain
@@ -47,7 +47,7 @@ from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.regions import kept
 from itk_nir.engine.settings import DeformableSettings as Settings
-from itk_nir.engine.sliding import begin_with_steps
+from itk_nir.engine.sliding import begin_with_steps, is_sure
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.engine.unchanged import at_control_points
 from itk_nir.engine.velocity_field import SplineVelocity
@@ -110,8 +110,7 @@ def optimise(
     done, domain = _train(pair, settings, seed, threads, callback, clock, journal or Journal(), least)
     if settings.jacobian_weight and done.stop != UNALIKE:
         ops.release_memory()
-        unseen = pair.fixed_lesion is not None or pair.moving_lesion is not None
-        done = replace(done, field=remove_folds(done.field, domain, UNSEEN if unseen else 0.0))
+        done = replace(done, field=remove_folds(done.field, domain, pair))
     field, notes = kept(done.field, pair)  # the very same field without regions
     return replace(done, field=field, notes=notes)
 
@@ -218,7 +217,7 @@ def _train(
             if known is not None:
                 model.begin_at(known)
         with ops.reused_memory():
-            sliding = number == last and searched.startswith("kept") and begin_with_steps(pair, channels, grids, model)
+            sliding = number == last and is_sure(searched) and begin_with_steps(pair, channels, grids, model)
             searched += ", things that slide along each other told apart" * sliding
             make = partial(Level.make, number, settings, pair, domain, channels, grids, model)
             del channels

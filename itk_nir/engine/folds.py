@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from itk_nir.engine import ops
-from itk_nir.engine.images import spacings
+from itk_nir.engine.images import Pair, spacings, voxel_map
 from itk_nir.engine.lattice import Domain, gaussian_matrix
 from itk_nir.engine.velocity_field import VelocityField
 
@@ -23,17 +24,18 @@ ROUNDS = 20
 #: What determinants beyond the faces of the block must keep: the displacement fades out there, which changes them.
 FADING = 0.05
 
-#: What determinants must keep where an image has a part without a counterpart: at its edge the metric pulls one way
-#: only, and nothing beyond it holds.
-UNSEEN = 0.2
+#: What determinants must keep around a part of an image that has no counterpart, and how many voxels around it: at its
+#: edge the metric pulls one way only, as far as its windows reach, and nothing beyond it holds.
+UNSEEN, REACH = 0.2, 8
 
 
 @ops.reused_memory()
-def remove_folds(field: VelocityField, domain: Domain, least: float = 0.0) -> VelocityField:
+def remove_folds(field: VelocityField, domain: Domain, pair: Pair | None = None) -> VelocityField:
     """Smooth a field where its folds come from until no voxel is folded.
 
-    A voxel is folded where the Jacobian determinant by central differences between voxels is not above `least`. Which
-    control points it comes from, of either field, is traced back through the integration; no others change.
+    A voxel is folded where the Jacobian determinant by central differences between voxels is not above zero, or above
+    `UNSEEN` around the lesions of the pair. Which control points it comes from, of either field, is traced back through
+    the integration; no others change.
 
     Parameters
     ----------
@@ -41,14 +43,15 @@ def remove_folds(field: VelocityField, domain: Domain, least: float = 0.0) -> Ve
         A trained field.
     domain : Domain
         The block of the fixed grid that is looked at, and what is next to it.
-    least : float
-        The determinant that a voxel is folded at and below.
+    pair : Pair, optional
+        The images, for their lesions.
 
     Returns
     -------
     VelocityField
         The same field where nothing is folded.
     """
+    least = None if pair is None else _least(pair, field, domain)
     positions = [start + np.arange(n, dtype=float) for start, n in zip(domain.start, domain.size, strict=True)]
     voxel = torch.tensor(spacings(field.geometry), dtype=torch.float32).reshape(3, 1, 1, 1).to(field.device)
     kernels = [
@@ -59,7 +62,7 @@ def remove_folds(field: VelocityField, domain: Domain, least: float = 0.0) -> Ve
         return torch.where(where != 0, ops.separable(values, kernels, field.threads), values)
 
     for _ in range(ROUNDS):
-        layers = [_folded(field, layer, voxel, max(FADING, least)) for layer in _beyond_faces(positions)]
+        layers = [_folded(field, layer, voxel, FADING) for layer in _beyond_faces(positions)]
         folded = np.concatenate([_folded(field, positions, voxel, least), *layers])
         if len(folded) == 0:
             break
@@ -87,10 +90,31 @@ def _beyond_faces(positions: list[F64]) -> Iterator[list[F64]]:
                 yield [*longer[:axis], end, *longer[axis + 1 :]]
 
 
-def _folded(field: VelocityField, positions: list[F64], voxel: Tensor, least: float = 0.0) -> F64:
+def _least(pair: Pair, field: VelocityField, domain: Domain) -> Tensor | None:
+    """``(Z, Y, X)``: what the determinants of the block must keep; None without any lesion."""
+    if pair.fixed_lesion is None and pair.moving_lesion is None:
+        return None
+    inside = torch.zeros(domain.size[::-1], device=field.device)
+    if pair.fixed_lesion is not None:
+        block = tuple(slice(a, a + n) for a, n in zip(domain.start[::-1], domain.size[::-1], strict=True))
+        inside = torch.maximum(inside, pair.fixed_lesion[block].float())
+    if pair.moving_lesion is not None:
+        positions = [start + np.arange(n, dtype=float) for start, n in zip(domain.start, domain.size, strict=True)]
+        index, vector = voxel_map(pair.fixed_geometry, pair.moving_geometry, pair.linear)
+        index[:, 3] += index[:, :3] @ np.asarray(domain.start, float)
+        there = ops.warp(pair.moving_lesion.float(), field.on_grid(positions), index, vector, field.threads)
+        inside = torch.maximum(inside, there)
+    near = (inside > 0.5).float()[None, None]
+    for axis in range(3):
+        reach = [REACH * (k == axis and near.shape[2 + k] > 1) for k in range(3)]
+        near = functional.max_pool3d(near, [2 * r + 1 for r in reach], stride=1, padding=reach)
+    return UNSEEN * near[0, 0]
+
+
+def _folded(field: VelocityField, positions: list[F64], voxel: Tensor, least: Tensor | float | None = None) -> F64:
     """``(n, 3)``: the folded voxels among those at some positions, ``[x, y, z]``, or else the nearest of the block."""
     determinant = ops.jacobian_map(field.on_grid(positions).div_(voxel), field.threads)
-    at = torch.nonzero(determinant <= least).cpu().numpy()[:, ::-1]
+    at = torch.nonzero(determinant <= (0.0 if least is None else least)).cpu().numpy()[:, ::-1]
     where = [field.continuation.along(a, p[i])[0] for a, (p, i) in enumerate(zip(positions, at.T, strict=True))]
     return np.stack(where, axis=-1)
 

@@ -29,6 +29,10 @@ from itk_nir.engine.metrics import channel_metrics, of_one_contrast
 
 F64 = NDArray[np.float64]
 
+#: The share of the matches of the search that must lead back: of an organ that slides all do but those in the band, of
+#: a head onto a brain 0.28 do, and then steep is what has no counterpart.
+SURE = 0.6
+
 #: Length of the gradient of the displacement from which on it is steep, and voxels around the steep ones that belong to
 #: the band.
 STEEP, AROUND = 0.75, 3
@@ -55,6 +59,22 @@ LEAST, SMOOTHINGS = 0.1, 100
 
 #: Steps towards the control points that make a displacement at voxels.
 FITTINGS = 8
+
+
+def is_sure(search: str) -> bool:
+    """Whether the field of a search was kept whose matches nearly all lead back.
+
+    Parameters
+    ----------
+    search : str
+        What is told of it: ``"kept, 95 % of the matches lead back"``.
+
+    Returns
+    -------
+    bool
+    """
+    kept, _, share = search.partition(", ")
+    return kept == "kept" and float(share.partition(" ")[0]) >= 100 * SURE
 
 
 def begin_with_steps(pair: Pair, channels: LevelChannels, grids: LevelGrids, model: FieldInTraining) -> bool:

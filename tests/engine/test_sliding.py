@@ -12,7 +12,7 @@ from itk_nir.engine.lattice import Domain
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.ops import jacobian_map
-from itk_nir.engine.sliding import told_apart
+from itk_nir.engine.sliding import is_sure, told_apart
 from itk_nir.geometry import Geometry
 
 SIZE, MOTION = 72, 12.0
@@ -73,3 +73,10 @@ def test_a_ramp_that_the_images_have_stays() -> None:
 def test_a_gentle_motion_is_not_looked_at() -> None:
     gentle = MOTION * np.clip((21 - AWAY) / 18, 0, 1)
     assert from_ramp(moved(np.full((SIZE, SIZE), MOTION), COLUMN), gentle) is None
+
+
+def test_only_a_search_that_is_sure_says_what_slides() -> None:
+    assert is_sure("kept, 95 % of the matches lead back")
+    assert is_sure("kept, 60 % of the matches lead back, things that slide along each other told apart")
+    for told in ("kept, 28 % of the matches lead back", "not kept, 95 % of the matches lead back", "not needed", ""):
+        assert not is_sure(told), told
