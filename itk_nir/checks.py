@@ -212,8 +212,8 @@ def beyond_cuts(foreground: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[
     return beyond, cut
 
 
-def cut_by_border(image: NDArray[Any], other: NDArray[Any]) -> list[str]:
-    """The axes across which the border of an image cuts through what the other one shows whole.
+def cut_by_borders(first: NDArray[Any], second: NDArray[Any]) -> tuple[list[str], list[str]]:
+    """The axes across which the border of either image cuts through what the other one shows whole.
 
     The object fills one border across an axis to more than `CUT_SHARE` of its largest cross-section and keeps away from
     the border at the other end, and from all borders of the other image. Where anything but the background touches
@@ -221,19 +221,21 @@ def cut_by_border(image: NDArray[Any], other: NDArray[Any]) -> list[str]:
 
     Parameters
     ----------
-    image, other : ndarray
+    first, second : ndarray
         ``([D,] H, W)``, the two images on their own grids; no axis has to run as in the other.
 
     Returns
     -------
-    list of str
-        ``"x"``, ``"y"``, ``"z"`` of `image`.
+    tuple of list of str
+        ``"x"``, ``"y"``, ``"z"`` of `first`, and of `second`.
     """
-    ends = _filled_ends(image)
-    if max(max(pair) for pair in _filled_ends(other)) > TOUCH_SHARE:
-        return []
-    d = image.ndim
-    return ["xyz"[d - 1 - axis] for axis, e in enumerate(ends) if max(e) > CUT_SHARE and min(e) <= TOUCH_SHARE]
+    d, both = first.ndim, (_filled_ends(first), _filled_ends(second))
+    cut: list[list[str]] = [[], []]
+    for ends, other, found in zip(both, reversed(both), cut, strict=True):
+        if max(map(max, other)) <= TOUCH_SHARE:
+            across = [k for k, e in enumerate(ends) if max(e) > CUT_SHARE and min(e) <= TOUCH_SHARE]
+            found += ["xyz"[d - 1 - axis] for axis in across]
+    return cut[0], cut[1]
 
 
 def _filled_ends(image: NDArray[Any]) -> list[tuple[float, float]]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from itk_nir.checks import beyond_cuts, check_dimensions, check_pair, cut_by_border, holes, match_labels, match_mask
+from itk_nir.checks import beyond_cuts, check_dimensions, check_pair, cut_by_borders, holes, match_labels, match_mask
 from itk_nir.correspondences import Given, read_given
 from itk_nir.engine.execution import device_named, thread_count
 from itk_nir.engine.frame import AxisOrder, Frame
@@ -409,7 +409,7 @@ def _with_cuts(image: Volume, lesion: Volume | None) -> tuple[Volume | None, lis
 
 def _cut_by_borders(fixed: Volume, moving: Volume) -> list[str]:
     """What there is to tell of an image whose border cuts through what the other one shows whole."""
-    found = ((image, cut_by_border(image.array, other.array)) for image, other in ((fixed, moving), (moving, fixed)))
+    found = zip((fixed, moving), cut_by_borders(fixed.array, moving.array), strict=True)
     return [_cut_off(image, axes) + " by its border" for image, axes in found if axes]
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from itk_nir.engine import ops
+from itk_nir.engine.dilation import dilated
 from itk_nir.engine.images import Pair, spacings, voxel_map
 from itk_nir.engine.lattice import Domain, gaussian_matrix
 from itk_nir.engine.velocity_field import VelocityField
@@ -104,11 +104,7 @@ def _least(pair: Pair, field: VelocityField, domain: Domain) -> Tensor | None:
         index[:, 3] += index[:, :3] @ np.asarray(domain.start, float)
         there = ops.warp(pair.moving_lesion.float(), field.on_grid(positions), index, vector, field.threads)
         inside = torch.maximum(inside, there)
-    near = (inside > 0.5).float()[None, None]
-    for axis in range(3):
-        reach = [REACH * (k == axis and near.shape[2 + k] > 1) for k in range(3)]
-        near = functional.max_pool3d(near, [2 * r + 1 for r in reach], stride=1, padding=reach)
-    return UNSEEN * near[0, 0]
+    return UNSEEN * dilated(inside > 0.5, REACH).float()
 
 
 def _folded(field: VelocityField, positions: list[F64], voxel: Tensor, least: Tensor | float | None = None) -> F64:

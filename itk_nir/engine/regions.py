@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from itk_nir.engine import ops
+from itk_nir.engine.dilation import dilated
 from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Axis, Banded, gaussian_matrix
 from itk_nir.engine.ops import reference
@@ -324,7 +324,8 @@ class _Correction:
         change, held = torch.zeros_like(self.plain), self.rim.clone()
         for region, inside in self.inside.items():
             if region.kind == "rigid":
-                zone = inside | (self._wider(inside) & ~self.any)
+                # With the voxels around it: what the map at the rim of its outermost voxels is interpolated from.
+                zone = inside | (dilated(inside, 1) & ~self.any)
                 change = torch.where(zone, self._rigid_displacement(inside) - self.plain, change)
                 held |= zone
         change = self._carried(change, held)
@@ -344,13 +345,6 @@ class _Correction:
         out[at[::-1]] = region.inside
         return out
 
-    @staticmethod
-    def _wider(inside: Tensor) -> Tensor:
-        """A region and the voxels around it: what the map at the rim of its outermost voxels is interpolated from."""
-        size = [3 if n > 1 else 1 for n in inside.shape]
-        wider = functional.max_pool3d(inside.float()[None, None], size, stride=1, padding=[n // 2 for n in size])
-        return wider[0, 0] > 0.5
-
     def _rigid_displacement(self, inside: Tensor) -> Tensor:
         """The displacement of the rigid map nearest to the field in a region, in the whole block."""
         points = self.map.points(_index(self.positions, inside))
@@ -369,7 +363,7 @@ class _Correction:
         out = torch.zeros_like(self.plain)
         for c, (p, s) in enumerate(zip(self.positions, spacings(self.geometry), strict=True)):
             out[c] = _like((p - centre[c]) * s, out).reshape([-1 if a == 2 - c else 1 for a in range(3)])
-        zone = (inside | (self._wider(inside) & ~self.any)) & ~held
+        zone = (inside | (dilated(inside, 1) & ~self.any)) & ~held
         return self._carried(out * zone, zone | held)
 
     def _amount(self, region: Region, u: Tensor, mode: Tensor) -> float:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from itk_nir.engine import ops
+from itk_nir.engine.dilation import dilated
 from itk_nir.engine.images import Pair
 from itk_nir.engine.lattice import Axis, Banded, gaussian_matrix
 from itk_nir.engine.level import FieldInTraining
@@ -181,7 +181,7 @@ def told_apart(
     u = ramp
     voxel = grids.voxel(pair.fixed_geometry)
     unit = min(v for v, n in zip(voxel, u.shape[:0:-1], strict=True) if n > 1)
-    band = _around(_steepness(u, voxel) > STEEP, (AROUND, AROUND, AROUND))
+    band = dilated(_steepness(u, voxel) > STEEP, AROUND)
     index, vector = grids.voxel_map(pair, pair.linear)
     weight = counting_weight(pair, grids, u, channels.images[0].moving, index, vector, threads)
     counts = torch.ones_like(band) if weight is None else weight > 0.5
@@ -256,7 +256,7 @@ def _without_folds(u: Tensor, voxel: Sequence[float], threads: int) -> Tensor:
         for axis, n in enumerate(shape):
             own = [*still[:axis], gaussian_matrix(n, np.arange(n, dtype=float), 1.0), *still[axis + 1 :]]
             smooth = ops.separable(u[axis : axis + 1], own, threads)[0]
-            parts.append(torch.where(_around(folded, [int(k == axis) for k in range(3)]), smooth, u[axis]))
+            parts.append(torch.where(dilated(folded, [int(k == axis) for k in range(3)]), smooth, u[axis]))
         u = torch.stack(parts)
     return u
 
@@ -277,10 +277,3 @@ def _steepness(u: Tensor, voxel: Sequence[float]) -> Tensor:
         if u.shape[axis] > 1:
             total += torch.gradient(u, spacing=float(v), dim=axis)[0].square().sum(0)
     return total.sqrt()
-
-
-def _around(where: Tensor, voxels: Sequence[int]) -> Tensor:
-    """Voxels that are one of some, or so near to one along ``x, y, z``."""
-    reach = [min(v, n - 1) for v, n in zip(reversed(voxels), where.shape, strict=True)]
-    size = [2 * r + 1 for r in reach]
-    return functional.max_pool3d(where.float()[None, None], size, stride=1, padding=reach)[0, 0] > 0.5

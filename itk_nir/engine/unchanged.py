@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from itk_nir.engine.dilation import dilated
 from itk_nir.engine.images import Channel, Pair, sizes, voxel_map
 from itk_nir.engine.lattice import Axis
 
@@ -87,7 +88,7 @@ def free_to_move(pair: Pair) -> Tensor | None:
         if difference is None:
             return None
         changed |= _changed(difference, counts) | _edges_changed(difference, fixed + moving, counts)
-    free = _dilated(changed, AROUND)
+    free = dilated(changed, AROUND)
     same = counts & ~free
     if float(same.sum()) < LEAST_SHARE * float(counts.sum()):
         return None
@@ -253,14 +254,3 @@ def _box(image: Tensor, radius: int) -> Tensor:
             pad = [radius if k == axis else 0 for k in range(3)]
             out = functional.avg_pool3d(out, width, 1, pad) * (2 * radius + 1)
     return out[0, 0]
-
-
-def _dilated(mask: Tensor, radius: int) -> Tensor:
-    """What lies within a cube around what is true."""
-    out = mask.float()[None, None]
-    for axis in range(3):
-        if mask.shape[axis] > 1:
-            width = [2 * radius + 1 if k == axis else 1 for k in range(3)]
-            pad = [radius if k == axis else 0 for k in range(3)]
-            out = functional.max_pool3d(out, width, 1, pad)
-    return out[0, 0] > 0.5

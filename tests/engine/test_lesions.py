@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import itk_nir
-from itk_nir.checks import beyond_cuts, cut_by_border, holes
+from itk_nir.checks import beyond_cuts, cut_by_borders, holes
 from itk_nir.engine.filling import continued
 from itk_nir.engine.jacobian import jacobian_determinant
 from itk_nir.errors import InputError, OptionError, VerdictWarning
@@ -168,11 +168,11 @@ def test_only_cuts_are_cuts() -> None:
 def test_a_border_that_cuts_through_what_the_other_image_shows_whole() -> None:
     y, x = np.mgrid[:60, :50]
     disc = ((x - 25) ** 2 + (y - 28) ** 2 < 400).astype(float)
-    assert cut_by_border(disc[:30], disc) == ["y"]
-    assert cut_by_border(disc[:, 24:], disc) == ["x"]
-    assert cut_by_border(disc, disc[:30]) == [], "it is the other one that is cut"
-    assert cut_by_border(disc[:30], disc[:35]) == [], "both are cut"
-    assert cut_by_border(disc[20:40], disc) == [], "a slab, as slices are taken"
-    assert cut_by_border(disc[:47], disc) == [], "a face that small is an end"
+    assert cut_by_borders(disc[:30], disc) == (["y"], [])
+    assert cut_by_borders(disc[:, 24:], disc) == (["x"], [])
+    assert cut_by_borders(disc, disc[:30]) == ([], ["y"]), "it is the other one that is cut"
+    assert cut_by_borders(disc[:30], disc[:35]) == ([], []), "both are cut"
+    assert cut_by_borders(disc[20:40], disc) == ([], []), "a slab, as slices are taken"
+    assert cut_by_borders(disc[:47], disc) == ([], []), "a face that small is an end"
     noisy = disc + 0.01 * np.random.default_rng(0).standard_normal(disc.shape)
-    assert cut_by_border(noisy[:30], noisy) == [], "the background has no one value"
+    assert cut_by_borders(noisy[:30], noisy) == ([], []), "the background has no one value"

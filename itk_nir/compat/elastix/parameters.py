@@ -40,7 +40,7 @@ from itk_nir.compat.elastix.similarities import (
     points_of,
 )
 from itk_nir.compat.elastix.stages import RESULT_CLASSES
-from itk_nir.compat.elastix.values import at_last, flag_of, instead_of, number_of, numbers_of, word_of
+from itk_nir.compat.elastix.values import at_last, flag_of, instead_of, number_of, numbers_of, weight_of, word_of
 from itk_nir.compat.options import LINEAR_METRIC
 from itk_nir.errors import InputError, OptionError
 from itk_nir.images import Volume
@@ -303,14 +303,12 @@ def _output(parameters: ParameterMap) -> Output:
 
 def _numbers_of(maps: Sequence[ParameterMap], metric: str) -> tuple[int, ...]:
     """At which numbers a metric stands that is used in any map."""
-    found = set()
-    for one in maps:
-        last = at_last(one)
-        word = "RelativeWeight" if flag_of(last, "UseRelativeWeights", False) else "Weight"
-        for n, name in enumerate(one.get("Metric", ())):
-            used = flag_of(last, f"Metric{n}Use", True) and number_of(last, f"Metric{n}{word}", 1.0) != 0
-            if name == metric and (used or metric == SURFACES):
-                found.add(n)
+    found = {
+        n
+        for one in maps
+        for n, name in enumerate(one.get("Metric", ()))
+        if name == metric and (metric == SURFACES or weight_of(one, n)[2])
+    }
     return tuple(sorted(found))
 
 
@@ -325,12 +323,9 @@ def _rigidity(maps: Sequence[ParameterMap]) -> Mapping[str, str]:
     for one in reversed(maps):
         names = list(one.get("Metric", ()))
         penalised = next((n for n, name in enumerate(names) if name in (RIGIDITY, WITH_RIGIDITY)), None)
-        if penalised is None:
+        if penalised is None or not weight_of(one, penalised)[2]:
             continue
         last = at_last(one)
-        word = "RelativeWeight" if flag_of(last, "UseRelativeWeights", False) else "Weight"
-        if not flag_of(last, f"Metric{penalised}Use", True) or number_of(last, f"Metric{penalised}{word}", 1.0) == 0:
-            continue
         found = {
             side.lower(): (one.get(f"{side}RigidityImageName") or [""])[0]
             for side in ("Fixed", "Moving")

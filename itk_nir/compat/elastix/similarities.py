@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from itk_nir.compat.elastix.options import BINS, METRICS, OVERLAP, PENALTIES, POINTS
-from itk_nir.compat.elastix.values import at_last, flag_of, number_of
+from itk_nir.compat.elastix.values import at_last, flag_of, number_of, weight_of
 from itk_nir.compat.options import MUTUAL_INFORMATION, mutual_information
 from itk_nir.errors import OptionError
 from itk_nir.images import Volume
@@ -241,15 +241,13 @@ def overlap_of(maps: Sequence[ParameterMap]) -> Overlap | None:
 
 def _weighted(parameters: ParameterMap, where: str) -> Iterator[tuple[int, str, float]]:
     """Number, name and weight of the metrics of a map: 0 for one that is not used. Penalties are left out."""
-    last = at_last(parameters)
-    word = "RelativeWeight" if flag_of(last, "UseRelativeWeights", False) else "Weight"
     for n, name in enumerate(parameters.get("Metric", ())):
         if name in PENALTIES:
             continue
-        weight = number_of(last, f"Metric{n}{word}", 1.0)
+        parameter, weight, counts = weight_of(parameters, n)
         if weight < 0:
-            raise OptionError(f"elastix parameter Metric{n}{word} {where}: cannot be below 0, got {weight:g}")
-        yield n, name, weight if flag_of(last, f"Metric{n}Use", True) else 0.0
+            raise OptionError(f"elastix parameter {parameter} {where}: cannot be below 0, got {weight:g}")
+        yield n, name, weight if counts else 0.0
 
 
 def _relative(parameters: ParameterMap, wanted: str, where: str) -> float:

@@ -154,3 +154,28 @@ def at_last(parameters: ParameterMap) -> ParameterMap:
         One value each.
     """
     return {name: values[-1:] for name, values in parameters.items()}
+
+
+def weight_of(parameters: ParameterMap, number: int) -> tuple[str, float, bool]:
+    """The weight of a metric at full resolution, which its relative weight is where a map says so.
+
+    Parameters
+    ----------
+    parameters : dict of str to list of str
+        The map.
+    number : int
+        Of the metric.
+
+    Returns
+    -------
+    str
+        The parameter that says it.
+    float
+        The weight, 1 where nothing is said.
+    bool
+        Whether the metric counts: it is used, and its weight is not 0.
+    """
+    last = at_last(parameters)
+    name = f"Metric{number}{'RelativeWeight' if flag_of(last, 'UseRelativeWeights', False) else 'Weight'}"
+    weight = number_of(last, name, 1.0)
+    return name, weight, flag_of(last, f"Metric{number}Use", True) and weight != 0
