@@ -239,12 +239,27 @@ int cuGetErrorString(int, const char **text) {
   *text = "emulated";
   return 0;
 }
-int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void *, void **, void **extra) {
-  if (bx * by * bz > emulated::most_threads || !gx || !gy || !gz || shared > 227 * 1024) return 1;
+// CUDA ends the list of where the arguments lie by 0, HIP by 3.
+static int emulate_launch(void *f, dim3 grid, dim3 block, unsigned shared, void **extra, size_t end) {
+  if (block.x * block.y * block.z > emulated::most_threads || !grid.x || !grid.y || !grid.z || shared > 227 * 1024)
+    return 1;
+  if (extra[0] != reinterpret_cast<void *>(1) || extra[2] != reinterpret_cast<void *>(2) ||
+      extra[4] != reinterpret_cast<void *>(end))
+    return 1;
   emulated::kernel = static_cast<emulated::Known *>(f)->run;
   emulated::arguments = static_cast<const char *>(extra[1]);
-  emulated::launch({gx, gy, gz}, {bx, by, bz}, shared);
+  emulated::launch(grid, block, shared);
   return 0;
+}
+int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void *, void **, void **extra) {
+  return emulate_launch(f, {gx, gy, gz}, {bx, by, bz}, shared, extra, 0);
+}
+int hipModuleLoadData(void **module, const void *code) { return cuModuleLoadData(module, code); }
+int hipModuleGetFunction(void **f, void *module, const char *name) { return cuModuleGetFunction(f, module, name); }
+const char *hipGetErrorString(int) { return "emulated"; }
+int hipModuleLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                          unsigned shared, void *, void **, void **extra) {
+  return emulate_launch(f, {gx, gy, gz}, {bx, by, bz}, shared, extra, 3);
 }
 }

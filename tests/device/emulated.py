@@ -50,10 +50,11 @@ def build(folder: Path, text: str, name: str, defines: tuple[str, ...] = ()) -> 
 
 
 @contextmanager
-def emulated_kernels(folder: Path, without: tuple[str, int] | None = None) -> Iterator[ModuleType]:
+def emulated_kernels(folder: Path, without: tuple[str, int] | None = None, hip: bool = False) -> Iterator[ModuleType]:
     """The ops of `engine.ops.cuda` on CPU tensors.
 
-    `without` leaves out a barrier: of which file, and which one of its text, counted from 0.
+    `without` leaves out a barrier: of which file, and which one of its text, counted from 0; `hip` launches them by the
+    functions of HIP's driver.
     """
     from itk_nir.engine.ops import cuda
 
@@ -66,7 +67,7 @@ def emulated_kernels(folder: Path, without: tuple[str, int] | None = None) -> It
         if without is not None and file == without[0]:
             library.emulate_without(without[1])
         _libraries.append(library)
-        return launching.Module(launching.Driver(library), b"")
+        return launching.Module(launching.Driver(library, hip), b"")
 
     def launch(
         file: str, kernel: str, grid: tuple, block: tuple, *arguments: object, shared: int = 0, defines: tuple = ()

@@ -15,11 +15,16 @@ import pytest
 
 from itk_nir.engine.ops.cuda import sums
 from itk_nir.engine.ops.cuda.compiler import Compiler, CompilerError, runtime_compiler, text_of
+from itk_nir.engine.ops.cuda.driving import Driver, DriverError
 
 #: Turing, Ampere (server, desktop), Hopper, Blackwell (server, desktop).
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 #: Of a thread: two blocks of 256 threads share the registers of a multiprocessor.
 MOST_REGISTERS = 128
+#: AMD's servers (MI200) and desktops (RDNA 2).
+AMD_ARCHITECTURES = ("gfx90a", "gfx1030")
+#: Of a thread on an AMD card: three blocks of 256 threads share the vector registers of a compute unit.
+MOST_VECTOR_REGISTERS = 168
 #: File → the macros that it is compiled with; once without any where there are none.
 DEFINES = {"lncc.cu": [("RADIUS=5",), ("RADIUS=12",)]}
 
@@ -38,6 +43,17 @@ def nvrtc() -> Compiler | None:
         for library in sorted(Path(folder).glob("*/lib/libnvrtc.so.*")):
             if "alt" not in library.name:
                 return Compiler(ctypes.CDLL(str(library)), "nvrtc")
+    return None
+
+
+@lru_cache(maxsize=1)
+def hip() -> ctypes.CDLL | None:
+    """HIP's library, in which the runtime compiler and the driver are: no card is needed to load it."""
+    for version in ("", *(f".{n}" for n in range(9, 4, -1))):
+        try:
+            return ctypes.CDLL(f"libamdhip64.so{version}")
+        except OSError:
+            continue
     return None
 
 
@@ -79,6 +95,46 @@ def test_nvrtc(architecture: str) -> None:
         macros = [f"-D{d}" for d in defines]
         options = [*compiler.options(architecture), "--ptxas-options=-v", *macros]
         check(file, log_of(compiler, text_of(file), options))
+
+
+def notes_of(code: bytes, name: str) -> list[int]:
+    """The values of a whole number that an AMD code object notes of each of its kernels, as MessagePack."""
+    found = []
+    for at in re.finditer(bytes([0xA0 | len(name)]) + re.escape(name.encode()), code):
+        first, after = code[at.end()], code[at.end() + 1 :]
+        wide = {0xCC: 1, 0xCD: 2, 0xCE: 4}.get(first)
+        assert wide or first < 0x80, f"{name} is no whole number"
+        found.append(int.from_bytes(after[:wide], "big") if wide else first)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", AMD_ARCHITECTURES)
+def test_hiprtc(architecture: str) -> None:
+    library = hip()
+    if library is None:
+        pytest.skip("no HIP here: of Debian, libamdhip64-5 and libhiprtc-builtins5")
+    compiler = Compiler(library, "hiprtc")
+    for file, defines in VARIANTS:
+        code = compiler.compile(text_of(file), [*compiler.options(architecture), *(f"-D{d}" for d in defines)])
+        kernels = len(re.findall(r"^KERNEL\((\w+)", text_of(file), re.MULTILINE))
+        registers = notes_of(code, ".vgpr_count")
+        assert len(registers) == kernels
+        assert 0 < min(registers) <= max(registers) <= MOST_VECTOR_REGISTERS, file
+        for spilled in (".vgpr_spill_count", ".sgpr_spill_count", ".private_segment_fixed_size"):
+            assert notes_of(code, spilled) == [0] * kernels, (file, spilled)
+        # All shared memory is asked for at the launch.
+        assert notes_of(code, ".group_segment_fixed_size") == [0] * kernels, file
+
+
+def test_functions_of_hip() -> None:
+    """They are all there, and what one refuses is said in its words."""
+    library = hip()
+    if library is None:
+        pytest.skip("no HIP here: of Debian, libamdhip64-5")
+    driver = Driver(library, hip=True)
+    with pytest.raises(DriverError, match=r"a module: hipError\w+ \(status 209\)"):
+        driver.check(209, "a module")
 
 
 def test_a_text_that_is_wrong_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,23 @@ def test_adam() -> None:
 
     for a, b in zip(in_every_order(run), wanted, strict=True):
         assert_close(a, b, 1e-6)
+
+
+def test_launched_by_hip(libraries: Path) -> None:
+    """Its functions have other names, and end the list of where the arguments lie by another word."""
+    p, g = noise(700, seed=1), noise(700, seed=2)
+    got = [p.clone(), torch.zeros(700), torch.zeros(700)]
+    adam(got[0], g, got[1], got[2], (0.9, 0.999), 0.1, 2.0, 1e-8, 1)
+    with emulated_kernels(libraries, hip=True):
+        by_hip = [p.clone(), torch.zeros(700), torch.zeros(700)]
+        adam(by_hip[0], g, by_hip[1], by_hip[2], (0.9, 0.999), 0.1, 2.0, 1e-8, 1)
+        assert all(torch.equal(a, b) for a, b in zip(by_hip, got, strict=True))
+        rates = (ctypes.c_longlong(700), 1 - 0.9, 1 - 0.999, 0.1, 2.0, 1e-8)
+        prepared = launching.prepare("adam.cu", "adam", (3, 1, 1), (256, 1, 1), p, g, *by_hip[1:], *rates)
+        assert prepared.module.driver.hip
+        before = p.clone()
+        launching.repeat([prepared], p.device)
+        assert not torch.equal(p, before)
 
 
 def smooth(shape: tuple[int, int, int], size: float, seed: int = 0) -> Tensor:

@@ -193,7 +193,7 @@ def _libraries(name: str) -> list[str]:
     """Names and paths under which the library may be found, the likeliest first."""
     if name == "hiprtc":
         folder = Path(torch.__file__).parent / "lib"
-        return ["libhiprtc.so", *map(str, sorted(folder.glob("libhiprtc.so*"))), "hiprtc.dll"]
+        return [*map(str, sorted(folder.glob("libhiprtc.so*"))), "libhiprtc.so", "hiprtc.dll"]
     major = (torch.version.cuda or "12").split(".")[0]
     if sys.platform == "win32":
         folder = Path(torch.__file__).parent / "lib"

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,16 +58,19 @@ class Driver:
     set: Any
     launch: Any
     text: Any
+    end: int | None
 
     def __init__(self, library: ctypes.CDLL, hip: bool = False) -> None:
-        self.library = library
-        names = (
-            ("ModuleLoadData", "ModuleGetFunction", "FuncSetAttribute", "LaunchKernel", "GetErrorString")
-            if not hip
-            else ("ModuleLoadData", "ModuleGetFunction", "FuncSetAttribute", "ModuleLaunchKernel", "DrvGetErrorString")
-        )
-        prefix, self.hip = ("hip" if hip else "cu"), hip
-        self.load, self.find, self.set, self.launch, self.text = (getattr(library, prefix + n) for n in names)
+        self.library, self.hip = library, hip
+        prefix, launch = ("hip", "ModuleLaunchKernel") if hip else ("cu", "LaunchKernel")
+        names = ("ModuleLoadData", "ModuleGetFunction", launch, "GetErrorString")
+        self.load, self.find, self.launch, self.text = (getattr(library, prefix + n) for n in names)
+        # What ends the list that says where the arguments of a launch lie.
+        self.end = 3 if hip else None
+        # HIP's is of functions of the host; a kernel may use all the shared memory of an AMD card without asking.
+        self.set = None if hip else library.cuFuncSetAttribute
+        if hip:
+            self.text.restype = ctypes.c_char_p
 
     def bind(self, number: int) -> None:
         """Make the context of a card, which torch shares, that of this thread. HIP does so by itself.
@@ -105,9 +109,13 @@ class Driver:
         """
         if not status:
             return
-        text = ctypes.c_char_p()
-        self.text(status, ctypes.byref(text))
-        raise DriverError(f"{what}: {(text.value or b'unknown error').decode()} (status {status})")
+        if self.hip:
+            said = self.text(status)
+        else:
+            text = ctypes.c_char_p()
+            self.text(status, ctypes.byref(text))
+            said = text.value
+        raise DriverError(f"{what}: {(said or b'unknown error').decode()} (status {status})")
 
 
 @lru_cache(maxsize=1)
@@ -128,10 +136,18 @@ def driver() -> Driver:
         name = "amdhip64.dll" if hip else "nvcuda.dll"
     else:
         name = "libamdhip64.so" if hip else "libcuda.so.1"
+    # A torch for ROCm brings HIP along: a second one beside it would know none of its streams.
+    own = Path(torch.__file__).parent / "lib" / name
     try:
-        return Driver(ctypes.CDLL(name), hip)
-    except OSError as error:
+        return Driver(ctypes.CDLL(str(own) if hip and own.exists() else name), hip)
+    except (OSError, AttributeError) as error:
         raise DriverError(f"the driver of the card was not found: {error}") from error
+
+
+def _where(packed: bytearray, size: ctypes.c_size_t) -> Any:
+    """What tells a driver where the packed arguments of a launch lie; its last word is the driver's own."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(packed))
+    return (ctypes.c_void_p * 5)(1, address, 2, ctypes.addressof(size), None)
 
 
 class _Buffer(threading.local):
@@ -140,8 +156,7 @@ class _Buffer(threading.local):
     def __init__(self) -> None:
         self.bytes = bytearray(MOST_ARGUMENT_BYTES)
         self.size = ctypes.c_size_t()
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self.bytes))
-        self.extra = (ctypes.c_void_p * 5)(1, address, 2, ctypes.addressof(self.size), 0)
+        self.extra = _where(self.bytes, self.size)
 
 
 _buffer = _Buffer()
@@ -204,6 +219,7 @@ class Module:
         buffer = _buffer
         buffer.size.value = struct.calcsize(layout)
         struct.pack_into(layout, buffer.bytes, 0, *values)
+        buffer.extra[4] = self.driver.end
         self.do(
             f"kernel {name}", self.driver.launch, function, *grid, *block, shared, ctypes.c_void_p(stream), None,
             buffer.extra,
@@ -234,7 +250,7 @@ class Module:
             function = ctypes.c_void_p()
             self.driver.check(self.driver.find(ctypes.byref(function), self.handle, name.encode()), f"kernel {name}")
             self.functions[name] = function
-        if shared > max(GIVEN_SHARED, self.shared.get(name, 0)):
+        if self.driver.set is not None and shared > max(GIVEN_SHARED, self.shared.get(name, 0)):
             self.do(f"kernel {name}", self.driver.set, function, MOST_DYNAMIC_SHARED, shared)
             self.shared[name] = shared
         return function
@@ -303,8 +319,8 @@ class Prepared:
         self._bytes = bytearray(struct.calcsize(layout))
         struct.pack_into(layout, self._bytes, 0, *values)
         self._size = ctypes.c_size_t(len(self._bytes))
-        address = ctypes.addressof(ctypes.c_char.from_buffer(self._bytes))
-        extra = (ctypes.c_void_p * 5)(1, address, 2, ctypes.addressof(self._size), 0)
+        extra = _where(self._bytes, self._size)
+        extra[4] = module.driver.end
         self._before = (module.function(name, shared), *map(ctypes.c_uint, (*grid, *block, shared)))
         self._after = (None, extra)
 

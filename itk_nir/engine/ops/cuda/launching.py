@@ -154,7 +154,9 @@ def most_shared(device: torch.device) -> int:
         Bytes.
     """
     properties = torch.cuda.get_device_properties(device)
-    return int(getattr(properties, "shared_memory_per_block_optin", GIVEN_SHARED))
+    # Of AMD cards torch knows the one limit.
+    given = getattr(properties, "shared_memory_per_block", GIVEN_SHARED)
+    return int(getattr(properties, "shared_memory_per_block_optin", given))
 
 
 def launch(

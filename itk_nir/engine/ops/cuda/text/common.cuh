@@ -4,7 +4,9 @@
 #include "emulate.hpp"
 #else
 #define KERNEL(name, parameters) extern "C" __global__ void __launch_bounds__(256) name parameters
-#define SHARED(name) extern __shared__ float4 dynamic_shared[]; float *const name = reinterpret_cast<float *>(dynamic_shared)
+#define SHARED(name) float *const name = reinterpret_cast<float *>(dynamic_shared)
+// Declared once: clang, which hiprtc is, takes those of a kernel and of a function that it calls for two languages.
+extern __shared__ float4 dynamic_shared[];
 #endif
 
 typedef long long Index;  // `long` has 32 bits on Windows
