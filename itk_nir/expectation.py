@@ -92,33 +92,6 @@ def expected_card_memory(
     return round(200e6 + 48 * channels * (math.prod(fixed.size) + math.prod(moving.size)) + each * finest)
 
 
-def expected_worker_memory(fixed: Geometry, moving: Geometry, channels: int = 1) -> int:
-    """Memory that a registration needs on a card (GPU) in a process of its own.
-
-    Parameters
-    ----------
-    fixed, moving : Geometry
-        The grids of the images.
-    channels : int
-        Of the images.
-
-    Returns
-    -------
-    int
-        Bytes: 0.5 GB for the context, and 130 for each voxel of the larger image (0.9 GB were measured for
-        160x192x224), 8 more for each further channel.
-
-    Examples
-    --------
-    >>> from itk_nir import Geometry
-    >>> grid = Geometry.make((160, 192, 224))
-    >>> round(expected_worker_memory(grid, grid) / 1e9, 1)
-    1.4
-    """
-    voxels = max(math.prod(fixed.size), math.prod(moving.size))
-    return round(0.5e9 + (130 + 8 * (channels - 1)) * voxels)
-
-
 def expected_seconds(fixed: Geometry, moving: Geometry, settings: Settings, threads: int) -> float | None:
     """Time that a registration takes on a CPU, roughly.
 

@@ -18,7 +18,7 @@ from itk_nir.checkpoint import checked_seconds
 from itk_nir.engine import ops
 from itk_nir.engine.execution import device_named, thread_count
 from itk_nir.errors import InputError, ItkNirError, OptionError
-from itk_nir.expectation import expected_memory, expected_worker_memory, free_memory
+from itk_nir.expectation import expected_card_memory, expected_memory, free_memory
 from itk_nir.images import load_channels
 from itk_nir.options import nearest_name, shown, whole_number
 from itk_nir.places import named_files
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 #: What a pair may say beside the arguments of `itk_nir.register`: where its files go, and whose they are.
 _OUTPUT = ("output", "format")
+
+#: What each process takes of a card for its context, bytes.
+_CONTEXT = 0.3e9
 
 #: Workers that share one card by default, at most: more gain little there.
 _MOST_ON_CARD = 8
@@ -285,7 +288,8 @@ def _room(arguments: Mapping[str, Any] | None, device: torch.device, settings: S
     needed = expected_memory(*grids, settings, len(fixed))
     room = math.inf if needed is None or free is None else _SHARE * free / needed
     if device.type == "cuda":
-        room = min(room, _SHARE * torch.cuda.mem_get_info(device)[0] / expected_worker_memory(*grids, len(fixed)))
+        needed = expected_card_memory(*grids, settings, device, len(fixed)) or 0
+        room = min(room, _SHARE * torch.cuda.mem_get_info(device)[0] / (_CONTEXT + needed))
     return room
 
 

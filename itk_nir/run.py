@@ -374,9 +374,7 @@ class Run:
             return done, end
         found = [*against, *worse(end, linear)]
         if chance:
-            found.append(
-                f"the images have little in common (metric {end.metric:.2f}, little evidence below {little:.2f})"
-            )
+            found.append(f"the metric is {end.metric:.2f}, which chance reaches ({little:.2f})")
         if found:
             self.doubts.append(f"the deformation was given up: with it, {' and '.join(found)}")
         else:
