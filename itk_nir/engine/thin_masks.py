@@ -19,9 +19,10 @@ from itk_nir.engine.settings import DeformableSettings
 #: another.
 THIN = 2
 
-#: The smoother field is kept where it leaves at most so many times as much unlike as the other. Where that brought it
-#: nearer to a known deformation it was 0.8 to 1.36 times as much, where it did not 1.47; between two people it is 1.7
-#: times by the correlation of the whole images, and 2.5 to 3.9 times by the local one.
+#: The smoother field is kept where it leaves at most so many times as much unlike as the other. Of known smooth
+#: deformations it leaves 0.8 to 1.4 times as much; where it leaves 1.5 times as much, it may be nearer to the truth or
+#: farther from it; between two people it is 1.7 to 2.2 times by the correlation or the squares of the whole images, and
+#: 2.5 to 3.9 times by the local correlation.
 ALIKE = 1.4
 
 #: The share of the usual smoothness that control points at the coarsest spacing have: they can hardly be rough.

@@ -12,6 +12,7 @@ from itk_nir import make_settings
 from itk_nir.engine import thin_masks
 from itk_nir.engine.deformable import optimise
 from itk_nir.engine.images import Pair, as_volume
+from itk_nir.engine.journal import Entry, Journal
 from itk_nir.engine.progress import Optimised, Progress
 from itk_nir.engine.settings import DeformableSettings
 from itk_nir.phantom import Phantom, brain_phantom
@@ -68,6 +69,22 @@ def test_what_ends_the_smoother_field_leaves_the_other_one(brain: Phantom) -> No
     assert done.trace == usual.trace
     at = brain.geometry.grid()[20].reshape(-1, 3)
     np.testing.assert_array_equal(done.field.displacement(at), usual.field.displacement(at))
+
+
+def test_run_that_stopped_at_the_smoother_field_is_taken_up(brain: Phantom) -> None:
+    pair, settings = masked(brain, planes(brain.fixed.shape, 0, 1)), told(iterations=(8, 4, 2), search="never")
+    written: dict[str, Entry] = {}
+
+    def stop(now: Progress) -> None:
+        if now.fraction > 0.6:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        optimise(pair, settings, callback=stop, journal=Journal(written.update, seconds=0))
+    whole, again = optimise(pair, settings), optimise(pair, settings, journal=Journal(entries=written))
+    assert again.trace == whole.trace
+    at = brain.geometry.grid()[20].reshape(-1, 3)
+    np.testing.assert_array_equal(again.field.displacement(at), whole.field.displacement(at))
 
 
 def test_other_anatomy_keeps_its_field(brain: Phantom) -> None:
