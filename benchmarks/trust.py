@@ -208,9 +208,10 @@ def box(_: Path) -> Iterator[Line]:
     cube = distance <= 12
     masks = {"fixed_mask": mask_of(cube), "moving_mask": mask_of(distance <= 20)}
     yield from each([phantom_case("cube of 24 mm, moving mask of 40 mm", cube, **masks)])
-    slice_ = np.zeros(distance.shape, bool)
-    slice_[len(slice_) // 2] = True
-    yield from each([phantom_case("one slice", slice_, fixed_mask=mask_of(slice_))])
+    for what, axis in (("one slice", 0), ("one slice, coronal", 1), ("one slice, sagittal", 2)):
+        slice_ = np.zeros(distance.shape, bool)
+        slice_.swapaxes(0, axis)[distance.shape[axis] // 2] = True
+        yield from each([phantom_case(what, slice_, fixed_mask=mask_of(slice_))])
 
 
 def turned(_: Path) -> Iterator[Line]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from itk_nir.engine.settings import ASKED
 from itk_nir.options import rebuilt
 from itk_nir.settings import Settings, make_settings, options_of
 
@@ -28,7 +29,7 @@ OBJECT = "object"
 _MOST = 10_000
 
 #: Options that `make_settings` changes with others where they are not given.
-_ALWAYS = ("extra_iterations_below", "coarsest_size", "linear_plane_size")
+_ALWAYS = tuple(name for _, name, _ in ASKED)
 
 
 def described(arguments: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

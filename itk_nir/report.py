@@ -61,9 +61,11 @@ class Report:
         Levels of the deformable stage, coarsest 0, that ended less alike than they began and gave their start back.
     search : str
         What became of the search for large motion: whether it was called for, whether its field was kept, and how many
-        of the matches lead back, from the fixed to the moving image and back, to where they began.
+        of the matches lead back, from the fixed to the moving image and back, to where they began; and whether things
+        that slide along each other were told apart, or a smoother field was kept under a thin mask.
     trace : tuple of Iteration
-        Every iteration of the deformable stage: level, metric, loss, learning rate.
+        Every iteration of the deformable stage: level, metric, loss, learning rate. Where a smoother field was tried
+        under a thin mask, those of the field that was kept.
     folded_voxels, folded_percent : int, float or None
         Grid points with a Jacobian determinant of the deformation that is not above 0, over the voxels that count (the
         fixed mask, or else the foreground).

@@ -17,7 +17,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from itk_nir.engine.settings import DeformableSettings, LinearSettings, SamplingSettings
+from itk_nir.engine.settings import ASKED, DeformableSettings, LinearSettings, SamplingSettings
 from itk_nir.errors import OptionError, warn_renamed
 from itk_nir.options import SYNONYMS, Option, converted, nearest_name, options_in, shown, spread
 
@@ -304,13 +304,9 @@ def make_settings(preset: str | Settings = "default", **options: Any) -> Setting
     if isinstance(options.get("linear_size"), numbers.Real):
         values["linear_size"] *= len(settings.linear.linear_size)  # one number for all levels, not a single level
     changes = {part: {name: value for name, value in values.items() if homes[name] == part} for part in parts}
-    if "iterations" in values and "extra_iterations_below" in homes:
-        # What is asked for is done, whatever the size of the images.
-        changes["deformable"].setdefault("extra_iterations_below", 0)
-    if {"iterations", "shrink_factors"} & set(values) and "coarsest_size" in homes:
-        changes["deformable"].setdefault("coarsest_size", 0)
-    if {"linear_size", "linear_iterations"} & set(values):
-        changes["linear"].setdefault("linear_plane_size", 0)
+    for asked, name, value in ASKED:
+        if name in homes and asked & set(values):
+            changes[homes[name]].setdefault(name, value)
     for name, counted in (("deformable", "shrink_factors"), ("linear", "linear_size")):
         _match_levels(parts[name], changes[name], counted)
     return replace(settings, **{name: replace(part, **changes[name]) for name, part in parts.items()})

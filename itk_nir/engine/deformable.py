@@ -13,7 +13,8 @@ kept. Where little moves, nothing is drawn at random, and all seeds give one fie
 began gives its start back, and one that sees nothing to compare (under a small mask) is left out. After the level the
 coarse field is frozen, and the levels that follow train a fine field ``v_2`` from zero, on a lattice that is refined
 from level to level. Each is a flow of its own: large deformations need not be one flow's. (``composed=False`` trains
-one field through all levels.) The loss is in `itk_nir.engine.level`.
+one field through all levels.) The loss is in `itk_nir.engine.level`. Under a mask of a slice or a few, all of this is
+done twice (`itk_nir.engine.thin_masks`).
 
 As an engine this module has what `itk_nir.settings.ENGINES` asks for: `Settings`, `optimise`, `describe`, `restore`.
 """
@@ -23,7 +24,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,7 +35,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from itk_nir.engine import ops
+from itk_nir.engine import ops, thin_masks
 from itk_nir.engine.descent import CANCELLED, DONE, Descent, Search
 from itk_nir.engine.folds import remove_folds
 from itk_nir.engine.images import Pair, common_domain, shrink, spacings
@@ -106,13 +107,28 @@ def optimise(
         No position of the fixed image counts at any level.
     """
     clock = time.perf_counter() if clock is None else clock
+    thin = thin_masks.concerned(pair, settings)
+    first, second = (callback, None) if not thin else (_share(callback, 0.0), _share(callback, 0.5))
     # In a function of its own: what the iterations held is free again before the folds are looked for.
-    done, domain = _train(pair, settings, seed, threads, callback, clock, journal or Journal(), least)
+    done, domain = _train(pair, settings, seed, threads, first, clock, journal or Journal(), least)
+    if thin and done.stop not in _ENDS:
+        smooth, _ = _train(pair, settings, seed, threads, second, clock, Journal(), None, thin_masks.smoother)
+        if smooth.stop == CANCELLED:
+            done = replace(done, stop=CANCELLED)
+        elif thin_masks.believed(smooth, done):
+            done = replace(smooth, search=f"{smooth.search}; a smoother field kept, the mask is thin")
     if settings.jacobian_weight and done.stop != UNALIKE:
         ops.release_memory()
         done = replace(done, field=remove_folds(done.field, domain, pair))
     field, notes = kept(done.field, pair)  # the very same field without regions
     return replace(done, field=field, notes=notes)
+
+
+def _share(callback: Callback | None, begin: float) -> Callback | None:
+    """A callback that is told of half of the work, from a share on."""
+    if callback is None:
+        return None
+    return lambda now: callback(replace(now, fraction=begin + now.fraction / 2))
 
 
 @dataclass
@@ -174,9 +190,9 @@ def _through(
 
 def _train(
     pair: Pair, settings: Settings, seed: int, threads: int, callback: Callback | None, clock: float, journal: Journal,
-    least: float | None,
+    least: float | None, adapted: Callable[[Settings], Settings] | None = None,
 ) -> tuple[Optimised, Domain]:  # fmt: skip
-    """All levels, and the block of the fixed grid that was worked on."""
+    """All levels, by the settings for the pair or what is made of them; and the block that was worked on."""
     normalised = pair.normalised()
     unit = min(pair.fixed_geometry.spacing)
     margin = 2 * settings.shrink_factors[-1] * unit if pair.fixed_weight is None else 8 * unit
@@ -184,6 +200,7 @@ def _train(
     if pair.known is not None:
         domain = pair.known.reached(domain, pair.fixed_geometry)
     settings = _for_pair(settings, pair, domain)
+    settings = settings if adapted is None else adapted(settings)
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     finest = max(settings.halvings(level) for level in range(settings.levels))

@@ -144,7 +144,7 @@ class Optimised:
     field : object
         The trained field, see `itk_nir.engine.sampling.Field`.
     trace : tuple of Iteration
-        Every iteration.
+        Every iteration that led to the field.
     stop : str
         Why the last level ended: ``"all iterations done"``, ``"converged"``, ``"cancelled"`` or, where the first was to
         reach a similarity, ``"too little alike"``.
@@ -154,7 +154,7 @@ class Optimised:
     returned_levels : tuple of int
         Levels that ended with a lower similarity than they began with, and gave their start back.
     search : str
-        What became of the search for large motion; empty where there is none.
+        What became of the search for large motion, and of what else was tried; empty where there is none.
     notes : tuple of str
         What was found odd, one sentence each.
     """

@@ -27,6 +27,15 @@ MOST_GIVEN_LEVELS = 16
 #: more than all else.
 MOST_NODES = 32
 
+#: Options that have another value, unless they are given, where one of others is: what is asked for is done, whatever
+#: the images are like.
+ASKED = (
+    ({"iterations"}, "extra_iterations_below", 0),
+    ({"iterations", "shrink_factors"}, "coarsest_size", 0),
+    ({"grid_spacing"}, "thin_masks", False),
+    ({"linear_size", "linear_iterations"}, "linear_plane_size", 0),
+)
+
 #: The network of the coarse field: sines of Fourier features (see `itk_nir.engine.coordinate_networks`). It is
 #: evaluated on a lattice of some thousand points, so its size hardly shows in the time of an iteration.
 COARSE_NETWORK = FieldConfig(
@@ -153,6 +162,12 @@ class DeformableSettings:
         True,
         "where the images lie on each other on one grid, and most of them differ by white noise alone, move only what "
         "differs by more, and around it, without a linear stage: else noise is fitted to noise",
+    )
+    thin_masks: bool = option(
+        True,
+        "with a fixed mask of a slice or a few, and a metric of one contrast, also try control points that lie "
+        "`coarsest_grid_spacing` apart at every level, and keep that smoother field where it leaves hardly more "
+        "unlike; left out where `grid_spacing` is given",
     )
     convergence_window: int = option(
         10, "iterations over which convergence is judged", at_least=1, at_most=100_000, public=True
