@@ -300,11 +300,8 @@ def _kept(model: FieldInTraining, values: dict[str, Any], steps: Steps | None) -
     arrays: dict[str, Tensor] = {}
     for name, part in parts.items():
         arrays |= copied(part.state_dict(), f"{name}.")
-    positions = None
-    if steps is not None:
-        positions = [p.tolist() for p in steps.positions]
-        arrays |= copied({"displacement": steps.displacement, "share": steps.share}, "steps.")
-    return Entry(values | {"field": about, "steps": positions}, arrays)
+    arrays |= {} if steps is None else copied(steps.arrays())
+    return Entry(values | {"field": about}, arrays)
 
 
 def _taken_up(
@@ -329,10 +326,7 @@ def _taken_up(
         if name == "coarse":
             model.coarse = model.velocity.requires_grad_(False)
     trace.extend(rows_as_trace(entry.values["trace"]))
-    v, steps = entry.values, None
-    if v["steps"] is not None:
-        positions = [np.array(p) for p in v["steps"]]
-        steps = Steps(positions, *(entry.arrays[f"steps.{name}"].to(device) for name in ("displacement", "share")))
+    v, steps = entry.values, Steps.of_arrays(entry.arrays, device)
     measured = v["measured"][0], v["measured"][1]
     return v["next"], v["stop"], v["returned"], v["rest"], Outcome(**v["search"]), measured, steps
 

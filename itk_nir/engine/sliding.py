@@ -11,7 +11,7 @@ does not, nothing has happened.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,6 +87,37 @@ class Steps:
     positions: list[F64]
     displacement: Tensor
     share: Tensor
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What it is made of, by name; `of_arrays` is the way back.
+
+        Returns
+        -------
+        dict of str to Tensor
+        """
+        positions = {f"steps.{axis}": torch.from_numpy(p) for axis, p in zip("xyz", self.positions, strict=True)}
+        return positions | {"steps.displacement": self.displacement, "steps.share": self.share}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Tensor], device: torch.device) -> Steps | None:
+        """The steps of `arrays`.
+
+        Parameters
+        ----------
+        arrays : mapping of str to Tensor
+            What it gave, and any others.
+        device : torch.device
+            Where they are to be.
+
+        Returns
+        -------
+        Steps or None
+            None where there are none among the arrays.
+        """
+        if "steps.share" not in arrays:
+            return None
+        positions = [arrays[f"steps.{axis}"].numpy() for axis in "xyz"]
+        return cls(positions, arrays["steps.displacement"].to(device), arrays["steps.share"].to(device))
 
     def mixed(self, u: Tensor, matrices: list[Banded] | None = None, threads: int = 1) -> Tensor:
         """A displacement with these steps in it.

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from itk_nir.engine.deformable import _kept, _taken_up
 from itk_nir.engine.images import Pair
-from itk_nir.engine.journal import LEVELS, Entry, Journal
 from itk_nir.engine.lattice import Domain
 from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.level import FieldInTraining
@@ -118,23 +114,14 @@ def test_a_gentle_motion_is_not_looked_at() -> None:
     assert from_ramp(moved(np.full((SIZE, SIZE), MOTION), COLUMN), gentle) is None
 
 
-def test_what_slides_is_taken_up_again() -> None:
-    model, search = at_rest(Domain((0, 0, 0), (SIZE, SIZE, 1))), Outcome("in any words", 0.95, kept=True)
+def test_steps_come_back_from_their_arrays() -> None:
     steps = Steps([np.arange(3.0), np.arange(2.0), np.zeros(1)], torch.rand(3, 1, 2, 3), torch.rand(1, 1, 2, 3))
-    values = {
-        "next": 3, "stop": "converged", "returned": [], "rest": False, "search": asdict(search), "measured": [0.1, 0.2],
-        "trace": [],
-    }  # fmt: skip
-    for kept in (steps, None):
-        entry = _kept(model, values, kept)
-        journal = Journal(entries={LEVELS: Entry(json.loads(json.dumps(entry.values)), entry.arrays)})
-        *_, told, measured, again = _taken_up(journal, model, [])
-        assert (told, measured) == (search, (0.1, 0.2))
-        assert (again is None) == (kept is None)
-        if again is not None:
-            assert [p.tolist() for p in again.positions] == [p.tolist() for p in steps.positions]
-            assert torch.equal(again.displacement, steps.displacement)
-            assert torch.equal(again.share, steps.share)
+    again = Steps.of_arrays({"other": torch.zeros(1)} | steps.arrays(), torch.device("cpu"))
+    assert again is not None
+    assert [p.tolist() for p in again.positions] == [p.tolist() for p in steps.positions]
+    assert torch.equal(again.displacement, steps.displacement)
+    assert torch.equal(again.share, steps.share)
+    assert Steps.of_arrays({"other": torch.zeros(1)}, torch.device("cpu")) is None
 
 
 def test_only_a_search_that_is_sure_says_what_slides() -> None:
