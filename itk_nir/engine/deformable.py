@@ -26,7 +26,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -47,8 +47,9 @@ from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.regions import kept
+from itk_nir.engine.search import Outcome
 from itk_nir.engine.settings import DeformableSettings as Settings
-from itk_nir.engine.sliding import begin_with_steps, is_sure
+from itk_nir.engine.sliding import Steps, find_steps, similarity_with, with_steps
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.engine.unchanged import at_control_points
 from itk_nir.engine.velocity_field import SplineVelocity
@@ -58,6 +59,9 @@ __all__ = ["UNALIKE", "Settings", "describe", "optimise", "restore"]
 
 #: What stopped it where the images have not become as alike as they were to.
 UNALIKE = "too little alike"
+
+#: What is told where organs slide along each other.
+TOLD_APART = "things that slide along each other told apart"
 
 #: What ends a level and all that follow.
 _ENDS = (CANCELLED, UNALIKE)
@@ -110,16 +114,18 @@ def optimise(
     thin = thin_masks.concerned(pair, settings)
     first, second = (callback, None) if not thin else (_share(callback, 0.0), _share(callback, 0.5))
     # In a function of its own: what the iterations held is free again before the folds are looked for.
-    done, domain = _train(pair, settings, seed, threads, first, clock, journal or Journal(), least)
+    done, domain, steps = _train(pair, settings, seed, threads, first, clock, journal or Journal(), least)
     if thin and done.stop not in _ENDS:
-        smooth, _ = _train(pair, settings, seed, threads, second, clock, Journal(), None, thin_masks.smoother)
+        smooth, _, its = _train(pair, settings, seed, threads, second, clock, Journal(), None, thin_masks.smoother)
         if smooth.stop == CANCELLED:
             done = replace(done, stop=CANCELLED)
         elif thin_masks.believed(smooth, done):
-            done = replace(smooth, search=f"{smooth.search}; a smoother field kept, the mask is thin")
+            done, steps = replace(smooth, search=f"{smooth.search}; a smoother field kept, the mask is thin"), its
     if settings.jacobian_weight and done.stop != UNALIKE:
         ops.release_memory()
         done = replace(done, field=remove_folds(done.field, domain, pair))
+    if steps is not None:
+        done = replace(done, field=with_steps(done.field, steps, domain))
     field, notes = kept(done.field, pair)  # the very same field without regions
     return replace(done, field=field, notes=notes)
 
@@ -191,8 +197,9 @@ def _through(
 def _train(
     pair: Pair, settings: Settings, seed: int, threads: int, callback: Callback | None, clock: float, journal: Journal,
     least: float | None, adapted: Callable[[Settings], Settings] | None = None,
-) -> tuple[Optimised, Domain]:  # fmt: skip
-    """All levels, by the settings for the pair or what is made of them; and the block that was worked on."""
+) -> tuple[Optimised, Domain, Steps | None]:  # fmt: skip
+    """All levels, by the settings for the pair or what is made of them; the block of the fixed grid that was worked on,
+    and the steps that the field is to have there."""
     normalised = pair.normalised()
     unit = min(pair.fixed_geometry.spacing)
     margin = 2 * settings.shrink_factors[-1] * unit if pair.fixed_weight is None else 8 * unit
@@ -204,8 +211,7 @@ def _train(
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
     finest = max(settings.halvings(level) for level in range(settings.levels))
-    # One more than the levels have, for what slides along something else.
-    lattices = Lattices.halved(domain.lattice(knots), coarsest, finest + 1, domain.ends, settings.restrict)  # type: ignore[arg-type]
+    lattices = Lattices.halved(domain.lattice(knots), coarsest, finest, domain.ends, settings.restrict)  # type: ignore[arg-type]
     model = FieldInTraining(pair.fixed_geometry, lattices, settings, seed, pair.fixed.device, threads)
     work = [
         n * math.prod(math.ceil(size / f) for size, f in zip(domain.size, shrink(pair.fixed_geometry, k), strict=True))
@@ -214,7 +220,7 @@ def _train(
     report = _Report(settings, work, callback, clock, model, pair.linear)
     last = max(level for level in range(settings.levels) if settings.iterations[level])
     nothing: NothingToCompare | None = None
-    begin, stop, returned, rest, searched, measured = _taken_up(journal, model, report.trace)
+    begin, stop, returned, rest, searched, measured, steps = _taken_up(journal, model, report.trace)
     for number in range(begin, settings.levels):
         if number == 1 and settings.composed and report.trace and stop not in _ENDS:
             model.freeze()
@@ -234,8 +240,7 @@ def _train(
             if known is not None:
                 model.begin_at(known)
         with ops.reused_memory():
-            sliding = number == last and is_sure(searched) and begin_with_steps(pair, channels, grids, model)
-            searched += ", things that slide along each other told apart" * sliding
+            steps = find_steps(pair, channels, grids, domain, model, searched) if number == last else None
             make = partial(Level.make, number, settings, pair, domain, channels, grids, model)
             del channels
             try:
@@ -257,18 +262,20 @@ def _train(
                 if not gain >= 0:  # coarse levels may have led astray what the finest cannot mend
                     rest, measured = True, (measured[0], measured[0])
                     returned = [k for k in range(number + 1) if settings.iterations[k]]
+                steps = None if rest or stop in _ENDS else steps
+                steps, measured, searched = _believed(steps, descent.level, model, measured, searched)
             del descent
         if stop not in _ENDS:
             journal.forget_parts()
             values = {
-                "next": number + 1, "stop": stop, "returned": returned, "rest": rest, "search": searched,
+                "next": number + 1, "stop": stop, "returned": returned, "rest": rest, "search": asdict(searched),
                 "measured": measured, "trace": as_rows(report.trace),
             }  # fmt: skip
-            journal.keep(LEVELS, partial(_kept, model, values), write=True)
+            journal.keep(LEVELS, partial(_kept, model, values, steps), write=True)
     if not report.trace and nothing is not None:
         raise nothing
     field = model.trained().at_rest() if rest else model.trained()
-    return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned), searched), domain
+    return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned), searched.told), domain, steps
 
 
 def _for_pair(settings: Settings, pair: Pair, domain: Domain) -> Settings:
@@ -304,23 +311,24 @@ def _descended(descent: Descent, pair: Pair, model: FieldInTraining, least: floa
     return stop if alike >= least else UNALIKE
 
 
-def _kept(model: FieldInTraining, values: dict[str, Any]) -> Entry:
+def _kept(model: FieldInTraining, values: dict[str, Any], steps: Steps | None) -> Entry:
     """The field between two levels, and what else there is to know then."""
     parts = {"fine": model.velocity} | ({} if model.coarse is None else {"coarse": model.coarse})
     about = {name: {"lattice": p.number, "network": p.network is not None} for name, p in parts.items()}
     arrays: dict[str, Tensor] = {}
     for name, part in parts.items():
         arrays |= copied(part.state_dict(), f"{name}.")
+    arrays |= {} if steps is None else copied(steps.arrays())
     return Entry(values | {"field": about}, arrays)
 
 
 def _taken_up(
     journal: Journal, model: FieldInTraining, trace: list[Iteration]
-) -> tuple[int, str, list[int], bool, str, tuple[float | None, float | None]]:
+) -> tuple[int, str, list[int], bool, Outcome, tuple[float | None, float | None], Steps | None]:
     """Where the levels stand; the field and the trace become what they were then."""
     entry = journal.recalled(LEVELS)
     if entry is None:
-        return 0, DONE, [], False, "", (None, None)
+        return 0, DONE, [], False, Outcome(), (None, None), None
     device = model.velocity.control_points.device
     for name in ("coarse", "fine"):
         part = entry.values["field"].get(name)
@@ -336,8 +344,21 @@ def _taken_up(
         if name == "coarse":
             model.coarse = model.velocity.requires_grad_(False)
     trace.extend(rows_as_trace(entry.values["trace"]))
-    v = entry.values
-    return v["next"], v["stop"], v["returned"], v["rest"], v["search"], (v["measured"][0], v["measured"][1])
+    v, steps = entry.values, Steps.of_arrays(entry.arrays, device)
+    measured = v["measured"][0], v["measured"][1]
+    return v["next"], v["stop"], v["returned"], v["rest"], Outcome(**v["search"]), measured, steps
+
+
+def _believed(
+    steps: Steps | None, level: Level, model: FieldInTraining, measured: tuple[float, float], searched: Outcome
+) -> tuple[Steps | None, tuple[float, float], Outcome]:
+    """Steps under which the images are no less alike than without, the metric before and after, and what is told."""
+    if steps is None:
+        return None, measured, searched
+    alike = similarity_with(steps, level, model)
+    if not alike >= measured[1]:
+        return None, measured, searched
+    return steps, (measured[0], alike), replace(searched, told=f"{searched.told}, {TOLD_APART}")
 
 
 def _before_and_after(level: Level, model: FieldInTraining) -> tuple[tuple[float, float], float]:

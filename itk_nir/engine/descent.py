@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.metrics import channel_metrics, look_at_images, of_one_contrast
 from itk_nir.engine.progress import Iteration
 from itk_nir.engine.quasi_newton import Position, minimise
-from itk_nir.engine.search import CONSISTENT, find_matches
+from itk_nir.engine.search import CONSISTENT, Outcome, find_matches
 from itk_nir.engine.settings import DeformableSettings as Settings
 
 #: A step of the network that promises less than this of the loss ends its training.
@@ -74,12 +75,11 @@ class Search:
     pair: Pair
     one_contrast: bool
     level: Callable[[], Level]
-    outcome: str
+    outcome: Outcome
 
     def __init__(self, pair: Pair, one_contrast: bool, level: Callable[[], Level]) -> None:
         self.pair, self.one_contrast, self.level = pair, one_contrast, level
-        #: What became of it, in words.
-        self.outcome = "not needed"
+        self.outcome = Outcome("not needed")
 
     @classmethod
     def of(cls, pair: Pair, settings: Settings, level: Callable[[], Level], number: int) -> Search | None:
@@ -119,7 +119,7 @@ class Search:
             The level from there; None where the matches say nothing.
         """
         found = find_matches(self.pair, self.one_contrast, model.threads, model.lattices.restrict)
-        self.outcome = f"not kept, {100 * found.consistent:.0f} % of the matches lead back"
+        self.outcome = Outcome(f"not kept, {100 * found.consistent:.0f} % of the matches lead back", found.consistent)
         if found.consistent < CONSISTENT:
             return None
         axes = model.lattices.axes[model.velocity.number]
@@ -128,7 +128,7 @@ class Search:
 
     def keep(self) -> None:
         """Note that its field is kept."""
-        self.outcome = self.outcome.removeprefix("not ")
+        self.outcome = replace(self.outcome, told=self.outcome.told.removeprefix("not "), kept=True)
 
 
 class Descent:

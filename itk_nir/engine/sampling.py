@@ -268,7 +268,7 @@ def sample_field(
     voxel = spacing_of(geometry).to(curvature.device)
     steps = (4, 3, 2, 1) if settings.field_spacing is None else (settings.field_spacing,)
     if settings.field_spacing is None and getattr(field, "overlay", None) is not None:
-        steps = (1,)  # regions are kept on the fixed grid; a coarser one would cut across their borders
+        steps = (1,)  # regions and steps are those of the fixed grid; a coarser one would cut across their borders
     for step in steps:
         error = float((curvature * (step * voxel) ** 2 / 8).sum(0).max()) / min(geometry.spacing)
         if error <= settings.max_interpolation_error:

@@ -110,6 +110,25 @@ class Matches:
         return ops.separable(self.displacement, matrices)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a search.
+
+    Parameters
+    ----------
+    told : str
+        In words; empty where there was none.
+    consistent : float
+        Share of the matches that lead back; 0 where nothing was searched for.
+    kept : bool
+        Whether the field from there was kept.
+    """
+
+    told: str = ""
+    consistent: float = 0.0
+    kept: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class _Side:
     """An image on the grid of the search and as far around as it reaches: features of each channel, where it counts."""

@@ -4,14 +4,15 @@ The field of the coarse levels is smooth over a few of their voxels: where one o
 the border moves in a way that neither of them does, too far off for a gradient to mend. Such a band shows as a steep
 gradient of a displacement that began at matches over long distances. Within it every voxel is offered the displacements
 of places around it, first far ones, then nearer ones, and takes the one under which it and its next neighbours look
-alike: motion is carried from both sides up to the border. Where that explains the images much better, the fine field
-begins there, on control points of half the spacing; where it does not, nothing has happened.
+alike: motion is carried from both sides up to the border. Where that explains the images much better, the band alone
+keeps it, as a displacement of voxels on top of a field whose control points could not follow (`with_steps`); where it
+does not, nothing has happened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,12 +21,16 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.dilation import dilated
-from itk_nir.engine.images import Pair
-from itk_nir.engine.lattice import Axis, Banded, gaussian_matrix
-from itk_nir.engine.level import FieldInTraining
+from itk_nir.engine.images import Pair, sizes, spacings
+from itk_nir.engine.lattice import Banded, Domain, gaussian_matrix
+from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.metrics import channel_metrics, of_one_contrast
+from itk_nir.engine.overlay import Overlay
+from itk_nir.engine.search import Outcome
+from itk_nir.engine.velocity_field import VelocityField
+from itk_nir.engine.views import View
 
 F64 = NDArray[np.float64]
 
@@ -54,31 +59,108 @@ LEFT = 0.6
 #: How often what was carried up to a border is smoothed on its own side.
 EVENINGS = 8
 
-#: The Jacobian determinant that a step keeps, where smoothing it so often brings that about.
-LEAST, SMOOTHINGS = 0.1, 100
+#: The Jacobian determinant that voxels keep; how often at most they are smoothed for that, and how often at first each
+#: component along its own axis alone: a step along a border folds nothing, however sharp it is.
+LEAST, SMOOTHINGS, ALONG_FIRST = 0.1, 200, 30
 
-#: Steps towards the control points that make a displacement at voxels.
-FITTINGS = 8
+#: Voxels around the band over which the steps give way to the field, and the Gaussian that does it.
+BEYOND, FADING = 2, 2.0
+
+#: Voxels at a face of the block that is not one of the image in which nothing may change: the field goes on beyond it.
+RIM = 8
 
 
-def is_sure(search: str) -> bool:
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """A displacement with steps at the voxels of a level, and where it holds.
+
+    Parameters
+    ----------
+    positions : list of ndarray
+        Of the voxels along ``x, y, z``, in voxels of the fixed image.
+    displacement : Tensor
+        ``(3, Z, Y, X)`` mm along the fixed axes.
+    share : Tensor
+        ``(1, Z, Y, X)``: 1 in the band, 0 away from it, where the field is right.
+    """
+
+    positions: list[F64]
+    displacement: Tensor
+    share: Tensor
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What it is made of, by name; `of_arrays` is the way back.
+
+        Returns
+        -------
+        dict of str to Tensor
+        """
+        positions = {f"steps.{axis}": torch.from_numpy(p) for axis, p in zip("xyz", self.positions, strict=True)}
+        return positions | {"steps.displacement": self.displacement, "steps.share": self.share}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, Tensor], device: torch.device) -> Steps | None:
+        """The steps of `arrays`.
+
+        Parameters
+        ----------
+        arrays : mapping of str to Tensor
+            What it gave, and any others.
+        device : torch.device
+            Where they are to be.
+
+        Returns
+        -------
+        Steps or None
+            None where there are none among the arrays.
+        """
+        if "steps.share" not in arrays:
+            return None
+        positions = [arrays[f"steps.{axis}"].numpy() for axis in "xyz"]
+        return cls(positions, arrays["steps.displacement"].to(device), arrays["steps.share"].to(device))
+
+    def mixed(self, u: Tensor, matrices: list[Banded] | None = None, threads: int = 1) -> Tensor:
+        """A displacement with these steps in it.
+
+        Parameters
+        ----------
+        u : Tensor
+            ``(3, z, y, x)`` mm, at the voxels of the level or where `matrices` lead.
+        matrices : list of Banded, optional
+            From the voxels of the level to others, along ``x, y, z``.
+        threads : int
+            CPU threads.
+
+        Returns
+        -------
+        Tensor
+            Like `u`.
+        """
+        share, steps = self.share, self.displacement
+        if matrices is not None:
+            share, steps = (ops.separable(a, matrices, threads) for a in (share, steps))
+        return u + share * (steps - u)
+
+
+def is_sure(search: Outcome) -> bool:
     """Whether the field of a search was kept whose matches nearly all lead back.
 
     Parameters
     ----------
-    search : str
-        What is told of it: ``"kept, 95 % of the matches lead back"``.
+    search : Outcome
+        What became of it.
 
     Returns
     -------
     bool
     """
-    kept, _, share = search.partition(", ")
-    return kept == "kept" and float(share.partition(" ")[0]) >= 100 * SURE
+    return search.kept and search.consistent >= SURE
 
 
-def begin_with_steps(pair: Pair, channels: LevelChannels, grids: LevelGrids, model: FieldInTraining) -> bool:
-    """Let a level begin with steps, on control points of half the spacing, where things slide along each other.
+def find_steps(
+    pair: Pair, channels: LevelChannels, grids: LevelGrids, domain: Domain, model: FieldInTraining, search: Outcome
+) -> Steps | None:  # fmt: skip
+    """The steps of a field, where things slide along each other.
 
     Parameters
     ----------
@@ -88,31 +170,93 @@ def begin_with_steps(pair: Pair, channels: LevelChannels, grids: LevelGrids, mod
         The images of the level.
     grids : LevelGrids
         Its voxels.
+    domain : Domain
+        The block of the fixed grid that is worked on.
     model : FieldInTraining
-        The field, on the lattice of the level; it stays as it is where nothing slides. There is a finer lattice.
+        The field, on the lattice of the level.
+    search : Outcome
+        What became of the search that the field began with.
 
     Returns
     -------
-    bool
-        Whether anything slides, as far as can be seen; not under metrics for unlike contrasts.
+    Steps or None
+        None where nothing slides, as far as can be seen; under metrics for unlike contrasts; and with regions, whose
+        shape or volume is kept by a displacement of voxels of its own.
     """
     number, threads, settings = model.velocity.number, model.threads, model.settings
-    if not of_one_contrast(channel_metrics(settings.metric, settings.channel_weights, len(channels.images))):
-        return False
+    metrics = channel_metrics(settings.metric, settings.channel_weights, len(channels.images))
+    if not is_sure(search) or pair.regions or not of_one_contrast(metrics):
+        return None
     with torch.no_grad():
         axes = model.lattices.axes[number]
         spline = [a.evaluate(p) for a, p in zip(axes, grids.fixed, strict=True)]
         ramp = ops.separable(model.displaced(model.velocity()) * model.spacing, spline, threads)
-        wanted = told_apart(pair, channels, grids, ramp, threads)
-        if wanted is None:
-            return False
-        model.go_to(number + 1)
-        axes, points = model.lattices.axes[number + 1], model.velocity.control_points
-        spline = [a.evaluate(p) for a, p in zip(axes, grids.fixed, strict=True)]
-        for _ in range(FITTINGS):
-            made = ops.separable(model.displaced(model.velocity()) * model.spacing, spline, threads)
-            points.add_(_at_nodes(wanted - made, grids.fixed, axes, threads))
-    return True
+        band = steep_band(pair, grids, ramp)
+        steps = told_apart(pair, channels, grids, ramp, band, threads)
+        if steps is None:
+            return None
+        near, whole = dilated(band, BEYOND), sizes(pair.fixed_geometry)
+        for axis, (start, n, size) in enumerate(zip(domain.start, domain.size, whole, strict=True)):
+            count = near.shape[2 - axis]
+            for inner, first in ((start > 0, 0), (start + n < size, max(0, count - RIM))):
+                if inner:
+                    near.narrow(2 - axis, first, min(RIM, count)).fill_(False)
+        fading = [gaussian_matrix(n, np.arange(n, dtype=float), FADING) for n in reversed(near.shape)]
+        return Steps(grids.fixed, steps, ops.separable(near.float()[None], fading, threads))
+
+
+def similarity_with(steps: Steps, level: Level, model: FieldInTraining) -> float:
+    """The metric under a field with steps.
+
+    Parameters
+    ----------
+    steps : Steps
+        At the voxels of the level.
+    level : Level
+        The level.
+    model : FieldInTraining
+        The field, on its lattice.
+
+    Returns
+    -------
+    float
+    """
+    with torch.no_grad():
+        u = ops.separable(model.displaced(model.velocity()), level.spline, level.threads) * model.spacing
+        u = steps.mixed(u) / model.spacing
+        return float(level.metric(View(u, level.grid_to_moving, level.displacement_to_moving, threads=level.threads)))
+
+
+def with_steps(field: VelocityField, steps: Steps, domain: Domain) -> VelocityField:
+    """A field that has steps where the band is, and is what it was elsewhere.
+
+    Parameters
+    ----------
+    field : VelocityField
+        A trained field without an overlay.
+    steps : Steps
+        Of the level it was trained at last.
+    domain : Domain
+        The block of the fixed grid that is worked on.
+
+    Returns
+    -------
+    VelocityField
+        With an overlay; free of folds where the field is.
+    """
+    positions, matrices = [], []
+    for axis, (p, start, n) in enumerate(zip(steps.positions, domain.start, domain.size, strict=True)):
+        at = torch.nonzero(steps.share[0].amax([k for k in range(3) if k != 2 - axis]) > 0).cpu().numpy()
+        step = p[1] - p[0] if len(p) > 1 else 1.0
+        first = max(start, int(np.floor(p[at.min()] - step)))
+        voxels = np.arange(first, min(start + n, int(np.ceil(p[at.max()] + step)) + 1), dtype=float)
+        positions.append(voxels)
+        matrices.append(gaussian_matrix(len(p), (voxels - p[0]) / step, 0.0))
+    with torch.no_grad():
+        u = field.on_grid(positions)
+        unfolded = _without_folds(steps.mixed(u, matrices, field.threads), spacings(field.geometry), field.threads)
+    first_voxel = tuple(int(p[0]) for p in positions)
+    return replace(field, overlay=Overlay(first_voxel, unfolded - u))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +299,28 @@ class _Seen:
         return ops.separable(out[None], kernels, self.threads)[0] / len(self.scales)
 
 
+def steep_band(pair: Pair, grids: LevelGrids, ramp: Tensor) -> Tensor:
+    """Where a displacement is steep, and what lies around.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+    grids : LevelGrids
+        The voxels of the level.
+    ramp : Tensor
+        ``(3, Z, Y, X)`` mm along the fixed axes: the displacement at them.
+
+    Returns
+    -------
+    Tensor
+        ``(Z, Y, X)`` bool.
+    """
+    return dilated(_steepness(ramp, grids.voxel(pair.fixed_geometry)) > STEEP, AROUND)
+
+
 def told_apart(
-    pair: Pair, channels: LevelChannels, grids: LevelGrids, ramp: Tensor, threads: int
+    pair: Pair, channels: LevelChannels, grids: LevelGrids, ramp: Tensor, band: Tensor, threads: int
 ) -> Tensor | None:  # fmt: skip
     """A displacement whose steep bands are steps, where the images say so.
 
@@ -170,18 +334,19 @@ def told_apart(
         Its voxels.
     ramp : Tensor
         ``(3, Z, Y, X)`` mm along the fixed axes: the displacement at them.
+    band : Tensor
+        ``(Z, Y, X)`` bool, of `steep_band`.
     threads : int
         CPU threads; no result depends on it.
 
     Returns
     -------
     Tensor or None
-        In the same shape; None where nothing slides, as far as can be seen.
+        In the same shape, not free of folds; None where nothing slides, as far as can be seen.
     """
     u = ramp
     voxel = grids.voxel(pair.fixed_geometry)
     unit = min(v for v, n in zip(voxel, u.shape[:0:-1], strict=True) if n > 1)
-    band = dilated(_steepness(u, voxel) > STEEP, AROUND)
     index, vector = grids.voxel_map(pair, pair.linear)
     weight = counting_weight(pair, grids, u, channels.images[0].moving, index, vector, threads)
     counts = torch.ones_like(band) if weight is None else weight > 0.5
@@ -209,7 +374,7 @@ def told_apart(
                     u, cost = torch.where(better, other, u), torch.where(better, there, cost)
     if float(cost[band & counts].double().mean()) > LEFT * first:
         return None
-    return _without_folds(_evened(_without_islands(u), APART * unit), voxel, threads)
+    return _evened(_without_islands(u), APART * unit)
 
 
 def _evened(u: Tensor, apart: float) -> Tensor:
@@ -241,33 +406,29 @@ def _without_islands(u: Tensor) -> Tensor:
 
 
 def _without_folds(u: Tensor, voxel: Sequence[float], threads: int) -> Tensor:
-    """A displacement at voxels whose folds are smoothed away, as far as that can be done without blurring a border.
-
-    Each component is smoothed along its own axis alone: a step along a border folds nothing, however sharp it is.
-    """
+    """A displacement at voxels, smoothed at those that are folded and next to them until none is."""
     size = u.new_tensor(voxel).reshape(3, 1, 1, 1)
-    shape = u.shape[:0:-1]
-    still = [gaussian_matrix(n, np.arange(n, dtype=float), 0.0) for n in shape]
-    for _ in range(SMOOTHINGS):
+    axes = [k for k in range(3) if u.shape[1 + k] > 1]
+    u = u.clone()
+    for number in range(SMOOTHINGS):
         folded = ops.jacobian_map(u / size, threads) < LEAST
         if not bool(folded.any()):
             break
-        parts = []
-        for axis, n in enumerate(shape):
-            own = [*still[:axis], gaussian_matrix(n, np.arange(n, dtype=float), 1.0), *still[axis + 1 :]]
-            smooth = ops.separable(u[axis : axis + 1], own, threads)[0]
-            parts.append(torch.where(dilated(folded, [int(k == axis) for k in range(3)]), smooth, u[axis]))
-        u = torch.stack(parts)
+        at = torch.nonzero(dilated(folded, 1), as_tuple=True)
+        here = u[:, at[0], at[1], at[2]]
+        around = {}
+        for axis in axes:
+            ends = []
+            for way in (-1, 1):
+                there = list(at)
+                there[axis] = (at[axis] + way).clamp(0, u.shape[1 + axis] - 1)
+                ends.append(u[:, there[0], there[1], there[2]])
+            around[axis] = (here + (ends[0] + ends[1]) / 2) / 2
+        if number < ALONG_FIRST:
+            u[:, at[0], at[1], at[2]] = torch.stack([around.get(2 - c, here)[c] for c in range(3)])
+        else:
+            u[:, at[0], at[1], at[2]] = torch.stack(list(around.values())).mean(0)
     return u
-
-
-def _at_nodes(values: Tensor, positions: Sequence[F64], axes: Sequence[Axis], threads: int) -> Tensor:
-    """Values at the voxels of a level at control points: linear between voxels, those of the nearest beyond them."""
-    matrices = []
-    for p, axis in zip(positions, axes, strict=True):
-        spacing = p[1] - p[0] if len(p) > 1 else 1.0
-        matrices.append(gaussian_matrix(len(p), (axis.positions - p[0]) / spacing, 0.0))
-    return ops.separable(values, matrices, threads)
 
 
 def _steepness(u: Tensor, voxel: Sequence[float]) -> Tensor:

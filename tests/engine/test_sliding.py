@@ -9,13 +9,18 @@ import torch
 
 from itk_nir.engine.images import Pair
 from itk_nir.engine.lattice import Domain
+from itk_nir.engine.lattices import Lattices
+from itk_nir.engine.level import FieldInTraining
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.ops import jacobian_map
-from itk_nir.engine.sliding import is_sure, told_apart
+from itk_nir.engine.search import Outcome
+from itk_nir.engine.settings import DeformableSettings
+from itk_nir.engine.sliding import Steps, is_sure, steep_band, told_apart, with_steps
 from itk_nir.geometry import Geometry
 
 SIZE, MOTION = 72, 12.0
+GEOMETRY = Geometry.make((SIZE, SIZE), (1.0, 1.0), (0.0, 0.0))
 
 
 def pattern(x: Any, y: Any, seed: int) -> Any:
@@ -34,9 +39,8 @@ def moved(motion: np.ndarray, column: np.ndarray) -> Pair:
     noise = np.random.default_rng(0).standard_normal((2, SIZE, SIZE))
     fixed = np.where(column, pattern(x, y + motion, 1), 4 + pattern(x, y, 2)) + 0.2 * noise[0]
     moving = np.where(column, pattern(x, y, 1), 4 + pattern(x, y, 2)) + 0.2 * noise[1]
-    geometry = Geometry.make((SIZE, SIZE), (1.0, 1.0), (0.0, 0.0))
     images = [torch.from_numpy(a[None]).float() for a in (fixed, moving)]
-    return Pair.make(images[0], geometry, images[1], geometry, np.eye(3))
+    return Pair.make(images[0], GEOMETRY, images[1], GEOMETRY, np.eye(3))
 
 
 def from_ramp(pair: Pair, ramp: np.ndarray) -> torch.Tensor | None:
@@ -45,7 +49,7 @@ def from_ramp(pair: Pair, ramp: np.ndarray) -> torch.Tensor | None:
     channels = LevelChannels.of(pair, grids, pair.normalised(), 0.0, 4, 1)
     u = torch.zeros(3, 1, SIZE, SIZE)
     u[1, 0] = torch.from_numpy(ramp)
-    return told_apart(pair, channels, grids, u, 1)
+    return told_apart(pair, channels, grids, u, steep_band(pair, grids, u), 1)
 
 
 #: From the middle, and the motion with a ramp of twelve voxels at each border of the column.
@@ -62,7 +66,42 @@ def test_a_ramp_becomes_a_step_where_things_slide() -> None:
     assert np.percentile(before, 95) > 4
     assert np.percentile(after, 95) < 1
     assert after.mean() < 0.3 * before.mean()
-    assert float(jacobian_map(steps, 1)[0, 14:-14].min()) > 0
+
+
+def at_rest(block: Domain) -> FieldInTraining:
+    """A field that moves nothing."""
+    lattices = Lattices.halved(block.lattice((8.0,) * 3), 8.0, 0, block.ends)
+    return FieldInTraining(GEOMETRY, lattices, DeformableSettings(), 0, torch.device("cpu"), 1)
+
+
+def on_field_at_rest(steps: np.ndarray, share: np.ndarray, block: Domain) -> torch.Tensor:
+    """What a field that moves nothing becomes with a displacement along x and y, ``(2, y, x)``, on the whole image."""
+    image = torch.zeros(1, SIZE, SIZE)
+    grid = LevelGrids.of(Pair.make(image, GEOMETRY, image, GEOMETRY, np.eye(3)), block, 1.0)
+    u = torch.zeros(3, 1, *steps.shape[1:])
+    u[:2, 0] = torch.from_numpy(steps)
+    field = with_steps(at_rest(block).trained(), Steps(grid.fixed, u, torch.tensor(share)[None, None].float()), block)
+    return field.on_grid([np.arange(SIZE, dtype=float), np.arange(SIZE, dtype=float), np.zeros(1)])
+
+
+def test_a_field_has_its_steps_where_the_band_is_and_nowhere_else() -> None:
+    truth = np.zeros((2, SIZE, SIZE))
+    truth[1] = np.where(COLUMN, MOTION, 0.0)
+    band = np.broadcast_to(abs(AWAY - 12) < 4, (SIZE, SIZE))
+    found = on_field_at_rest(truth, band, Domain((0, 0, 0), (SIZE, SIZE, 1)))[:2, 0].numpy()
+    np.testing.assert_allclose(found[:, band], truth[:, band], atol=1e-5)  # a border that runs along folds nothing
+    assert not found[:, ~band].any()
+
+
+def test_steps_that_fold_are_smoothed_until_they_do_not() -> None:
+    rng = np.random.default_rng(0)
+    wild = np.zeros((2, SIZE, SIZE))
+    wild[:, 20:50, 20:50] = rng.normal(0, 3, (2, 30, 30))
+    found = on_field_at_rest(wild, np.ones((SIZE, SIZE)), Domain((0, 0, 0), (SIZE, SIZE, 1)))
+    gradient = np.stack(np.gradient(wild, axis=(2, 1)), -1).transpose(1, 2, 0, 3)
+    assert np.linalg.det(np.eye(2) + gradient).min() < 0
+    assert float(jacobian_map(found, 1).min()) >= 0.1
+    assert float(found.abs().max()) > 0.5
 
 
 def test_a_ramp_that_the_images_have_stays() -> None:
@@ -75,8 +114,18 @@ def test_a_gentle_motion_is_not_looked_at() -> None:
     assert from_ramp(moved(np.full((SIZE, SIZE), MOTION), COLUMN), gentle) is None
 
 
+def test_steps_come_back_from_their_arrays() -> None:
+    steps = Steps([np.arange(3.0), np.arange(2.0), np.zeros(1)], torch.rand(3, 1, 2, 3), torch.rand(1, 1, 2, 3))
+    again = Steps.of_arrays({"other": torch.zeros(1)} | steps.arrays(), torch.device("cpu"))
+    assert again is not None
+    assert [p.tolist() for p in again.positions] == [p.tolist() for p in steps.positions]
+    assert torch.equal(again.displacement, steps.displacement)
+    assert torch.equal(again.share, steps.share)
+    assert Steps.of_arrays({"other": torch.zeros(1)}, torch.device("cpu")) is None
+
+
 def test_only_a_search_that_is_sure_says_what_slides() -> None:
-    assert is_sure("kept, 95 % of the matches lead back")
-    assert is_sure("kept, 60 % of the matches lead back, things that slide along each other told apart")
-    for told in ("kept, 28 % of the matches lead back", "not kept, 95 % of the matches lead back", "not needed", ""):
-        assert not is_sure(told), told
+    assert is_sure(Outcome("in any words", 0.95, kept=True))
+    assert is_sure(Outcome("in any words", 0.6, kept=True))
+    for search in (Outcome("", 0.28, kept=True), Outcome("", 0.95), Outcome("not needed"), Outcome()):
+        assert not is_sure(search), search
