@@ -158,9 +158,7 @@ def lncc(
     vf = box_sum(w * fixed * fixed, radius) - sf * sf * inverse
     vm = (box_sum(w * moving * moving, radius) - sm * sm * inverse).clamp(min=0)
     cross = box_sum(w * fixed * moving, radius) - sf * sm * inverse
-    centre = w > 0.5
-    if centres is not None:
-        centre = centre | centred_beyond(w, centres, radius)
+    centre = w > 0.5 if centres is None else (w > 0.5) | centred_beyond(w, centres, radius)
     counts = (count > 0.5) & (vf > epsilon * count) & centre
     safe = torch.where(counts, (vf + epsilon * count) * (vm + epsilon * count), torch.ones_like(vf))
     cc = torch.where(counts, cross * cross / safe, torch.zeros_like(vf))
@@ -182,10 +180,10 @@ def centred_beyond(weight: Tensor, centres: Tensor, radius: int) -> Tensor:
     Returns
     -------
     Tensor
-        ``(Z, Y, X)`` bool, those of at least `LEAST_SHARE` of what they would look at if all centres counted.
+        Bool, those of at least `LEAST_SHARE` of what they would look at if all centres counted.
     """
-    enough = box_sum(weight, radius) >= LEAST_SHARE * box_sum(centres.to(weight), radius)
-    return (weight <= 0.5) & (centres > 0.5) & enough
+    share = box_sum(weight, radius) - LEAST_SHARE * box_sum(centres.to(weight), radius)
+    return (weight <= 0.5) & (centres > 0.5) & (share >= 0)
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
