@@ -26,7 +26,7 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.lattice import Banded, Domain
 from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.level_channels import LevelChannels
-from itk_nir.engine.level_grids import LevelGrids, counting_weight, margins
+from itk_nir.engine.level_grids import LevelGrids, counting_weight, margins, window_centres
 from itk_nir.engine.metrics import LevelMetric, channel_metrics, mean_of
 from itk_nir.engine.regions import RegionPenalty
 from itk_nir.engine.regularisers import LevelLattice, regulariser_named
@@ -319,8 +319,9 @@ class Level:
         with torch.no_grad():
             start = ops.separable(field.displaced(field.velocity()), spline, threads)
             weight = counting_weight(pair, grids, start, moving, index, vector, threads)
+            centres = window_centres(pair, grids, start, moving, index, vector, threads)
         chosen = channel_metrics(settings.metric, settings.channel_weights, len(channels.images))
-        metric = channels.metric(chosen, weight)
+        metric = channels.metric(chosen, weight, centres)
         if metric.count < 1:
             raise NothingToCompare(
                 "nothing to compare: the fixed image is flat, masked out or outside the moving image everywhere; check "
@@ -337,7 +338,7 @@ class Level:
         if settings.symmetric:
             still = View(torch.zeros_like(start), index, vector, threads=threads)
             exchanged = channels.exchanged([still(i.moving) for i in channels.images])
-            other = exchanged.metric(chosen, weight)
+            other = exchanged.metric(chosen, weight, centres)
             if other.count >= 1:  # not where the moving image is flat
                 backward = _BackwardMetric(settings, other, np.diag(h / np.array(voxel)), h, threads)
         regions = None

@@ -72,7 +72,9 @@ class LevelChannels:
             )
         return cls(tuple(out))
 
-    def metric(self, metrics: Sequence[tuple[float, Metric]], weight: Tensor | None) -> LevelMetric:
+    def metric(
+        self, metrics: Sequence[tuple[float, Metric]], weight: Tensor | None, centres: Tensor | None = None
+    ) -> LevelMetric:
         """What measures all channels together.
 
         Parameters
@@ -81,13 +83,15 @@ class LevelChannels:
             Weight and metric of each channel.
         weight : Tensor or None
             ``(Z, Y, X)``, above 0.5 where the fixed image counts.
+        centres : Tensor or None
+            Where windows may be centred, see `LevelImages`.
 
         Returns
         -------
         LevelMetric
             Its `count` is 0 where there is nothing to compare.
         """
-        parts = [(w, m.prepare(i.weighted(weight))) for (w, m), i in zip(metrics, self.images, strict=True)]
+        parts = [(w, m.prepare(i.weighted(weight, centres))) for (w, m), i in zip(metrics, self.images, strict=True)]
         return weighted_sum(parts)
 
     def exchanged(self, targets: Sequence[Tensor]) -> LevelChannels:

@@ -6,7 +6,7 @@ Every tensor is 3D, ``(Z, Y, X)``; a 2D image is one with a single plane. Axes a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -335,6 +335,39 @@ def counting_weight(pair: Pair, grids: LevelGrids, displacement: Tensor, moving:
         there = ops.warp(moving_counts, displacement, full_index, scale[:, None] * vector, threads) > 0.5
         weight = there.float() if weight is None else weight * there
     return weight
+
+
+def window_centres(pair: Pair, grids: LevelGrids, displacement: Tensor, moving: Tensor, index: F64, vector: F64,
+                   threads: int) -> Tensor | None:  # fmt: skip
+    """Where windows may be centred: where a level looks, and in lesions.
+
+    A window that is centred in a lesion looks at what is true around it. Without these windows, the nearer a voxel is
+    to a lesion the less it would count, down to half at the border.
+
+    Parameters
+    ----------
+    pair, grids, displacement, moving, index, vector, threads
+        See `counting_weight`.
+
+    Returns
+    -------
+    Tensor or None
+        ``(Z, Y, X)``, 0 or 1; None without a lesion.
+    """
+    if pair.fixed_lesion is None and pair.moving_lesion is None:
+        return None
+    whole = replace(
+        pair,
+        fixed_weight=_filled(pair.fixed_weight, pair.fixed_lesion), fixed_lesion=None,
+        moving_weight=_filled(pair.moving_weight, pair.moving_lesion), moving_lesion=None,
+    )  # fmt: skip
+    weight = counting_weight(whole, grids, displacement, moving, index, vector, threads)
+    return torch.ones_like(displacement[0]) if weight is None else (weight > 0.5).float()
+
+
+def _filled(weight: Tensor | None, lesion: Tensor | None) -> Tensor | None:
+    """A mask with a lesion in it."""
+    return weight if weight is None or lesion is None else torch.maximum(weight, lesion.to(weight))
 
 
 def inside_image(displacement: Tensor, index: F64, vector: F64, size: tuple[int, ...]) -> Tensor | None:

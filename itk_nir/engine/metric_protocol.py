@@ -43,6 +43,9 @@ class LevelImages:
         by the linear map). None for the identity.
     dimension : int
         2 or 3.
+    centres : Tensor or None
+        ``(Z, Y, X)``, 0 or 1: where windows may be centred, which is where the fixed image counts and in lesions, so
+        that what lies around a lesion is seen by as many windows as elsewhere; None for where it counts.
 
     Attributes
     ----------
@@ -61,6 +64,7 @@ class LevelImages:
     moving_in_fixed_units: tuple[float, float] = (1.0, 0.0)
     axes: NDArray[np.float64] | None = None
     dimension: int = 3
+    centres: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -75,20 +79,22 @@ class LevelImages:
         fixed, moving = ((float(x.min()), float(x.max())) if r is None else r for x, r in pairs)
         return fixed, moving
 
-    def weighted(self, weight: Tensor | None) -> LevelImages:
+    def weighted(self, weight: Tensor | None, centres: Tensor | None = None) -> LevelImages:
         """The same images, counted elsewhere.
 
         Parameters
         ----------
         weight : Tensor or None
             ``(Z, Y, X)``, above 0.5 where the fixed image counts.
+        centres : Tensor or None
+            Where windows may be centred, as of the class.
 
         Returns
         -------
         LevelImages
             With the same `memo`.
         """
-        out = replace(self, weight=weight)
+        out = replace(self, weight=weight, centres=centres)
         object.__setattr__(out, "memo", self.memo)
         return out
 

@@ -102,9 +102,9 @@ class LNCC:
         -------
         LevelMetric
         """
-        return LevelLNCC(
-            images.moving, ops.Lncc.make(images.fixed, images.weight, images.radius, self.epsilon, images.threads)
-        )
+        i = images
+        lncc = ops.Lncc.make(i.fixed, i.weight, i.radius, self.epsilon, i.threads, i.centres)
+        return LevelLNCC(i.moving, lncc)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ import torch
 
 import itk_nir
 from itk_nir.checks import beyond_cuts, cut_by_borders, holes
+from itk_nir.engine import ops
 from itk_nir.engine.filling import continued
 from itk_nir.engine.jacobian import jacobian_determinant
+from itk_nir.engine.ops import reference
 from itk_nir.errors import InputError, OptionError, VerdictWarning
 from itk_nir.images import to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
@@ -94,6 +96,35 @@ def test_what_a_lesion_looks_like_does_not_matter(side: str, how: str) -> None:
         _, result = registered(phantom, images["fixed"], images["moving"], **given)
         maps.append(result.mapping.displacement_on(phantom.geometry).vectors)
     assert np.array_equal(*maps)
+
+
+@SIDES
+@pytest.mark.parametrize("how", ["lesion", "mask"])
+def test_windows_that_are_centred_in_a_lesion_count(side: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every level, and none but where there is a lesion."""
+    phantom = brain_phantom(2, (64, 76), seed=3)
+    ball = np.linalg.norm(phantom.geometry.grid() - [28, 5], axis=-1) <= 10
+    made: list[ops.Lncc] = []
+    make = ops.Lncc.make
+
+    def noted(*args: Any, **options: Any) -> ops.Lncc:
+        made.append(make(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(ops.Lncc, "make", noted)
+    registered(phantom, phantom.fixed, phantom.moving, linear="none")
+    assert all(lncc.centres is None for lncc in made)
+    made.clear()
+    given = {f"{side}_{how}": to_sitk((ball if how == "lesion" else ~ball).astype(np.uint8), phantom.geometry)}
+    registered(phantom, phantom.fixed, phantom.moving, linear="none", **given)
+    levels = [lncc for lncc in made if lncc.centres is not None]
+    assert len({tuple(lncc.fixed.shape) for lncc in levels}) == 3
+    for lncc in levels:
+        assert lncc.weight is not None
+        assert lncc.centres is not None
+        hidden = float(((lncc.weight < 0.5) & (lncc.centres > 0.5)).sum())
+        fewer = reference.lncc(lncc.fixed, lncc.fixed, lncc.weight, lncc.radius, lncc.epsilon)[1]
+        assert lncc.count > float(fewer) + 0.5 * hidden > float(fewer)
 
 
 def test_lesions_that_leave_nothing_are_refused() -> None:

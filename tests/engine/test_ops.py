@@ -183,7 +183,7 @@ def images(shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
 
 
 def exact_lncc(
-    fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsilon: float
+    fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsilon: float, centres: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sum over windows, and their number, float64."""
     f, m = fixed.double(), moving.double()
@@ -197,13 +197,16 @@ def exact_lncc(
         return x
 
     n = box(w)
+    centre = w > 0.5
+    if centres is not None:
+        centre = centre | ((centres > 0) & (n >= 0.1 * box(centres.double())))
     counts = n > 0.5
     n = n.clamp(min=0.5)
     mean_f, mean_m = box(w * f) / n, box(w * m) / n
     vf = box(w * f * f) - n * mean_f**2
     vm = (box(w * m * m) - n * mean_m**2).clamp(min=0)
     cross = box(w * f * m) - n * mean_f * mean_m
-    counts = counts & (vf > epsilon * n) & (w > 0.5)
+    counts = counts & (vf > epsilon * n) & centre
     af, am = vf + epsilon * n, vm + epsilon * n
     zero = torch.zeros_like(f)
     return torch.where(counts, cross**2 / (af * am), zero).sum(), counts.sum()
@@ -244,6 +247,27 @@ def test_lncc_of_the_reference(shape: tuple[int, int, int], radius: int, weighte
     assert lncc.count == count
     assert torch.allclose(value, total / count, rtol=1e-10)
     assert torch.allclose(grad, torch.autograd.grad(total / count, exact)[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("radius", [2, 5])
+def test_windows_that_are_centred_in_a_lesion_count(
+    instructions: str, shape: tuple[int, int, int], radius: int
+) -> None:
+    fixed, moving = images(shape)
+    weight, lesion = torch.ones(shape), torch.zeros(shape, dtype=torch.bool)
+    weight[..., :3] = 0  # a mask ends there
+    lesion[..., 6:14] = True
+    centres, weight = weight, torch.where(lesion, 0.0, weight)
+    exact = moving.double().requires_grad_()
+    total, count = exact_lncc(fixed, exact, weight, radius, 1e-3, centres)
+    _, fewer = exact_lncc(fixed, exact, weight, radius, 1e-3)
+    wanted, (grad,) = total.detach() / count, torch.autograd.grad(total / count, exact)
+    for image, within in ((fixed, 1e-5), (fixed.double(), 1e-10)):  # the native op; the reference
+        lncc = ops.Lncc.make(image, weight.to(image), radius, 1e-3, centres=centres)
+        assert lncc.count == count > fewer
+        value, (found,) = gradients(lncc, [moving.to(image)])
+        assert torch.allclose(value.double(), wanted, rtol=within)
+        assert float((found - grad).abs().max()) < within * float(grad.abs().max())
 
 
 def test_lncc_of_an_offset_image(instructions: str) -> None:

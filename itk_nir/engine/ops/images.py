@@ -14,6 +14,7 @@ from torch import Tensor
 from itk_nir.caching import ById
 from itk_nir.engine.lattice import Banded
 from itk_nir.engine.ops import reference
+from itk_nir.engine.ops.box_sums import box_sum
 from itk_nir.engine.ops.dispatch import native_for
 from itk_nir.engine.ops.limits import thread_count
 
@@ -258,6 +259,9 @@ class Lncc:
         Number of windows that count, see `reference.lncc`.
     prepared : object
         The local sums for the native op; None where the reference runs.
+    centres : Tensor or None
+        ``(Z, Y, X)``, 0 or 1: where windows may be centred, see `reference.centred_beyond`; None for where the weight
+        is above one half.
     """
 
     fixed: Tensor
@@ -267,14 +271,18 @@ class Lncc:
     threads: int
     count: float
     prepared: Any
+    centres: Tensor | None = None
 
     @classmethod
-    def make(cls, fixed: Tensor, weight: Tensor | None, radius: int, epsilon: float, threads: int = 1) -> Lncc:
+    def make(
+        cls, fixed: Tensor, weight: Tensor | None, radius: int, epsilon: float, threads: int = 1,
+        centres: Tensor | None = None,
+    ) -> Lncc:  # fmt: skip
         """Make the local sums of a fixed image.
 
         Parameters
         ----------
-        fixed, weight, radius, epsilon, threads
+        fixed, weight, radius, epsilon, threads, centres
             See the attributes.
 
         Returns
@@ -285,9 +293,11 @@ class Lncc:
         threads, native = thread_count(threads), native_for(fixed)
         if native and native.takes_radius(radius, fixed.device):
             prepared = native.LnccFixed(fixed, weight, radius, epsilon, threads)
-            return cls(fixed, weight, radius, epsilon, threads, prepared.count, prepared)
-        _, count = reference.lncc(fixed, fixed, weight, radius, epsilon)
-        return cls(fixed, weight, radius, epsilon, threads, float(count), None)
+            if weight is not None and centres is not None:
+                _count_beyond(prepared, prepared.weight, centres)
+            return cls(fixed, weight, radius, epsilon, threads, prepared.count, prepared, centres)
+        _, count = reference.lncc(fixed, fixed, weight, radius, epsilon, centres)
+        return cls(fixed, weight, radius, epsilon, threads, float(count), None, centres)
 
     def __call__(self, moving: Tensor) -> Tensor:
         """Mean squared local correlation with a moving image.
@@ -305,5 +315,16 @@ class Lncc:
         if self.prepared is not None:
             result: Tensor = native_for(moving).Lncc.apply(moving, self.prepared, self.threads)
             return result
-        total, count = reference.lncc(self.fixed, moving, self.weight, self.radius, self.epsilon)
+        total, count = reference.lncc(self.fixed, moving, self.weight, self.radius, self.epsilon, self.centres)
         return total / count.clamp(min=1)
+
+
+def _count_beyond(prepared: Any, weight: Tensor, centres: Tensor) -> None:
+    """Let windows of `reference.centred_beyond` count: a window counts where its inverse variance is above zero."""
+    radius, epsilon, image = prepared.radius, prepared.epsilon, prepared.image
+    count = box_sum(weight, radius)
+    variance = box_sum(weight * image * image, radius) - box_sum(weight * image, radius) * prepared.mean
+    more = reference.centred_beyond(weight, centres, radius) & (count > 0.5) & (variance > epsilon * count)
+    inverse = 1 / torch.where(more, variance + epsilon * count, torch.ones_like(count))
+    prepared.inverse_variance.copy_(torch.where(more, inverse, prepared.inverse_variance))
+    prepared.count += float(more.sum())

@@ -20,6 +20,8 @@ BLOCK = 1 << 19
 LEAST_DETERMINANT = 0.05
 #: Longest step of `invert`, voxels: the Jacobian is that of one cell.
 LONGEST_STEP = 2.0
+#: Of a window that is centred where nothing counts: less is too few voxels for a correlation (a fiftieth does as well).
+LEAST_SHARE = 0.1
 
 
 def banded(x: Tensor, start: Tensor, weights: Tensor) -> Tensor:
@@ -115,10 +117,13 @@ def warp(moving: Tensor, displacement: Tensor, grid_to_moving: Tensor, displacem
     return _corner_sum(moving, y) if moving.ndim == 4 else _corner_sum(moving[None], y)[0]
 
 
-def lncc(fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsilon: float) -> tuple[Tensor, Tensor]:
+def lncc(
+    fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsilon: float, centres: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum of the squared local correlation over all windows that count, and how many do.
 
-    A window counts where the weight of its centre is above one half and the fixed variance above `epsilon`;
+    A window counts where the weight of its centre is above one half, or `centred_beyond` says so, and the fixed
+    variance is above `epsilon`;
     ``cc = (sum w (f - f̄)(m - m̄))² / ((sum w (f - f̄)² + ε n) (sum w (m - m̄)² + ε n))`` with ``n = sum w`` [1]_.
 
     Parameters
@@ -131,6 +136,8 @@ def lncc(fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsi
         Of the window, voxels.
     epsilon : float
         In squared units of intensity.
+    centres : Tensor or None
+        See `centred_beyond`.
 
     Returns
     -------
@@ -151,10 +158,32 @@ def lncc(fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsi
     vf = box_sum(w * fixed * fixed, radius) - sf * sf * inverse
     vm = (box_sum(w * moving * moving, radius) - sm * sm * inverse).clamp(min=0)
     cross = box_sum(w * fixed * moving, radius) - sf * sm * inverse
-    counts = (count > 0.5) & (vf > epsilon * count) & (w > 0.5)
+    centre = w > 0.5 if centres is None else (w > 0.5) | centred_beyond(w, centres, radius)
+    counts = (count > 0.5) & (vf > epsilon * count) & centre
     safe = torch.where(counts, (vf + epsilon * count) * (vm + epsilon * count), torch.ones_like(vf))
     cc = torch.where(counts, cross * cross / safe, torch.zeros_like(vf))
     return cc.sum(), counts.sum()
+
+
+def centred_beyond(weight: Tensor, centres: Tensor, radius: int) -> Tensor:
+    """Windows that are centred where nothing counts and yet look at enough that does.
+
+    Parameters
+    ----------
+    weight : Tensor
+        ``(Z, Y, X)``, 0 to 1.
+    centres : Tensor
+        ``(Z, Y, X)``, 0 or 1: where windows may be centred; 1 wherever the weight is above one half.
+    radius : int
+        Of the window, voxels.
+
+    Returns
+    -------
+    Tensor
+        Bool, those of at least `LEAST_SHARE` of what they would look at if all centres counted.
+    """
+    share = box_sum(weight, radius) - LEAST_SHARE * box_sum(centres.to(weight), radius)
+    return (weight <= 0.5) & (centres > 0.5) & (share >= 0)
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
