@@ -39,6 +39,9 @@ GROWTH, GROWTH_STEP = 10, 2
 #: largest of so many chances is about as large as that, and of 400 pairs that differed by noise none came to 5.
 GROWTH_CHANGE = 6.0
 
+#: Share of the most such standard deviations in the neighbourhood below which it is the same growth that shows.
+LEAST_OF_MOST = 0.7
+
 #: A correlation between neighbours above so many standard deviations is no chance.
 CHANCE = 4.0
 
@@ -242,9 +245,13 @@ def _grown(difference: Tensor, both: Tensor, where: Tensor) -> Tensor:
     there = with_square(_noise_by_intensity(difference, intensity, where)) / square.clamp(min=1e-6)
     limit = torch.maximum(noise, there).mul_(spread).sqrt_().clamp_(min=1e-6)
     among = max(1.0, float(inside.sum()) / GROWTH_STEP ** len(axes))
-    limit.mul_(math.sqrt(GROWTH_CHANGE + 2 * math.log(among)))
+    least = math.sqrt(GROWTH_CHANGE + 2 * math.log(among))
+    found = (gd - share * di).abs_().div_(limit)
+    # What grew by much shows in every neighbourhood that has a part of it: only where it shows most.
+    reach = [GROWTH // GROWTH_STEP * (n > 1) for n in found.shape]
+    most = functional.max_pool3d(found[None, None], [2 * r + 1 for r in reach], 1, reach)[0, 0]
     out = torch.zeros_like(where)
-    out[(slice(None, None, GROWTH_STEP),) * 3] = (gd - share * di).abs() > limit
+    out[(slice(None, None, GROWTH_STEP),) * 3] = found > (LEAST_OF_MOST * most).clamp_(min=least)
     return out & where
 
 
