@@ -31,15 +31,25 @@ from itk_nir.engine.lattice import Axis
 #: Radii, in voxels, of the neighbourhoods whose sums are looked at, and how many standard deviations are a change.
 NEAR, WIDE, CHANGE = 1, 3, 6.0
 
-#: Radius, in voxels, of the neighbourhoods over whose edges it is summed, and the standard deviations: there are fewer
-#: such neighbourhoods that do not overlap, and what grew or shrank by little shows in all its edges together alone.
-EDGES, EDGE_CHANGE = 8, 5.0
+#: Radius, in voxels, of the neighbourhoods whose growth is looked at, one every so many voxels: what grew or shrank by
+#: little shows in all its edges together alone.
+GROWTH, GROWTH_STEP = 10, 2
+
+#: The square of the standard deviations that are growth, less twice the logarithm of the number of neighbourhoods: the
+#: largest of so many chances is about as large as that, and of 400 pairs that differed by noise none came to 5.
+GROWTH_CHANGE = 6.0
+
+#: Share of the most such standard deviations in the neighbourhood below which it is the same growth that shows.
+LEAST_OF_MOST = 0.7
 
 #: A correlation between neighbours above so many standard deviations is no chance.
 CHANCE = 4.0
 
-#: Voxels around a change within which control points are free.
-AROUND = 16
+#: Classes of intensity whose noise is told, and the median of the squares of normal deviates.
+NOISE_CLASSES, MEDIAN_OF_SQUARES = 16, 0.455
+
+#: Voxels around a change within which control points are free, and beyond which nothing is left of it.
+AROUND, BEYOND = 12, 16
 
 #: The least share of the positions that must be the same for the images to be the same but for changes.
 LEAST_SHARE = 0.5
@@ -87,16 +97,15 @@ def free_to_move(pair: Pair) -> Tensor | None:
         difference = _difference(fixed, moving, counts)
         if difference is None:
             return None
-        changed |= _changed(difference, counts) | _edges_changed(difference, fixed + moving, counts)
-    free = dilated(changed, AROUND)
-    same = counts & ~free
+        changed |= _changed(difference, counts) | _grown(difference, fixed + moving, counts)
+    same = counts & ~dilated(changed, BEYOND)
     if float(same.sum()) < LEAST_SHARE * float(counts.sum()):
         return None
     for fixed, moving in normalised:
         difference = _difference(fixed, moving, same)
         if difference is None or not _white(difference):
             return None
-    return free
+    return dilated(changed, AROUND)
 
 
 def at_control_points(free: Tensor, axes: list[Axis]) -> Tensor:
@@ -191,27 +200,89 @@ def _changed(difference: Tensor, where: Tensor) -> Tensor:
     return out & where
 
 
-def _edges_changed(difference: Tensor, both: Tensor, where: Tensor) -> Tensor:
-    """Where the difference at edges has another mean than beside them, by more than noise allows: something grew.
+def _grown(difference: Tensor, both: Tensor, where: Tensor) -> Tensor:
+    """Where the difference is what growth about the middle of a neighbourhood makes of it, by more than noise allows.
 
-    The edges are those of the sum of both images, whose noise is independent of that of their difference.
+    If what is around ``c`` grows by a share ``a``, the images differ by ``a (x - c) . grad I``: of one sign where what
+    grew is brighter than what it displaces, of the other where it is darker. The difference is projected on that,
+    beside its mean and a multiple of the intensity, as scale and bias fields make. The gradient is that of the sum of
+    both images, whose noise is independent of that of their difference.
     """
-    inside = where.float()
-    strength = torch.zeros_like(both)
-    for lag in _lags(both, 1, diagonal=False):
-        before, after = _apart(both, tuple(2 * k for k in lag))
-        middle = tuple(slice(k, n - k) for k, n in zip(lag, both.shape, strict=True))
-        strength[middle].add_((after - before).square_())
-    strength.sqrt_().mul_(inside)
-    count = _box(inside, EDGES).clamp_(min=0.5)
-    mean = _box(strength, EDGES).div_(count)
-    found = _box(difference * strength, EDGES) - mean * _box(difference, EDGES)
-    # The variance of that sum is the noise's times the sum of squares about the mean.
-    spread = (_box(strength.square(), EDGES) - count * mean.square()).clamp_(min=0)
-    noise = _box(difference.square(), EDGES).div_(count)
-    usual = noise[where & (noise > 0)].median()
-    limit = noise.clamp_(max=4 * float(usual)).mul_(spread).sqrt_().clamp_(min=1e-6)
-    return (found.abs() > EDGE_CHANGE * limit) & where
+    inside, axes = where.float(), [k for k in range(3) if both.shape[k] > 2]
+    gradient, intensity = {}, torch.zeros_like(both)
+    for k in axes:
+        before, after = _apart(both, tuple(2 * (j == k) for j in range(3)))
+        middle = tuple(slice(j == k, n - (j == k)) for j, n in enumerate(both.shape))
+        gradient[k] = torch.zeros_like(both)
+        gradient[k][middle] = after - before
+        gradient[k].mul_(inside)
+        # Of the neighbours: where one image has more noise than the other, sum and difference share it.
+        intensity[middle] += after + before
+    intensity.mul_(inside)
+
+    def with_growth(image: Tensor) -> Tensor:
+        return torch.stack([_moment(gradient[k] * image, k) for k in axes]).sum(0)
+
+    # Sums of the products of growth g, intensity i and difference d, about the means of i and d.
+    count = _moment(inside).clamp_(min=1)
+    d, i, g = _moment(difference), _moment(intensity), with_growth(inside)
+    ii = _moment(intensity.square()) - i * i / count
+    di = _moment(difference * intensity) - d * i / count
+    gi, gd = with_growth(intensity) - g * i / count, with_growth(difference) - g * d / count
+
+    def with_square(image: Tensor) -> Tensor:
+        pairs = itertools.combinations_with_replacement(axes, 2)
+        return torch.stack([_moment(gradient[j] * gradient[k] * image, j, k) * (1 + (j != k)) for j, k in pairs]).sum(0)
+
+    square = with_square(inside)
+    gg = square - g * g / count
+    share = gi / ii.clamp_(min=1e-6)
+    # The variance of the projection is the noise's times the sum of squares of what is projected on.
+    spread = (gg - share * gi).clamp_(min=0)
+    noise = _moment(difference.square()).div_(count)
+    noise.clamp_(max=4 * float(noise[noise > 0].median()))
+    # At edges there may be more of it than around them: next to bright tissue, where noise grows with the signal.
+    there = with_square(_noise_by_intensity(difference, intensity, where)) / square.clamp(min=1e-6)
+    limit = torch.maximum(noise, there).mul_(spread).sqrt_().clamp_(min=1e-6)
+    among = max(1.0, float(inside.sum()) / GROWTH_STEP ** len(axes))
+    least = math.sqrt(GROWTH_CHANGE + 2 * math.log(among))
+    found = (gd - share * di).abs_().div_(limit)
+    # What grew by much shows in every neighbourhood that has a part of it: only where it shows most.
+    reach = [GROWTH // GROWTH_STEP * (n > 1) for n in found.shape]
+    most = functional.max_pool3d(found[None, None], [2 * r + 1 for r in reach], 1, reach)[0, 0]
+    out = torch.zeros_like(where)
+    out[(slice(None, None, GROWTH_STEP),) * 3] = found > (LEAST_OF_MOST * most).clamp_(min=least)
+    return out & where
+
+
+def _noise_by_intensity(difference: Tensor, intensity: Tensor, where: Tensor) -> Tensor:
+    """The variance of the difference that most voxels of about the same intensity have, zero elsewhere."""
+    values, squares = intensity[where], difference[where].square_()
+    sample = values[:: max(1, len(values) // GLANCE)]
+    inner = torch.linspace(0, 1, NOISE_CLASSES + 1, device=values.device)[1:-1]
+    classes = torch.bucketize(values, sample.quantile(inner))
+    variances = torch.zeros_like(values)
+    for k in range(NOISE_CLASSES):
+        members = classes == k
+        if bool(members.any()):
+            variances[members] = squares[members].median() / MEDIAN_OF_SQUARES
+    out = torch.zeros_like(difference)
+    out[where] = variances
+    return out
+
+
+def _moment(image: Tensor, *along: int) -> Tensor:
+    """Sums over the neighbourhoods of growth, with the distance from their middle along each of some axes as weight."""
+    for axis, n in enumerate(image.shape):
+        if n == 1:
+            continue
+        ends = [GROWTH * (k == axis) for k in (2, 2, 1, 1, 0, 0)]
+        padded, first = functional.pad(image, ends), (slice(None),) * axis
+        image = torch.zeros_like(image[(*first, slice(None, None, GROWTH_STEP))])
+        for k in range(-GROWTH, GROWTH + 1):
+            part = padded[(*first, slice(k + GROWTH, k + GROWTH + n, GROWTH_STEP))]
+            image.add_(part, alpha=float(k ** along.count(axis)))
+    return image
 
 
 def _white(difference: Tensor) -> bool:
