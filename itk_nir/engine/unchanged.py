@@ -36,7 +36,7 @@ NEAR, WIDE, CHANGE = 1, 3, 6.0
 GROWTH, GROWTH_STEP = 10, 2
 
 #: The square of the standard deviations that are growth, less twice the logarithm of the number of neighbourhoods: the
-#: largest of so many chances is about as large as that, and of 400 pairs that differed by noise none came to 5.
+#: largest of so many chances is about as large as that.
 GROWTH_CHANGE = 6.0
 
 #: Share of the most such standard deviations in the neighbourhood below which it is the same growth that shows.
