@@ -69,8 +69,11 @@ from study import rotation_about_a_skew_axis
 
 
 def contrasts(data: Path) -> Iterator[Line]:
-    """T1 of one person onto T2 of another, one grid, no linear stage. Scored by T1 against T1 and T2 against T2."""
-    yield from each([_contrast_case(data, ["T1"], ["T2"]), _contrast_case(data, ["T1", "T2"], ["T1", "T2"])])
+    """T1 of one person onto T2 of another, one grid, no linear stage, and by the default call. Scored by T1 against T1
+    and T2 against T2."""
+    alone = _contrast_case(data, ["T1"], ["T2"])
+    yield from each([alone, _contrast_case(data, ["T1", "T2"], ["T1", "T2"])])
+    yield from each([replace(alone, what=f"{alone.what}, default call", options={}, linear=True)])
 
 
 def _contrast_score(data: Path) -> Callable[[np.ndarray], Figures]:

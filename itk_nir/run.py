@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from itk_nir.checkpoint import chosen_metrics, with_chosen_metrics
 from itk_nir.engine import ops
-from itk_nir.engine.choice import ENOUGH_ITERATIONS, LEAST_ALIKE, SAME, Choice, choose_metric, unlike_after_all
+from itk_nir.engine.choice import (
+    CONTRAST_GAIN_FINEST,
+    ENOUGH_ITERATIONS,
+    LEAST_ALIKE,
+    SAME,
+    Choice,
+    choose_metric,
+    once_aligned,
+    unlike_after_all,
+)
 from itk_nir.engine.deformable import UNALIKE
 from itk_nir.engine.descent import DONE
 from itk_nir.engine.evidence import Comparison
@@ -99,6 +108,7 @@ class Run:
     told_before: int
     fraction: float
     start: Start | None
+    choice: Choice | None
     similarity_linear: float | None
 
     def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
@@ -109,6 +119,8 @@ class Run:
         self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
         self.cancelled, self.told_before, self.fraction = False, 0, 0.0
         self.start: Start | None = None
+        #: What ``metric="auto"`` stands for.
+        self.choice: Choice | None = None
         self.similarity_linear: float | None = None
         _log.debug(
             "registering %s onto %s: preset %s, device %s, %d threads, instruction set %s",
@@ -196,10 +208,12 @@ class Run:
 
     def _aligned(self, pair: Pair, start: Start | None) -> Pair:
         """The pair with the map of the linear stage, by the metrics as they stand."""
-        self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
+        problem, self.metrics = self.problem, self._channel_metrics(pair, self.settings.deformable.metric)
         # Where most of the image lies where it belongs, a linear map has nothing to do.
-        if self.problem.linear != "none" and pair.free is None:
+        if problem.linear != "none" and pair.free is None:
             pair = replace(pair, linear=self._linear(pair, start))
+            if self.choice is not None and problem.deformable and not self.cancelled:
+                self._settle(once_aligned(self.choice, pair, problem.threads))
         if not self.cancelled:
             values = {
                 "matrix": pair.linear.tolist(), "similarity": self.similarity_linear, "reason": self.reason,
@@ -280,7 +294,7 @@ class Run:
         if linear.linear_metric == "same":
             linear = replace(linear, linear_metric=choice.linear_metric)
         self.settings = replace(self.settings, deformable=chosen, linear=linear)
-        self.reason, self.least_gain = choice.reason, choice.least_gain
+        self.choice, self.reason, self.least_gain = choice, choice.reason, choice.least_gain
         _log.debug("metric %s: %s", choice.metric, choice.reason)
 
     def _least(self, pair: Pair) -> float | None:
@@ -370,7 +384,8 @@ class Run:
         else:
             # Of chance likeness there is always more to be had: where it leads depends on how the grids lie.
             chance = end.metric < little and pair.known is None
-        if not chance and not against and not worse(end, linear, clearly=False) and gain >= least:
+        enough = gain >= least or self._gained_in_detail(done)
+        if enough and not chance and not against and not worse(end, linear, clearly=False):
             return done, end
         found = [*against, *worse(end, linear)]
         if chance:
@@ -381,6 +396,16 @@ class Run:
             much = "next to nothing" if gain > 0 else "nothing"
             self.remarks.append(f"a deformation would have gained {much}: the result is the linear map alone")
         return _at_rest(done, pair), linear
+
+    def _gained_in_detail(self, done: Any) -> bool:
+        """Whether unlike contrasts became more alike, at the finest level, than they would with nothing to move.
+
+        The evidence is taken on a coarse grid, where what was brought together may be too small to be seen.
+        """
+        start, end = done.similarity_start, done.similarity
+        if not self.least_gain or start is None or end is None:
+            return False
+        return bool(end - start >= CONTRAST_GAIN_FINEST * abs(start))
 
     def _judge(self, sampled: SampledField | None) -> Verdict:
         """The verdict, and a warning where it is not good."""

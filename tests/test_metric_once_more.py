@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -83,3 +85,26 @@ def test_one_that_was_stopped_before_or_behind_that_is_taken_up(
     again = itk_nir.register(*images, **CALL, **kept, callback=lambda p: False)
     np.testing.assert_array_equal(again.warped_array, whole.warped_array)
     assert again.report.metric_reason == whole.report.metric_reason
+
+
+@pytest.mark.parametrize("linear", ["translation", "none"])
+def test_a_deformation_between_unlike_contrasts_is_as_stiff_as_the_aligned_images_call_for(
+    images: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, linear: str
+) -> None:
+    monkeypatch.setattr(run, "choose_metric", lambda *_: choice.Choice(choice.UNLIKE, choice.UNLIKE_LINEAR, "unlike"))
+    monkeypatch.setattr(run, "once_aligned", lambda found, *_: replace(found, alike=2 * choice.ALIKE))
+    report = itk_nir.register(*images, **CALL | {"linear": linear}).report
+    stiff = linear != "none"
+    assert ("100 times as stiff" in report.metric_reason) == stiff
+    ratio = report.settings["deformable"]["smoothness"][0] / CALL["preset"].deformable.smoothness[0]
+    assert ratio == pytest.approx(choice.STIFFEST if stiff else 1.0)
+
+
+@pytest.mark.parametrize(("share", "gain", "kept"), [(0.03, 0.2, True), (0.03, 0.07, False), (0.0, 0.2, False)])
+def test_what_the_finest_level_gains_counts_between_unlike_contrasts(share: float, gain: float, kept: bool) -> None:
+    """What is brought together may be too small for the grid on which the evidence is taken."""
+    for start in (0.1, -0.1):
+        done = SimpleNamespace(similarity_start=start, similarity=start + gain * abs(start))
+        assert run.Run._gained_in_detail(SimpleNamespace(least_gain=share), done) == kept  # type: ignore[arg-type]
+    nothing = SimpleNamespace(similarity_start=None, similarity=None)
+    assert not run.Run._gained_in_detail(SimpleNamespace(least_gain=share), nothing)  # type: ignore[arg-type]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from itk_nir.engine.choice import STIFFEST, UNLIKE, choose_metric
+from itk_nir.engine import choice as choosing
+from itk_nir.engine.choice import STIFFEST, UNLIKE, Choice, choose_metric, once_aligned
 from itk_nir.engine.images import Pair, as_volume
 from itk_nir.geometry import Geometry
 from itk_nir.phantom import Phantom, brain_phantom
@@ -68,6 +71,41 @@ def test_unlike_contrasts_that_are_aligned_are_stiffened(brains: dict[int, Phant
     assert choice.metric == UNLIKE
     assert 3 < choice.smoothness <= STIFFEST
     assert "times as stiff" in choice.reason
+
+
+@BOTH
+def test_stiffness_is_that_under_the_map_of_the_linear_stage(brains: dict[int, Phantom], d: int) -> None:
+    """Far apart, images of unlike contrasts look less alike than they are."""
+    p = brains[d]
+    aligned = pair_of(p.fixed, unlike(p.fixed), p.geometry)
+    apart = np.eye(d + 1)
+    apart[0, d] = 25.0
+    before = choose_metric(replace(aligned, linear=apart))
+    assert before.smoothness == 1.0
+    after = once_aligned(before, aligned)
+    assert after.metric == before.metric != "lncc"
+    assert after.smoothness == choose_metric(aligned).smoothness > 3
+    assert after.reason.startswith(before.reason)
+    assert "times as stiff" in after.reason
+    same = choose_metric(pair_of(p.fixed, p.moving, p.geometry))
+    assert once_aligned(same, aligned) is same
+
+
+@BOTH
+def test_objects_that_lie_over_each_other_are_not_one_object(
+    brains: dict[int, Phantom], d: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against their backgrounds they are as alike as contrasts of one object; inside of them nothing is alike."""
+    g, rng = brains[d].geometry, np.random.default_rng(0)
+    there = np.indices(g.shape) - (np.array(g.shape).reshape(-1, *[1] * d) - 1) / 2
+    ball = np.linalg.norm(there, axis=0) < 0.4 * min(g.shape)
+    first, second = (50 * gaussian_filter(rng.standard_normal(g.shape), 2) * 2**d + 100 for _ in range(2))
+    begun = Choice(UNLIKE, "nmi", "unlike")
+    other, same = (pair_of(first * ball, moving * ball, g) for moving in (second, 250 - first))
+    assert once_aligned(begun, other).smoothness == 1
+    assert once_aligned(begun, same).smoothness > 2
+    monkeypatch.setattr(choosing, "INSIDE_ALIKE", 0.0)
+    assert once_aligned(begun, other).smoothness > 2
 
 
 def test_contrasts_that_differ_in_details_alone(brains: dict[int, Phantom]) -> None:
