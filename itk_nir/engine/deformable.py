@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops, thin_masks
-from itk_nir.engine.descent import CANCELLED, DONE, Descent, Search
+from itk_nir.engine.descent import CANCELLED, DONE, Descent
 from itk_nir.engine.folds import remove_folds
 from itk_nir.engine.images import Pair, common_domain, shrink, spacings
 from itk_nir.engine.journal import LEVELS, Entry, Journal, as_rows, copied, load, rows_as_trace
@@ -44,10 +44,12 @@ from itk_nir.engine.lattice import Domain
 from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.level_channels import LevelChannels
-from itk_nir.engine.level_grids import LevelGrids
+from itk_nir.engine.level_grids import LevelGrids, counting_weight
+from itk_nir.engine.metrics import LevelImages
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.regions import kept
 from itk_nir.engine.search import Outcome
+from itk_nir.engine.search_trial import Search
 from itk_nir.engine.settings import DeformableSettings as Settings
 from itk_nir.engine.sliding import Steps, find_steps, similarity_with, with_steps
 from itk_nir.engine.stored_field import describe, restore
@@ -248,7 +250,8 @@ def _train(
             except NothingToCompare as error:  # a mask may be too small for a coarse level to see
                 nothing = error
                 continue
-            search = Search.of(pair, settings, make, number)
+            finer = partial(_finer, settings, pair, domain, normalised, model) if settings.levels > number + 1 else None
+            search = Search.of(pair, settings, make, number, finer)
             del make
             descent = Descent(level, model, report, journal, callback is not None, search)
             del level
@@ -276,6 +279,21 @@ def _train(
         raise nothing
     field = model.trained().at_rest() if rest else model.trained()
     return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned), searched.told), domain, steps
+
+
+def _finer(
+    settings: Settings, pair: Pair, domain: Domain, normalised: list[tuple[Tensor, Tensor]], model: FieldInTraining
+) -> tuple[Level, tuple[LevelImages, ...]]:  # fmt: skip
+    """The second level while the field is still that of the first, and what its metrics are shown."""
+    grids = LevelGrids.of(pair, domain, settings.shrink_factors[1])
+    radius = min(settings.radius[1], max(len(p) for p in grids.fixed))
+    channels = LevelChannels.of(pair, grids, normalised, settings.smoothing_sigmas[1], radius, model.threads)
+    level = Level.make(1, settings, pair, domain, channels, grids, model)
+    index, vector, moving = level.grid_to_moving, level.displacement_to_moving, channels.images[0].moving
+    with torch.no_grad():
+        u = ops.separable(model.displaced(model.velocity()), level.spline, model.threads)
+        weight = counting_weight(pair, grids, u, moving, index, vector, model.threads)
+    return level, tuple(i.weighted(weight, None) for i in channels.images)
 
 
 def _for_pair(settings: Settings, pair: Pair, domain: Domain) -> Settings:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,14 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from itk_nir.engine import ops
-from itk_nir.engine.images import Pair
 from itk_nir.engine.iterations import iterations_of
 from itk_nir.engine.journal import RUNNING, Entry, Journal, as_rows, copied, load, load_list, rows_as_trace
 from itk_nir.engine.level import FieldInTraining, Level
-from itk_nir.engine.metrics import channel_metrics, look_at_images, of_one_contrast
 from itk_nir.engine.progress import Iteration
 from itk_nir.engine.quasi_newton import Position, minimise
-from itk_nir.engine.search import CONSISTENT, Outcome, find_matches
+from itk_nir.engine.search_trial import Search
 from itk_nir.engine.settings import DeformableSettings as Settings
 
 #: A step of the network that promises less than this of the loss ends its training.
@@ -59,78 +55,6 @@ class Told(Protocol):
         """
 
 
-class Search:
-    """The search for large motion, where the first level calls for it.
-
-    Parameters
-    ----------
-    pair : Pair
-        The images.
-    one_contrast : bool
-        Whether the metric is for images of one contrast.
-    level : callable
-        Makes the level anew, beginning with the field as it then is.
-    """
-
-    pair: Pair
-    one_contrast: bool
-    level: Callable[[], Level]
-    outcome: Outcome
-
-    def __init__(self, pair: Pair, one_contrast: bool, level: Callable[[], Level]) -> None:
-        self.pair, self.one_contrast, self.level = pair, one_contrast, level
-        self.outcome = Outcome("not needed")
-
-    @classmethod
-    def of(cls, pair: Pair, settings: Settings, level: Callable[[], Level], number: int) -> Search | None:
-        """A search at the first level, where one is allowed and there are images to look at.
-
-        Parameters
-        ----------
-        pair : Pair
-            The images.
-        settings : DeformableSettings
-            Say whether a search is allowed.
-        level : callable
-            As of the class.
-        number : int
-            Of the level.
-
-        Returns
-        -------
-        Search or None
-        """
-        metrics = channel_metrics(settings.metric, settings.channel_weights, len(pair.channels))
-        if number > 0 or settings.search == "never" or not look_at_images(metrics):
-            return None
-        return cls(pair, of_one_contrast(metrics), level)
-
-    def begin(self, model: FieldInTraining) -> Level | None:
-        """Let the field begin at what is found.
-
-        Parameters
-        ----------
-        model : FieldInTraining
-            The field.
-
-        Returns
-        -------
-        Level or None
-            The level from there; None where the matches say nothing.
-        """
-        found = find_matches(self.pair, self.one_contrast, model.threads, model.lattices.restrict)
-        self.outcome = Outcome(f"not kept, {100 * found.consistent:.0f} % of the matches lead back", found.consistent)
-        if found.consistent < CONSISTENT:
-            return None
-        axes = model.lattices.axes[model.velocity.number]
-        model.begin_at(found.on_grid([a.positions for a in axes]))
-        return self.level()
-
-    def keep(self) -> None:
-        """Note that its field is kept."""
-        self.outcome = replace(self.outcome, told=self.outcome.told.removeprefix("not "), kept=True)
-
-
 class Descent:
     """The iterations of a level.
 
@@ -146,7 +70,7 @@ class Descent:
         Of what was done before, and for what is done.
     keep_best : bool
         Where it says no, the field goes back to the iteration with the least loss, not to the last one.
-    search : _Search, optional
+    search : Search, optional
         Of the first level: what is tried where things move far, or where there is little evidence to begin with.
     """
 
@@ -202,7 +126,8 @@ class Descent:
         # Control points that lost gave their start back: no motion is left to tell by.
         motion = math.inf if self.returned else self._motion()
         if self.search is not None and not first:
-            ended = self._try_search(self.search) if self._search_is_called_for(motion) else None
+            called = self._search_is_called_for(motion) or self.search.finds_missed(self.model)
+            ended = self._try_search(self.search) if called else None
             if ended is not None:
                 return ended
         if self.warmup and not first and motion > self.settings.network_above:
@@ -227,11 +152,13 @@ class Descent:
         self.level = begun
         self.before, self.best, self.returned = self.before + self.iterations, None, False
         stop = self._train_control_points(0)
-        found, left = velocity.control_points.detach().clone(), self._left()
+        # What the level cannot see is judged by the one that shows it. Else both are judged at the positions and in the
+        # weights of the better evidence.
+        judge = search.judge or self.level
+        found, left = velocity.control_points.detach().clone(), self._left(judge)
         with torch.no_grad():
             velocity.control_points.copy_(alone)
-        # Both at the positions and in the weights of the better evidence.
-        if left < (1 - SEARCH_GAIN) * self._left():
+        if left < (1 - SEARCH_GAIN) * self._left(judge):
             search.keep()
             with torch.no_grad():
                 velocity.control_points.copy_(found)
@@ -259,10 +186,10 @@ class Descent:
         with torch.no_grad():
             return float(self.level.loss(self.model, 0)[1])
 
-    def _left(self) -> float:
+    def _left(self, level: Level) -> float:
         """The loss, in which what is unlike counts twice: what slides along a wall has to pay for it."""
         with torch.no_grad():
-            similarity, loss = _read(*self.level.loss(self.model, 0))
+            similarity, loss = _read(*level.loss(self.model, 0))
             return loss + 1 - similarity
 
     def _motion(self, share: float = 0.95) -> float:

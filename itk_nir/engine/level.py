@@ -190,11 +190,9 @@ class FieldInTraining:
         ndarray
             In the same shape, LPS mm.
         """
-        s, d, turn = self.settings, self.geometry.dimension, self.geometry.rotation.T
+        d, turn = self.geometry.dimension, self.geometry.rotation.T
         with torch.no_grad():
-            now = VelocityField(
-                self.geometry, self.velocity, self.coarse, s.transform_model, s.integration_steps, self.threads
-            )
+            now = self.trained_now()
             index = self.geometry.physical_to_index(points.reshape(-1, d)).reshape(points.shape)
             positions = _grid_positions(index)
             if positions is None:
@@ -202,6 +200,18 @@ class FieldInTraining:
             there = now.on_grid([*positions, np.zeros(1)][:3])[:d].double().cpu().numpy()
         out: NDArray[np.float64] = np.moveaxis(there, 0, -1).reshape(points.shape) @ turn
         return out
+
+    def trained_now(self) -> VelocityField:
+        """The field while it is in training.
+
+        Returns
+        -------
+        VelocityField
+        """
+        s = self.settings
+        return VelocityField(
+            self.geometry, self.velocity, self.coarse, s.transform_model, s.integration_steps, self.threads
+        )
 
     def trained(self) -> VelocityField:
         """The field as it stands.
@@ -377,7 +387,7 @@ class Level:
         Tensor
             Scalar.
         """
-        return self.metric(self._view(u))
+        return self.metric(self.view(u))
 
     def agreement(self, u: Tensor, similarity: Tensor) -> Tensor:
         """A similarity, less what landmarks and labels still ask for; the similarity itself without any.
@@ -394,9 +404,20 @@ class Level:
         Tensor
             Scalar.
         """
-        return similarity if self.known is None else similarity - self.known(u, self._view(u))
+        return similarity if self.known is None else similarity - self.known(u, self.view(u))
 
-    def _view(self, u: Tensor) -> View:
+    def view(self, u: Tensor) -> View:
+        """What a displacement on the lattice makes of a moving image.
+
+        Parameters
+        ----------
+        u : Tensor
+            ``(3, z, y, x)``, in units of the lattice.
+
+        Returns
+        -------
+        View
+        """
         return View(u, self.grid_to_moving, self.displacement_to_moving, self.spline, self.threads)
 
     def similarity_of(self, field: FieldInTraining) -> Tensor:

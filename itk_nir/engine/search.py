@@ -84,11 +84,14 @@ class Matches:
     consistent : float
         Share of the nodes from which the way there and back leads home to a voxel of the search: next to none for
         images of different things.
+    trusted : Tensor
+        ``(z, y, x)``, the nodes from which it leads home to about two.
     """
 
     positions: list[F64]
     displacement: Tensor
     consistent: float
+    trusted: Tensor
 
     def on_grid(self, positions: Sequence[F64]) -> Tensor:
         """The displacement on a regular grid: linear between the nodes, that of the nearest beyond them.
@@ -187,7 +190,7 @@ def find_matches(pair: Pair, one_contrast: bool, threads: int = 1, restrict: Seq
         np.array([p[k : k + b].mean() if k + b <= len(p) else p[k] + (b - 1) / 2 * f for k in range(0, len(p), b)])
         for p, b, f in zip(grids.fixed, block, grids.factors, strict=True)
     ]
-    return Matches(positions, smooth, consistent)
+    return Matches(positions, smooth, consistent, trust > 0.5)
 
 
 def _sides(

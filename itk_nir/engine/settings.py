@@ -131,7 +131,8 @@ class DeformableSettings:
         "auto",
         "search for large motion that a gradient cannot find, by matching the images over long distances, and begin "
         "with what is found where the first level ends better from there. 'auto' searches where things, or a part of "
-        "them, move far, where the images have little in common to begin with, or where landmarks are given",
+        "them, move far, where the images have little in common to begin with, where a part has its counterpart "
+        "elsewhere, or where landmarks are given",
         choices=("auto", "always", "never"), public=True,
     )  # fmt: skip
     restrict: tuple[bool | float, ...] = option(

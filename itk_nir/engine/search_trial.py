@@ -1,0 +1,198 @@
+"""The search for large motion at the first level: where it is called for, and what begins at what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from itk_nir.engine.images import Pair
+from itk_nir.engine.level import FieldInTraining, Level
+from itk_nir.engine.metrics import LevelImages, channel_metrics, look_at_images, of_one_contrast
+from itk_nir.engine.search import BLOCK, CONSISTENT, Matches, Outcome, find_matches
+from itk_nir.engine.settings import DeformableSettings as Settings
+from itk_nir.errors import NothingToCompare
+
+#: The next level, and what its metrics are shown.
+Finer = Callable[[], tuple[Level, Sequence[LevelImages]]]
+
+#: A part of the image is held for missed where windows of this radius, voxels of the next level, correlate by less than
+#: this on average over a neighbourhood, and that is so large a share of all that has structure, while the median of the
+#: correlations is so high. Organs that slid have a share of 0.017 at least and a median of 0.97, and most others that
+#: are as alike a share of 0. Where two brains come as far, the matches have the last word: this saves their time.
+WINDOW, NEIGHBOURHOOD, UNLIKE, LEAST_SHARE, MOST_ALIKE = 2, 3, 0.3, 0.005, 0.94
+
+#: The variance of a window, as a share of the mean one, that is structure.
+STRUCTURE = 0.1
+
+#: The share of the matches that lead back, and of these the one that is elsewhere than the field, with which a part was
+#: missed. Organs that slid have 0.94 and 0.06 at least; of other pairs those with more than 0.003 elsewhere (halves of
+#: objects, hands, lungs without a mask) have 0.62 at most that lead back.
+SURE, MISSED = 0.8, 0.02
+
+#: Elsewhere is so many voxels of the search away, and so many times as far as the median match.
+ELSEWHERE, TIMES_MEDIAN = 1.5, 6.0
+
+
+class Search:
+    """The search for large motion, where the first level calls for it.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+    one_contrast : bool
+        Whether the metric is for images of one contrast.
+    level : callable
+        Makes the level anew, beginning with the field as it then is.
+    finer : callable, optional
+        Makes the next level with the field as it is, and what its metrics are shown of the images.
+    """
+
+    pair: Pair
+    one_contrast: bool
+    level: Callable[[], Level]
+    finer: Finer | None
+    outcome: Outcome
+    #: What decides whether the field from a search is kept, where it is not the level itself.
+    judge: Level | None
+
+    def __init__(
+        self, pair: Pair, one_contrast: bool, level: Callable[[], Level], finer: Finer | None = None
+    ) -> None:  # fmt: skip
+        self.pair, self.one_contrast, self.level, self.finer = pair, one_contrast, level, finer
+        self.judge = None
+        self._found: Matches | None = None
+        self.outcome = Outcome("not needed")
+
+    @classmethod
+    def of(cls, pair: Pair, settings: Settings, level: Callable[[], Level], number: int,
+           finer: Finer | None = None) -> Search | None:  # fmt: skip
+        """A search at the first level, where one is allowed and there are images to look at.
+
+        Parameters
+        ----------
+        pair : Pair
+            The images.
+        settings : DeformableSettings
+            Say whether a search is allowed.
+        level : callable
+            As of the class.
+        number : int
+            Of the level.
+        finer : callable, optional
+            As of the class.
+
+        Returns
+        -------
+        Search or None
+        """
+        metrics = channel_metrics(settings.metric, settings.channel_weights, len(pair.channels))
+        if number > 0 or settings.search == "never" or not look_at_images(metrics):
+            return None
+        return cls(pair, of_one_contrast(metrics), level, finer)
+
+    def finds_missed(self, model: FieldInTraining) -> bool:
+        """Whether a part of the image has gone to a wrong place without moving far.
+
+        The next level shows it: there most of the image has a counterpart, and a part that has structure in both has
+        none. Matches tell whether it has one elsewhere.
+
+        Parameters
+        ----------
+        model : FieldInTraining
+            The field after the first level.
+
+        Returns
+        -------
+        bool
+        """
+        if self.finer is None or not self.one_contrast:
+            return False
+        try:
+            level, images = self.finer()
+        except NothingToCompare:  # that level will be left out
+            return False
+        with torch.no_grad():
+            view = level.view(model.displaced(model.velocity()))
+            if not any(_in_part_unlike(i.fixed, view(i.moving), i.weight) for i in images):
+                return False
+            found = find_matches(self.pair, self.one_contrast, model.threads, model.lattices.restrict)
+            if found.consistent < SURE or _share_elsewhere(found, model) < MISSED:
+                return False
+        self.judge, self._found = level, found
+        return True
+
+    def begin(self, model: FieldInTraining) -> Level | None:
+        """Let the field begin at what is found.
+
+        Parameters
+        ----------
+        model : FieldInTraining
+            The field.
+
+        Returns
+        -------
+        Level or None
+            The level from there; None where the matches say nothing.
+        """
+        found = self._found
+        if found is None:
+            found = find_matches(self.pair, self.one_contrast, model.threads, model.lattices.restrict)
+        self.outcome = Outcome(f"not kept, {100 * found.consistent:.0f} % of the matches lead back", found.consistent)
+        if found.consistent < CONSISTENT:
+            return None
+        axes = model.lattices.axes[model.velocity.number]
+        model.begin_at(found.on_grid([a.positions for a in axes]))
+        return self.level()
+
+    def keep(self) -> None:
+        """Note that its field is kept."""
+        self.outcome = replace(self.outcome, told=self.outcome.told.removeprefix("not "), kept=True)
+
+
+def _in_part_unlike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> bool:
+    """Whether two images on one grid are alike but for a part that has structure in both."""
+    alike, unlike = _alike_and_unlike(fixed, moved, weight)
+    return alike > MOST_ALIKE and unlike > LEAST_SHARE
+
+
+def _alike_and_unlike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> tuple[float, float]:
+    """The median correlation of windows with structure in both images, and the share of them around which it is low."""
+    a, b = (x.reshape(x.shape[-3:]).double() for x in (fixed, moved))
+    mean_a, mean_b = _mean(a, WINDOW), _mean(b, WINDOW)
+    of_a, of_b = (_mean(x * x, WINDOW) - m * m for x, m in ((a, mean_a), (b, mean_b)))
+    counts = torch.ones_like(a, dtype=torch.bool) if weight is None else weight > 0.5
+    if not bool(counts.any()):
+        return 0.0, 0.0
+    has = counts & (of_a > STRUCTURE * of_a[counts].mean()) & (of_b > STRUCTURE * of_b[counts].mean())
+    if not bool(has.any()):
+        return 0.0, 0.0
+    correlation = torch.zeros_like(a)
+    correlation[has] = ((_mean(a * b, WINDOW) - mean_a * mean_b) / (of_a * of_b).clamp_min(1e-12).sqrt())[has]
+    around = _mean(correlation, NEIGHBOURHOOD)[has] / _mean(has.double(), NEIGHBOURHOOD)[has]
+    return float(correlation[has].median()), float((around < UNLIKE).double().mean())
+
+
+def _mean(x: Tensor, radius: int) -> Tensor:
+    """The mean over the cube around every voxel, or what of it is in the image."""
+    x = x[None, None]
+    for axis in range(3):
+        r = [radius if axis == k and n > 1 else 0 for k, n in enumerate(x.shape[2:])]
+        x = functional.avg_pool3d(x, [2 * n + 1 for n in r], 1, r, count_include_pad=False)
+    return x[0, 0]
+
+
+def _share_elsewhere(found: Matches, model: FieldInTraining) -> float:
+    """The share of the matches that lead back which are elsewhere than the field."""
+    field = model.trained_now().on_grid(found.positions)
+    block = BLOCK[model.geometry.dimension]
+    spacing = (*model.geometry.spacing, 1.0)
+    steps = [(p[1] - p[0]) * s for p, s in zip(found.positions, spacing, strict=False) if len(p) > 1]
+    if not steps or not bool(found.trusted.any()):
+        return 0.0
+    away = (found.displacement - field.to(found.displacement)).norm(dim=0)[found.trusted] / (min(steps) / block)
+    return float((away > max(ELSEWHERE, TIMES_MEDIAN * float(away.median()))).double().mean())
