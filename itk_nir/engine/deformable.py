@@ -230,11 +230,7 @@ def _train(
         if settings.iterations[number] == 0 or stop in _ENDS:
             continue
         ops.release_memory()
-        grids = LevelGrids.of(pair, domain, settings.shrink_factors[number])
-        # A window that reaches beyond both ends sees no more than the whole.
-        radius = min(settings.radius[number], max(len(p) for p in grids.fixed))
-        sigma = settings.smoothing_sigmas[number]
-        channels = LevelChannels.of(pair, grids, normalised, sigma, radius, threads)
+        grids, channels = _seen(number, settings, pair, domain, normalised, threads)
         if number == settings.levels - 1:
             normalised.clear()
         if pair.known is not None and not report.trace:
@@ -281,13 +277,22 @@ def _train(
     return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned), searched.told), domain, steps
 
 
+def _seen(
+    number: int, settings: Settings, pair: Pair, domain: Domain, normalised: list[tuple[Tensor, Tensor]], threads: int
+) -> tuple[LevelGrids, LevelChannels]:
+    """The voxels of a level, and the images at them."""
+    grids = LevelGrids.of(pair, domain, settings.shrink_factors[number])
+    # A window that reaches beyond both ends sees no more than the whole.
+    radius = min(settings.radius[number], max(len(p) for p in grids.fixed))
+    sigma = settings.smoothing_sigmas[number]
+    return grids, LevelChannels.of(pair, grids, normalised, sigma, radius, threads)
+
+
 def _finer(
     settings: Settings, pair: Pair, domain: Domain, normalised: list[tuple[Tensor, Tensor]], model: FieldInTraining
 ) -> tuple[Level, tuple[LevelImages, ...]]:  # fmt: skip
     """The second level while the field is still that of the first, and what its metrics are shown."""
-    grids = LevelGrids.of(pair, domain, settings.shrink_factors[1])
-    radius = min(settings.radius[1], max(len(p) for p in grids.fixed))
-    channels = LevelChannels.of(pair, grids, normalised, settings.smoothing_sigmas[1], radius, model.threads)
+    grids, channels = _seen(1, settings, pair, domain, normalised, model.threads)
     level = Level.make(1, settings, pair, domain, channels, grids, model)
     index, vector, moving = level.grid_to_moving, level.displacement_to_moving, channels.images[0].moving
     with torch.no_grad():
