@@ -42,6 +42,7 @@ from itk_nir.engine.images import Pair, common_domain, shrink, spacings
 from itk_nir.engine.journal import LEVELS, Entry, Journal, as_rows, copied, load, rows_as_trace
 from itk_nir.engine.lattice import Domain
 from itk_nir.engine.lattices import Lattices
+from itk_nir.engine.lesions import smooth_through_lesions
 from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
@@ -128,6 +129,8 @@ def optimise(
         done = replace(done, field=remove_folds(done.field, domain, pair))
     if steps is not None:
         done = replace(done, field=with_steps(done.field, steps, domain))
+    if done.stop not in _ENDS:
+        done = replace(done, field=smooth_through_lesions(done.field, domain, pair))
     field, notes = kept(done.field, pair)  # the very same field without regions
     return replace(done, field=field, notes=notes)
 

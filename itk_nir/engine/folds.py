@@ -12,8 +12,9 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.dilation import dilated
-from itk_nir.engine.images import Pair, spacings, voxel_map
+from itk_nir.engine.images import Pair, spacings
 from itk_nir.engine.lattice import Domain, gaussian_matrix
+from itk_nir.engine.lesions import REACH, UNSEEN, lesions_of
 from itk_nir.engine.velocity_field import VelocityField
 
 F64 = NDArray[np.float64]
@@ -23,10 +24,6 @@ ROUNDS = 20
 
 #: What determinants beyond the faces of the block must keep: the displacement fades out there, which changes them.
 FADING = 0.05
-
-#: What determinants must keep around a part of an image that has no counterpart, and how many voxels around it: at its
-#: edge the metric pulls one way only, as far as its windows reach, and nothing beyond it holds.
-UNSEEN, REACH = 0.2, 8
 
 
 @ops.reused_memory()
@@ -92,19 +89,8 @@ def _beyond_faces(positions: list[F64]) -> Iterator[list[F64]]:
 
 def _least(pair: Pair, field: VelocityField, domain: Domain) -> Tensor | None:
     """``(Z, Y, X)``: what the determinants of the block must keep; None without any lesion."""
-    if pair.fixed_lesion is None and pair.moving_lesion is None:
-        return None
-    inside = torch.zeros(domain.size[::-1], device=field.device)
-    if pair.fixed_lesion is not None:
-        block = tuple(slice(a, a + n) for a, n in zip(domain.start[::-1], domain.size[::-1], strict=True))
-        inside = torch.maximum(inside, pair.fixed_lesion[block].float())
-    if pair.moving_lesion is not None:
-        positions = [start + np.arange(n, dtype=float) for start, n in zip(domain.start, domain.size, strict=True)]
-        index, vector = voxel_map(pair.fixed_geometry, pair.moving_geometry, pair.linear)
-        index[:, 3] += index[:, :3] @ np.asarray(domain.start, float)
-        there = ops.warp(pair.moving_lesion.float(), field.on_grid(positions), index, vector, field.threads)
-        inside = torch.maximum(inside, there)
-    return UNSEEN * dilated(inside > 0.5, REACH).float()
+    inside = lesions_of(pair, field, domain)
+    return None if inside is None else UNSEEN * dilated(inside, REACH).float()
 
 
 def _folded(field: VelocityField, positions: list[F64], voxel: Tensor, least: Tensor | float | None = None) -> F64:

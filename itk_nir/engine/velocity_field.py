@@ -224,7 +224,8 @@ class VelocityField:
     unfolded : Tensor or None
         ``(3, z, y, x)`` units of the lattice: the coarse displacement after its folds were removed, where it had any.
     overlay : Overlay or None
-        What is added to the displacement, where regions had to keep their shape or volume, or things slide.
+        What is added to the displacement, where regions had to keep their shape or volume, things slide, or lesions
+        are.
     """
 
     geometry: Geometry

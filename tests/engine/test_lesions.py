@@ -11,7 +11,7 @@ import torch
 
 import itk_nir
 from itk_nir.checks import beyond_cuts, cut_by_borders, holes
-from itk_nir.engine import ops
+from itk_nir.engine import deformable, lesions, ops
 from itk_nir.engine.filling import continued
 from itk_nir.engine.jacobian import jacobian_determinant
 from itk_nir.engine.ops import reference
@@ -125,6 +125,57 @@ def test_windows_that_are_centred_in_a_lesion_count(side: str, how: str, monkeyp
         hidden = float(((lncc.weight < 0.5) & (lncc.centres > 0.5)).sum())
         fewer = reference.lncc(lncc.fixed, lncc.fixed, lncc.weight, lncc.radius, lncc.epsilon)[1]
         assert lncc.count > float(fewer) + 0.5 * hidden > float(fewer)
+
+
+@pytest.mark.parametrize("steps", [(1.0, 2.0, 2.0), (2.0, 4.0, 1.5)])
+@pytest.mark.parametrize("shape", [(1, 40, 44), (28, 30, 32)])
+def test_a_smoothing_spline_through_a_lesion(shape: tuple[int, ...], steps: tuple[float, ...]) -> None:
+    z, y, x = torch.meshgrid(*(torch.arange(n) - n // 2 for n in shape), indexing="ij")
+    truth = torch.stack([torch.sin(x / 9) + y / 10, (x * y) / 90.0, torch.cos((y + x) / 9)]).double()
+    distance = (x**2 + y**2 + z**2).double().sqrt()
+    noise = 0.3 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0)).double()
+    found = truth + torch.where(distance <= 5, truth.new_tensor(2.0), torch.where(distance < 12, noise, 0.0))
+    free = distance < 9
+    change = lesions._smoothing_change(found, distance > 5, free, list(steps))
+    before, after = ((u - truth).norm(dim=0)[distance <= 5].mean() for u in (found, found + change))
+    assert after < 0.4 * before
+    around = free & (distance > 5)
+    assert (found + change - truth).norm(dim=0)[around].mean() < 0.9 * (found - truth).norm(dim=0)[around].mean()
+    assert not change[:, ~free].any()
+    # What bends nowhere stays as it is.
+    plane = torch.stack([x + y, 2.0 * y, x - y]).double()
+    assert lesions._smoothing_change(plane, distance > 5, free, list(steps)).abs().max() < 1e-9
+
+
+@SIDES
+def test_a_large_lesion_is_smoothed_through(phantom: Phantom, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearer to the truth with it; free of folds; and nothing changes where the images are seen."""
+    points, centre = phantom.geometry.grid(), np.array([28.0, 5.0, 15.0])
+    ball = np.linalg.norm(points - centre, axis=-1) <= 20
+    image = (phantom.fixed if side == "fixed" else phantom.moving).copy()
+    image[ball] = 250
+    pair = (image, phantom.moving) if side == "fixed" else (phantom.fixed, image)
+    given = {f"{side}_lesion": to_sitk(ball.astype(np.uint8), phantom.geometry)}
+    there = points if side == "fixed" else points + phantom.displacement
+    within = (np.linalg.norm(there - centre, axis=-1) <= 20) & (phantom.fixed_labels > 0)
+    error, result = registered(phantom, *pair, linear="none", **given)
+    assert result.report.folded_voxels == 0
+    monkeypatch.setattr(deformable, "smooth_through_lesions", lambda field, *_: field)
+    without, plain = registered(phantom, *pair, linear="none", **given)
+    assert error[within].mean() < 0.98 * without[within].mean()
+    found, before = (r.mapping.displacement_on(phantom.geometry).vectors for r in (result, plain))
+    changed = np.abs(found - before).max(-1) > 1e-3
+    assert changed.any()
+    assert not changed[np.linalg.norm(there - centre, axis=-1) > 20 + 2 * max(phantom.geometry.spacing)].any()
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_a_lesion_that_reaches_a_face_is_not_enclosed(axis: int) -> None:
+    inside = torch.zeros((5, 6, 7), dtype=torch.bool)
+    inside[2, 2:4, 3] = True
+    assert not lesions._reaches_faces(inside)
+    inside.select(axis, -1)[2, 3] = True
+    assert lesions._reaches_faces(inside)
 
 
 def test_lesions_that_leave_nothing_are_refused() -> None:
