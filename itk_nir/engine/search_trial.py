@@ -118,7 +118,7 @@ class Search:
             return False
         with torch.no_grad():
             view = level.view(model.displaced(model.velocity()))
-            if not any(_in_part_unlike(i.fixed, view(i.moving), i.weight) for i in images):
+            if not any(in_part_unlike(i.fixed, view(i.moving), i.weight) for i in images):
                 return False
             found = find_matches(self.pair, self.one_contrast, model.threads, model.lattices.restrict)
             if found.consistent < SURE or _share_elsewhere(found, model) < MISSED:
@@ -154,8 +154,20 @@ class Search:
         self.outcome = replace(self.outcome, told=self.outcome.told.removeprefix("not "), kept=True)
 
 
-def _in_part_unlike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> bool:
-    """Whether two images on one grid are alike but for a part that has structure in both."""
+def in_part_unlike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> bool:
+    """Whether two images on one grid are alike but for a part that has structure in both.
+
+    Parameters
+    ----------
+    fixed, moved : Tensor
+        ``(..., Z, Y, X)``.
+    weight : Tensor or None
+        ``(Z, Y, X)``, above 0.5 where they count.
+
+    Returns
+    -------
+    bool
+    """
     alike, unlike = _alike_and_unlike(fixed, moved, weight)
     return alike > MOST_ALIKE and unlike > LEAST_SHARE
 
@@ -178,10 +190,10 @@ def _alike_and_unlike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> tu
 
 
 def _mean(x: Tensor, radius: int) -> Tensor:
-    """The mean over the cube around every voxel, or what of it is in the image."""
+    """The mean over the cube around every voxel, or what of it is in the image; no wider than that."""
     x = x[None, None]
     for axis in range(3):
-        r = [radius if axis == k and n > 1 else 0 for k, n in enumerate(x.shape[2:])]
+        r = [min(radius, (n - 1) // 2) if axis == k else 0 for k, n in enumerate(x.shape[2:])]
         x = functional.avg_pool3d(x, [2 * n + 1 for n in r], 1, r, count_include_pad=False)
     return x[0, 0]
 

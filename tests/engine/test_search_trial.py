@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 import itk_nir
-from itk_nir.engine.search_trial import _in_part_unlike
+from itk_nir.engine.search_trial import in_part_unlike
 from itk_nir.images import to_sitk
 from itk_nir.phantom import sliding_phantom
 
@@ -21,14 +21,16 @@ def test_a_part_that_has_structure_in_both_and_no_counterpart() -> None:
     part = (slice(4, 20), slice(4, 20), slice(4, 20))
     moved, gone = image.clone(), image.clone()
     moved[part], gone[part] = other[part], 0.0
-    assert _in_part_unlike(image, moved, None)
-    assert not _in_part_unlike(image, image, None)
-    assert not _in_part_unlike(image, gone, None)  # nothing is there to be found
-    assert not _in_part_unlike(image, other, None)  # that is not a part
+    assert in_part_unlike(image, moved, None)
+    assert not in_part_unlike(image, image, None)
+    assert not in_part_unlike(image, gone, None)  # nothing is there to be found
+    assert not in_part_unlike(image, other, None)  # that is not a part
     masked = torch.ones_like(image)
     masked[part] = 0
-    assert not _in_part_unlike(image, moved, masked)
-    assert not _in_part_unlike(image, moved, torch.zeros_like(image))
+    assert not in_part_unlike(image, moved, masked)
+    assert not in_part_unlike(image, moved, torch.zeros_like(image))
+    for planes in (1, 2, 3, 6):  # fewer than a window has
+        assert not in_part_unlike(image[:planes], image[:planes], None)
 
 
 def test_organs_that_hardly_moved_are_searched_for() -> None:
