@@ -68,23 +68,29 @@ def _grey(path: Path) -> Any:
 
 
 def sliding(_: Path) -> Iterator[Line]:
-    """Two organs that slide by 25 mm along a still wall, slices of 4 mm, no linear stage. True error in the organs."""
+    """Two organs that slide by 25 mm along a still wall, slices of 4 mm (or voxels of 3 mm), no linear stage. True error
+    in the organs."""
+    for seed in (0, 1):
+        whole, masked = _slid(seed)
+        yield from _searched(whole)
+        yield from _searched(masked)
+    # Little moves before the search.
+    yield from each([_slid(4)[0], _slid(0, (3.0, 3.0, 3.0))[0]])
+
+
+def _slid(seed: int, spacing: tuple[float, ...] = (2.0, 2.0, 4.0)) -> tuple[Case, Case]:
+    """A phantom, and the same with a mask of the organs."""
     from itk_nir.images import to_sitk
     from itk_nir.phantom import sliding_phantom
 
-    for seed in (0, 1):
-        made = sliding_phantom(seed=seed)
-        fixed, moving = to_sitk(made.fixed, made.geometry), to_sitk(made.moving, made.geometry)
-        organs = (made.fixed_labels == 2) | (made.fixed_labels == 3)
-        mask = to_sitk(organs.astype(np.uint8), made.geometry)
-        score = _errors(made.displacement, {"organs": organs, "wall": made.fixed_labels == 1})
-        case = Case(f"phantom {seed}", fixed, moving, score, {"linear": "none"})
-        yield from _searched(case)
-        masked = Case(
-            f"phantom {seed}, mask of the organs", fixed, moving, _errors(made.displacement, {"organs": organs}),
-            case.options | {"fixed_mask": mask},
-        )  # fmt: skip
-        yield from _searched(masked)
+    made = sliding_phantom(seed=seed, spacing=spacing)
+    fixed, moving = to_sitk(made.fixed, made.geometry), to_sitk(made.moving, made.geometry)
+    organs = (made.fixed_labels == 2) | (made.fixed_labels == 3)
+    name = f"phantom {seed}" + ", voxels of 3 mm" * (spacing[2] == 3)
+    score = _errors(made.displacement, {"organs": organs, "wall": made.fixed_labels == 1})
+    whole, inside = Case(name, fixed, moving, score, {"linear": "none"}), _errors(made.displacement, {"organs": organs})
+    options = whole.options | {"fixed_mask": to_sitk(organs.astype(np.uint8), made.geometry)}
+    return whole, Case(f"{name}, mask of the organs", fixed, moving, inside, options)
 
 
 def _errors(truth: np.ndarray, parts: dict[str, np.ndarray]) -> Callable[[np.ndarray], Figures]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
+from itk_nir.engine.dilation import dilated
 from itk_nir.engine.frame import Frame
 from itk_nir.engine.images import sizes, voxel_map
 from itk_nir.engine.lattice import Ends
@@ -294,10 +296,9 @@ def sample_field(
         cut = tuple(slice(max(0, -a), n - a) for (a, _), n in zip(part[::-1], sizes(grid)[::-1], strict=True))
         voxels, gap = voxels[(slice(None), *cut)].contiguous(), gap[cut]
         part = [(max(0, a), min(n, b)) for (a, b), n in zip(part, sizes(grid), strict=True)]
-    chosen = inside
-    for axis, ((first, last), n) in enumerate(zip(part[::-1], sizes(geometry)[::-1], strict=True)):
-        at = torch.arange(first, last, device=inside.device).mul_(step).clamp_(max=n - 1)
-        chosen = chosen.index_select(axis, at)
+    chosen = _at_nodes(inside, part, step)
+    if step > 1 and not bool(chosen.any()):  # a thin mask lies between them: those next to it
+        chosen = _at_nodes(dilated(inside, step // 2), part, step)
     firsts = tuple(first for first, _ in part)
     landed = None if target is None else target.hit(voxels, firsts, step, spacing)
     gap = gap[chosen if landed is None else chosen & landed]
@@ -318,6 +319,14 @@ def sample_field(
         jacobian_range=(float(det.min()), float(det.max())) if det.numel() else (1.0, 1.0),
         log_jacobian_sd=float(det.clamp(min=1e-3).log().double().std()) if det.numel() > 1 else 0.0,
     )
+
+
+def _at_nodes(inside: Tensor, part: Sequence[tuple[int, int]], step: int) -> Tensor:
+    """A mask of the fixed grid at every so many of its voxels, from the first to before the last along ``[x, y, z]``."""
+    for axis, ((first, last), n) in enumerate(zip(part[::-1], inside.shape, strict=True)):
+        at = torch.arange(first, last, device=inside.device).mul_(step).clamp_(max=n - 1)
+        inside = inside.index_select(axis, at)
+    return inside
 
 
 def _outwards(field: Field, grid: Geometry, step: int) -> list[tuple[float, float]]:

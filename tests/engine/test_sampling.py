@@ -273,3 +273,14 @@ def test_sampling_within_the_support_leaves_nothing_out(d: int, step: int) -> No
     got = torch.from_numpy(along).movedim(-1, 0).reshape(d, *true.shape[1:])
     assert torch.allclose(got.float(), true[:d], atol=1e-5)
     assert sampled.inverse_error_p99 < 0.3
+
+
+@BOTH
+def test_mask_between_the_nodes_is_measured_next_to_it(d: int) -> None:
+    g = grid(d)
+    field, settings = Formula(g, waves(d, 1.5, 9.0)), SamplingSettings(field_spacing=4)
+    inside = torch.zeros_like(everywhere(g))
+    inside[..., 10] = True  # nodes are at 8 and 12
+    sampled, whole = sample_field(field, settings, inside), sample_field(field, settings, everywhere(g))
+    assert 0 < sampled.log_jacobian_sd < 2 * whole.log_jacobian_sd
+    assert sampled.jacobian_range != (1.0, 1.0)
