@@ -68,8 +68,8 @@ def _grey(path: Path) -> Any:
 
 
 def sliding(_: Path) -> Iterator[Line]:
-    """Two organs that slide by 25 mm along a still wall, slices of 4 mm (or voxels of 3 mm), no linear stage. True error
-    in the organs."""
+    """Two organs that slide by 25 mm along a still wall, slices of 4 mm (or voxels of 3 mm), no linear stage. True
+    error in the organs."""
     for seed in (0, 1):
         whole, masked = _slid(seed)
         yield from _searched(whole)

@@ -322,7 +322,7 @@ def sample_field(
 
 
 def _at_nodes(inside: Tensor, part: Sequence[tuple[int, int]], step: int) -> Tensor:
-    """A mask of the fixed grid at every so many of its voxels, from the first to before the last along ``[x, y, z]``."""
+    """A mask of the fixed grid at every so many voxels, from the first to before the last along ``[x, y, z]``."""
     for axis, ((first, last), n) in enumerate(zip(part[::-1], inside.shape, strict=True)):
         at = torch.arange(first, last, device=inside.device).mul_(step).clamp_(max=n - 1)
         inside = inside.index_select(axis, at)
