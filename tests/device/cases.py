@@ -319,4 +319,7 @@ def main(group: str) -> None:
 
 
 if __name__ == "__main__":
+    from tests.device import pretend
+
     main(sys.argv[1])
+    pretend.leave()

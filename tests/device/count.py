@@ -187,6 +187,8 @@ def main(size: tuple[int, ...], kernels: bool) -> None:
 
 
 if __name__ == "__main__":
+    from tests.device import pretend
+
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     with_kernels = "--kernels" in sys.argv
     wanted = tuple(int(n) for n in words[0].split(",")) if words else BRAIN if with_kernels else (40, 48, 56)
@@ -194,3 +196,4 @@ if __name__ == "__main__":
         print(json.dumps(counted(wanted, to_the_end=False, **WITH_KERNELS)))
     else:
         main(wanted, with_kernels)
+    pretend.leave()

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import collections
 import functools
+import os
 import sys
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -271,3 +272,13 @@ class Pretend(TorchDispatchMode):
             file = frame.f_code.co_filename.replace("\\", "/").rsplit("itk_nir/", 1)[-1]
             where = f"{file}:{frame.f_lineno} {frame.f_code.co_name}"
         counter[name, where] += 1
+
+
+def leave() -> NoReturn:
+    """End a process whose work on this device is done and printed.
+
+    Autograd works on a device in threads of its own, which are Python's here. One that still asks for the interpreter
+    while that ends is ended by Python 3.11 within C++, which aborts the process.
+    """
+    sys.stdout.flush()
+    os._exit(0)
