@@ -208,7 +208,8 @@ class Run:
 
     def _aligned(self, pair: Pair, start: Start | None) -> Pair:
         """The pair with the map of the linear stage, by the metrics as they stand."""
-        problem, self.metrics = self.problem, self._channel_metrics(pair, self.settings.deformable.metric)
+        problem = self.problem
+        self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
         # Where most of the image lies where it belongs, a linear map has nothing to do.
         if problem.linear != "none" and pair.free is None:
             pair = replace(pair, linear=self._linear(pair, start))

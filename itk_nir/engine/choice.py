@@ -105,7 +105,7 @@ class Choice:
         Whether the intensities of the one image tell little of those of the other: the contrasts are far apart, or the
         images are.
     alike : float
-        NMI of unlike contrasts that are as alike inside of what they show; 0 for others, and for one contrast.
+        NMI of unlike contrasts; 0 for those that are not alike inside of what they show, and for one contrast.
     """
 
     metric: str
@@ -231,19 +231,20 @@ def once_aligned(choice: Choice, pair: Pair, threads: int = 1) -> Choice:
     if choice.metric == SAME:
         return choice
     normalised = pair.normalised()
-    nmi, inside = _alike(lambda size: _Resolution(pair, normalised, size, threads, None))
-    return replace(choice, alike=nmi if inside >= INSIDE_ALIKE else 0.0)
+    return replace(choice, alike=_alike(lambda size: _Resolution(pair, normalised, size, threads, None))[1])
 
 
 def _alike(at_size: Callable[[int], _Resolution]) -> tuple[float, float]:
-    """NMI of two images, and that inside of what they show; of the latter, at its own resolution."""
-    return at_size(INFORMATION_SIZE).mutual_information(), at_size(INSIDE_SIZE).mutual_information(inside=True)
+    """NMI of two images; and once more, or 0 where it would stiffen what is not alike inside of what they show."""
+    nmi = at_size(INFORMATION_SIZE).mutual_information()
+    if nmi > ALIKE and at_size(INSIDE_SIZE).mutual_information(inside=True) < INSIDE_ALIKE:
+        return nmi, 0.0
+    return nmi, nmi
 
 
-def _unlike(nmi: float, inside: float, found: str) -> Choice:
+def _unlike(nmi: float, alike: float, found: str) -> Choice:
     """What unlike contrasts are registered by, from how much their intensities tell of each other."""
     metric = UNLIKE if nmi >= TELLING else UNLIKE_LITTLE
-    alike = nmi if inside >= INSIDE_ALIKE else 0.0
     return Choice(metric, UNLIKE_LINEAR, found, CONTRAST_GAIN, nmi < TELLING, alike)
 
 

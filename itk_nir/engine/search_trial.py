@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from itk_nir.engine.images import Pair
 from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.metrics import LevelImages, channel_metrics, look_at_images, of_one_contrast
+from itk_nir.engine.ops.box_sums import box_sum
 from itk_nir.engine.search import BLOCK, CONSISTENT, Matches, Outcome, find_matches
 from itk_nir.engine.settings import DeformableSettings as Settings
 from itk_nir.errors import NothingToCompare
@@ -175,27 +175,21 @@ def in_part_unlike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> bool:
 def _alike_and_unlike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> tuple[float, float]:
     """The median correlation of windows with structure in both images, and the share of them around which it is low."""
     a, b = (x.reshape(x.shape[-3:]).double() for x in (fixed, moved))
-    mean_a, mean_b = _mean(a, WINDOW), _mean(b, WINDOW)
-    of_a, of_b = (_mean(x * x, WINDOW) - m * m for x, m in ((a, mean_a), (b, mean_b)))
+    seen = box_sum(torch.ones_like(a), WINDOW)
+    mean_a, mean_b, of_aa, of_bb, of_ab = (box_sum(x, WINDOW) / seen for x in (a, b, a * a, b * b, a * b))
+    variances = of_aa - mean_a * mean_a, of_bb - mean_b * mean_b
     counts = torch.ones_like(a, dtype=torch.bool) if weight is None else weight > 0.5
     if not bool(counts.any()):
         return 0.0, 0.0
-    has = counts & (of_a > STRUCTURE * of_a[counts].mean()) & (of_b > STRUCTURE * of_b[counts].mean())
+    has = counts
+    for variance in variances:
+        has = has & (variance > STRUCTURE * variance[counts].mean())
     if not bool(has.any()):
         return 0.0, 0.0
     correlation = torch.zeros_like(a)
-    correlation[has] = ((_mean(a * b, WINDOW) - mean_a * mean_b) / (of_a * of_b).clamp_min(1e-12).sqrt())[has]
-    around = _mean(correlation, NEIGHBOURHOOD)[has] / _mean(has.double(), NEIGHBOURHOOD)[has]
+    correlation[has] = ((of_ab - mean_a * mean_b) / (variances[0] * variances[1]).clamp_min(1e-12).sqrt())[has]
+    around = box_sum(correlation, NEIGHBOURHOOD)[has] / box_sum(has.double(), NEIGHBOURHOOD)[has]
     return float(correlation[has].median()), float((around < UNLIKE).double().mean())
-
-
-def _mean(x: Tensor, radius: int) -> Tensor:
-    """The mean over the cube around every voxel, or what of it is in the image; no wider than that."""
-    x = x[None, None]
-    for axis in range(3):
-        r = [min(radius, (n - 1) // 2) if axis == k else 0 for k, n in enumerate(x.shape[2:])]
-        x = functional.avg_pool3d(x, [2 * n + 1 for n in r], 1, r, count_include_pad=False)
-    return x[0, 0]
 
 
 def _share_elsewhere(found: Matches, model: FieldInTraining) -> float:
