@@ -20,16 +20,8 @@ from numpy.typing import NDArray
 
 from itk_nir.engine import cards, ops
 from itk_nir.engine.execution import device_name, device_named, thread_count
-from itk_nir.engine.op_cases import (
-    SHAPES,
-    OpResult,
-    OpTime,
-    compared,
-    copied_bytes_per_second,
-    op_cases,
-    op_times,
-    value_and_gradients,
-)
+from itk_nir.engine.op_cases import SHAPES, OpResult, compared, op_cases, value_and_gradients
+from itk_nir.engine.op_times import OpTime, copied_bytes_per_second, op_times
 from itk_nir.engine.ops import dispatch
 from itk_nir.engine.torch_state import engine_state
 from itk_nir.phantom import Phantom, brain_phantom
