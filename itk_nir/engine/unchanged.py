@@ -27,6 +27,7 @@ from torch.nn import functional
 from itk_nir.engine.dilation import dilated
 from itk_nir.engine.images import Channel, Pair, sizes, voxel_map
 from itk_nir.engine.lattice import Axis
+from itk_nir.engine.ops.box_sums import box_sum
 
 #: Radii, in voxels, of the neighbourhoods whose sums are looked at, and how many standard deviations are a change.
 NEAR, WIDE, CHANGE = 1, 3, 6.0
@@ -48,8 +49,12 @@ CHANCE = 4.0
 #: Classes of intensity whose noise is told, and the median of the squares of normal deviates.
 NOISE_CLASSES, MEDIAN_OF_SQUARES = 16, 0.455
 
+#: Least variance of the noise anywhere, as a share of that of most of the image. Where there is none, as in air that
+#: was masked, the scale that is taken for the whole, never quite the right one, leaves differences that are no change.
+LEAST_NOISE = 0.01
+
 #: Voxels around a change within which control points are free, and beyond which nothing is left of it.
-AROUND, BEYOND = 12, 16
+AROUND, BEYOND = 8, 12
 
 #: The least share of the positions that must be the same for the images to be the same but for changes.
 LEAST_SHARE = 0.5
@@ -97,7 +102,9 @@ def free_to_move(pair: Pair) -> Tensor | None:
         difference = _difference(fixed, moving, counts)
         if difference is None:
             return None
-        changed |= _changed(difference, counts) | _grown(difference, fixed + moving, counts)
+        both = fixed + moving
+        noise = _noise_by_intensity(difference, _of_neighbours(both) * counts, counts)
+        changed |= _changed(difference, noise, counts) | _grown(difference, both, noise, counts)
     same = counts & ~dilated(changed, BEYOND)
     if float(same.sum()) < LEAST_SHARE * float(counts.sum()):
         return None
@@ -179,28 +186,32 @@ def _difference(fixed: Tensor, moving: Tensor, where: Tensor) -> Tensor | None:
     return f - (cross / own) * m
 
 
-def _changed(difference: Tensor, where: Tensor) -> Tensor:
-    """Where the sums over neighbourhoods are larger than those of noise."""
+def _changed(difference: Tensor, there: Tensor, where: Tensor) -> Tensor:
+    """Where the sums over neighbourhoods are larger than those of noise, whose variance `there` its intensity tells.
+
+    Noise that grows with the signal is another on either side of an edge.
+    """
     inside = where.float()
-    counts = {radius: _box(inside, radius).clamp_(min=0.5) for radius in (NEAR, WIDE)}
+    counts = {radius: box_sum(inside, radius).clamp_(min=0.5) for radius in (NEAR, WIDE)}
     # The noise around, as far as a change has not made it larger: at most twice that of most of the image.
-    deviation = (_box(difference.square(), WIDE) / counts[WIDE]).sqrt_()
-    usual = deviation[where & (deviation > 0)].median()
-    deviation.clamp_(max=2 * float(usual)).clamp_min_(1e-6)
+    noise = box_sum(difference.square(), WIDE) / counts[WIDE]
+    usual = noise[where & (noise > 0)].median()
+    noise.clamp_(max=4 * float(usual)).clamp_min_(max(LEAST_NOISE * float(usual), 1e-12))
     out = torch.zeros_like(where)
     for radius in (NEAR, WIDE):
-        # A sum of n values has sqrt(n) times their deviation.
-        out |= _box(difference, radius).abs() > CHANGE * deviation * counts[radius].sqrt()
+        variance = torch.maximum(noise * counts[radius], box_sum(there, radius))
+        out |= box_sum(difference, radius).abs() > CHANGE * variance.sqrt_()
     # An edge that moved is dark on one side and bright on the other: its sum is small, but neighbours are alike.
     alike, lags = torch.zeros_like(difference), _lags(difference, 1)
     for lag in lags:
         first, second = _apart(difference, lag)
         _apart(alike, lag)[0].add_(first * second)
-    out |= _box(alike, WIDE) > CHANGE * deviation.square() * (len(lags) * counts[WIDE]).sqrt()
+    variance = torch.maximum(noise.square() * counts[WIDE], box_sum(there.square(), WIDE))
+    out |= box_sum(alike, WIDE) > CHANGE * (len(lags) * variance).sqrt_()
     return out & where
 
 
-def _grown(difference: Tensor, both: Tensor, where: Tensor) -> Tensor:
+def _grown(difference: Tensor, both: Tensor, by_intensity: Tensor, where: Tensor) -> Tensor:
     """Where the difference is what growth about the middle of a neighbourhood makes of it, by more than noise allows.
 
     If what is around ``c`` grows by a share ``a``, the images differ by ``a (x - c) . grad I``: of one sign where what
@@ -209,16 +220,14 @@ def _grown(difference: Tensor, both: Tensor, where: Tensor) -> Tensor:
     both images, whose noise is independent of that of their difference.
     """
     inside, axes = where.float(), [k for k in range(3) if both.shape[k] > 2]
-    gradient, intensity = {}, torch.zeros_like(both)
+    gradient = {}
     for k in axes:
         before, after = _apart(both, tuple(2 * (j == k) for j in range(3)))
         middle = tuple(slice(j == k, n - (j == k)) for j, n in enumerate(both.shape))
         gradient[k] = torch.zeros_like(both)
         gradient[k][middle] = after - before
         gradient[k].mul_(inside)
-        # Of the neighbours: where one image has more noise than the other, sum and difference share it.
-        intensity[middle] += after + before
-    intensity.mul_(inside)
+    intensity = _of_neighbours(both) * inside
 
     def with_growth(image: Tensor) -> Tensor:
         return torch.stack([_moment(gradient[k] * image, k) for k in axes]).sum(0)
@@ -240,9 +249,10 @@ def _grown(difference: Tensor, both: Tensor, where: Tensor) -> Tensor:
     # The variance of the projection is the noise's times the sum of squares of what is projected on.
     spread = (gg - share * gi).clamp_(min=0)
     noise = _moment(difference.square()).div_(count)
-    noise.clamp_(max=4 * float(noise[noise > 0].median()))
+    usual = float(noise[noise > 0].median())
+    noise.clamp_(min=LEAST_NOISE * usual, max=4 * usual)
     # At edges there may be more of it than around them: next to bright tissue, where noise grows with the signal.
-    there = with_square(_noise_by_intensity(difference, intensity, where)) / square.clamp(min=1e-6)
+    there = with_square(by_intensity) / square.clamp(min=1e-6)
     limit = torch.maximum(noise, there).mul_(spread).sqrt_().clamp_(min=1e-6)
     among = max(1.0, float(inside.sum()) / GROWTH_STEP ** len(axes))
     least = math.sqrt(GROWTH_CHANGE + 2 * math.log(among))
@@ -255,8 +265,20 @@ def _grown(difference: Tensor, both: Tensor, where: Tensor) -> Tensor:
     return out & where
 
 
+def _of_neighbours(both: Tensor) -> Tensor:
+    """The intensity around each voxel, without its own: where one image has more noise, sum and difference share it."""
+    out = torch.zeros_like(both)
+    for k in (k for k in range(3) if both.shape[k] > 2):
+        before, after = _apart(both, tuple(2 * (j == k) for j in range(3)))
+        out[tuple(slice(j == k, n - (j == k)) for j, n in enumerate(both.shape))] += after + before
+    return out
+
+
 def _noise_by_intensity(difference: Tensor, intensity: Tensor, where: Tensor) -> Tensor:
-    """The variance of the difference that most voxels of about the same intensity have, zero elsewhere."""
+    """The variance of the difference that most voxels of about the same intensity have, zero elsewhere.
+
+    The largest of a voxel and its neighbours: where something is thin, the intensity around it is another than its own.
+    """
     values, squares = intensity[where], difference[where].square_()
     sample = values[:: max(1, len(values) // GLANCE)]
     inner = torch.linspace(0, 1, NOISE_CLASSES + 1, device=values.device)[1:-1]
@@ -268,7 +290,8 @@ def _noise_by_intensity(difference: Tensor, intensity: Tensor, where: Tensor) ->
             variances[members] = squares[members].median() / MEDIAN_OF_SQUARES
     out = torch.zeros_like(difference)
     out[where] = variances
-    return out
+    reach = [int(n > 1) for n in out.shape]
+    return functional.max_pool3d(out[None, None], [2 * r + 1 for r in reach], 1, reach)[0, 0] * where
 
 
 def _moment(image: Tensor, *along: int) -> Tensor:
@@ -314,14 +337,3 @@ def _apart(image: Tensor, lag: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     first = tuple(slice(max(0, -k), image.shape[i] - max(0, k)) for i, k in enumerate(lag))
     second = tuple(slice(max(0, k), image.shape[i] - max(0, -k)) for i, k in enumerate(lag))
     return image[first], image[second]
-
-
-def _box(image: Tensor, radius: int) -> Tensor:
-    """Sums over cubes, cut at the border."""
-    out = image[None, None]
-    for axis in range(3):
-        if image.shape[axis] > 1:
-            width = [2 * radius + 1 if k == axis else 1 for k in range(3)]
-            pad = [radius if k == axis else 0 for k in range(3)]
-            out = functional.avg_pool3d(out, width, 1, pad) * (2 * radius + 1)
-    return out[0, 0]
