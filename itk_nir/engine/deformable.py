@@ -66,6 +66,10 @@ UNALIKE = "too little alike"
 #: What is told where organs slide along each other.
 TOLD_APART = "things that slide along each other told apart"
 
+#: The share of what a field gained that steps may cost: it was trained until the metric was best, noise and all, and
+#: they were not. Organs that slide by 12 mm lose 0.012 of it where the 95th percentile of their error falls by half.
+COST_OF_STEPS = 0.02
+
 #: What ends a level and all that follow.
 _ENDS = (CANCELLED, UNALIKE)
 
@@ -378,11 +382,11 @@ def _taken_up(
 def _believed(
     steps: Steps | None, level: Level, model: FieldInTraining, measured: tuple[float, float], searched: Outcome
 ) -> tuple[Steps | None, tuple[float, float], Outcome]:
-    """Steps under which the images are no less alike than without, the metric before and after, and what is told."""
+    """Steps under which the images are hardly less alike, the metric before and after, and what is told."""
     if steps is None:
         return None, measured, searched
     alike = similarity_with(steps, level, model)
-    if not alike >= measured[1]:
+    if not alike >= measured[1] - COST_OF_STEPS * (measured[1] - measured[0]):
         return None, measured, searched
     return steps, (measured[0], alike), replace(searched, told=f"{searched.told}, {TOLD_APART}")
 

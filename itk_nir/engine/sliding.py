@@ -35,8 +35,9 @@ from itk_nir.engine.views import View
 F64 = NDArray[np.float64]
 
 #: The share of the matches of the search that must lead back: of an organ that slides all do but those in the band, of
-#: a head onto a brain 0.28 do, and then steep is what has no counterpart.
-SURE = 0.6
+#: a head onto a brain 0.28 do, and then steep is what has no counterpart. The second is for a search whose field was
+#: not kept: where things slide by little, a field finds what is inside of them without it.
+SURE, SURE_ALONE = 0.6, 0.9
 
 #: Length of the gradient of the displacement from which on it is steep, and voxels around the steep ones that belong to
 #: the band.
@@ -143,7 +144,7 @@ class Steps:
 
 
 def is_sure(search: Outcome) -> bool:
-    """Whether the field of a search was kept whose matches nearly all lead back.
+    """Whether so many matches of a search lead back that what is steep may be a border between things that slide.
 
     Parameters
     ----------
@@ -154,7 +155,7 @@ def is_sure(search: Outcome) -> bool:
     -------
     bool
     """
-    return search.kept and search.consistent >= SURE
+    return search.consistent >= (SURE if search.kept else SURE_ALONE)
 
 
 def find_steps(
