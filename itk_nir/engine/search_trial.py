@@ -28,8 +28,8 @@ WINDOW, MOST_ALIKE = 2, 0.94
 STRUCTURE = 0.1
 
 #: The share of the matches that lead back, and of these the one that is elsewhere than the field, so many voxels of the
-#: search away, with which a part may have been missed. Organs that slid have 0.93 and 0.05 at least; of other pairs mice
-#: of one strain have 0.89 and 0.02 at most, and those with more elsewhere 0.75.
+#: search away, with which a part may have been missed. Organs that slid have 0.93 and 0.05 at least; of other pairs
+#: mice of one strain have 0.89 and 0.02 at most, and those with more elsewhere 0.75.
 SURE, MISSED, ELSEWHERE = 0.85, 0.02, 0.75
 
 #: The share of what the next level finds unlike that the matches must save: of organs that slid a fifth and more, while
