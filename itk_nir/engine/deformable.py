@@ -52,7 +52,7 @@ from itk_nir.engine.regions import kept
 from itk_nir.engine.search import Outcome
 from itk_nir.engine.search_trial import Search
 from itk_nir.engine.settings import DeformableSettings as Settings
-from itk_nir.engine.sliding import Steps, find_steps, similarity_with, with_steps
+from itk_nir.engine.sliding import Steps, are_worth, find_steps, similarity_with, with_steps
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.engine.unchanged import at_control_points
 from itk_nir.engine.velocity_field import SplineVelocity
@@ -65,10 +65,6 @@ UNALIKE = "too little alike"
 
 #: What is told where organs slide along each other.
 TOLD_APART = "things that slide along each other told apart"
-
-#: The share of what a field gained that steps may cost: it was trained until the metric was best, noise and all, and
-#: they were not. Organs that slide by 12 mm lose 0.012 of it where the 95th percentile of their error falls by half.
-COST_OF_STEPS = 0.02
 
 #: What ends a level and all that follow.
 _ENDS = (CANCELLED, UNALIKE)
@@ -386,7 +382,7 @@ def _believed(
     if steps is None:
         return None, measured, searched
     alike = similarity_with(steps, level, model)
-    if not alike >= measured[1] - COST_OF_STEPS * (measured[1] - measured[0]):
+    if not are_worth(alike, *measured):
         return None, measured, searched
     return steps, (measured[0], alike), replace(searched, told=f"{searched.told}, {TOLD_APART}")
 
