@@ -68,25 +68,27 @@ def _grey(path: Path) -> Any:
 
 
 def sliding(_: Path) -> Iterator[Line]:
-    """Two organs that slide by 25 mm along a still wall, slices of 4 mm (or voxels of 3 mm), no linear stage. True
-    error in the organs."""
+    """Two organs that slide by 25 mm (or less) along a still wall, slices of 4 mm (or voxels of 3 mm), no linear stage.
+    True error in the organs."""
     for seed in (0, 1):
         whole, masked = _slid(seed)
         yield from _searched(whole)
         yield from _searched(masked)
     # Little moves before the search.
-    yield from each([_slid(4)[0], _slid(0, (3.0, 3.0, 3.0))[0]])
+    yield from each([_slid(4)[0], _slid(0, (3.0, 3.0, 3.0))[0], _slid(6, (3.0, 3.0, 3.0), 18.0)[0]])
+    # The organs slide by less.
+    yield from each([_slid(5, motion=18.0)[0], _slid(6, motion=12.0)[0], _slid(1, motion=12.0)[0]])
 
 
-def _slid(seed: int, spacing: tuple[float, ...] = (2.0, 2.0, 4.0)) -> tuple[Case, Case]:
+def _slid(seed: int, spacing: tuple[float, ...] = (2.0, 2.0, 4.0), motion: float = 25.0) -> tuple[Case, Case]:
     """A phantom, and the same with a mask of the organs."""
     from itk_nir.images import to_sitk
     from itk_nir.phantom import sliding_phantom
 
-    made = sliding_phantom(seed=seed, spacing=spacing)
+    made = sliding_phantom(motion, seed=seed, spacing=spacing)
     fixed, moving = to_sitk(made.fixed, made.geometry), to_sitk(made.moving, made.geometry)
     organs = (made.fixed_labels == 2) | (made.fixed_labels == 3)
-    name = f"phantom {seed}" + ", voxels of 3 mm" * (spacing[2] == 3)
+    name = f"phantom {seed}" + ", voxels of 3 mm" * (spacing[2] == 3) + f", by {motion:.0f} mm" * (motion != 25)
     score = _errors(made.displacement, {"organs": organs, "wall": made.fixed_labels == 1})
     whole, inside = Case(name, fixed, moving, score, {"linear": "none"}), _errors(made.displacement, {"organs": organs})
     options = whole.options | {"fixed_mask": to_sitk(organs.astype(np.uint8), made.geometry)}

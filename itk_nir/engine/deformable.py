@@ -52,7 +52,7 @@ from itk_nir.engine.regions import kept
 from itk_nir.engine.search import Outcome
 from itk_nir.engine.search_trial import Search
 from itk_nir.engine.settings import DeformableSettings as Settings
-from itk_nir.engine.sliding import Steps, find_steps, similarity_with, with_steps
+from itk_nir.engine.sliding import Steps, are_worth, find_steps, similarity_with, with_steps
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.engine.unchanged import at_control_points
 from itk_nir.engine.velocity_field import SplineVelocity
@@ -378,11 +378,11 @@ def _taken_up(
 def _believed(
     steps: Steps | None, level: Level, model: FieldInTraining, measured: tuple[float, float], searched: Outcome
 ) -> tuple[Steps | None, tuple[float, float], Outcome]:
-    """Steps under which the images are no less alike than without, the metric before and after, and what is told."""
+    """Steps under which the images are hardly less alike, the metric before and after, and what is told."""
     if steps is None:
         return None, measured, searched
     alike = similarity_with(steps, level, model)
-    if not alike >= measured[1]:
+    if not are_worth(alike, *measured):
         return None, measured, searched
     return steps, (measured[0], alike), replace(searched, told=f"{searched.told}, {TOLD_APART}")
 

@@ -16,7 +16,7 @@ from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.ops import jacobian_map
 from itk_nir.engine.search import Outcome
 from itk_nir.engine.settings import DeformableSettings
-from itk_nir.engine.sliding import Steps, is_sure, steep_band, told_apart, with_steps
+from itk_nir.engine.sliding import Steps, are_worth, is_sure, steep_band, told_apart, with_steps
 from itk_nir.geometry import Geometry
 
 SIZE, MOTION = 72, 12.0
@@ -127,5 +127,14 @@ def test_steps_come_back_from_their_arrays() -> None:
 def test_only_a_search_that_is_sure_says_what_slides() -> None:
     assert is_sure(Outcome("in any words", 0.95, kept=True))
     assert is_sure(Outcome("in any words", 0.6, kept=True))
-    for search in (Outcome("", 0.28, kept=True), Outcome("", 0.95), Outcome("not needed"), Outcome()):
+    assert is_sure(Outcome("not kept", 0.95))
+    for search in (Outcome("", 0.28, kept=True), Outcome("not kept", 0.89), Outcome("not needed"), Outcome()):
         assert not is_sure(search), search
+
+
+def test_steps_may_cost_a_little_of_what_was_gained() -> None:
+    assert are_worth(0.862, 0.73, 0.86)
+    assert are_worth(0.8585, 0.73, 0.86)
+    assert not are_worth(0.856, 0.73, 0.86)
+    assert not are_worth(0.8585, 0.84, 0.86)  # little was gained
+    assert not are_worth(float("nan"), 0.73, 0.86)
