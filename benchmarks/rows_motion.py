@@ -51,19 +51,19 @@ def sections_of_tissue(data: Path) -> Iterator[Line]:
         )
     folder = data / "histology_2d"
     names = ("rat_kidney_HE", "rat_kidney_PanCytokeratin")
-    points = [_pixels(folder / f"{name}.csv") for name in names]
+    points = [pixels(folder / f"{name}.csv") for name in names]
     common = min(map(len, points))
-    fixed, moving = (_grey(folder / f"{name}.jpg") for name in names)
+    fixed, moving = (grey(folder / f"{name}.jpg") for name in names)
     score = landmarks(fixed, points[0][:common], points[1][:common])
     yield from _searched(Case("kidney, HE ← PanCytokeratin, grey", fixed, moving, score, linear=True))
 
 
-def _pixels(path: Path) -> np.ndarray:
+def pixels(path: Path) -> np.ndarray:
     with path.open(encoding="utf-8") as file:
         return np.array([[float(row["X"]), float(row["Y"])] for row in csv.DictReader(file)])
 
 
-def _grey(path: Path) -> Any:
+def grey(path: Path) -> Any:
     return sitk.GetImageFromArray(array(read(path)).astype(np.float32).mean(axis=-1))
 
 

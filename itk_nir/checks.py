@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from itk_nir.engine.dilation import joined
 from itk_nir.errors import InputError
 from itk_nir.findings import Finding, warning
 from itk_nir.geometry import Geometry
@@ -153,20 +154,11 @@ def holes(mask: NDArray[np.float32]) -> NDArray[np.bool_]:
     outside = mask <= 0.5
     if not outside.any():
         return outside
-    reached = np.zeros_like(outside)
+    faces = np.zeros_like(outside)
     for axis in range(mask.ndim):
         for end in (0, -1):
-            face = (slice(None),) * axis + (end,)
-            reached[face] = outside[face]
-    before = -1
-    while before != (before := int(reached.sum())) and before < outside.sum():
-        for axis in range(mask.ndim):
-            a, b = np.moveaxis(reached, axis, 0), np.moveaxis(outside, axis, 0)
-            n = len(a)
-            for order in (range(1, n), range(n - 2, -1, -1)):
-                step = -1 if order.step > 0 else 1
-                for k in order:
-                    a[k] |= a[k + step] & b[k]
+            faces[(slice(None),) * axis + (end,)] = True
+    reached = joined(faces, outside)
     found = outside & ~reached
     return found if found.sum() >= 3**mask.ndim else np.zeros_like(found)
 

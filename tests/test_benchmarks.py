@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 if not BENCHMARKS.is_dir():
     pytest.skip("no benchmarks: they are not part of a source distribution", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
-score, pairs, peers, measure, page, compare, study, growth, trust, step_cost, many = (
+score, pairs, peers, measure, page, compare, study, growth, trust, step_cost, many, landmark_residuals = (
     importlib.import_module(name)
     for name in (
         "score",
@@ -35,6 +35,7 @@ score, pairs, peers, measure, page, compare, study, growth, trust, step_cost, ma
         "trust",
         "step_cost",
         "many",
+        "landmark_residuals",
     )
 )
 
@@ -476,6 +477,26 @@ def test_trust_page_shows_what_was_measured() -> None:
     row = {"date": "2026-01-01", "version": "1", "lines": [line]}
     text = trust.page(content | {"rows": {"box": row}})
     assert "| case | 0.500 → 0.750 | `nmi` | good | 0.100 → 0.200 | 0 | 0.250 | 2.0 |" in text
+
+
+def test_what_landmarks_tell_of_others_is_measured() -> None:
+    """Much where what is left varies slowly, nothing where it is the error of each alone."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform(0, 100, (80, 3))
+    smooth = np.stack([np.sin(points @ rng.normal(0, 0.015, 3) + phase) for phase in (0, 2, 4)], 1)
+    lone = rng.normal(0, 1, (80, 3))
+    near, _, far = (value for _, value, _ in landmark_residuals.correlations(points, smooth))
+    assert near > 0.8
+    assert near > far
+    _, value, error = landmark_residuals.correlations(points, lone)[1]
+    assert abs(value) < 3 * error
+    before = [np.linalg.norm(left, axis=1).mean() for left in (smooth, lone)]
+    after = [landmark_residuals.predicted(points, left)[0] for left in (smooth, lone)]
+    assert after[0] < 0.2 * before[0]
+    assert after[1] > 0.97 * before[1]
+    halves = dict(landmark_residuals.halves(9))
+    assert np.array_equal(halves["even"], ~halves["odd"])
+    assert all(abs(given.sum() - 4.5) < 1 for given in halves.values())
 
 
 def test_a_step_of_every_metric_can_be_measured() -> None:

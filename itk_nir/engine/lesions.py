@@ -9,19 +9,20 @@ images are seen, it would smooth away what is true.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from itk_nir.engine import ops
-from itk_nir.engine.dilation import dilated
-from itk_nir.engine.images import Pair, spacings, voxel_map
+from itk_nir.engine.dilation import dilated, joined
+from itk_nir.engine.images import Pair, sizes, spacings, voxel_map
 from itk_nir.engine.lattice import Domain, banded_from_dense
-from itk_nir.engine.overlay import Overlay
+from itk_nir.engine.overlay import Overlay, together
 from itk_nir.engine.velocity_field import VelocityField
 
 F64 = NDArray[np.float64]
@@ -42,6 +43,9 @@ TOLERANCE, ITERATIONS = 1e-3, 300
 
 #: Voxels from the border of a lesion inwards over which the spline takes the place of the displacement.
 RAMP = 4
+
+#: Voxels along an edge of the blocks by which lesions are told apart.
+BLOCK = 4
 
 #: Shares of the change that are tried, until it leaves no determinant below `UNSEEN`.
 SHARES = (1.0, 0.5, 0.25)
@@ -94,17 +98,35 @@ def smooth_through_lesions(field: VelocityField, domain: Domain, pair: Pair) -> 
     Returns
     -------
     VelocityField
-        With an `overlay` in the lesions. The very same without lesions; where a lesion reaches the faces of
-        the block, beyond which nothing holds; and where something else tells what the field is there: landmarks,
+        With an `overlay` in the lesions, each by itself. The very same without lesions; where they reach the faces of
+        the fixed image, beyond which nothing holds; and where something else tells what the field is there: landmarks,
         labels, regions, parts that must not be deformed, or things that slide.
     """
     told = field.overlay is not None or pair.known is not None or pair.free is not None or pair.regions
     inside = None if told else lesions_of(pair, field, domain)
-    if inside is None or not inside.any() or _reaches_faces(inside):
+    if inside is None or not inside.any():
         return field
-    near = dilated(inside, REACH)
+    if _on_faces(inside).any():
+        # What an image shows may end where a lesion does, and the block with it.
+        domain = Domain((0, 0, 0), sizes(pair.fixed_geometry))
+        inside = lesions_of(pair, field, domain)
+        assert inside is not None
+    enclosed = inside.cpu()
+    on_faces = _on_faces(enclosed)
+    if on_faces.any():
+        enclosed = enclosed & ~torch.from_numpy(joined(on_faces.numpy(), enclosed.numpy()))
+    found = [_smoothed(field, domain, pair, inside, part) for part in _apart(enclosed)]
+    overlay = together([one for one in found if one is not None])
+    return field if overlay is None else replace(field, overlay=overlay)
+
+
+def _smoothed(field: VelocityField, domain: Domain, pair: Pair, inside: Tensor, part: Tensor) -> Overlay | None:
+    """What a spline changes in a part of the lesions of a block; None where none of it can be made."""
+    near = dilated(part, REACH)
     first, last = _extent(near, STRIDE)
-    near, inside = (x[tuple(slice(a, b) for a, b in zip(first, last, strict=True))].cpu() for x in (near, inside))
+    near, inside, part = (
+        x[tuple(slice(a, b) for a, b in zip(first, last, strict=True))].cpu() for x in (near, inside, part)
+    )
     start = [int(a + b) for a, b in zip(domain.start, first[::-1], strict=True)]
     positions = [s + np.arange(n, dtype=float) for s, n in zip(start, near.shape[::-1], strict=True)]
     nodes = tuple(slice(None, None, STRIDE) for _ in range(3))
@@ -112,7 +134,7 @@ def smooth_through_lesions(field: VelocityField, domain: Domain, pair: Pair) -> 
     steps = [STRIDE * s / min(pair.fixed_geometry.spacing) for s in spacings(pair.fixed_geometry)][::-1]
     change = _smoothing_change(u, ~inside[nodes], near[nodes], steps)
     between = [banded_from_dense(np.maximum(0.0, 1 - np.abs(p[:, None] - p[::STRIDE]) / STRIDE)) for p in positions]
-    within = torch.stack([~dilated(~inside, reach) for reach in range(RAMP)]).float().mean(0).to(field.device)
+    within = torch.stack([~dilated(~part, reach) for reach in range(RAMP)]).float().mean(0).to(field.device)
     change = within * ops.separable(change.float().to(field.device), between, field.threads)
     voxel = torch.tensor(spacings(field.geometry), dtype=torch.float32).reshape(3, 1, 1, 1).to(field.device)
     plain = field.on_grid(positions)
@@ -123,13 +145,31 @@ def smooth_through_lesions(field: VelocityField, domain: Domain, pair: Pair) -> 
     enough = min(UNSEEN, least(plain))
     for share in SHARES:
         if least(plain + share * change) >= enough:
-            return replace(field, overlay=Overlay(tuple(start), share * change))  # type: ignore[arg-type]
-    return field
+            return Overlay(tuple(start), share * change)  # type: ignore[arg-type]
+    return None
 
 
-def _reaches_faces(inside: Tensor) -> bool:
-    """Whether something is true in the outermost layers of a block, along the axes it has more than one of."""
-    return any(bool(inside.select(axis, at).any()) for axis, n in enumerate(inside.shape) if n > 1 for at in (0, n - 1))
+def _on_faces(inside: Tensor) -> Tensor:
+    """What is true in the outermost layers of a block, along the axes it has more than one of."""
+    out = torch.zeros_like(inside)
+    for axis, n in enumerate(inside.shape):
+        for at in (0, n - 1) if n > 1 else ():
+            out.select(axis, at).copy_(inside.select(axis, at))
+    return out
+
+
+def _apart(inside: Tensor) -> Iterator[Tensor]:
+    """The parts of lesions whose surroundings do not touch, each by itself: the same where there is but one."""
+    near = functional.max_pool3d(dilated(inside, REACH).float()[None, None], BLOCK, ceil_mode=True)
+    numbers = near * torch.arange(1, near.numel() + 1, dtype=torch.float64).reshape(near.shape)
+    before = torch.zeros_like(numbers)
+    while not torch.equal(numbers, before):
+        before, numbers = numbers, near * functional.max_pool3d(numbers, 3, 1, 1)
+    for number in torch.unique(numbers[numbers > 0]):
+        there = numbers[0, 0] == number
+        for axis, n in enumerate(inside.shape):
+            there = there.repeat_interleave(BLOCK, axis).narrow(axis, 0, n)
+        yield inside & there
 
 
 def _extent(near: Tensor, margin: int) -> tuple[list[int], list[int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,6 +100,31 @@ class Overlay:
     def positions(self) -> list[F64]:
         """The voxels of the block along ``x, y, z``."""
         return [s + np.arange(n, dtype=float) for s, n in zip(self.start, self.values.shape[:0:-1], strict=True)]
+
+
+def together(overlays: Sequence[Overlay]) -> Overlay | None:
+    """The sum of displacements on blocks of voxels.
+
+    Parameters
+    ----------
+    overlays : sequence of Overlay
+        Any number.
+
+    Returns
+    -------
+    Overlay or None
+        On the block that holds all of theirs; the very same for a single one, None without any.
+    """
+    if len(overlays) < 2:
+        return overlays[0] if overlays else None
+    first = np.min([o.start for o in overlays], axis=0)
+    size = np.max([np.add(o.start, o.values.shape[:0:-1]) for o in overlays], axis=0) - first
+    values = overlays[0].values.new_zeros((3, *size[::-1].tolist()))
+    for o in overlays:
+        at = (np.array(o.start) - first)[::-1]
+        block = tuple(slice(int(a), int(a) + n) for a, n in zip(at, o.values.shape[1:], strict=True))
+        values[(slice(None), *block)] += o.values
+    return Overlay(tuple(int(v) for v in first), values)  # type: ignore[arg-type]
 
 
 def refined_inverse(displacement: Callable[[F64], F64], points: F64, start: F64, tolerance: float) -> F64:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 import itk_nir
@@ -15,6 +16,7 @@ from itk_nir.engine import deformable, lesions, ops
 from itk_nir.engine.filling import continued
 from itk_nir.engine.jacobian import jacobian_determinant
 from itk_nir.engine.ops import reference
+from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.errors import InputError, OptionError, VerdictWarning
 from itk_nir.images import to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
@@ -170,12 +172,64 @@ def test_a_large_lesion_is_smoothed_through(phantom: Phantom, side: str, monkeyp
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_a_lesion_that_reaches_a_face_is_not_enclosed(axis: int) -> None:
+def test_what_of_a_lesion_lies_on_the_faces(axis: int) -> None:
     inside = torch.zeros((5, 6, 7), dtype=torch.bool)
     inside[2, 2:4, 3] = True
-    assert not lesions._reaches_faces(inside)
+    assert not lesions._on_faces(inside).any()
     inside.select(axis, -1)[2, 3] = True
-    assert lesions._reaches_faces(inside)
+    assert int(lesions._on_faces(inside).sum()) == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 80, 90), (60, 64, 70)])
+def test_lesions_that_lie_apart_are_parts(shape: tuple[int, ...]) -> None:
+    inside = torch.zeros(shape, dtype=torch.bool)
+    boxes = [(slice(20, 26), slice(20, 24)), (slice(20, 26), slice(34, 38)), (slice(50, 55), slice(60, 66))]
+    for y, x in boxes:
+        inside[:, y, x] = True
+    found = list(lesions._apart(inside))
+    together = torch.zeros_like(inside)  # their surroundings touch
+    together[:, 20:26, 20:38] = inside[:, 20:26, 20:38]
+    assert len(found) == 2
+    assert any(torch.equal(part, together) for part in found)
+    assert any(torch.equal(part, inside & ~together) for part in found)
+    assert list(lesions._apart(torch.zeros_like(inside))) == []
+
+
+@SIDES
+def test_a_lesion_on_a_face_of_the_image_leaves_others_alone(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spline goes through one that is enclosed, and through one where the block that is worked on ends."""
+    phantom = brain_phantom(2, (64, 76), seed=3)
+    fixed, moving = (
+        sitk.ConstantPad(to_sitk(values, phantom.geometry), [14, 14], [14, 14])
+        for values in (phantom.fixed, phantom.moving)
+    )
+    spacing, origin = np.array(fixed.GetSpacing()), np.array(fixed.GetOrigin())
+    y, x = np.indices(sitk.GetArrayFromImage(fixed).shape)
+    points = origin + spacing * np.stack([x, y], -1)  # its axes are those of space
+    border = phantom.geometry.grid()[phantom.fixed_labels > 0][:, 1].max() - 4
+    places = [np.linalg.norm(points - c, axis=-1) <= 12 for c in ([28.0, -25.0], [0.0, border])]
+    places.append((abs(y - 45) < 5) & (x < 20))
+    lesion = sitk.GetImageFromArray(np.logical_or.reduce(places).astype(np.uint8))
+    lesion.CopyInformation(fixed)
+    kept: list[VelocityField] = []
+    smooth = deformable.smooth_through_lesions
+
+    def noted(field: VelocityField, *args: Any) -> VelocityField:
+        kept.extend((field, smooth(field, *args)))
+        return kept[-1]
+
+    monkeypatch.setattr(deformable, "smooth_through_lesions", noted)
+    options = {"linear": "none", f"{side}_lesion": lesion}
+    result = itk_nir.register(fixed, moving, preset="fast", threads=2, **options)
+    assert result.report.folded_voxels == 0
+    grid = kept[0].geometry.grid()  # that of the fixed image, in the units of the engine
+    plain, found = (f.displacement(grid.reshape(-1, 2)).reshape(grid.shape) for f in kept)
+    changed = np.linalg.norm(found - plain, axis=-1) > 1e-3
+    if side == "moving":  # where the fixed image shows them
+        there = kept[0].geometry.physical_to_index((grid + plain).reshape(-1, 2)).reshape(grid.shape)
+        column, row = np.moveaxis(np.rint(there).astype(int).clip(0, np.array(fixed.GetSize()) - 1), -1, 0)
+        places = [place[row, column] for place in places]
+    assert [bool(changed[place].any()) for place in places] == [True, True, False]
 
 
 def test_lesions_that_leave_nothing_are_refused() -> None:
