@@ -24,6 +24,10 @@ Finer = Callable[[], tuple[Level, Sequence[LevelImages]]]
 #: this saves their time.
 WINDOW, MOST_ALIKE = 2, 0.94
 
+#: A part of it has none where windows correlate by less than this on average over a neighbourhood, and are so large a
+#: share of all that have structure. Organs that slid by 25 mm have 0.017 at least, most others that are as alike 0.
+NEIGHBOURHOOD, UNLIKE, LEAST_SHARE = 3, 0.3, 0.005
+
 #: The variance of a window, as a share of the mean one, that is structure.
 STRUCTURE = 0.1
 
@@ -32,8 +36,8 @@ STRUCTURE = 0.1
 #: mice of one strain have 0.89 and 0.02 at most, and those with more elsewhere 0.75.
 SURE, MISSED, ELSEWHERE = 0.85, 0.02, 0.75
 
-#: The share of what the next level finds unlike that the matches must save: of organs that slid a fifth and more, while
-#: under those of two mice a third more is unlike.
+#: The share of what the next level finds unlike that the matches must save, unless a part has no counterpart: of organs
+#: that slid a fifth and more, while under those of two mice a third more is unlike.
 MATCHES_GAIN = 0.05
 
 
@@ -98,8 +102,9 @@ class Search:
     def finds_missed(self, model: FieldInTraining) -> bool:
         """Whether a part of the image has gone to a wrong place without moving far.
 
-        The next level shows it: there most of the image has a counterpart. Matches tell whether some have one
-        elsewhere, and the images of that level whether the matches are right.
+        The next level shows it: there most of the image has a counterpart. Matches tell whether some of it has one
+        elsewhere. They are right where a part has structure in both images and no counterpart; else the images of that
+        level tell.
 
         Parameters
         ----------
@@ -118,13 +123,15 @@ class Search:
             return False
         with torch.no_grad():
             view = level.view(model.displaced(model.velocity()))
-            if not any(mostly_alike(i.fixed, view(i.moving), i.weight) for i in images):
+            seen = [alike_and_unlike(i.fixed, view(i.moving), i.weight) for i in images]
+            if not any(alike > MOST_ALIKE for alike, _ in seen):
                 return False
+            in_part_unlike = any(alike > MOST_ALIKE and unlike > LEAST_SHARE for alike, unlike in seen)
             found = find_matches(self.pair, self.one_contrast, model.threads, model.lattices.restrict)
             self.outcome = replace(self.outcome, consistent=found.consistent)
             if found.consistent < SURE or _share_elsewhere(found, model) < MISSED:
                 return False
-            if not _shown(found, level, model):
+            if not (in_part_unlike or _shown(found, level, model)):
                 return False
         self.judge, self._found = level, found
         return True
@@ -157,8 +164,8 @@ class Search:
         self.outcome = replace(self.outcome, told=self.outcome.told.removeprefix("not "), kept=True)
 
 
-def mostly_alike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> bool:
-    """Whether most of two images on one grid is alike: the median correlation of windows with structure in both.
+def alike_and_unlike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> tuple[float, float]:
+    """How much of two images on one grid is alike, and how much has no counterpart.
 
     Parameters
     ----------
@@ -169,7 +176,10 @@ def mostly_alike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> bool:
 
     Returns
     -------
-    bool
+    alike : float
+        The median correlation of windows with structure in both images; 0 where there are none.
+    unlike : float
+        The share of these windows around which it is below `UNLIKE`.
     """
     a, b = (x.reshape(x.shape[-3:]).double() for x in (fixed, moved))
     seen = box_sum(torch.ones_like(a), WINDOW)
@@ -177,14 +187,16 @@ def mostly_alike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> bool:
     variances = of_aa - mean_a * mean_a, of_bb - mean_b * mean_b
     counts = torch.ones_like(a, dtype=torch.bool) if weight is None else weight > 0.5
     if not bool(counts.any()):
-        return False
+        return 0.0, 0.0
     has = counts
     for variance in variances:
         has = has & (variance > STRUCTURE * variance[counts].mean())
     if not bool(has.any()):
-        return False
-    correlation = (of_ab - mean_a * mean_b)[has] / (variances[0] * variances[1])[has].clamp_min(1e-12).sqrt()
-    return float(correlation.median()) > MOST_ALIKE
+        return 0.0, 0.0
+    correlation = torch.zeros_like(a)
+    correlation[has] = ((of_ab - mean_a * mean_b) / (variances[0] * variances[1]).clamp_min(1e-12).sqrt())[has]
+    around = box_sum(correlation, NEIGHBOURHOOD)[has] / box_sum(has.double(), NEIGHBOURHOOD)[has]
+    return float(correlation[has].median()), float((around < UNLIKE).double().mean())
 
 
 def _shown(found: Matches, level: Level, model: FieldInTraining) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 import itk_nir
-from itk_nir.engine.search_trial import mostly_alike
+from itk_nir.engine.search_trial import LEAST_SHARE, MOST_ALIKE, alike_and_unlike
 from itk_nir.images import to_sitk
 from itk_nir.phantom import sliding_phantom
 
@@ -16,26 +17,43 @@ def _smooth_noise(seed: int) -> torch.Tensor:
     return torch.nn.functional.avg_pool3d(noise, 3, 1, 1)[0, 0]
 
 
-def test_most_of_two_images_is_alike() -> None:
+def test_what_is_alike_and_what_has_no_counterpart() -> None:
     image, other = _smooth_noise(0), _smooth_noise(1)
     part = (slice(4, 20), slice(4, 20), slice(4, 20))
-    moved = image.clone()
-    moved[part] = other[part]
-    assert mostly_alike(image, image, None)
-    assert mostly_alike(image, moved, None)
-    assert not mostly_alike(image, other, None)
-    masked = torch.zeros_like(image)
-    masked[part] = 1
-    assert not mostly_alike(image, moved, masked)
-    assert not mostly_alike(image, image, torch.zeros_like(image))  # nothing counts
-    assert not mostly_alike(image, torch.zeros_like(image), None)  # nothing has structure
+    moved, gone = image.clone(), image.clone()
+    moved[part], gone[part] = other[part], 0.0
+
+    def measured(a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor | None = None) -> tuple[bool, bool]:
+        alike, unlike = alike_and_unlike(a, b, weight)
+        return alike > MOST_ALIKE, unlike > LEAST_SHARE
+
+    assert measured(image, image) == (True, False)
+    assert measured(image, moved) == (True, True)
+    assert measured(image, gone) == (True, False)  # nothing is there to be found
+    assert measured(image, other) == (False, True)  # that is not a part
+    outside, inside = torch.ones_like(image), torch.zeros_like(image)
+    outside[part], inside[part] = 0, 1
+    assert measured(image, moved, outside) == (True, False)
+    assert measured(image, moved, inside) == (False, True)
+    nothing = torch.zeros_like(image)
+    assert alike_and_unlike(image, image, nothing) == (0, 0)  # nothing counts
+    assert alike_and_unlike(image, nothing, None) == (0, 0)  # nothing has structure
     for planes in (1, 2, 3, 6):  # fewer than a window has
-        assert mostly_alike(image[:planes], image[:planes], None)
+        assert measured(image[:planes], image[:planes]) == (True, False)
 
 
-def test_organs_that_hardly_moved_are_searched_for() -> None:
+@pytest.mark.parametrize(
+    ("motion", "spacing", "seed"),
+    [
+        pytest.param(18.0, (3, 3, 3), 0, id="the images of the next level show it"),
+        pytest.param(25.0, (2, 2, 4), 4, id="a part has no counterpart", marks=pytest.mark.slow),
+    ],
+)
+def test_organs_that_hardly_moved_are_searched_for(
+    motion: float, spacing: tuple[float, float, float], seed: int
+) -> None:
     """Their texture is finer than a voxel of the first level, which therefore neither moves nor judges them."""
-    made = sliding_phantom(18.0, spacing=(3, 3, 3))
+    made = sliding_phantom(motion, spacing=spacing, seed=seed)
     fixed, moving = (to_sitk(i, made.geometry) for i in (made.fixed, made.moving))
     result = itk_nir.register(fixed, moving, linear="none", preset="fast", threads=1)
     assert result.report.search.startswith("kept")
