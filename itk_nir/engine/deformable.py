@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -46,7 +46,7 @@ from itk_nir.engine.lesions import smooth_through_lesions
 from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
-from itk_nir.engine.metrics import LevelImages
+from itk_nir.engine.metrics import LevelImages, channel_metrics, mean_of, of_one_contrast
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.regions import kept
 from itk_nir.engine.search import Outcome
@@ -245,7 +245,7 @@ def _train(
             make = partial(Level.make, number, settings, pair, domain, channels, grids, model)
             del channels
             try:
-                level = make()
+                level = _believing_coarser(make(), report.trace, len(pair.channels))
             except NothingToCompare as error:  # a mask may be too small for a coarse level to see
                 nothing = error
                 continue
@@ -289,6 +289,20 @@ def _seen(
     radius = min(settings.radius[number], max(len(p) for p in grids.fixed))
     sigma = settings.smoothing_sigmas[number]
     return grids, LevelChannels.of(pair, grids, normalised, sigma, radius, threads)
+
+
+def _believing_coarser(level: Level, trace: Sequence[Iteration], channels: int) -> Level:
+    """A level without the stiffness of little evidence, where a coarser one began with enough of it.
+
+    For metrics of unlike contrasts: what two of them share shows best at a coarse resolution, and is hidden by noise at
+    a fine one. It counts as the images were before that level, when nothing could have been fitted to noise.
+    """
+    metrics = channel_metrics(level.settings.metric, level.settings.channel_weights, channels)
+    if level.factor == 1 or of_one_contrast(metrics):
+        return level
+    begun = {now.level: now.metric for now in reversed(trace)}  # the first iteration of each level
+    enough = max(begun.values(), default=-math.inf) >= mean_of(metrics, "little_evidence")
+    return replace(level, factor=1.0) if enough else level
 
 
 def _finer(

@@ -337,6 +337,22 @@ def test_little_evidence_leaves_the_image_where_it_is(make_case: Callable[..., A
     assert np.abs(result.field.displacement(case.points())).mean() < 0.3 * min(case.fixed.spacing)
 
 
+def test_evidence_at_a_coarse_level_holds_for_the_finer_ones(make_case: Callable[..., Any]) -> None:
+    """Unlike contrasts that are alike where noise is averaged out: the finer level goes on from the coarse one."""
+    case = make_case(3, N[3])
+    draw = torch.Generator().manual_seed(0)
+    images = case.pair.fixed, 100 * torch.sin(0.03 * case.pair.moving)
+    fixed, moving = (i + 20 * torch.randn(i.shape, generator=draw) for i in images)
+    pair = changed(case.pair, fixed=fixed, moving=moving)
+    settings = quick(metric="nmi + mind", smoothness=(0.3, 0.3), jacobian_weight=1.0, iterations=(60, 20))
+    result = optimise(pair, settings)
+    begun = [next(t.metric for t in result.trace if t.level == level) for level in (0, 1)]
+    assert begun[0] > 0.01 > begun[1]  # what the sum of these metrics takes for little evidence
+    assert result.returned_levels == ()
+    coarse = optimise(pair, replace(settings, iterations=(60, 0)))
+    assert case.error(result.field) < 0.8 * case.error(coarse.field)
+
+
 @pytest.mark.parametrize("term", ["velocity_smoothness", "smoothness", "jacobian_weight"])
 def test_every_term_of_the_loss_has_its_effect(make_case: Callable[..., Any], term: str) -> None:
     case = make_case(2, 56)
