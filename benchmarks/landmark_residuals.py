@@ -130,7 +130,8 @@ def study(pair: Pair, threads: int, weight: float | None) -> None:
         unit = distances(pair.ours[usual])[1]
         print(f"  {low * unit:6.1f} to {high * unit:6.1f} apart: correlation {value:+.3f} ± {by:.3f} ({n} pairs)")
     best, width, error = predicted(pair.ours[usual], left[usual])
-    print(f"  best prediction from all others leaves {best:.3f} (width {width:.1f}, error {error:g})")
+    how = f"width {width:.1f}, error {error:g}" if np.isfinite(error) else "none is better than no prediction"
+    print(f"  best prediction from all others leaves {best:.3f} ({how})")
     for name, given in halves(len(far)):
         known: dict[str, Any] = {"fixed_landmarks": pair.ours[given], "moving_landmarks": pair.theirs[given]}
         after = np.linalg.norm(rest(**known, **({} if weight is None else {"landmark_weight": weight})), axis=1)
