@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows_motion import grey, pixels
+from rows_motion import kidney
 from score import read_points
 
 #: Distances of neighbours, in the median distance of a landmark to the nearest other one.
@@ -60,12 +60,7 @@ def pairs(data: Path) -> Iterator[Pair]:
     for stain in ("CD31-3", "proSPC-4"):
         theirs = read_points(folder / f"{stain}_landmarks.csv", 2)[1]
         yield Pair(f"He ← {stain}", folder / "He.nii.gz", folder / f"{stain}.nii.gz", ours, theirs, {})
-    folder = data / "histology_2d"
-    names = ("rat_kidney_HE", "rat_kidney_PanCytokeratin")
-    ours, theirs = (pixels(folder / f"{name}.csv") for name in names)
-    common = min(len(ours), len(theirs))
-    images = [grey(folder / f"{name}.jpg") for name in names]
-    yield Pair("kidney, HE ← PanCytokeratin", images[0], images[1], ours[:common], theirs[:common], {})
+    yield Pair("kidney, HE ← PanCytokeratin", *kidney(data), {})
 
 
 def correlations(points: np.ndarray, left: np.ndarray) -> list[tuple[int, float, float]]:

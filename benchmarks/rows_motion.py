@@ -49,21 +49,27 @@ def sections_of_tissue(data: Path) -> Iterator[Line]:
         yield from _searched(
             Case(f"He ← {stain}", folder / "He.nii.gz", folder / f"{stain}.nii.gz", score, linear=True)
         )
-    folder = data / "histology_2d"
-    names = ("rat_kidney_HE", "rat_kidney_PanCytokeratin")
-    points = [pixels(folder / f"{name}.csv") for name in names]
-    common = min(map(len, points))
-    fixed, moving = (grey(folder / f"{name}.jpg") for name in names)
-    score = landmarks(fixed, points[0][:common], points[1][:common])
+    fixed, moving, ours, theirs = kidney(data)
+    score = landmarks(fixed, ours, theirs)
     yield from _searched(Case("kidney, HE ← PanCytokeratin, grey", fixed, moving, score, linear=True))
 
 
-def pixels(path: Path) -> np.ndarray:
+def kidney(data: Path) -> tuple[Any, Any, np.ndarray, np.ndarray]:
+    """HE and PanCytokeratin of a kidney in grey, and the landmarks of both, row k to row k."""
+    folder = data / "histology_2d"
+    names = ("rat_kidney_HE", "rat_kidney_PanCytokeratin")
+    ours, theirs = (_pixels(folder / f"{name}.csv") for name in names)
+    common = min(len(ours), len(theirs))
+    fixed, moving = (_grey(folder / f"{name}.jpg") for name in names)
+    return fixed, moving, ours[:common], theirs[:common]
+
+
+def _pixels(path: Path) -> np.ndarray:
     with path.open(encoding="utf-8") as file:
         return np.array([[float(row["X"]), float(row["Y"])] for row in csv.DictReader(file)])
 
 
-def grey(path: Path) -> Any:
+def _grey(path: Path) -> Any:
     return sitk.GetImageFromArray(array(read(path)).astype(np.float32).mean(axis=-1))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itk_nir.engine.dilation import joined
+from itk_nir.engine.dilation import enclosed
 from itk_nir.errors import InputError
 from itk_nir.findings import Finding, warning
 from itk_nir.geometry import Geometry
@@ -151,15 +151,7 @@ def holes(mask: NDArray[np.float32]) -> NDArray[np.bool_]:
         Like `mask`, bool. Paths run along the axes. All false where there are fewer voxels than a block of three along
         each axis has: gaps that a threshold leaves.
     """
-    outside = mask <= 0.5
-    if not outside.any():
-        return outside
-    faces = np.zeros_like(outside)
-    for axis in range(mask.ndim):
-        for end in (0, -1):
-            faces[(slice(None),) * axis + (end,)] = True
-    reached = joined(faces, outside)
-    found = outside & ~reached
+    found = enclosed(mask <= 0.5)
     return found if found.sum() >= 3**mask.ndim else np.zeros_like(found)
 
 

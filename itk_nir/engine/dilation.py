@@ -1,4 +1,4 @@
-"""What lies around the true voxels of a mask, and what is joined to them."""
+"""What lies around the true voxels of a mask, and which of them are enclosed."""
 
 from __future__ import annotations
 
@@ -35,29 +35,35 @@ def dilated(mask: Tensor, reach: int | Sequence[int]) -> Tensor:
     return out[0, 0] > 0.5
 
 
-def joined(seeds: NDArray[np.bool_], within: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What paths inside a mask join to some of its voxels.
+def enclosed(mask: NDArray[np.bool_], axes: Sequence[int] | None = None) -> NDArray[np.bool_]:
+    """What of a mask no path inside it joins to the faces of the block.
 
     Parameters
     ----------
-    seeds : ndarray
-        ``([D,] H, W)`` bool, where the paths begin.
-    within : ndarray
-        Like `seeds`: the mask. Paths run along the axes.
+    mask : ndarray
+        ``([D,] H, W)`` bool. Paths run along the axes.
+    axes : sequence of int, optional
+        Across which the faces lie; all when left out.
 
     Returns
     -------
     ndarray
-        Like `seeds`.
+        Like `mask`; the very same where nothing of it lies on the faces.
     """
-    reached = seeds & within
+    reached = np.zeros_like(mask)
+    for axis in range(mask.ndim) if axes is None else axes:
+        for end in (0, -1):
+            face = (slice(None),) * axis + (end,)
+            reached[face] = mask[face]
+    if not reached.any():
+        return mask
     before = -1
-    while before != (before := int(reached.sum())) and before < within.sum():
-        for axis in range(within.ndim):
-            a, b = np.moveaxis(reached, axis, 0), np.moveaxis(within, axis, 0)
+    while before != (before := int(reached.sum())) and before < mask.sum():
+        for axis in range(mask.ndim):
+            a, b = np.moveaxis(reached, axis, 0), np.moveaxis(mask, axis, 0)
             n = len(a)
             for order in (range(1, n), range(n - 2, -1, -1)):
                 step = -1 if order.step > 0 else 1
                 for k in order:
                     a[k] |= a[k + step] & b[k]
-    return reached
+    return mask & ~reached

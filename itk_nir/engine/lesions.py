@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from itk_nir.engine import ops
-from itk_nir.engine.dilation import dilated, joined
+from itk_nir.engine.dilation import dilated, enclosed
 from itk_nir.engine.images import Pair, sizes, spacings, voxel_map
 from itk_nir.engine.lattice import Domain, banded_from_dense
 from itk_nir.engine.overlay import Overlay, together
@@ -106,16 +106,14 @@ def smooth_through_lesions(field: VelocityField, domain: Domain, pair: Pair) -> 
     inside = None if told else lesions_of(pair, field, domain)
     if inside is None or not inside.any():
         return field
-    if _on_faces(inside).any():
+    whole = _enclosed(inside)
+    if not torch.equal(whole, inside.cpu()):
         # What an image shows may end where a lesion does, and the block with it.
         domain = Domain((0, 0, 0), sizes(pair.fixed_geometry))
         inside = lesions_of(pair, field, domain)
         assert inside is not None
-    enclosed = inside.cpu()
-    on_faces = _on_faces(enclosed)
-    if on_faces.any():
-        enclosed = enclosed & ~torch.from_numpy(joined(on_faces.numpy(), enclosed.numpy()))
-    found = [_smoothed(field, domain, pair, inside, part) for part in _apart(enclosed)]
+        whole = _enclosed(inside)
+    found = [_smoothed(field, domain, pair, inside, part) for part in _apart(whole)]
     overlay = together([one for one in found if one is not None])
     return field if overlay is None else replace(field, overlay=overlay)
 
@@ -149,13 +147,10 @@ def _smoothed(field: VelocityField, domain: Domain, pair: Pair, inside: Tensor, 
     return None
 
 
-def _on_faces(inside: Tensor) -> Tensor:
-    """What is true in the outermost layers of a block, along the axes it has more than one of."""
-    out = torch.zeros_like(inside)
-    for axis, n in enumerate(inside.shape):
-        for at in (0, n - 1) if n > 1 else ():
-            out.select(axis, at).copy_(inside.select(axis, at))
-    return out
+def _enclosed(inside: Tensor) -> Tensor:
+    """The lesions of a block that do not touch its faces, along the axes it has more than one voxel of."""
+    axes = [axis for axis, n in enumerate(inside.shape) if n > 1]
+    return torch.from_numpy(enclosed(inside.cpu().numpy(), axes))
 
 
 def _apart(inside: Tensor) -> Iterator[Tensor]:

@@ -124,14 +124,14 @@ class Search:
         with torch.no_grad():
             view = level.view(model.displaced(model.velocity()))
             seen = [alike_and_unlike(i.fixed, view(i.moving), i.weight) for i in images]
-            if not any(alike > MOST_ALIKE for alike, _ in seen):
+            unlike = [share for alike, share in seen if alike > MOST_ALIKE]
+            if not unlike:
                 return False
-            in_part_unlike = any(alike > MOST_ALIKE and unlike > LEAST_SHARE for alike, unlike in seen)
             found = find_matches(self.pair, self.one_contrast, model.threads, model.lattices.restrict)
             self.outcome = replace(self.outcome, consistent=found.consistent)
             if found.consistent < SURE or _share_elsewhere(found, model) < MISSED:
                 return False
-            if not (in_part_unlike or _shown(found, level, model)):
+            if max(unlike) <= LEAST_SHARE and not _shown(found, level, model):
                 return False
         self.judge, self._found = level, found
         return True
@@ -155,8 +155,7 @@ class Search:
         self.outcome = Outcome(f"not kept, {100 * found.consistent:.0f} % of the matches lead back", found.consistent)
         if found.consistent < CONSISTENT:
             return None
-        axes = model.lattices.axes[model.velocity.number]
-        model.begin_at(found.on_grid([a.positions for a in axes]))
+        _begin_at(found, model)
         return self.level()
 
     def keep(self) -> None:
@@ -199,11 +198,16 @@ def alike_and_unlike(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> tup
     return float(correlation[has].median()), float((around < UNLIKE).double().mean())
 
 
+def _begin_at(found: Matches, model: FieldInTraining) -> None:
+    """Let a field make the displacement of matches, about."""
+    model.begin_at(found.on_grid([a.positions for a in model.lattices.axes[model.velocity.number]]))
+
+
 def _shown(found: Matches, level: Level, model: FieldInTraining) -> bool:
     """Whether the images of a level are more alike under matches than under the field."""
     points = model.velocity.control_points
     alone, before = points.detach().clone(), float(level.similarity_of(model))
-    model.begin_at(found.on_grid([a.positions for a in model.lattices.axes[model.velocity.number]]))
+    _begin_at(found, model)
     after = float(level.similarity_of(model))
     points.copy_(alone)
     return 1 - after < (1 - MATCHES_GAIN) * (1 - before)

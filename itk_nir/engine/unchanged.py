@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -103,8 +104,13 @@ def free_to_move(pair: Pair) -> Tensor | None:
         if difference is None:
             return None
         both = fixed + moving
-        noise = _noise_by_intensity(difference, _of_neighbours(both) * counts, counts)
-        changed |= _changed(difference, noise, counts) | _grown(difference, both, noise, counts)
+        # Of the neighbours: where one image has more noise than the other, sum and difference share it.
+        intensity = torch.zeros_like(both)
+        for _, middle, before, after in _beside(both):
+            intensity[middle] += after + before
+        intensity.mul_(counts)
+        noise = _noise_by_intensity(difference, intensity, counts)
+        changed |= _changed(difference, noise, counts) | _grown(difference, both, intensity, noise, counts)
     same = counts & ~dilated(changed, BEYOND)
     if float(same.sum()) < LEAST_SHARE * float(counts.sum()):
         return None
@@ -211,7 +217,7 @@ def _changed(difference: Tensor, there: Tensor, where: Tensor) -> Tensor:
     return out & where
 
 
-def _grown(difference: Tensor, both: Tensor, by_intensity: Tensor, where: Tensor) -> Tensor:
+def _grown(difference: Tensor, both: Tensor, intensity: Tensor, by_intensity: Tensor, where: Tensor) -> Tensor:
     """Where the difference is what growth about the middle of a neighbourhood makes of it, by more than noise allows.
 
     If what is around ``c`` grows by a share ``a``, the images differ by ``a (x - c) . grad I``: of one sign where what
@@ -219,15 +225,12 @@ def _grown(difference: Tensor, both: Tensor, by_intensity: Tensor, where: Tensor
     beside its mean and a multiple of the intensity, as scale and bias fields make. The gradient is that of the sum of
     both images, whose noise is independent of that of their difference.
     """
-    inside, axes = where.float(), [k for k in range(3) if both.shape[k] > 2]
-    gradient = {}
-    for k in axes:
-        before, after = _apart(both, tuple(2 * (j == k) for j in range(3)))
-        middle = tuple(slice(j == k, n - (j == k)) for j, n in enumerate(both.shape))
+    inside, gradient = where.float(), {}
+    for k, middle, before, after in _beside(both):
         gradient[k] = torch.zeros_like(both)
         gradient[k][middle] = after - before
         gradient[k].mul_(inside)
-    intensity = _of_neighbours(both) * inside
+    axes = list(gradient)
 
     def with_growth(image: Tensor) -> Tensor:
         return torch.stack([_moment(gradient[k] * image, k) for k in axes]).sum(0)
@@ -258,20 +261,23 @@ def _grown(difference: Tensor, both: Tensor, by_intensity: Tensor, where: Tensor
     least = math.sqrt(GROWTH_CHANGE + 2 * math.log(among))
     found = (gd - share * di).abs_().div_(limit)
     # What grew by much shows in every neighbourhood that has a part of it: only where it shows most.
-    reach = [GROWTH // GROWTH_STEP * (n > 1) for n in found.shape]
-    most = functional.max_pool3d(found[None, None], [2 * r + 1 for r in reach], 1, reach)[0, 0]
+    most = _largest_around(found, GROWTH // GROWTH_STEP)
     out = torch.zeros_like(where)
     out[(slice(None, None, GROWTH_STEP),) * 3] = found > (LEAST_OF_MOST * most).clamp_(min=least)
     return out & where
 
 
-def _of_neighbours(both: Tensor) -> Tensor:
-    """The intensity around each voxel, without its own: where one image has more noise, sum and difference share it."""
-    out = torch.zeros_like(both)
-    for k in (k for k in range(3) if both.shape[k] > 2):
-        before, after = _apart(both, tuple(2 * (j == k) for j in range(3)))
-        out[tuple(slice(j == k, n - (j == k)) for j, n in enumerate(both.shape))] += after + before
-    return out
+def _beside(image: Tensor) -> Iterator[tuple[int, tuple[slice, ...], Tensor, Tensor]]:
+    """Each axis that is long enough, the voxels that have a neighbour on both sides along it, and these neighbours."""
+    for axis in (k for k, n in enumerate(image.shape) if n > 2):
+        before, after = _apart(image, tuple(2 * (k == axis) for k in range(3)))
+        yield axis, tuple(slice(k == axis, n - (k == axis)) for k, n in enumerate(image.shape)), before, after
+
+
+def _largest_around(image: Tensor, radius: int) -> Tensor:
+    """The largest value in the cube around each voxel."""
+    reach = [radius * (n > 1) for n in image.shape]
+    return functional.max_pool3d(image[None, None], [2 * r + 1 for r in reach], 1, reach)[0, 0]
 
 
 def _noise_by_intensity(difference: Tensor, intensity: Tensor, where: Tensor) -> Tensor:
@@ -290,8 +296,7 @@ def _noise_by_intensity(difference: Tensor, intensity: Tensor, where: Tensor) ->
             variances[members] = squares[members].median() / MEDIAN_OF_SQUARES
     out = torch.zeros_like(difference)
     out[where] = variances
-    reach = [int(n > 1) for n in out.shape]
-    return functional.max_pool3d(out[None, None], [2 * r + 1 for r in reach], 1, reach)[0, 0] * where
+    return _largest_around(out, 1) * where
 
 
 def _moment(image: Tensor, *along: int) -> Tensor:

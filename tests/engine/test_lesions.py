@@ -172,12 +172,18 @@ def test_a_large_lesion_is_smoothed_through(phantom: Phantom, side: str, monkeyp
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_what_of_a_lesion_lies_on_the_faces(axis: int) -> None:
+def test_a_lesion_on_the_faces_is_not_enclosed(axis: int) -> None:
     inside = torch.zeros((5, 6, 7), dtype=torch.bool)
     inside[2, 2:4, 3] = True
-    assert not lesions._on_faces(inside).any()
+    alone = inside.clone()
+    assert torch.equal(lesions._enclosed(inside), alone)
     inside.select(axis, -1)[2, 3] = True
-    assert int(lesions._on_faces(inside).sum()) == 1
+    assert int((inside & ~lesions._enclosed(inside)).sum()) == 1
+    assert torch.equal(lesions._enclosed(inside), alone)
+    inside[2, 2, 3:] = True  # joins it to a face
+    assert not lesions._enclosed(inside)[alone].any()
+    plane = alone[2:3]  # of a single plane, which is no face
+    assert torch.equal(lesions._enclosed(plane), plane)
 
 
 @pytest.mark.parametrize("shape", [(1, 80, 90), (60, 64, 70)])
