@@ -138,13 +138,9 @@ def engine_named(kind: str) -> ModuleType:
 
 
 def _fast() -> Settings:
-    # So few iterations do not arrive at shorter steps: they have more momentum, and end less gently.
-    return Settings(
-        "fast",
-        DeformableSettings(
-            iterations=(24, 10, 5), learning_rates=(1.5, 0.9, 0.6), betas=(0.9, 0.99), learning_rate_end=0.3
-        ),
-    )
+    # So few iterations do not get far by steps that end so short: there is more momentum.
+    steps: dict[str, Any] = {"learning_rates": (1.5, 0.9, 0.6), "learning_rate_end": 0.3, "betas": (0.9, 0.99)}
+    return Settings("fast", DeformableSettings(iterations=(24, 10, 5), **steps))
 
 
 def _default() -> Settings:

@@ -28,6 +28,7 @@ SMALL = FieldConfig(encoding="fourier", activation="sine", width=32, depth=2, fr
 #: Two levels for images of 30 to 60 voxels; a network that goes first, always, and no search.
 QUICK = DeformableSettings(
     shrink_factors=(2, 1), smoothing_sigmas=(0.5, 0.5), iterations=(40, 20), learning_rates=(0.4, 0.2),
+    learning_rate_end=0.3, betas=(0.9, 0.99),
     grid_spacing=(2.0, 2.0), coarsest_grid_spacing=8.0, radius=(3, 3), velocity_smoothness=(0.1, 0.1),
     smoothness=(0.0, 0.0), metric=LNCC(epsilon=1e-3), integration_steps=5, jacobian_weight=0.0, jacobian_margin=0.3,
     extra_iterations_below=0, network_above=0.0, search="never",

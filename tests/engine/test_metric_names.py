@@ -167,7 +167,8 @@ def test_long_block_gets_coarser_levels_before_the_first(size: tuple[int, int, i
     found = settings.for_pair(size, 1)
     assert found.levels == min(MOST_LEVELS, 3 + more)
     assert found.shrink_factors == (*[4 * 2**k for k in range(more, 0, -1)], 4, 2, 1)[:MOST_LEVELS]
-    assert found.learning_rates == (*[1.0 * 2**k for k in range(more, 0, -1)], *settings.learning_rates)[:MOST_LEVELS]
+    rates = settings.learning_rates
+    assert found.learning_rates == (*[rates[0] * 2**k for k in range(more, 0, -1)], *rates)[:MOST_LEVELS]
     for name in ("iterations", "smoothing_sigmas", "radius", "smoothness", "grid_spacing", "velocity_smoothness"):
         values, before = getattr(found, name), getattr(settings, name)
         assert values == (*[before[0]] * more, *before)[:MOST_LEVELS]
