@@ -137,10 +137,12 @@ def engine_named(kind: str) -> ModuleType:
     return import_module(ENGINES[kind])
 
 
+#: Steps of presets with few iterations, which do not get far otherwise, and with many, which settle at any.
+OWN_STEPS: dict[str, Any] = {"learning_rate_end": 0.3, "betas": (0.9, 0.99)}
+
+
 def _fast() -> Settings:
-    # So few iterations do not get far by steps that end so short: there is more momentum.
-    steps: dict[str, Any] = {"learning_rates": (1.5, 0.9, 0.6), "learning_rate_end": 0.3, "betas": (0.9, 0.99)}
-    return Settings("fast", DeformableSettings(iterations=(24, 10, 5), **steps))
+    return Settings("fast", DeformableSettings(iterations=(24, 10, 5), learning_rates=(1.5, 0.9, 0.6), **OWN_STEPS))
 
 
 def _default() -> Settings:
@@ -151,9 +153,10 @@ def _accurate() -> Settings:
     return Settings(
         "accurate",
         DeformableSettings(
-            iterations=(96, 40, 24), radius=(5, 7, 8), smoothness=(0.6, 0.3, 0.3), lorentzian_scale=0.55
+            iterations=(96, 40, 24), radius=(5, 7, 8), learning_rates=(1.0, 0.6, 0.4), smoothness=(0.6, 0.3, 0.3),
+            lorentzian_scale=0.55, **OWN_STEPS,
         ),
-    )
+    )  # fmt: skip
 
 
 def _paper() -> Settings:

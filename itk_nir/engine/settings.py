@@ -96,7 +96,7 @@ class DeformableSettings:
         public=True,
     )  # fmt: skip
     learning_rates: tuple[float, ...] = option(
-        (1.1, 0.8, 0.55),
+        (1.1, 0.66, 0.44),
         "first step of the optimiser (Adam) at each level, in voxels of the fixed image along its finest axis",
         above=0, at_most=100, per_level=True, public=True,
     )  # fmt: skip
@@ -181,7 +181,7 @@ class DeformableSettings:
     )  # fmt: skip
 
     learning_rate_end: float = option(
-        0.1, "share of the learning rate that the last iteration of a level has", above=0, at_most=10
+        0.25, "share of the learning rate that the last iteration of a level has", above=0, at_most=10
     )
     coarsest_grid_spacing: float = option(
         16.0,
@@ -252,7 +252,7 @@ class DeformableSettings:
         "of unlike contrasts one more, above three quarters of that); 0 for never",
         at_least=0,
     )
-    betas: tuple[float, float] = option((0.87, 0.99), "the two decay rates of Adam", at_least=0, below=1)
+    betas: tuple[float, float] = option((0.88, 0.99), "the two decay rates of Adam", at_least=0, below=1)
 
     @property
     def levels(self) -> int:
