@@ -84,6 +84,7 @@ def sliding(_: Path) -> Iterator[Line]:
     yield from each([_slid(4)[0], _slid(0, (3.0, 3.0, 3.0))[0], _slid(6, (3.0, 3.0, 3.0), 18.0)[0]])
     # The organs slide by less.
     yield from each([_slid(5, motion=18.0)[0], _slid(6, motion=12.0)[0], _slid(1, motion=12.0)[0]])
+    yield from each([_slid(seed, (3.0, 3.0, 3.0), 12.0)[0] for seed in (0, 1)])
 
 
 def _slid(seed: int, spacing: tuple[float, ...] = (2.0, 2.0, 4.0), motion: float = 25.0) -> tuple[Case, Case]:

@@ -334,8 +334,8 @@ def sections(_: Path) -> Iterator[Line]:
 
 
 def auto(data: Path) -> Iterator[Line]:
-    """What `metric="auto"` picks. Expected: lncc for one contrast, mutual information for unlike ones; for templates of
-    T2 and PD lncc, which is the more accurate one there (row `both`)."""
+    """What `metric="auto"` picks. Expected: lncc for one contrast, mutual information for unlike ones; but what is the
+    more accurate one (row `both`) for templates of T2 and PD, lncc, and for FLAIR of two people, mutual information."""
     for what, fixed, moving, same, options in _auto_pairs(data):
         began = time.perf_counter()
         picked, reason = _picked(fixed, moving, options)
@@ -371,7 +371,8 @@ def _auto_pairs(data: Path) -> Iterator[tuple[str, Path, Path, bool, dict[str, A
     none = {"linear": "none"}
     folder = data / "brain_contrasts"
     for a, b in itertools.product(("T1", "T2", "FLAIR"), repeat=2):
-        yield f"contrasts p07 {a} ← p19 {b}", folder / f"p07_{a}.nii.gz", folder / f"p19_{b}.nii.gz", a == b, none
+        same = a == b != "FLAIR"
+        yield f"contrasts p07 {a} ← p19 {b}", folder / f"p07_{a}.nii.gz", folder / f"p19_{b}.nii.gz", same, none
         if a != b:
             yield f"contrasts p07 {a} ← p07 {b}", folder / f"p07_{a}.nii.gz", folder / f"p07_{b}.nii.gz", False, {}
     folder = data / "head_templates"
@@ -404,8 +405,7 @@ def _auto_pairs(data: Path) -> Iterator[tuple[str, Path, Path, bool, dict[str, A
 
 
 def both(data: Path) -> Iterator[Line]:
-    """Two contrasts whose windows agree in sign: by `lncc`, which `metric="auto"` picks, for stains at first, and by
-    what unlike ones get."""
+    """Images whose windows agree in sign and which tell little of each other, by `lncc` and by what unlike ones get."""
     from itk_nir.engine.choice import UNLIKE
 
     heads, stains = data / "head_templates", data / "histology_lung"
@@ -417,7 +417,7 @@ def both(data: Path) -> Iterator[Line]:
             values = array(read(fixed))
             head = motion(values > 0.2 * np.percentile(values, 99))
             yield from each([Case(f"heads {a.upper()} ← {b.upper()}", fixed, moving, head, given, before=False)])
-        for ours, theirs in (("T1", "FLAIR"), ("FLAIR", "T1")):
+        for ours, theirs in (("T1", "FLAIR"), ("FLAIR", "T1"), ("FLAIR", "FLAIR")):
             case = _contrast_case(data, [ours], [theirs])
             yield from each([replace(case, options=case.options | given)])
         for name in ("CD31-3", "proSPC-4"):

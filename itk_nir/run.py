@@ -17,14 +17,14 @@ from itk_nir.engine import ops
 from itk_nir.engine.choice import (
     CONTRAST_GAIN_FINEST,
     ENOUGH_ITERATIONS,
-    LEAST_ALIKE,
     SAME,
     Choice,
+    Displacement,
     choose_metric,
     once_aligned,
     unlike_after_all,
 )
-from itk_nir.engine.deformable import UNALIKE
+from itk_nir.engine.deformable import UNALIKE, Alike
 from itk_nir.engine.descent import DONE
 from itk_nir.engine.evidence import Comparison
 from itk_nir.engine.execution import (
@@ -51,7 +51,7 @@ from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
 from itk_nir.stored_axes import for_engine, restriction
-from itk_nir.telling import metric_name, on_landmarks, versions
+from itk_nir.telling import metric_name, on_landmarks, on_volume, versions
 from itk_nir.transforms.model import LinearTransform
 from itk_nir.verdict import Verdict, judge, known, worse
 
@@ -109,6 +109,7 @@ class Run:
     fraction: float
     start: Start | None
     choice: Choice | None
+    after_all: Choice | None
     similarity_linear: float | None
 
     def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
@@ -121,6 +122,8 @@ class Run:
         self.start: Start | None = None
         #: What ``metric="auto"`` stands for.
         self.choice: Choice | None = None
+        #: The same, where the first level showed that images of one contrast are none.
+        self.after_all: Choice | None = None
         self.similarity_linear: float | None = None
         _log.debug(
             "registering %s onto %s: preset %s, device %s, %d threads, instruction set %s",
@@ -154,7 +157,7 @@ class Run:
 
         done = self._deformable(pair)
         if done.stop == UNALIKE:
-            pair = self._as_unlike(unaligned, pair, done)
+            pair = self._as_unlike(unaligned)
             done = self._deformable(pair)
         affine = LinearTransform(self.frame.physical_matrix(pair.linear))
         ops.release_memory()  # many small arrays are done with, a few large ones follow
@@ -224,9 +227,10 @@ class Run:
             self.journal.keep(LINEAR, lambda: Entry(values), write=True)
         return pair
 
-    def _as_unlike(self, unaligned: Pair, pair: Pair, done: Optimised) -> Pair:
+    def _as_unlike(self, unaligned: Pair) -> Pair:
         """The pair aligned anew, as unlike contrasts are, where the first level of a deformation showed that it is."""
-        choice = unlike_after_all(pair, done.similarity or 0.0, done.field, self.problem.threads)
+        assert self.after_all is not None
+        choice = self.after_all
         self.journal.forget_parts()
         del self.notes[self.told_before :]
         self._settle(choice)
@@ -298,12 +302,19 @@ class Run:
         self.choice, self.reason, self.least_gain = choice, choice.reason, choice.least_gain
         _log.debug("metric %s: %s", choice.metric, choice.reason)
 
-    def _least(self, pair: Pair) -> float | None:
-        """How alike the first level must make images that ``metric="auto"`` took for one contrast."""
+    def _alike(self, pair: Pair) -> Alike | None:
+        """Whether the first level makes images alike that ``metric="auto"`` took for one contrast."""
         given, chosen = self.problem.settings.deformable, self.settings.deformable
         if given.metric != AUTO or chosen.metric != SAME or pair.known is not None:
             return None
-        return LEAST_ALIKE if max(chosen.iterations[:1]) >= ENOUGH_ITERATIONS else None
+        if max(chosen.iterations[:1]) < ENOUGH_ITERATIONS:
+            return None
+
+        def alike(similarity: float, field: Displacement) -> bool:
+            self.after_all = unlike_after_all(pair, similarity, field, self.problem.threads)
+            return self.after_all is None
+
+        return alike
 
     def _channel_metrics(self, pair: Pair, metric: Any) -> tuple[tuple[float, Metric], ...]:
         """Weight and metric of every channel: the weights hold for both stages."""
@@ -327,6 +338,8 @@ class Run:
         )
         self.similarity_linear, self.cancelled = found.similarity, found.cancelled
         self.notes.extend(found.notes)
+        shape = np.linalg.solve(pair.linear, found.matrix)[:-1, :-1]
+        self.notes.extend(on_volume(shape.astype(np.float64), problem.moving.name, problem.fixed.name))
         self._took("linear")
         return found.matrix
 
@@ -336,19 +349,20 @@ class Run:
         nothing = pair.free is not None and not bool(pair.free.any())
         # One evaluation, then out.
         callback = (lambda _: True) if self.cancelled or nothing else self._share(begin, 0.95 - begin)
-        done = self._optimised(pair, callback, None if self.cancelled or nothing else self._least(pair))
+        done = self._optimised(pair, callback, None if self.cancelled or nothing else self._alike(pair))
         if self.cancelled or nothing:
             done = _at_rest(done, pair)
         if nothing and not self.cancelled:
             done = replace(done, stop=DONE)
         self.notes.extend(done.notes)
+        self.doubts.extend(done.doubts)
         self._took("deformable")
         return done
 
-    def _optimised(self, pair: Pair, callback: Callback | None, least: float | None = None) -> Optimised:
-        """All levels of the deformation; the first alone where it leaves the images less alike than `least`."""
+    def _optimised(self, pair: Pair, callback: Callback | None, alike: Alike | None = None) -> Optimised:
+        """All levels of the deformation; the first alone where it does not make the images alike."""
         more: dict[str, Any] = {} if self.journal.write is None else {"journal": self.journal}
-        more |= {} if least is None else {"least": least}
+        more |= {} if alike is None else {"alike": alike}
         done: Optimised = self.settings.engine.optimise(
             pair, self._for_engine.deformable, seed=self.problem.seed, threads=self.problem.threads, callback=callback,
             clock=self.problem.clock, **more,

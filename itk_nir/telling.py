@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from itk_nir.engine.landmarks import Landmarks
 from itk_nir.errors import warn_caller
@@ -49,6 +50,39 @@ def metric_name(metric: Any) -> str:
     if isinstance(metric, tuple):
         return ", ".join(map(metric_name, metric))
     return metric if isinstance(metric, str) else repr(metric)
+
+
+#: By how many times a linear stage may change volumes before that is told. Heads of adults differ by 1.5 times; a brain
+#: without its skull that is laid on a whole head, by 1.9 to 3.5.
+LARGEST_SCALE = 1.75
+
+
+def on_volume(matrix: NDArray[np.float64], moving: str, fixed: str) -> list[str]:
+    """A note where the linear stage found that two images show things of very different sizes.
+
+    Its metric is high where a smaller object fills a larger one, although each may show another part of a body.
+
+    Parameters
+    ----------
+    matrix : ndarray
+        ``(d, d)``: what the linear stage found, fixed → moving, without its translation.
+    moving, fixed : str
+        Names of the images.
+
+    Returns
+    -------
+    list of str
+    """
+    ratio = abs(float(np.linalg.det(matrix)))
+    factor, what = max(ratio, 1 / ratio), "volume" if len(matrix) == 3 else "area"
+    if factor <= LARGEST_SCALE:
+        return []
+    much = f"{factor:.2f} times as {'large' if ratio < 1 else 'small'} in {what}"
+    return [
+        f"{moving}: the linear stage makes it {much}, to lie on {fixed}. Where both show the same, they differ that "
+        "much at different ages or in different units alone; where one shows less (a brain without its skull, and a "
+        'whole head), give a mask of what both show, or linear="rigid"'
+    ]
 
 
 def on_landmarks(landmarks: Landmarks | None) -> list[str]:

@@ -31,7 +31,7 @@ def images() -> tuple[Any, Any]:
 
 def demanding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is ever alike enough."""
-    monkeypatch.setattr(run, "LEAST_ALIKE", 1.5)
+    monkeypatch.setattr(choice, "LEAST_ALIKE", 1.5)
 
 
 def test_result_is_that_of_the_metric_for_unlike_contrasts(

@@ -569,6 +569,24 @@ def test_settings_are_a_preset(phantoms: dict[int, Phantom]) -> None:
     assert by_settings.report.settings == by_keywords.report.settings == both.report.settings
 
 
+@pytest.mark.parametrize("d", [2, 3])
+def test_one_that_is_made_much_larger_is_told(phantoms: dict[int, Phantom], d: int) -> None:
+    """A metric is high where a smaller object fills a larger one, as a brain without its skull does a head."""
+    p = brain_phantom(2, (112, 128)) if d == 2 else phantoms[3]
+    call: dict[str, Any] = {"preset": "fast", "iterations": (1, 0, 0), "threads": 1, "linear": "similarity"}
+    fixed = to_sitk(p.fixed, p.geometry)
+    for scale, told in ((0.88, False), (0.7, True)):
+        moving = to_sitk(p.fixed, p.geometry)
+        moving.SetSpacing([scale * s for s in moving.GetSpacing()])
+        moving.SetOrigin([scale * o for o in moving.GetOrigin()])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = itk_nir.register(fixed, moving, **call).report.warnings
+        much = [text for text in found if "times as large in" in text]
+        assert bool(much) == told, found
+        assert all(f"{scale**-d:.1f}" in text and "give a mask" in text for text in much), much
+
+
 def test_expert_settings_as_keywords_warn_and_work(phantoms: dict[int, Phantom]) -> None:
     few: dict[str, Any] = {"linear": "none", "threads": 1, "device": "cpu", "iterations": 3}
     wanted = itk_nir.register(*images(phantoms[2]), preset=make_settings("default", network=None), **few)

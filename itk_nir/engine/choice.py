@@ -9,7 +9,10 @@ it sees what the coarsest cannot, once they are.
 
 Stains of tissue may agree in sign everywhere and be unlike nevertheless. That shows when they are brought together:
 images of one contrast become alike at the first level of the deformation, LNCC² 0.75 and more, and such stains do not,
-0.28 and less (`LEAST_ALIKE`). The deformation then begins anew, as for unlike contrasts (`unlike_after_all`).
+0.28 and less (`LEAST_ALIKE`). T1 and FLAIR of two people do become alike, since fluid is dark in both: but inside of
+the brains their windows do not agree (`Inside`). Nor do those of two FLAIR images, which show little of their tissue
+and which mutual information registers better, too. The deformation then begins anew, as for unlike contrasts
+(`unlike_after_all`).
 
 Unlike contrasts want mutual information, and a little of MIND, which sees structure where intensities do not tell: more
 of it where the intensities tell little. The linear stage has mutual information alone, whose range is wider. What two
@@ -36,6 +39,7 @@ from itk_nir.engine.lattice import Banded, banded_from_dense
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.metrics import METRICS
+from itk_nir.engine.search import find_matches
 from itk_nir.engine.views import View
 
 F64 = NDArray[np.float64]
@@ -81,6 +85,39 @@ CONTRAST_GAIN = 0.03
 #: brings together: 2 to 7 % were gained between contrasts of one person, 26 % and more where tissue is deformed.
 CONTRAST_GAIN_FINEST = 0.13
 
+
+@dataclass(frozen=True)
+class Inside:
+    """What the windows inside of objects, against their backgrounds, show after the first level of the deformation.
+
+    Parameters
+    ----------
+    alike : float
+        LNCC² of the whole images from which on their outlines lie on each other: a brain in a head has 0.7.
+    sign : float
+        Agreement in sign below which they are unlike: T1 and FLAIR of two people have 0.92 and less, two FLAIR images
+        0.90, T1 or T2 of two people 0.96 and more.
+    told, least : float
+        Mean r² above which they are alike whatever their signs (fetal brains have 0.44 with a sign of 0.90, T1 and
+        FLAIR 0.30 at most), and below which nothing is told: noise has 0.05.
+    moved : float
+        Share of the matches of a search that lead back from which on windows are unlike because parts of the images
+        moved away: organs that slide have 0.95 and more, T1 and FLAIR 0.78 at most.
+    """
+
+    alike: float = 0.8
+    sign: float = 0.94
+    told: float = 0.3
+    least: float = 0.08
+    moved: float = 0.9
+
+    def unlike(self, sign: float, told: float) -> bool:
+        """Whether windows inside of objects are those of unlike contrasts, by their agreement in sign and mean r²."""
+        return sign < self.sign and self.least < told < self.told
+
+
+#: Of images whose outlines the first level has laid on each other.
+INSIDE = Inside()
 
 #: The mean LNCC² that images of one contrast reach at the first level of the deformation, at least; and the iterations
 #: of that level from which on it has been given the chance.
@@ -183,15 +220,15 @@ def choose_metric(pair: Pair, threads: int = 1, displacement: Displacement | Non
     return _unlike(*_alike(at_size), f"unlike contrasts: {_in_words(shares)}")
 
 
-def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, threads: int = 1) -> Choice:
-    """What images are registered by that looked like one contrast and did not become alike.
+def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, threads: int = 1) -> Choice | None:
+    """What images are registered by that looked like one contrast and are not, after the first level.
 
     Parameters
     ----------
     pair : Pair
         The images, with the linear map that was found.
     similarity : float
-        Mean LNCC² after the first level of the deformation: less than `LEAST_ALIKE`.
+        Mean LNCC² after the first level of the deformation.
     displacement : Displacement
         Of that level, before the map.
     threads : int
@@ -199,14 +236,30 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
 
     Returns
     -------
-    Choice
+    Choice or None
+        None for images of one contrast.
     """
     normalised = pair.normalised()
-    reason = (
-        f"unlike contrasts: the windows agree in sign, but the first level of the deformation by {SAME} ended at "
-        f"{similarity:.2f}, where images of one contrast reach {LEAST_ALIKE} and more"
-    )
-    return _unlike(*_alike(lambda size: _Resolution(pair, normalised, size, threads, displacement)), reason)
+    brought = cache(lambda size: _Resolution(pair, normalised, size, threads, displacement))
+    if similarity < LEAST_ALIKE:
+        found = (
+            f"the first level of the deformation by {SAME} ended at {similarity:.2f}, where images of one contrast "
+            f"reach {LEAST_ALIKE} and more"
+        )
+    else:
+        windows = (brought(INSIDE_SIZE).agreement(k, inside=True) for k in range(len(pair.channels)))
+        apart = [(sign, told) for sign, told, n in windows if n >= FEWEST and INSIDE.unlike(sign, told)]
+        if similarity < INSIDE.alike or not apart or find_matches(pair, True, threads).consistent >= INSIDE.moved:
+            return None
+        sign, told = apart[0]
+        found = (
+            f"after the first level of the deformation by {SAME}, the correlation of {50 * (1 + sign):.1f} % of those "
+            f"inside of what the images show has one sign, and its mean square is {told:.2f}"
+        )
+    # A deformation that was found by likeness has made them alike: how stiff the next is goes by what they were before.
+    alike = _alike(lambda size: _Resolution(pair, normalised, size, threads, None))[1]
+    nmi = brought(INFORMATION_SIZE).mutual_information()
+    return _unlike(nmi, alike, f"unlike contrasts: the windows agree in sign, but {found}")
 
 
 def once_aligned(choice: Choice, pair: Pair, threads: int = 1) -> Choice:
@@ -270,11 +323,14 @@ class _Resolution:
         self.view = View(u, index, vector, threads=threads)
         self.weight = counting_weight(pair, grids, u, moving, index, vector, threads)
 
-    def agreement(self, channel: int) -> tuple[float, float, int]:
-        """How well the windows of a channel agree in sign (0 to 1), their mean r², and how many there are."""
+    def agreement(self, channel: int, *, inside: bool = False) -> tuple[float, float, int]:
+        """How well the windows of a channel agree in sign (0 to 1), their mean r², and how many there are; or those
+        inside of what both images show against their backgrounds alone."""
         images = self.channels.images[channel]
         f, m = images.fixed, self.view(images.moving)
         w = torch.ones_like(f) if self.weight is None else (self.weight > 0.5).float()
+        if inside:
+            w = w * _objects(f) * _objects(m)
         boxes = [_windows(n, images.radius) for n in f.shape[::-1]]
         powers = torch.stack([w, w * f, w * m, w * f * f, w * m * m, w * f * m])
         count, f1, m1, ff, mm, fm = ops.separable(powers, boxes, self.threads)

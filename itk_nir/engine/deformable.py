@@ -55,16 +55,25 @@ from itk_nir.engine.settings import DeformableSettings as Settings
 from itk_nir.engine.sliding import Steps, are_worth, find_steps, similarity_with, with_steps
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.engine.unchanged import at_control_points
-from itk_nir.engine.velocity_field import SplineVelocity
+from itk_nir.engine.velocity_field import SplineVelocity, VelocityField
 from itk_nir.errors import NothingToCompare
 
 __all__ = ["UNALIKE", "Settings", "describe", "optimise", "restore"]
+
+#: Whether images are of one contrast, by their similarity after the first level and its field.
+Alike = Callable[[float, VelocityField], bool]
 
 #: What stopped it where the images have not become as alike as they were to.
 UNALIKE = "too little alike"
 
 #: What is told where organs slide along each other.
 TOLD_APART = "things that slide along each other told apart"
+
+#: The doubt about a field where they were not.
+NOT_TOLD_APART = (
+    "things seem to slide along each other and could not be told apart: near their borders the map is smoother than "
+    "the motion, and may be off by a good part of it"
+)
 
 #: What ends a level and all that follow.
 _ENDS = (CANCELLED, UNALIKE)
@@ -79,7 +88,7 @@ def optimise(
     callback: Callback | None = None,
     clock: float | None = None,
     journal: Journal | None = None,
-    least: float | None = None,
+    alike: Alike | None = None,
 ) -> Optimised:
     """Register a pair. See the module's text for the model.
 
@@ -99,8 +108,8 @@ def optimise(
         ``time.perf_counter()`` when the registration began.
     journal : Journal, optional
         Of what was done before, and for what is done; left out, nothing is kept.
-    least : float, optional
-        Similarity that the images must have after the first level; where they have less, no other level follows, and
+    alike : callable, optional
+        Called after the first level with the similarity and the field; where it says no, no other level follows, and
         what stopped it is `UNALIKE`.
 
     Returns
@@ -117,7 +126,7 @@ def optimise(
     thin = thin_masks.concerned(pair, settings)
     first, second = (callback, None) if not thin else (_share(callback, 0.0), _share(callback, 0.5))
     # In a function of its own: what the iterations held is free again before the folds are looked for.
-    done, domain, steps = _train(pair, settings, seed, threads, first, clock, journal or Journal(), least)
+    done, domain, steps = _train(pair, settings, seed, threads, first, clock, journal or Journal(), alike)
     if thin and done.stop not in _ENDS:
         smooth, _, its = _train(pair, settings, seed, threads, second, clock, Journal(), None, thin_masks.smoother)
         if smooth.stop == CANCELLED:
@@ -201,7 +210,7 @@ def _through(
 
 def _train(
     pair: Pair, settings: Settings, seed: int, threads: int, callback: Callback | None, clock: float, journal: Journal,
-    least: float | None, adapted: Callable[[Settings], Settings] | None = None,
+    alike: Alike | None, adapted: Callable[[Settings], Settings] | None = None,
 ) -> tuple[Optimised, Domain, Steps | None]:  # fmt: skip
     """All levels, by the settings for the pair or what is made of them; the block of the fixed grid that was worked on,
     and the steps that the field is to have there."""
@@ -254,7 +263,7 @@ def _train(
             del make
             descent = Descent(level, model, report, journal, callback is not None, search)
             del level
-            stop = _descended(descent, pair, model, None if report.trace else least)
+            stop = _descended(descent, pair, model, None if report.trace else alike)
             if search is not None:
                 searched = search.outcome
             if descent.returned:
@@ -277,7 +286,9 @@ def _train(
     if not report.trace and nothing is not None:
         raise nothing
     field = model.trained().at_rest() if rest else model.trained()
-    return Optimised(field, tuple(report.trace), stop, *measured, tuple(returned), searched.told), domain, steps
+    doubts = (NOT_TOLD_APART,) if searched.slides and not rest else ()
+    done = Optimised(field, tuple(report.trace), stop, *measured, tuple(returned), searched.told, doubts=doubts)
+    return done, domain, steps
 
 
 def _seen(
@@ -340,15 +351,15 @@ def _held(free: Tensor | None, model: FieldInTraining) -> Iterator[None]:
         model.some_held = False
 
 
-def _descended(descent: Descent, pair: Pair, model: FieldInTraining, least: float | None) -> str:
-    """Do all iterations of a level; what ended them: that the images have less than a similarity, too."""
+def _descended(descent: Descent, pair: Pair, model: FieldInTraining, alike: Alike | None) -> str:
+    """Do all iterations of a level; what ended them: that the images have not become alike, too."""
     with _held(pair.free, model):
         stop = descent.run()
-    if least is None or stop == CANCELLED:
+    if alike is None or stop == CANCELLED:
         return stop
     with torch.no_grad():
-        alike = float(descent.level.similarity(model.displaced(model.velocity())))
-    return stop if alike >= least else UNALIKE
+        similarity = float(descent.level.similarity(model.displaced(model.velocity())))
+        return stop if alike(similarity, model.trained()) else UNALIKE
 
 
 def _kept(model: FieldInTraining, values: dict[str, Any], steps: Steps | None) -> Entry:
@@ -396,8 +407,8 @@ def _believed(
     if steps is None:
         return None, measured, searched
     alike = similarity_with(steps, level, model)
-    if not are_worth(alike, *measured):
-        return None, measured, searched
+    if not are_worth(steps.left, alike, *measured):
+        return None, measured, replace(searched, slides=True)
     return steps, (measured[0], alike), replace(searched, told=f"{searched.told}, {TOLD_APART}")
 
 

@@ -157,6 +157,8 @@ class Optimised:
         What became of the search for large motion, and of what else was tried; empty where there is none.
     notes : tuple of str
         What was found odd, one sentence each.
+    doubts : tuple of str
+        Why not to rely on the field.
     """
 
     field: Any
@@ -167,3 +169,4 @@ class Optimised:
     returned_levels: tuple[int, ...] = ()
     search: str = ""
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()

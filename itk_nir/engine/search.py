@@ -125,11 +125,14 @@ class Outcome:
         Share of the matches that lead back; 0 where nothing was searched for.
     kept : bool
         Whether the field from there was kept.
+    slides : bool
+        Whether things seem to slide along each other, in a way that the field does not show.
     """
 
     told: str = ""
     consistent: float = 0.0
     kept: bool = False
+    slides: bool = False
 
 
 @dataclass(frozen=True, eq=False)

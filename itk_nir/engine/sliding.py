@@ -55,8 +55,9 @@ APART = 1.0
 #: What another displacement has to save, in units of the mean squared difference of the images beyond the band.
 SAVED = 1.0
 
-#: The squared difference in the band that may be left for the step to be believed, as a share of that of the ramp.
-LEFT = 0.6
+#: The squared difference in the band that may be left for the step to be believed, as a share of that of the ramp; and
+#: for things to seem to slide.
+LEFT, SEEMS = 0.6, 0.75
 
 #: The share of what a field gained that steps may cost: it was trained until the metric was best, noise and all, and
 #: they were not. Organs that slide by 12 mm lose 0.012 of it where the 95th percentile of their error falls by half.
@@ -88,11 +89,14 @@ class Steps:
         ``(3, Z, Y, X)`` mm along the fixed axes.
     share : Tensor
         ``(1, Z, Y, X)``: 1 in the band, 0 away from it, where the field is right.
+    left : float
+        The squared difference of the images in the band, as a share of that without steps.
     """
 
     positions: list[F64]
     displacement: Tensor
     share: Tensor
+    left: float = 0.0
 
     def arrays(self) -> dict[str, Tensor]:
         """What it is made of, by name; `of_arrays` is the way back.
@@ -102,7 +106,8 @@ class Steps:
         dict of str to Tensor
         """
         positions = {f"steps.{axis}": torch.from_numpy(p) for axis, p in zip("xyz", self.positions, strict=True)}
-        return positions | {"steps.displacement": self.displacement, "steps.share": self.share}
+        left = torch.tensor(self.left, dtype=torch.float64)
+        return positions | {"steps.displacement": self.displacement, "steps.share": self.share, "steps.left": left}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Tensor], device: torch.device) -> Steps | None:
@@ -123,7 +128,8 @@ class Steps:
         if "steps.share" not in arrays:
             return None
         positions = [arrays[f"steps.{axis}"].numpy() for axis in "xyz"]
-        return cls(positions, arrays["steps.displacement"].to(device), arrays["steps.share"].to(device))
+        displacement, share = (arrays[f"steps.{name}"].to(device) for name in ("displacement", "share"))
+        return cls(positions, displacement, share, float(arrays["steps.left"]))
 
     def mixed(self, u: Tensor, matrices: list[Banded] | None = None, threads: int = 1) -> Tensor:
         """A displacement with these steps in it.
@@ -198,8 +204,8 @@ def find_steps(
         spline = [a.evaluate(p) for a, p in zip(axes, grids.fixed, strict=True)]
         ramp = ops.separable(model.displaced(model.velocity()) * model.spacing, spline, threads)
         band = steep_band(pair, grids, ramp)
-        steps = told_apart(pair, channels, grids, ramp, band, threads)
-        if steps is None:
+        steps, left = told_apart(pair, channels, grids, ramp, band, threads)
+        if left > SEEMS:
             return None
         near, whole = dilated(band, BEYOND), sizes(pair.fixed_geometry)
         for axis, (start, n, size) in enumerate(zip(domain.start, domain.size, whole, strict=True)):
@@ -208,7 +214,7 @@ def find_steps(
                 if inner:
                     near.narrow(2 - axis, first, min(RIM, count)).fill_(False)
         fading = [gaussian_matrix(n, np.arange(n, dtype=float), FADING) for n in reversed(near.shape)]
-        return Steps(grids.fixed, steps, ops.separable(near.float()[None], fading, threads))
+        return Steps(grids.fixed, steps, ops.separable(near.float()[None], fading, threads), left)
 
 
 def similarity_with(steps: Steps, level: Level, model: FieldInTraining) -> float:
@@ -233,11 +239,13 @@ def similarity_with(steps: Steps, level: Level, model: FieldInTraining) -> float
         return float(level.metric(View(u, level.grid_to_moving, level.displacement_to_moving, threads=level.threads)))
 
 
-def are_worth(alike: float, before: float, after: float) -> bool:
-    """Whether the images are hardly less alike with steps than without.
+def are_worth(left: float, alike: float, before: float, after: float) -> bool:
+    """Whether the band is explained much better with steps, and the images are hardly less alike than without.
 
     Parameters
     ----------
+    left : float
+        Of `Steps`.
     alike : float
         The metric with steps, see `similarity_with`.
     before, after : float
@@ -247,7 +255,7 @@ def are_worth(alike: float, before: float, after: float) -> bool:
     -------
     bool
     """
-    return alike >= after - COST * (after - before)
+    return left <= LEFT and alike >= after - COST * (after - before)
 
 
 def with_steps(field: VelocityField, steps: Steps, domain: Domain) -> VelocityField:
@@ -344,8 +352,8 @@ def steep_band(pair: Pair, grids: LevelGrids, ramp: Tensor) -> Tensor:
 
 def told_apart(
     pair: Pair, channels: LevelChannels, grids: LevelGrids, ramp: Tensor, band: Tensor, threads: int
-) -> Tensor | None:  # fmt: skip
-    """A displacement whose steep bands are steps, where the images say so.
+) -> tuple[Tensor, float]:  # fmt: skip
+    """A displacement whose steep bands are steps, and what the images say to it.
 
     Parameters
     ----------
@@ -364,8 +372,9 @@ def told_apart(
 
     Returns
     -------
-    Tensor or None
-        In the same shape, not free of folds; None where nothing slides, as far as can be seen.
+    tuple of Tensor and float
+        In the same shape, not free of folds; and the squared difference of the images in the band, as a share of that
+        without steps, 1 where there is no band.
     """
     u = ramp
     voxel = grids.voxel(pair.fixed_geometry)
@@ -374,7 +383,7 @@ def told_apart(
     weight = counting_weight(pair, grids, u, channels.images[0].moving, index, vector, threads)
     counts = torch.ones_like(band) if weight is None else weight > 0.5
     if not bool((band & counts).any()):
-        return None
+        return u, 1.0
     seen = _Seen.of(channels, index, vector, counts, u, band, threads)
     first = 0.0
     moved = [float(c[band & counts].double().std(correction=0)) for c in u]
@@ -395,9 +404,8 @@ def told_apart(
                     there = seen(other, kernels)
                     better = band & ((other - u).norm(dim=0) > APART * unit) & (there < cost - SAVED)
                     u, cost = torch.where(better, other, u), torch.where(better, there, cost)
-    if float(cost[band & counts].double().mean()) > LEFT * first:
-        return None
-    return _evened(_without_islands(u), APART * unit)
+    left = float(cost[band & counts].double().mean()) / max(first, 1e-12)
+    return _evened(_without_islands(u), APART * unit), left
 
 
 def _evened(u: Tensor, apart: float) -> Tensor:

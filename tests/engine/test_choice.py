@@ -11,7 +11,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from itk_nir.engine import choice as choosing
-from itk_nir.engine.choice import STIFFEST, UNLIKE, Choice, choose_metric, once_aligned
+from itk_nir.engine.choice import INSIDE, STIFFEST, UNLIKE, Choice, choose_metric, once_aligned, unlike_after_all
 from itk_nir.engine.images import Pair, as_volume
 from itk_nir.geometry import Geometry
 from itk_nir.phantom import Phantom, brain_phantom
@@ -118,6 +118,57 @@ def test_contrasts_that_differ_in_details_alone(brains: dict[int, Phantom]) -> N
     assert choice.reason.count("at a finer resolution") == 2
     brighter = np.where(p.fixed > white, white + 0.3 * (p.fixed - white), p.fixed)
     assert choose_metric(pair_of(p.fixed, brighter, p.geometry)).metric == "lncc"
+
+
+class Resting:
+    """A displacement of zero."""
+
+    def on_grid(self, positions: list[Array]) -> torch.Tensor:
+        return torch.zeros(3, *(len(p) for p in positions[::-1]))
+
+
+def test_outlines_alike_and_tissue_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As T1 and FLAIR of two people: fluid is dark in both, grey and white matter are the other way round."""
+    p = brain_phantom(3, (72, 88, 72))
+    white = 134.0
+    flipped = np.where(p.moving > white, white - 0.3 * (p.moving - white), p.moving)
+    other, same = (pair_of(p.fixed, moving, p.geometry) for moving in (flipped, p.moving))
+    found = unlike_after_all(other, 0.9, Resting())
+    assert found is not None
+    assert found.metric == UNLIKE
+    assert "inside of what the images show" in found.reason
+    assert unlike_after_all(same, 0.9, Resting()) is None
+    assert unlike_after_all(other, INSIDE.alike - 0.01, Resting()) is None, "outlines are to lie on each other"
+    monkeypatch.setattr(choosing, "INSIDE", replace(INSIDE, moved=0.0))
+    assert unlike_after_all(other, 0.9, Resting()) is None, "what moved away is not unlike"
+    low = unlike_after_all(same, 0.4, Resting())
+    assert low is not None
+    assert "ended at 0.40" in low.reason
+
+
+def test_how_stiff_it_gets_does_not_go_by_what_a_deformation_made_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = brain_phantom(2, (80, 96))
+    pair = pair_of(p.fixed, unlike(p.fixed), p.geometry)
+    away = replace(pair, linear=np.array([[1.0, 0, 25.0], [0, 1, 0], [0, 0, 1]]))
+
+    class Back(Resting):
+        def on_grid(self, positions: list[Array]) -> torch.Tensor:
+            u = super().on_grid(positions)
+            u[0] -= 25.0
+            return u
+
+    found, usual = unlike_after_all(away, 0.4, Back()), unlike_after_all(pair, 0.4, Resting())
+    assert found is not None
+    assert usual is not None
+    assert (found.metric, found.smoothness) == (usual.metric, 1.0)
+    assert usual.smoothness > 3
+
+
+@pytest.mark.parametrize(("sign", "told"), [(0.96, 0.2), (0.9, 0.32), (0.5, 0.05)])
+def test_inside_of_one_contrast(sign: float, told: float) -> None:
+    """Agreement in sign, structure that is told all the same, and nothing but noise."""
+    assert not INSIDE.unlike(sign, told)
+    assert INSIDE.unlike(0.9, 0.2)
 
 
 def test_least_alike_channel_decides(brains: dict[int, Phantom]) -> None:

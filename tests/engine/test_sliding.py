@@ -16,7 +16,7 @@ from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.ops import jacobian_map
 from itk_nir.engine.search import Outcome
 from itk_nir.engine.settings import DeformableSettings
-from itk_nir.engine.sliding import Steps, are_worth, is_sure, steep_band, told_apart, with_steps
+from itk_nir.engine.sliding import SEEMS, Steps, are_worth, is_sure, steep_band, told_apart, with_steps
 from itk_nir.geometry import Geometry
 
 SIZE, MOTION = 72, 12.0
@@ -49,7 +49,8 @@ def from_ramp(pair: Pair, ramp: np.ndarray) -> torch.Tensor | None:
     channels = LevelChannels.of(pair, grids, pair.normalised(), 0.0, 4, 1)
     u = torch.zeros(3, 1, SIZE, SIZE)
     u[1, 0] = torch.from_numpy(ramp)
-    return told_apart(pair, channels, grids, u, steep_band(pair, grids, u), 1)
+    steps, left = told_apart(pair, channels, grids, u, steep_band(pair, grids, u), 1)
+    return steps if left <= SEEMS else None
 
 
 #: From the middle, and the motion with a ramp of twelve voxels at each border of the column.
@@ -115,12 +116,13 @@ def test_a_gentle_motion_is_not_looked_at() -> None:
 
 
 def test_steps_come_back_from_their_arrays() -> None:
-    steps = Steps([np.arange(3.0), np.arange(2.0), np.zeros(1)], torch.rand(3, 1, 2, 3), torch.rand(1, 1, 2, 3))
+    steps = Steps([np.arange(3.0), np.arange(2.0), np.zeros(1)], torch.rand(3, 1, 2, 3), torch.rand(1, 1, 2, 3), 0.3)
     again = Steps.of_arrays({"other": torch.zeros(1)} | steps.arrays(), torch.device("cpu"))
     assert again is not None
     assert [p.tolist() for p in again.positions] == [p.tolist() for p in steps.positions]
     assert torch.equal(again.displacement, steps.displacement)
     assert torch.equal(again.share, steps.share)
+    assert again.left == steps.left
     assert Steps.of_arrays({"other": torch.zeros(1)}, torch.device("cpu")) is None
 
 
@@ -133,8 +135,9 @@ def test_only_a_search_that_is_sure_says_what_slides() -> None:
 
 
 def test_steps_may_cost_a_little_of_what_was_gained() -> None:
-    assert are_worth(0.862, 0.73, 0.86)
-    assert are_worth(0.8585, 0.73, 0.86)
-    assert not are_worth(0.856, 0.73, 0.86)
-    assert not are_worth(0.8585, 0.84, 0.86)  # little was gained
-    assert not are_worth(float("nan"), 0.73, 0.86)
+    assert are_worth(0.5, 0.862, 0.73, 0.86)
+    assert are_worth(0.5, 0.8585, 0.73, 0.86)
+    assert not are_worth(0.7, 0.8585, 0.73, 0.86)  # the band is explained little better
+    assert not are_worth(0.5, 0.856, 0.73, 0.86)
+    assert not are_worth(0.5, 0.8585, 0.84, 0.86)  # little was gained
+    assert not are_worth(0.5, float("nan"), 0.73, 0.86)
