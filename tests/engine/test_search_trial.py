@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,7 @@ def test_what_is_alike_and_what_has_no_counterpart() -> None:
     ("motion", "spacing", "seed"),
     [
         pytest.param(18.0, (3, 3, 3), 0, id="the images of the next level show it"),
+        pytest.param(25.0, (4, 4, 4), 1, id="coarse voxels"),
         pytest.param(25.0, (2, 2, 4), 4, id="a part has no counterpart", marks=pytest.mark.slow),
     ],
 )
@@ -60,3 +63,15 @@ def test_organs_that_hardly_moved_are_searched_for(
     organs = np.isin(made.fixed_labels, (2, 3))
     u = result.mapping.displacement_on(result.fixed.geometry).vectors
     assert np.linalg.norm(u - made.displacement, axis=-1)[organs].mean() < 3
+
+
+def test_organs_whose_borders_could_not_be_told_apart_are_a_doubt() -> None:
+    """There is no step that explains the images much better: their voxels are a quarter of the motion."""
+    for motion, doubtful in ((16.0, True), (2.0, False)):
+        made = sliding_phantom(motion, spacing=(4, 4, 4), seed=0)
+        fixed, moving = (to_sitk(i, made.geometry) for i in (made.fixed, made.moving))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", itk_nir.VerdictWarning)
+            verdict = itk_nir.register(fixed, moving, linear="none", threads=1).report.verdict
+        assert ("slide along each other" in " ".join(verdict.reasons)) == doubtful, verdict
+        assert (verdict.grade == "doubtful") == doubtful
