@@ -112,7 +112,19 @@ class Inside:
     moved: float = 0.9
 
     def unlike(self, sign: float, told: float) -> bool:
-        """Whether windows inside of objects are those of unlike contrasts, by their agreement in sign and mean r²."""
+        """Whether windows inside of objects are those of unlike contrasts.
+
+        Parameters
+        ----------
+        sign : float
+            How well they agree in sign, 0 to 1.
+        told : float
+            Their mean r².
+
+        Returns
+        -------
+        bool
+        """
         return sign < self.sign and self.least < told < self.told
 
 
