@@ -258,10 +258,12 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
             f"the first level of the deformation by {SAME} ended at {similarity:.2f}, where images of one contrast "
             f"reach {LEAST_ALIKE} and more"
         )
+    elif similarity < INSIDE.alike:
+        return None
     else:
         windows = (brought(INSIDE_SIZE).agreement(k, inside=True) for k in range(len(pair.channels)))
         apart = [(sign, told) for sign, told, n in windows if n >= FEWEST and INSIDE.unlike(sign, told)]
-        if similarity < INSIDE.alike or not apart or find_matches(pair, True, threads).consistent >= INSIDE.moved:
+        if not apart or find_matches(pair, True, threads).consistent >= INSIDE.moved:
             return None
         sign, told = apart[0]
         found = (

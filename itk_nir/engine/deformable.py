@@ -359,7 +359,7 @@ def _descended(descent: Descent, pair: Pair, model: FieldInTraining, alike: Alik
         return stop
     with torch.no_grad():
         similarity = float(descent.level.similarity(model.displaced(model.velocity())))
-        return stop if alike(similarity, model.trained()) else UNALIKE
+        return stop if alike(similarity, model.trained_now()) else UNALIKE
 
 
 def _kept(model: FieldInTraining, values: dict[str, Any], steps: Steps | None) -> Entry:

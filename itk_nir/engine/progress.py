@@ -147,7 +147,7 @@ class Optimised:
         Every iteration that led to the field.
     stop : str
         Why the last level ended: ``"all iterations done"``, ``"converged"``, ``"cancelled"`` or, where the first was to
-        reach a similarity, ``"too little alike"``.
+        make the images alike, ``"too little alike"``.
     similarity_start, similarity : float or None
         The metric before the first and after the last iteration, both at the last level that was optimised and over the
         same positions; None where the engine does not measure them.

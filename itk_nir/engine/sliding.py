@@ -204,8 +204,8 @@ def find_steps(
         spline = [a.evaluate(p) for a, p in zip(axes, grids.fixed, strict=True)]
         ramp = ops.separable(model.displaced(model.velocity()) * model.spacing, spline, threads)
         band = steep_band(pair, grids, ramp)
-        steps, left = told_apart(pair, channels, grids, ramp, band, threads)
-        if left > SEEMS:
+        found = told_apart(pair, channels, grids, ramp, band, threads)
+        if found is None:
             return None
         near, whole = dilated(band, BEYOND), sizes(pair.fixed_geometry)
         for axis, (start, n, size) in enumerate(zip(domain.start, domain.size, whole, strict=True)):
@@ -214,6 +214,7 @@ def find_steps(
                 if inner:
                     near.narrow(2 - axis, first, min(RIM, count)).fill_(False)
         fading = [gaussian_matrix(n, np.arange(n, dtype=float), FADING) for n in reversed(near.shape)]
+        steps, left = found
         return Steps(grids.fixed, steps, ops.separable(near.float()[None], fading, threads), left)
 
 
@@ -352,8 +353,8 @@ def steep_band(pair: Pair, grids: LevelGrids, ramp: Tensor) -> Tensor:
 
 def told_apart(
     pair: Pair, channels: LevelChannels, grids: LevelGrids, ramp: Tensor, band: Tensor, threads: int
-) -> tuple[Tensor, float]:  # fmt: skip
-    """A displacement whose steep bands are steps, and what the images say to it.
+) -> tuple[Tensor, float] | None:  # fmt: skip
+    """A displacement whose steep bands are steps, where the images say so.
 
     Parameters
     ----------
@@ -372,9 +373,9 @@ def told_apart(
 
     Returns
     -------
-    tuple of Tensor and float
+    tuple of Tensor and float, or None
         In the same shape, not free of folds; and the squared difference of the images in the band, as a share of that
-        without steps, 1 where there is no band.
+        without steps. None where nothing slides, as far as can be seen.
     """
     u = ramp
     voxel = grids.voxel(pair.fixed_geometry)
@@ -383,7 +384,7 @@ def told_apart(
     weight = counting_weight(pair, grids, u, channels.images[0].moving, index, vector, threads)
     counts = torch.ones_like(band) if weight is None else weight > 0.5
     if not bool((band & counts).any()):
-        return u, 1.0
+        return None
     seen = _Seen.of(channels, index, vector, counts, u, band, threads)
     first = 0.0
     moved = [float(c[band & counts].double().std(correction=0)) for c in u]
@@ -405,6 +406,8 @@ def told_apart(
                     better = band & ((other - u).norm(dim=0) > APART * unit) & (there < cost - SAVED)
                     u, cost = torch.where(better, other, u), torch.where(better, there, cost)
     left = float(cost[band & counts].double().mean()) / max(first, 1e-12)
+    if left > SEEMS:
+        return None
     return _evened(_without_islands(u), APART * unit), left
 
 

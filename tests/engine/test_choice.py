@@ -146,7 +146,7 @@ def test_outlines_alike_and_tissue_is_not(monkeypatch: pytest.MonkeyPatch) -> No
     assert "ended at 0.40" in low.reason
 
 
-def test_how_stiff_it_gets_does_not_go_by_what_a_deformation_made_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_stiff_it_gets_does_not_go_by_what_a_deformation_made_alike() -> None:
     p = brain_phantom(2, (80, 96))
     pair = pair_of(p.fixed, unlike(p.fixed), p.geometry)
     away = replace(pair, linear=np.array([[1.0, 0, 25.0], [0, 1, 0], [0, 0, 1]]))

@@ -16,7 +16,7 @@ from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.ops import jacobian_map
 from itk_nir.engine.search import Outcome
 from itk_nir.engine.settings import DeformableSettings
-from itk_nir.engine.sliding import SEEMS, Steps, are_worth, is_sure, steep_band, told_apart, with_steps
+from itk_nir.engine.sliding import Steps, are_worth, is_sure, steep_band, told_apart, with_steps
 from itk_nir.geometry import Geometry
 
 SIZE, MOTION = 72, 12.0
@@ -49,8 +49,8 @@ def from_ramp(pair: Pair, ramp: np.ndarray) -> torch.Tensor | None:
     channels = LevelChannels.of(pair, grids, pair.normalised(), 0.0, 4, 1)
     u = torch.zeros(3, 1, SIZE, SIZE)
     u[1, 0] = torch.from_numpy(ramp)
-    steps, left = told_apart(pair, channels, grids, u, steep_band(pair, grids, u), 1)
-    return steps if left <= SEEMS else None
+    found = told_apart(pair, channels, grids, u, steep_band(pair, grids, u), 1)
+    return None if found is None else found[0]
 
 
 #: From the middle, and the motion with a ramp of twelve voxels at each border of the column.
