@@ -223,17 +223,24 @@ def box(_: Path) -> Iterator[Line]:
 
 
 def turned(_: Path) -> Iterator[Line]:
-    """Phantom whose moving side is turned by 60° and shifted by 80 mm, linear stage rigid. True error in the brain."""
+    """Phantom whose moving side is turned by 60° and shifted by 80 mm, linear stage rigid; the same with headers that
+    make it half or three times as large, linear stage affine. True error in the brain, in mm of the fixed side."""
     made, fixed, moving = phantom()
     rotation = rotation_about_a_skew_axis(60)
     shift = 80 * np.array([1, 1, -1]) / np.sqrt(3)
-    lies = sitk.Image(moving)
-    lies.SetDirection((rotation @ np.array(moving.GetDirection()).reshape(3, 3)).ravel().tolist())
-    lies.SetOrigin((rotation @ np.array(moving.GetOrigin()) + shift).tolist())
     points = points_of(fixed)
-    truth = (points + made.displacement) @ rotation.T + shift - points
-    score = error(truth, made.fixed_labels > 0)
-    yield from each([Case("turned by 60° and 80 mm", fixed, lies, score, {"linear": "rigid"}, linear=True)])
+    for what, size, kind in (
+        ("", 1.0, "rigid"),
+        (", half as large", 0.5, "affine"),
+        (", 3 times as large", 3.0, "affine"),
+    ):
+        lies = sitk.Image(moving)
+        lies.SetSpacing((size * np.array(moving.GetSpacing())).tolist())
+        lies.SetDirection((rotation @ np.array(moving.GetDirection()).reshape(3, 3)).ravel().tolist())
+        lies.SetOrigin((size * (rotation @ np.array(moving.GetOrigin()) + shift)).tolist())
+        truth = size * ((points + made.displacement) @ rotation.T + shift) - points
+        score = error(truth, made.fixed_labels > 0, size)
+        yield from each([Case(f"turned by 60° and 80 mm{what}", fixed, lies, score, {"linear": kind}, linear=True)])
 
 
 def effort(_: Path) -> Iterator[Line]:

@@ -371,7 +371,7 @@ class Run:
 
     def _compare(self, began: Pair, pair: Pair, done: Any) -> Any:
         """Take the evidence; where the deformation is worse than none, it is given up."""
-        comparison = Comparison(began, self.metrics, self.problem.threads)
+        comparison = Comparison(pair, self.metrics, self.problem.threads)
         field = None if done is None else done.field
         linear, end = comparison.under(pair.linear, [None, field])
         # One map is not to be measured over two sets of positions, as if it were two.

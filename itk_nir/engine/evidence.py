@@ -38,7 +38,7 @@ class Comparison:
     Parameters
     ----------
     pair : Pair
-        The images; its linear map is not looked at.
+        The images; of its linear map, the change of size alone matters, which the grids follow.
     metrics : sequence of (float, Metric)
         Weight and metric of each channel.
     threads : int

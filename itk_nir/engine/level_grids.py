@@ -23,6 +23,10 @@ F64 = NDArray[np.float64]
 #: How much larger than a large mask, or than the object of an image without one, the block around it is at most.
 USUAL_MARGINS = 1.5
 
+#: Images whose structures differ in size by more than this many times along each axis in the mean are sampled at levels
+#: in voxels that differ so too: else the smaller ones would be blurred. Below it, the same mm serve both.
+RESIZED = 1.3
+
 
 @dataclass(frozen=True, eq=False)
 class LevelGrids:
@@ -52,13 +56,15 @@ class LevelGrids:
         domain : Domain
             The block of the fixed grid that is worked on.
         factor : float
-            Voxel size over the finest spacing of the fixed image; the moving image's level has the same mm.
+            Voxel size over the finest spacing of the fixed image; the moving image's level has the same mm, times the
+            change of size by `pair.linear` where that is large (`RESIZED`).
 
         Returns
         -------
         LevelGrids
         """
         same = factor * min(pair.fixed_geometry.spacing) / min(pair.moving_geometry.spacing)
+        same *= change_of_size(pair.linear)
         factors, moving_factors = shrink(pair.fixed_geometry, factor), shrink(pair.moving_geometry, same)
         whole = Domain((0, 0, 0), sizes(pair.moving_geometry))
         return cls(domain.level_positions(factors), factors, whole.level_positions(moving_factors), moving_factors)
@@ -158,6 +164,23 @@ class LevelGrids:
             ``(z, y, x)`` float32.
         """
         return at_nearest(mask, self.fixed)
+
+
+def change_of_size(linear: F64) -> float:
+    """How many times as large a linear map makes things, along each axis in the mean.
+
+    Parameters
+    ----------
+    linear : ndarray
+        ``(d + 1, d + 1)``.
+
+    Returns
+    -------
+    float
+        1 up to a change by `RESIZED`.
+    """
+    change = abs(float(np.linalg.det(linear[:-1, :-1]))) ** (1 / (len(linear) - 1))
+    return 1.0 if 1 / RESIZED < change < RESIZED else change
 
 
 def shrink_factor(geometry: Geometry, size: float) -> float:

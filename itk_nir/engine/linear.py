@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -116,13 +116,17 @@ def optimise_linear(
     clock = time.perf_counter() if clock is None else clock
     if pair.known is not None and not look_at_images(metrics):
         kind = pair.known.supported(kind)
+    begin, given = linear_starts.as_they_lie(pair), pair.linear
+    if start is not None and start.resizes:
+        # The levels are made for it; what the images lie like is behind it.
+        begin, pair = np.linalg.inv(start.matrix).astype(np.float64), replace(pair, linear=given @ start.matrix)
+        start = replace(start, matrix=linear_starts.as_they_lie(pair))
     normalised = pair.normalised()
     metrics = with_filled_bins(pair, metrics)
     radius = min(settings.linear_radius, max(pair.fixed_geometry.size))  # wider windows see no more
     sizes, iterations = _levels(pair, settings)
     levels = [LinearLevel.of_size(pair, normalised, size, radius, threads, alone) for size in sizes]
     descent = LinearDescent(pair, settings, levels, metrics, callback, clock, sum(iterations), restrict)
-    begin = linear_starts.as_they_lie(pair)
     base, cancelled, notes = (begin, False, []) if start is None else (start.matrix, start.cancelled, list(start.notes))
     several = kind in ("similarity", "affine")
     plain, first = base, base
@@ -169,7 +173,7 @@ def optimise_linear(
         similarity = similarity if finer is None else finer
     # Free parameters alone have moved: what there is along held axes is rounding.
     base = without_held_axes(base, pair.fixed_geometry, restrict)
-    return LinearResult(pair.linear @ base, similarity, cancelled, tuple(notes))
+    return LinearResult(given if base is begin else pair.linear @ base, similarity, cancelled, tuple(notes))
 
 
 def _levels(pair: Pair, settings: LinearSettings) -> tuple[tuple[int, ...], tuple[int, ...]]:

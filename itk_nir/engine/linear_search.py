@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from itk_nir.engine import linear_starts
 from itk_nir.engine.images import Pair
+from itk_nir.engine.level_grids import RESIZED
 from itk_nir.engine.linear_candidates import informations
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed
+from itk_nir.engine.linear_starts import Mass
 from itk_nir.engine.metrics import Metric, MutualInformation, NoMetric
 from itk_nir.engine.progress import Callback
 from itk_nir.engine.restriction import held_axes, without_held_axes
@@ -54,6 +56,13 @@ class Start:
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
+    @property
+    def resizes(self) -> bool:
+        """Whether it changes the size much."""
+        return (
+            not 1 / RESIZED < abs(float(np.linalg.det(self.matrix[:-1, :-1]))) ** (1 / (len(self.matrix) - 1)) < RESIZED
+        )
+
 
 def find_start(
     pair: Pair, kind: str, settings: LinearSettings, *, images: bool = True, threads: int = 1,
@@ -84,89 +93,149 @@ def find_start(
         The best.
     """
     clock = time.perf_counter() if clock is None else clock
-    normalised = pair.normalised()
-    metric: Metric = MutualInformation() if images else NoMetric()
-    metrics = [(1.0, metric)] * len(pair.channels)
-    tiny, level = (
-        LinearLevel.of_size(pair, normalised, size, 1, threads, alone)
-        for size in (settings.linear_search_size, settings.linear_size[0])
-    )
+    search = _Search(pair, kind, settings, images, threads, callback, clock, restrict, alone)
     masses = linear_starts.masses(pair)
     shifts = [without_held_axes(s, pair.fixed_geometry, restrict) for s in linear_starts.shifted(pair, *masses)]
     starts = [linear_starts.as_they_lie(pair), *shifts]
     notes: list[str] = []
-    if tiny.overlap(starts[0]) < LEAST_OVERLAP:
+    if search.tiny.overlap(starts[0]) < LEAST_OVERLAP:
         notes.append(
             "the images do not overlap where their headers place them; the linear stage began with their centres on "
             "each other"
         )
         starts = starts[1:]
     turns = kind != "translation" and not held_axes(restrict)
-
-    def most_alike(candidates: list[F64]) -> list[F64]:
-        if isinstance(metric, MutualInformation) and pair.known is None:
-            alike = list(informations(tiny, candidates, metric))
-        else:
-            alike = [agreed(tiny, c, metrics) for c in candidates]
-        ranked = sorted(range(len(candidates)), key=lambda k: -alike[k])
-        return [candidates[k] for k in ranked[: settings.linear_turned_starts]]
-
     if turns:
-        starts += most_alike(linear_starts.along_principal_axes(pair, *masses) + linear_starts.turned(pair, *masses))
+        starts += search.most_alike(_on_each_other(pair, masses))
     if pair.known is not None and pair.known.landmarks is not None:
         on_landmarks = pair.known.landmarks.matrix(kind, pair.linear)
         starts += [] if on_landmarks is None else [without_held_axes(on_landmarks, pair.fixed_geometry, restrict)]
     if turns and images and pair.known is None and pair.fixed_geometry.dimension == 2:
-        starts += most_alike(linear_starts.mirrored(pair, *masses))
-    kept: list[F64] = []
-    for start in starts:
-        if all(_apart(pair, start, other) > 0.5 * level.voxel for other in kept):
-            kept.append(start)
-    steps = settings.linear_start_iterations
-    descent = LinearDescent(pair, settings, [level], metrics, callback, clock, steps * len(kept), restrict)
-    part = "translation" if kind == "translation" else "rigid"
-    tried: list[_Tried] = []
-    cancelled = False
-    for start in kept:
-        base, cost, cancelled = descent.run(0, start, part, steps)
-        if alone and kind in ("similarity", "affine") and not cancelled:
-            _, cost, cancelled = descent.run(0, base, "similarity", steps)
-        turned = linear_starts.angle(start) > GREAT_TURN
-        tried.append(_Tried(base, 1 - cost, turned, bool(np.linalg.det(start[:-1, :-1]) < 0)))
-        if cancelled:
-            break
+        starts += search.most_alike(linear_starts.mirrored(pair, *masses))
+    tried = search.follow(starts)
+    if turns and images and not search.cancelled:
+        tried += search.of_another_size(masses)
+    cancelled = search.cancelled
     plain = [t for t in tried if not t.mirrored]
     best, likely = max(plain, key=_Tried.held), max(plain, key=lambda t: t.similarity)
     if likely is not best and not cancelled:
         # The headers against the images: a finer look at both.
-        last = LinearLevel.of_size(pair, normalised, settings.linear_size[-1], 1, threads, alone)
-        fine = LinearDescent(pair, settings, [last], metrics, None, clock, steps, restrict)
-        ends = [replace(t, similarity=1 - fine.run(0, t.base, part, steps)[1]) for t in (best, likely)]
+        ends = [search.finer(t) for t in (best, likely)]
         best = likely if ends[1].held(TURNED_GAIN_FINE) > ends[0].similarity else best
     over = max((t for t in tried if t.mirrored), key=lambda t: t.similarity, default=None)
     if over is None or over.similarity * MIRRORED_DOUBT <= likely.similarity:
-        return Start(best.base, cancelled, tuple(notes))
+        return Start(best.matrix, cancelled, tuple(notes))
     told = f"is more alike mirrored (mutual information {over.similarity:.2f} against {likely.similarity:.2f})"
     if kind == "affine" and over.similarity * MIRRORED_GAIN > likely.similarity:
         notes.append(f"linear stage: the moving image {told}: the section was turned over, and the map mirrors it")
-        return Start(over.base, cancelled, tuple(notes))
+        return Start(over.matrix, cancelled, tuple(notes))
     doubt = f"the moving image {told}; if its section was turned over, mirror it first"
-    return Start(best.base, cancelled, tuple(notes), (doubt,))
+    return Start(best.matrix, cancelled, tuple(notes), (doubt,))
 
 
 @dataclass(frozen=True, eq=False)
 class _Tried:
-    """Where a start led: the map, how alike the images are there, whether it turns far, whether it turns over."""
+    """Where a start led: the map, how alike the images are there, whether it is one that headers seldom need (it turns
+    far, or changes the size), whether it turns over; and a change of size that the map comes before."""
 
     base: F64
     similarity: float
-    turned: bool
+    odd: bool
     mirrored: bool
+    resize: F64 | None = None
+
+    @property
+    def matrix(self) -> F64:
+        """The map, before the linear map of the pair."""
+        return self.base if self.resize is None else self.resize @ self.base
 
     def held(self, gain: float = TURNED_GAIN) -> float:
-        """The similarity that counts where headers are believed too: a turn must gain."""
-        share = gain if self.turned else 1.0
+        """The similarity that counts where headers are believed too: a turn, or another size, must gain."""
+        share = gain if self.odd else 1.0
         return self.similarity * share if self.similarity > 0 else self.similarity / share
+
+
+class _Search:
+    """A pair at two coarse levels, and what follows starts there; the parameters are those of `find_start`."""
+
+    def __init__(
+        self, pair: Pair, kind: str, settings: LinearSettings, images: bool, threads: int, callback: Callback | None,
+        clock: float, restrict: Sequence[float], alone: bool,
+    ) -> None:  # fmt: skip
+        self.pair, self.kind, self.settings, self.images, self.threads = pair, kind, settings, images, threads
+        self.callback, self.clock, self.restrict, self.alone = callback, clock, restrict, alone
+        self.normalised = pair.normalised()
+        self.metric: Metric = MutualInformation() if images else NoMetric()
+        self.metrics = [(1.0, self.metric)] * len(pair.channels)
+        self.tiny, self.level = (self._level(size) for size in (settings.linear_search_size, settings.linear_size[0]))
+        self.part = "translation" if kind == "translation" else "rigid"
+        self.cancelled = False
+
+    def _level(self, size: int) -> LinearLevel:
+        return LinearLevel.of_size(self.pair, self.normalised, size, 1, self.threads, self.alone)
+
+    def most_alike(self, candidates: list[F64]) -> list[F64]:
+        """The few that are worth to be followed."""
+        if isinstance(self.metric, MutualInformation) and self.pair.known is None:
+            alike = list(informations(self.tiny, candidates, self.metric))
+        else:
+            alike = [agreed(self.tiny, c, self.metrics) for c in candidates]
+        ranked = sorted(range(len(candidates)), key=lambda k: -alike[k])
+        return [candidates[k] for k in ranked[: self.settings.linear_turned_starts]]
+
+    def follow(self, starts: list[F64]) -> list[_Tried]:
+        """Where those of the starts lead that differ."""
+        kept: list[F64] = []
+        for start in starts:
+            if all(_apart(self.pair, start, other) > 0.5 * self.level.voxel for other in kept):
+                kept.append(start)
+        steps = self.settings.linear_start_iterations
+        descent = LinearDescent(
+            self.pair, self.settings, [self.level], self.metrics, self.callback, self.clock, steps * len(kept),
+            self.restrict,
+        )  # fmt: skip
+        tried: list[_Tried] = []
+        for start in kept:
+            base, cost, self.cancelled = descent.run(0, start, self.part, steps)
+            if self.alone and self.kind in ("similarity", "affine") and not self.cancelled:
+                _, cost, self.cancelled = descent.run(0, base, "similarity", steps)
+            turned = linear_starts.angle(start) > GREAT_TURN
+            tried.append(_Tried(base, 1 - cost, turned, bool(np.linalg.det(start[:-1, :-1]) < 0)))
+            if self.cancelled:
+                break
+        return tried
+
+    def of_another_size(self, masses: tuple[Mass, Mass]) -> list[_Tried]:
+        """Where starts lead that make up for objects of very different size, which no gradient finds; none where the
+        map may not change the size, or where there is no such difference."""
+        ratio = linear_starts.size_ratio(self.pair, *masses)
+        if self.kind not in ("similarity", "affine") or 1 / RESIZED < ratio < RESIZED:
+            return []
+        resize = linear_starts.on_each_other(self.pair, ratio, *masses)
+        search = self._after(resize)
+        starts = [linear_starts.as_they_lie(self.pair), *search.most_alike(_on_each_other(search.pair, masses))]
+        tried = [replace(t, odd=True, resize=resize) for t in search.follow(starts)]
+        self.cancelled = search.cancelled
+        return tried
+
+    def _after(self, resize: F64) -> _Search:
+        """The search of the pair after a change of size, whose levels have voxels that differ as the sizes do."""
+        return _Search(
+            replace(self.pair, linear=self.pair.linear @ resize), self.kind, self.settings, self.images, self.threads,
+            self.callback, self.clock, self.restrict, self.alone,
+        )  # fmt: skip
+
+    def finer(self, tried: _Tried) -> _Tried:
+        """The same after a few steps at the last level."""
+        search = self if tried.resize is None else self._after(tried.resize)
+        last, steps = search._level(self.settings.linear_size[-1]), self.settings.linear_start_iterations
+        fine = LinearDescent(search.pair, self.settings, [last], self.metrics, None, self.clock, steps, self.restrict)
+        return replace(tried, similarity=1 - fine.run(0, tried.base, self.part, steps)[1])
+
+
+def _on_each_other(pair: Pair, masses: tuple[Mass, Mass]) -> list[F64]:
+    """Turns with the centres of mass on each other."""
+    return linear_starts.along_principal_axes(pair, *masses) + linear_starts.turned(pair, *masses)
 
 
 def _apart(pair: Pair, a: F64, b: F64) -> float:

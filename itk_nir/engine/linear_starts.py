@@ -1,4 +1,4 @@
-"""Where the linear stage may begin: shifts and turns that bring two images together in one sense or another."""
+"""Where the linear stage may begin: shifts, turns and sizes that bring two images together in one sense or another."""
 
 from __future__ import annotations
 
@@ -137,6 +137,48 @@ def turned(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
     return [about(axes @ t @ axes.T, a, b) for t in turns]
 
 
+def size_ratio(pair: Pair, fixed: Mass, moving: Mass) -> float:
+    """How many times as large as the fixed object the moving one is, along each axis in the mean.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images; `pair.linear` follows what is found here.
+    fixed, moving : Mass
+        Of `masses`.
+
+    Returns
+    -------
+    float
+        From the volumes of the ellipsoids of second moments; 1 where one of the two has none.
+    """
+    d = pair.fixed_geometry.dimension
+    ours, theirs = np.linalg.det(fixed.covariance), np.linalg.det(moving.covariance)
+    scale = abs(np.linalg.det(pair.linear[:-1, :-1]))
+    ratio = float(theirs / (ours * scale**2)) if ours > 0 else 0.0
+    return ratio ** (0.5 / d) if 0 < ratio < np.inf else 1.0
+
+
+def on_each_other(pair: Pair, ratio: float, fixed: Mass, moving: Mass) -> F64:
+    """The change of size that lays the centres of mass on each other and turns nothing.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images; `pair.linear` follows what is found here.
+    ratio : float
+        Of `size_ratio`.
+    fixed, moving : Mass
+        Of `masses`.
+
+    Returns
+    -------
+    ndarray
+        ``(d + 1, d + 1)`` LPS.
+    """
+    return about(ratio * np.eye(len(fixed.centre)), fixed.centre, _back(pair, moving.centre))
+
+
 def mirrored(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
     """Rotations about the centre of mass of a section that was turned over.
 
@@ -159,12 +201,12 @@ def mirrored(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
 
 
 def about(turn: F64, fixed_point: F64, moving_point: F64) -> F64:
-    """A rotation that takes one point to another.
+    """A linear map that takes one point to another.
 
     Parameters
     ----------
     turn : ndarray
-        ``(d, d)``.
+        ``(d, d)``, as a rule a rotation.
     fixed_point, moving_point : ndarray
         ``(d,)`` LPS mm.
 

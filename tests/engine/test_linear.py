@@ -158,6 +158,35 @@ def test_turned_far(make_case: Callable[..., Any], d: int, metric: str, degrees:
     assert error(far, find(far, "rigid", metric)) < 1.0
 
 
+def resized(case: Any, size: float) -> Any:
+    """The moving image made larger by its header alone, about the origin."""
+    d, g = case.fixed.dimension, case.pair.moving_geometry
+    laid = Geometry.make(g.size, np.multiply(g.spacing, size), np.multiply(g.origin, size), g.rotation)
+    place = np.diag([*[size] * d, 1.0])
+    return replace(case, pair=changed(case.pair, moving_geometry=laid), linear=place @ case.linear)
+
+
+@BOTH
+@pytest.mark.parametrize("size", [0.4, 2.5, 12.0])
+def test_another_size(make_case: Callable[..., Any], d: int, size: float) -> None:
+    case = make_case(d, N[d], linear=rigid(d, 0.05, 2.0), given=np.eye(d + 1), amplitude=0.0)
+    other = resized(case, size)
+    for kind in ("similarity", "affine"):
+        matrix = find(other, kind)
+        assert error(other, matrix) / size < 0.5
+        assert abs(np.linalg.det(matrix[:d, :d])) ** (1 / d) == pytest.approx(size, rel=0.02)
+    # A rigid map has no size, and does not get one.
+    assert np.linalg.det(find(other, "rigid")[:d, :d]) == pytest.approx(1, abs=1e-5)
+
+
+@BOTH
+def test_another_size_turned(make_case: Callable[..., Any], d: int) -> None:
+    case = make_case(d, N[d], linear=rigid(d, 0.05, 2.0), given=np.eye(d + 1), amplitude=0.0)
+    angle = np.deg2rad(120)
+    other = repositioned(resized(case, 0.5), turned(2, angle) if d == 2 else about_x(angle), 30.0)
+    assert error(other, find(other, "affine")) / 0.5 < 0.8
+
+
 def test_planes_get_a_finer_level(make_case: Callable[..., Any]) -> None:
     case = make_case(2, 96, linear=affine(2), given=np.eye(3), amplitude=0.0)
     ends = []
