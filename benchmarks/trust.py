@@ -150,6 +150,18 @@ def oasis(data: Path) -> Iterator[Line]:
         image = sitk.GetImageFromArray(spoilt.astype(np.float32))
         image.CopyInformation(moving)
         yield from each([Case(what, fixed, image, score, {"linear": "none"})])
+    for share in (0.04, 0.08, 0.16):
+        random = np.random.default_rng(0)
+        noisy = []
+        for like in (read(fixed), moving):
+            clean = array(like).astype(np.float32)
+            # As the magnitude of a signal has it.
+            image = sitk.GetImageFromArray(
+                np.abs(clean + 255 * share * random.normal(size=clean.shape)).astype(np.float32)
+            )
+            image.CopyInformation(like)
+            noisy.append(image)
+        yield from each([Case(f"noise of {share:.0%} on both images", *noisy, score, {"linear": "none"})])
 
 
 # --- rows: bodies ----------------------------------------------------------------------------------------------------

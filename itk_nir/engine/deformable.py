@@ -47,6 +47,7 @@ from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.metrics import LevelImages, channel_metrics, mean_of, of_one_contrast
+from itk_nir.engine.noise import noise_share
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.regions import kept
 from itk_nir.engine.search import Outcome
@@ -208,6 +209,11 @@ def _through(
     return out
 
 
+#: The noise of an image of 2 or 3 dimensions, as a share of its range, from which `noise_sigma` holds: windows of the
+#: finest level then have less in common than what counts as evidence. Those of a plane hold fewer voxels.
+NOISY = {2: 0.035, 3: 0.08}
+
+
 def _train(
     pair: Pair, settings: Settings, seed: int, threads: int, callback: Callback | None, clock: float, journal: Journal,
     alike: Alike | None, adapted: Callable[[Settings], Settings] | None = None,
@@ -332,7 +338,18 @@ def _finer(
 def _for_pair(settings: Settings, pair: Pair, domain: Domain) -> Settings:
     """The settings for a pair: what moves the whole image is not for one that lies where it belongs."""
     settings = settings.for_pair(domain.size, len(pair.channels))
+    least = settings.noise_sigma
+    if min(settings.smoothing_sigmas) < least and _noisy(settings, pair):
+        settings = replace(settings, smoothing_sigmas=tuple(max(least, s) for s in settings.smoothing_sigmas))
     return settings if pair.free is None else replace(settings, network=None, search="never")
+
+
+def _noisy(settings: Settings, pair: Pair) -> bool:
+    """Whether noise would hide from the finest level what two images of one contrast share."""
+    metrics = channel_metrics(settings.metric, settings.channel_weights, len(pair.channels))
+    return of_one_contrast(metrics) and any(
+        noise_share(c) > NOISY[pair.fixed_geometry.dimension] for c in pair.channels
+    )
 
 
 @contextmanager

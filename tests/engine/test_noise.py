@@ -1,0 +1,108 @@
+"""How noisy images are, and what the deformation makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itk_nir.engine import deformable
+from itk_nir.engine.images import Pair, as_volume
+from itk_nir.engine.metrics import METRICS
+from itk_nir.engine.noise import noise_deviation, noise_share
+from itk_nir.phantom import Phantom, brain_phantom
+from itk_nir.settings import make_settings
+from tests.engine.pairs import quick
+
+
+def slope(size: tuple[int, ...]) -> np.ndarray:
+    """Smooth, with an edge along an axis: nothing that is noise."""
+    at = np.indices(size).astype(float)
+    return np.asarray(3 * at[-1] - 0.02 * at[-2] * at[-1] + 40 * (at[-1] > size[-1] // 2))
+
+
+@given(
+    size=st.sampled_from([(60, 70), (30, 33, 41), (5, 60, 64)]),
+    deviation=st.sampled_from([0.1, 3.0, 50.0]),
+    unit=st.sampled_from([1e-3, 1.0, 1e4]),
+    seed=st.integers(0, 100),
+)
+def test_noise_is_found(size: tuple[int, ...], deviation: float, unit: float, seed: int) -> None:
+    noise = deviation * np.random.default_rng(seed).normal(size=size)
+    image = as_volume(torch.from_numpy(unit * (slope(size) + noise)))
+    assert noise_deviation(image) == pytest.approx(unit * deviation, rel=0.15)
+
+
+def test_backgrounds_of_one_value_do_not_count() -> None:
+    image = np.random.default_rng(0).normal(size=(40, 60, 60)).astype(np.float32)
+    image[:, :40] = 0
+    assert noise_deviation(torch.from_numpy(image)) == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [(1, 7, 7), (1, 1, 1), (1, 40, 40)])
+def test_nothing_is_noise_where_nothing_varies_or_nothing_can(size: tuple[int, ...]) -> None:
+    assert noise_deviation(torch.full(size, 7.0)) == 0
+
+
+def made() -> Phantom:
+    return brain_phantom(2, (112, 134), seed=1, noise=0)
+
+
+def noisy(phantom: Phantom, fixed: float, moving: float) -> Pair:
+    """A phantom whose images have noise of so much of their range."""
+    random = np.random.default_rng(3)
+    images = []
+    for image, share in ((phantom.fixed, fixed), (phantom.moving, moving)):
+        noise = share * np.ptp(image) * random.normal(size=image.shape)
+        images.append(as_volume(torch.from_numpy(np.abs(image + noise).astype(np.float32))))
+    return Pair.make(images[0], phantom.geometry, images[1], phantom.moving_geometry, np.eye(3))
+
+
+def test_the_noisier_of_two_images_counts() -> None:
+    for shares in ((0.0, 0.1), (0.1, 0.0), (0.1, 0.1)):
+        assert noise_share(noisy(made(), *shares).channels[0]) == pytest.approx(0.08, abs=0.025)
+    assert noise_share(noisy(made(), 0.0, 0.0).channels[0]) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("share", "metric", "least", "wanted"),
+    [
+        (0.15, "lncc", 0.9, (0.9, 1.5)),
+        (0.15, "lncc", 0.0, (0.5, 1.5)),
+        (0.15, "nmi", 0.9, (0.5, 1.5)),
+        (0.01, "lncc", 0.9, (0.5, 1.5)),
+    ],
+)
+def test_levels_of_noisy_images_are_smoother(
+    monkeypatch: pytest.MonkeyPatch, share: float, metric: str, least: float, wanted: tuple[float, ...]
+) -> None:
+    seen: list[float] = []
+    of = deformable.LevelChannels.of
+
+    def watched(pair: Any, grids: Any, normalised: Any, sigma: float, *rest: Any) -> Any:
+        seen.append(sigma)
+        return of(pair, grids, normalised, sigma, *rest)
+
+    monkeypatch.setattr(deformable.LevelChannels, "of", watched)
+    settings = quick(smoothing_sigmas=(0.5, 1.5), noise_sigma=least, metric=METRICS[metric], iterations=(1, 1))
+    deformable.optimise(noisy(made(), share, share), settings)
+    assert tuple(dict.fromkeys(seen)) == wanted
+
+
+@pytest.mark.parametrize(("seed", "share"), [(1, 0.08), (2, 0.15)])
+def test_noise_hides_less(seed: int, share: float) -> None:
+    phantom = brain_phantom(2, (112, 134), seed=seed, noise=0)
+    pair = noisy(phantom, share, share)
+    settings = make_settings("default", metric="lncc").deformable
+    inside = phantom.fixed_labels > 0
+    errors = []
+    for least in (0.0, settings.noise_sigma):
+        field = deformable.optimise(pair, replace(settings, noise_sigma=least)).field
+        gap = field.displacement(phantom.geometry.grid()[inside]) - phantom.displacement[inside]
+        errors.append(float(np.linalg.norm(gap, axis=-1).mean()))
+    assert errors[1] < 0.9 * errors[0]
