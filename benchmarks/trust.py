@@ -60,6 +60,7 @@ from rows_edges import edges
 from rows_epi import epi
 from rows_masks import half, lesion, one_slice, regions
 from rows_motion import anatomies, far, sections_of_tissue, sliding
+from rows_noise import noise
 from rows_programs import peers_programs, programs
 from rows_programs_epi import peers_programs_head, programs_epi, programs_head
 from score import load_manifest, read_points
@@ -150,18 +151,6 @@ def oasis(data: Path) -> Iterator[Line]:
         image = sitk.GetImageFromArray(spoilt.astype(np.float32))
         image.CopyInformation(moving)
         yield from each([Case(what, fixed, image, score, {"linear": "none"})])
-    for share in (0.04, 0.08, 0.16):
-        random = np.random.default_rng(0)
-        noisy = []
-        for like in (read(fixed), moving):
-            clean = array(like).astype(np.float32)
-            # As the magnitude of a signal has it.
-            image = sitk.GetImageFromArray(
-                np.abs(clean + 255 * share * random.normal(size=clean.shape)).astype(np.float32)
-            )
-            image.CopyInformation(like)
-            noisy.append(image)
-        yield from each([Case(f"noise of {share:.0%} on both images", *noisy, score, {"linear": "none"})])
 
 
 # --- rows: bodies ----------------------------------------------------------------------------------------------------
@@ -530,6 +519,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "effort": effort,
     "itself": itself,
     "bias": bias,
+    "noise": noise,
     "seeds": seeds,
     "sections": sections,
     "auto": auto,

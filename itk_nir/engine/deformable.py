@@ -338,18 +338,21 @@ def _finer(
 def _for_pair(settings: Settings, pair: Pair, domain: Domain) -> Settings:
     """The settings for a pair: what moves the whole image is not for one that lies where it belongs."""
     settings = settings.for_pair(domain.size, len(pair.channels))
-    least = settings.noise_sigma
-    if min(settings.smoothing_sigmas) < least and _noisy(settings, pair):
-        settings = replace(settings, smoothing_sigmas=tuple(max(least, s) for s in settings.smoothing_sigmas))
+    metrics = channel_metrics(settings.metric, settings.channel_weights, len(pair.channels))
+    if of_one_contrast(metrics):
+        settings = replace(settings, smoothing_sigmas=_sigmas(settings, pair))
     return settings if pair.free is None else replace(settings, network=None, search="never")
 
 
-def _noisy(settings: Settings, pair: Pair) -> bool:
-    """Whether noise would hide from the finest level what two images of one contrast share."""
-    metrics = channel_metrics(settings.metric, settings.channel_weights, len(pair.channels))
-    return of_one_contrast(metrics) and any(
-        noise_share(c) > NOISY[pair.fixed_geometry.dimension] for c in pair.channels
-    )
+def _sigmas(settings: Settings, pair: Pair) -> tuple[float, ...]:
+    """The smoothing of the levels for images of one contrast, of which noise would hide what they share."""
+    dimension, least = pair.fixed_geometry.dimension, settings.noise_sigma
+    first, *others = settings.smoothing_sigmas
+    if dimension == 2 and pair.free is None:
+        first = max(first, settings.plane_sigma)
+    if min(first, *others) < least and any(noise_share(c) > NOISY[dimension] for c in pair.channels):
+        return tuple(max(least, s) for s in (first, *others))
+    return first, *others
 
 
 @contextmanager

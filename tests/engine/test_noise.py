@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -70,17 +71,38 @@ def test_the_noisier_of_two_images_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "metric", "least", "wanted"),
+    ("share", "metric", "least", "plane", "wanted"),
     [
-        (0.15, "lncc", 0.9, (0.9, 1.5)),
-        (0.15, "lncc", 0.0, (0.5, 1.5)),
-        (0.15, "nmi", 0.9, (0.5, 1.5)),
-        (0.01, "lncc", 0.9, (0.5, 1.5)),
+        (0.15, "lncc", 0.9, 0.7, (0.9, 1.5)),
+        (0.15, "lncc", 0.0, 0.7, (0.7, 1.5)),
+        (0.15, "lncc", 0.0, 0.0, (0.5, 1.5)),
+        (0.15, "nmi", 0.9, 0.7, (0.5, 1.5)),
+        (0.01, "lncc", 0.9, 0.7, (0.7, 1.5)),
+        (0.01, "lncc", 0.9, 0.0, (0.5, 1.5)),
     ],
 )
-def test_levels_of_noisy_images_are_smoother(
-    monkeypatch: pytest.MonkeyPatch, share: float, metric: str, least: float, wanted: tuple[float, ...]
+def test_levels_of_noisy_images_and_of_planes_are_smoother(
+    monkeypatch: pytest.MonkeyPatch, share: float, metric: str, least: float, plane: float, wanted: tuple[float, ...]
 ) -> None:
+    settings = quick(noise_sigma=least, plane_sigma=plane, metric=METRICS[metric])
+    assert sigmas(monkeypatch, settings, noisy(made(), share, share)) == wanted
+
+
+def test_volumes_without_noise_are_as_smooth_as_was_asked(
+    monkeypatch: pytest.MonkeyPatch, make_case: Callable[..., Any]
+) -> None:
+    assert sigmas(monkeypatch, quick(noise_sigma=0.9, plane_sigma=0.7), make_case(3, 20).pair) == (0.5, 1.5)
+
+
+def test_what_is_asked_for_is_done() -> None:
+    asked = make_settings("default", smoothing_sigmas=(0.4, 0.3, 0.6)).deformable
+    assert (asked.noise_sigma, asked.plane_sigma) == (0, 0)
+    also = make_settings("default", smoothing_sigmas=(0.4, 0.3, 0.6), noise_sigma=1.0).deformable
+    assert (also.noise_sigma, also.plane_sigma) == (1.0, 0)
+
+
+def sigmas(monkeypatch: pytest.MonkeyPatch, settings: Any, pair: Pair) -> tuple[float, ...]:
+    """What the two levels are smoothed by."""
     seen: list[float] = []
     of = deformable.LevelChannels.of
 
@@ -89,20 +111,19 @@ def test_levels_of_noisy_images_are_smoother(
         return of(pair, grids, normalised, sigma, *rest)
 
     monkeypatch.setattr(deformable.LevelChannels, "of", watched)
-    settings = quick(smoothing_sigmas=(0.5, 1.5), noise_sigma=least, metric=METRICS[metric], iterations=(1, 1))
-    deformable.optimise(noisy(made(), share, share), settings)
-    assert tuple(dict.fromkeys(seen)) == wanted
+    deformable.optimise(pair, replace(settings, smoothing_sigmas=(0.5, 1.5), iterations=(1, 1)))
+    return tuple(dict.fromkeys(seen))
 
 
-@pytest.mark.parametrize(("seed", "share"), [(1, 0.08), (2, 0.15)])
+@pytest.mark.parametrize(("seed", "share"), [(1, 0.08), (2, 0.15), (2, 0.02), (8, 0.02)])
 def test_noise_hides_less(seed: int, share: float) -> None:
     phantom = brain_phantom(2, (112, 134), seed=seed, noise=0)
     pair = noisy(phantom, share, share)
     settings = make_settings("default", metric="lncc").deformable
     inside = phantom.fixed_labels > 0
     errors = []
-    for least in (0.0, settings.noise_sigma):
-        field = deformable.optimise(pair, replace(settings, noise_sigma=least)).field
+    for least in ((0.0, 0.0), (settings.noise_sigma, settings.plane_sigma)):
+        field = deformable.optimise(pair, replace(settings, noise_sigma=least[0], plane_sigma=least[1])).field
         gap = field.displacement(phantom.geometry.grid()[inside]) - phantom.displacement[inside]
         errors.append(float(np.linalg.norm(gap, axis=-1).mean()))
     assert errors[1] < 0.9 * errors[0]
