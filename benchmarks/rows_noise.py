@@ -24,7 +24,8 @@ def noise(data: Path) -> Iterator[Line]:
     Dice over 30 labels. No linear stage."""
     for seed in SEEDS:
         for share in (0.0, 0.02, 0.08):
-            yield from _both(f"2D phantom {seed}, {share:.0%}", *_phantom(seed, share))
+            fixed, moving, score = _phantom(seed, share)
+            yield from _both(f"2D phantom {seed}, {share:.0%}", fixed, moving, score)
     folder = data / "brain_oasis"
     if folder.is_dir():
         brains = [read(folder / f"{side}_t1.nii.gz") for side in ("fixed", "moving")]
@@ -34,7 +35,7 @@ def noise(data: Path) -> Iterator[Line]:
             spoilt = [_noisy(array(brain), share, random) for brain in brains]
             for image, brain in zip(spoilt, brains, strict=True):
                 image.CopyInformation(brain)
-            yield from _both(f"brain_oasis, {share:.0%}", *spoilt, score)
+            yield from _both(f"brain_oasis, {share:.0%}", spoilt[0], spoilt[1], score)
 
 
 def _both(what: str, fixed: Any, moving: Any, score: Any) -> Iterator[Line]:

@@ -350,7 +350,7 @@ def _sigmas(settings: Settings, pair: Pair) -> tuple[float, ...]:
     first, *others = settings.smoothing_sigmas
     if dimension == 2 and pair.free is None:
         first = max(first, settings.plane_sigma)
-    if min(first, *others) < least and any(noise_share(c) > NOISY[dimension] for c in pair.channels):
+    if min((first, *others)) < least and noise_share(pair) > NOISY[dimension]:
         return tuple(max(least, s) for s in (first, *others))
     return first, *others
 

@@ -23,8 +23,8 @@ F64 = NDArray[np.float64]
 #: How much larger than a large mask, or than the object of an image without one, the block around it is at most.
 USUAL_MARGINS = 1.5
 
-#: Images whose structures differ in size by more than this many times along each axis in the mean are sampled at levels
-#: in voxels that differ so too: else the smaller ones would be blurred. Below it, the same mm serve both.
+#: Images whose structures differ in size by more than this many times along each axis in the mean have levels in voxels
+#: that differ so too: else one of them would be blurred more than the other. Below it, the same mm serve both.
 RESIZED = 1.3
 
 

@@ -27,6 +27,11 @@ F64 = NDArray[np.float64]
 TURNED_GAIN, GREAT_TURN = 0.9, 30.0
 TURNED_GAIN_FINE = 0.95
 
+#: The same, at every level, of a start that changes the size (`RESIZED`), turned or not. A part of the other image
+#: seems to be of another size too, and gains by that 1.3 times at most at the last level; where sizes do differ, it is
+#: 2 times and more.
+RESIZED_GAIN = 0.6
+
 #: The same for a section that was turned over, as it happens on a microscope's slide; from the second share on, that
 #: is taken for possible.
 MIRRORED_GAIN, MIRRORED_DOUBT = 0.8, 0.95
@@ -135,12 +140,12 @@ def find_start(
 
 @dataclass(frozen=True, eq=False)
 class _Tried:
-    """Where a start led: the map, how alike the images are there, whether it is one that headers seldom need (it turns
-    far, or changes the size), whether it turns over; and a change of size that the map comes before."""
+    """Where a start led: the map, how alike the images are there, whether it turns far, whether it turns over; and a
+    change of size that the map comes before."""
 
     base: F64
     similarity: float
-    odd: bool
+    turned: bool
     mirrored: bool
     resize: F64 | None = None
 
@@ -150,8 +155,8 @@ class _Tried:
         return self.base if self.resize is None else self.resize @ self.base
 
     def held(self, gain: float = TURNED_GAIN) -> float:
-        """The similarity that counts where headers are believed too: a turn, or another size, must gain."""
-        share = gain if self.odd else 1.0
+        """The similarity that counts where headers are believed too: a turn must gain, and another size much."""
+        share = (gain if self.turned else 1.0) * (1.0 if self.resize is None else RESIZED_GAIN)
         return self.similarity * share if self.similarity > 0 else self.similarity / share
 
 
@@ -206,17 +211,17 @@ class _Search:
         return tried
 
     def of_another_size(self, masses: tuple[Mass, Mass]) -> list[_Tried]:
-        """Where starts lead that make up for objects of very different size, which no gradient finds; none where the
-        map may not change the size, or where there is no such difference."""
+        """Where the best start leads that makes up for objects of very different size, which no gradient finds; none
+        where the map may not change the size, or where there is no such difference."""
         ratio = linear_starts.size_ratio(self.pair, *masses)
         if self.kind not in ("similarity", "affine") or 1 / RESIZED < ratio < RESIZED:
             return []
         resize = linear_starts.on_each_other(self.pair, ratio, *masses)
         search = self._after(resize)
         starts = [linear_starts.as_they_lie(self.pair), *search.most_alike(_on_each_other(search.pair, masses))]
-        tried = [replace(t, odd=True, resize=resize) for t in search.follow(starts)]
+        tried = [replace(t, resize=resize) for t in search.follow(starts)]
         self.cancelled = search.cancelled
-        return tried
+        return [max(tried, key=_Tried.held)]
 
     def _after(self, resize: F64) -> _Search:
         """The search of the pair after a change of size, whose levels have voxels that differ as the sizes do."""

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from itk_nir.engine.images import Channel, Intensity
+from itk_nir.engine.images import Intensity, Pair
 
 #: Triples of planes (in 2D: of rows) that are looked at, about.
 TRIPLES = {2: 512, 3: 32}
@@ -23,23 +23,25 @@ LEAST_SIZE = 8
 NORMAL = 1.4826
 
 
-def noise_share(channel: Channel) -> float:
-    """The standard deviation of the white noise of an image over its range; that of the noisier of two images.
+def noise_share(pair: Pair) -> float:
+    """The standard deviation of the white noise of an image over its range: that of the noisiest of a pair.
 
     Parameters
     ----------
-    channel : Channel
-        The two.
+    pair : Pair
+        The images of all channels; what their masks and lesions leave out does not count.
 
     Returns
     -------
     float
-        0 and more; 0 where more than a half of what is not flat is free of noise.
+        0 and more.
     """
-    return max(_share(channel.fixed, channel.fixed_intensity), _share(channel.moving, channel.moving_intensity))
+    sides = [(c.fixed, c.fixed_intensity, pair.fixed_counts) for c in pair.channels]
+    sides += [(c.moving, c.moving_intensity, pair.moving_counts) for c in pair.channels]
+    return max(_share(*side) for side in sides)
 
 
-def noise_deviation(image: Tensor) -> float:
+def noise_deviation(image: Tensor, weight: Tensor | None = None) -> float:
     """The standard deviation of the white noise of an image.
 
     Second differences are taken along every axis, one after the other: what is linear along any one of them, as an edge
@@ -50,6 +52,8 @@ def noise_deviation(image: Tensor) -> float:
     ----------
     image : Tensor
         ``(Z, Y, X)``; a 2D image has one plane.
+    weight : Tensor or None
+        ``(Z, Y, X)``, what counts above 0.5; None for everything.
 
     Returns
     -------
@@ -61,20 +65,36 @@ def noise_deviation(image: Tensor) -> float:
         return 0.0
     first, *others = axes
     n = image.shape[first]
-    step = max(1, n // TRIPLES.get(len(axes), n))
-    middle = torch.arange(1, n - 1, step, device=image.device)
-    below, here, above = (image.index_select(first, middle + k).double() for k in (-1, 0, 1))
-    rest = below - 2 * here + above
+    middle = torch.arange(1, n - 1, max(1, n // TRIPLES.get(len(axes), n)), device=image.device)
+
+    def triples(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x.index_select(first, middle - 1), x.index_select(first, middle), x.index_select(first, middle + 1)
+
+    rest = _second_difference(*(x.double() for x in triples(image)))
+    counts = None if weight is None else _all(*triples(weight > 0.5))
     for axis in others:
-        m = rest.shape[axis]
-        rest = rest.narrow(axis, 0, m - 2) - 2 * rest.narrow(axis, 1, m - 2) + rest.narrow(axis, 2, m - 2)
-    sizes = rest.abs_().reshape(-1)
+        rest = _second_difference(*_neighbours(rest, axis))
+        counts = None if counts is None else _all(*_neighbours(counts, axis))
+    sizes = (rest if counts is None else rest[counts]).abs().reshape(-1)
     sizes = sizes[sizes > 0]
     if not len(sizes):
         return 0.0
     return NORMAL * float(sizes.median()) / math.sqrt(6.0) ** len(axes)  # (1, -2, 1) has a norm of the root of 6
 
 
-def _share(image: Tensor, intensity: Intensity) -> float:
+def _neighbours(x: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    n = x.shape[axis] - 2
+    return x.narrow(axis, 0, n), x.narrow(axis, 1, n), x.narrow(axis, 2, n)
+
+
+def _second_difference(below: Tensor, here: Tensor, above: Tensor) -> Tensor:
+    return below - 2 * here + above
+
+
+def _all(below: Tensor, here: Tensor, above: Tensor) -> Tensor:
+    return below & here & above
+
+
+def _share(image: Tensor, intensity: Intensity, weight: Tensor | None) -> float:
     low, high = intensity.range
-    return noise_deviation(image) / (high - low) if high > low else 0.0
+    return noise_deviation(image, weight) / (high - low) if high > low else 0.0

@@ -48,6 +48,19 @@ def test_section_that_was_not_turned_over_is_not_mirrored(seed: int) -> None:
     assert not result.report.warnings
 
 
+@pytest.mark.parametrize("part", [(slice(58, 131), slice(39, 100)), (slice(12, 85), slice(12, 73))])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_part_of_the_other_image_is_not_of_another_size(part: tuple[slice, slice], seed: int) -> None:
+    p = brain_phantom(2, (112, 134), seed=seed)
+    g = p.geometry
+    begin = g.index_to_physical(np.array([[part[1].start, part[0].start]], float))[0]
+    less = Geometry.make([s.stop - s.start for s in part[::-1]], g.spacing, begin, g.rotation)
+    result = itk_nir.register(to_sitk(p.fixed[part], less), to_sitk(p.moving, p.moving_geometry), preset="fast")
+    inside = p.fixed_labels[part] > 0
+    gap = result.transform_points(less.grid()[inside]) - less.grid()[inside] - p.displacement[part][inside]
+    assert np.linalg.norm(gap, axis=1).mean() < 1.5
+
+
 @pytest.mark.parametrize("signs", [(-1, -1, 1), (1, -1, -1), (-1, 1, -1)])
 def test_header_that_is_half_a_turn_wrong(signs: tuple[int, int, int]) -> None:
     p = brain_phantom(3, (48, 57, 48), seed=1)

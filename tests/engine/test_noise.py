@@ -45,6 +45,16 @@ def test_backgrounds_of_one_value_do_not_count() -> None:
     assert noise_deviation(torch.from_numpy(image)) == pytest.approx(1, rel=0.1)
 
 
+def test_what_a_mask_leaves_out_does_not_count() -> None:
+    image = np.random.default_rng(0).normal(size=(30, 60, 60)).astype(np.float32)
+    image[:, 30:] *= 100
+    weight = np.zeros(image.shape, np.float32)
+    weight[:, :30] = 1
+    given = torch.from_numpy(image), torch.from_numpy(weight)
+    assert noise_deviation(*given) == pytest.approx(1, rel=0.1)
+    assert noise_deviation(given[0]) > 3
+
+
 @pytest.mark.parametrize("size", [(1, 7, 7), (1, 1, 1), (1, 40, 40)])
 def test_nothing_is_noise_where_nothing_varies_or_nothing_can(size: tuple[int, ...]) -> None:
     assert noise_deviation(torch.full(size, 7.0)) == 0
@@ -66,8 +76,8 @@ def noisy(phantom: Phantom, fixed: float, moving: float) -> Pair:
 
 def test_the_noisier_of_two_images_counts() -> None:
     for shares in ((0.0, 0.1), (0.1, 0.0), (0.1, 0.1)):
-        assert noise_share(noisy(made(), *shares).channels[0]) == pytest.approx(0.08, abs=0.025)
-    assert noise_share(noisy(made(), 0.0, 0.0).channels[0]) < 0.01
+        assert noise_share(noisy(made(), *shares)) == pytest.approx(0.08, abs=0.025)
+    assert noise_share(noisy(made(), 0.0, 0.0)) < 0.01
 
 
 @pytest.mark.parametrize(
