@@ -100,8 +100,13 @@ def test_the_same_map_and_images(what: str) -> None:
     plain = itk_nir.register(**inputs(what, as_is, as_is))
     other = itk_nir.register(**inputs(what, in_another_order(FIXED), in_another_order(MOVING)))
     points = plain.fixed.geometry.grid().reshape(-1, 2)
-    # Seen through a field, the moving image is resampled on the grid of the fixed one as it is stored.
-    limit = 2e-2 if what == "another start" else 1e-9
+    # Seen through a field, the moving image is resampled on the grid of the fixed one as it is stored, and rounding
+    # grows: to a fiftieth of a voxel at most.
+    resampled = what == "another start"
+    limit = 0.02 * min(plain.fixed.geometry.spacing) if resampled else 1e-9
+    assert np.abs(other.transform_points(points) - plain.transform_points(points)).mean() < (
+        1e-3 if resampled else 1e-9
+    )
     if what != "linear start":
         assert np.linalg.norm(plain.transform_points(points) - points, axis=1).max() > 0.1
     np.testing.assert_allclose(other.transform_points(points), plain.transform_points(points), atol=limit)
@@ -110,7 +115,7 @@ def test_the_same_map_and_images(what: str) -> None:
     np.testing.assert_allclose(
         other.transform_points(back, True), plain.transform_points(back, True), atol=max(limit, 1e-4)
     )
-    assert other.report.similarity == pytest.approx(plain.report.similarity, abs=1e-6)
+    assert other.report.similarity == pytest.approx(plain.report.similarity, abs=1e-4 if resampled else 1e-6)
     # What comes back lies as the fixed image came.
     assert other.fixed.geometry.shape == other.warped_array.shape == other.jacobian_array.shape
     for name in ("warped_array", "jacobian_array"):
