@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from itk_nir.engine import linear_starts
 from itk_nir.engine.images import Pair
@@ -166,10 +167,11 @@ class _Search:
     def __init__(
         self, pair: Pair, kind: str, settings: LinearSettings, images: bool, threads: int, callback: Callback | None,
         clock: float, restrict: Sequence[float], alone: bool,
+        normalised: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> None:  # fmt: skip
         self.pair, self.kind, self.settings, self.images, self.threads = pair, kind, settings, images, threads
         self.callback, self.clock, self.restrict, self.alone = callback, clock, restrict, alone
-        self.normalised = pair.normalised()
+        self.normalised = pair.normalised() if normalised is None else normalised
         self.metric: Metric = MutualInformation() if images else NoMetric()
         self.metrics = [(1.0, self.metric)] * len(pair.channels)
         self.tiny, self.level = (self._level(size) for size in (settings.linear_search_size, settings.linear_size[0]))
@@ -227,7 +229,7 @@ class _Search:
         """The search of the pair after a change of size, whose levels have voxels that differ as the sizes do."""
         return _Search(
             replace(self.pair, linear=self.pair.linear @ resize), self.kind, self.settings, self.images, self.threads,
-            self.callback, self.clock, self.restrict, self.alone,
+            self.callback, self.clock, self.restrict, self.alone, self.normalised,
         )  # fmt: skip
 
     def finer(self, tried: _Tried) -> _Tried:
