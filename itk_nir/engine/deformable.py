@@ -226,7 +226,7 @@ def _train(
     domain = common_domain(pair, margin)
     if pair.known is not None:
         domain = pair.known.reached(domain, pair.fixed_geometry)
-    settings = _for_pair(settings, pair, domain)
+    settings = _for_pair(settings, pair, domain, settled=alike is None)
     settings = settings if adapted is None else adapted(settings)
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
@@ -335,23 +335,28 @@ def _finer(
     return level, tuple(i.weighted(weight, None) for i in channels.images)
 
 
-def _for_pair(settings: Settings, pair: Pair, domain: Domain) -> Settings:
+def _for_pair(settings: Settings, pair: Pair, domain: Domain, settled: bool) -> Settings:
     """The settings for a pair: what moves the whole image is not for one that lies where it belongs."""
     settings = settings.for_pair(domain.size, len(pair.channels))
     metrics = channel_metrics(settings.metric, settings.channel_weights, len(pair.channels))
     if of_one_contrast(metrics):
-        settings = replace(settings, smoothing_sigmas=_sigmas(settings, pair))
+        settings = replace(settings, smoothing_sigmas=_sigmas(settings, pair, settled))
     return settings if pair.free is None else replace(settings, network=None, search="never")
 
 
-def _sigmas(settings: Settings, pair: Pair) -> tuple[float, ...]:
-    """The smoothing of the levels for images of one contrast, of which noise would hide what they share."""
+def _sigmas(settings: Settings, pair: Pair, settled: bool) -> tuple[float, ...]:
+    """The smoothing of the levels for images of one contrast, of which noise would hide what they share.
+
+    The first level of 2D images is left as it is where it has yet to tell whether they are of one contrast (`settled`):
+    sections of unlike stains look like that when they are smoothed.
+    """
     dimension, least = pair.fixed_geometry.dimension, settings.noise_sigma
     first, *others = settings.smoothing_sigmas
-    if dimension == 2 and pair.free is None:
+    if dimension == 2 and settled and pair.free is None:
         first = max(first, settings.plane_sigma)
     if min((first, *others)) < least and noise_share(pair) > NOISY[dimension]:
-        return tuple(max(least, s) for s in (first, *others))
+        others = [max(least, s) for s in others]
+        first = max(least, first) if settled or dimension == 3 else first
     return first, *others
 
 

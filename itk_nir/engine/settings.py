@@ -98,7 +98,8 @@ class DeformableSettings:
         at_least=0, at_most=1000,
     )  # fmt: skip
     plane_sigma: float = option(
-        0.6, "the same for the first level of 2D images, whatever their noise: a voxel of it averages fewer than in 3D",
+        0.6, "the same for the first level of 2D images, whatever their noise; not by 'auto', whose first level tells "
+        "whether contrasts are alike, and is not smoothed for noise in 2D",
         at_least=0, at_most=1000,
     )  # fmt: skip
     radius: tuple[int, ...] = option(
