@@ -98,8 +98,7 @@ class DeformableSettings:
         at_least=0, at_most=1000,
     )  # fmt: skip
     plane_sigma: float = option(
-        0.6, "the same for the first level of 2D images, whatever their noise; not by 'auto', whose first level tells "
-        "whether contrasts are alike, and is not smoothed for noise in 2D",
+        0.6, "the same for the first level in 2D, whatever the noise, but by 'auto': it tells whether contrasts are alike",
         at_least=0, at_most=1000,
     )  # fmt: skip
     radius: tuple[int, ...] = option(
