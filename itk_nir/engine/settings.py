@@ -98,7 +98,7 @@ class DeformableSettings:
         at_least=0, at_most=1000,
     )  # fmt: skip
     plane_sigma: float = option(
-        0.6, "the same for the first level in 2D, whatever the noise, but by 'auto': it tells whether contrasts are alike",
+        0.6, "the same for the first level in 2D, whatever the noise, but by 'auto': it tells whether images are alike",
         at_least=0, at_most=1000,
     )  # fmt: skip
     radius: tuple[int, ...] = option(
