@@ -32,7 +32,7 @@ def noise(data: Path) -> Iterator[Line]:
         score = overlap_of(read(folder / "fixed_seg.nii.gz"), read(folder / "moving_seg.nii.gz"), OASIS)
         for share in (0.04, 0.08, 0.16):
             random = np.random.default_rng(0)
-            spoilt = [_noisy(array(brain), share, random) for brain in brains]
+            spoilt = [sitk.GetImageFromArray(_noisy(array(brain), share, random)) for brain in brains]
             for image, brain in zip(spoilt, brains, strict=True):
                 image.CopyInformation(brain)
             yield from _both(f"brain_oasis, {share:.0%}", spoilt[0], spoilt[1], score)
@@ -44,22 +44,17 @@ def _both(what: str, fixed: Any, moving: Any, score: Any) -> Iterator[Line]:
         yield do(case)[0]
 
 
-def _noisy(values: np.ndarray, share: float, random: np.random.Generator) -> Any:
+def _noisy(values: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
     values = values.astype(np.float32)
-    spoilt = np.abs(values + share * np.ptp(values) * random.normal(size=values.shape))
-    return sitk.GetImageFromArray(spoilt.astype(np.float32))
+    return np.abs(values + share * np.ptp(values) * random.normal(size=values.shape)).astype(np.float32)
 
 
 def _phantom(seed: int, share: float) -> tuple[Any, Any, Any]:
+    from itk_nir.images import to_sitk
     from itk_nir.phantom import brain_phantom
 
     made = brain_phantom(2, (112, 134), seed=seed, noise=0)
     random = np.random.default_rng(3)
-    images = []
-    for values, geometry in ((made.fixed, made.geometry), (made.moving, made.moving_geometry)):
-        image = _noisy(values, share, random)
-        image.SetSpacing(geometry.spacing)
-        image.SetOrigin(geometry.origin)
-        image.SetDirection(np.ravel(geometry.direction).tolist())
-        images.append(image)
-    return *images, error(made.displacement, made.fixed_labels > 0)
+    fixed = to_sitk(_noisy(made.fixed, share, random), made.geometry)
+    moving = to_sitk(_noisy(made.moving, share, random), made.moving_geometry)
+    return fixed, moving, error(made.displacement, made.fixed_labels > 0)

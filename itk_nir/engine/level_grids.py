@@ -64,7 +64,8 @@ class LevelGrids:
         LevelGrids
         """
         same = factor * min(pair.fixed_geometry.spacing) / min(pair.moving_geometry.spacing)
-        same *= change_of_size(pair.linear)
+        scale = mean_scale(pair.linear)
+        same *= scale if is_resized(scale) else 1.0
         factors, moving_factors = shrink(pair.fixed_geometry, factor), shrink(pair.moving_geometry, same)
         whole = Domain((0, 0, 0), sizes(pair.moving_geometry))
         return cls(domain.level_positions(factors), factors, whole.level_positions(moving_factors), moving_factors)
@@ -166,7 +167,7 @@ class LevelGrids:
         return at_nearest(mask, self.fixed)
 
 
-def change_of_size(linear: F64) -> float:
+def mean_scale(linear: F64) -> float:
     """How many times as large a linear map makes things, along each axis in the mean.
 
     Parameters
@@ -177,10 +178,24 @@ def change_of_size(linear: F64) -> float:
     Returns
     -------
     float
-        1 up to a change by `RESIZED`.
     """
-    change = abs(float(np.linalg.det(linear[:-1, :-1]))) ** (1 / (len(linear) - 1))
-    return 1.0 if 1 / RESIZED < change < RESIZED else change
+    return abs(float(np.linalg.det(linear[:-1, :-1]))) ** (1 / (len(linear) - 1))
+
+
+def is_resized(scale: float) -> bool:
+    """Whether a change of size is a large one.
+
+    Parameters
+    ----------
+    scale : float
+        Of `mean_scale`.
+
+    Returns
+    -------
+    bool
+        See `RESIZED`.
+    """
+    return not 1 / RESIZED < scale < RESIZED
 
 
 def shrink_factor(geometry: Geometry, size: float) -> float:

@@ -27,7 +27,7 @@ from torch import Tensor
 from itk_nir.engine import ops
 from itk_nir.engine.images import Channel, Pair, sizes, spacings
 from itk_nir.engine.lattice import Domain, gaussian_matrix
-from itk_nir.engine.level_grids import LevelGrids
+from itk_nir.engine.level_grids import LevelGrids, mean_scale
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, Near
 from itk_nir.engine.linear_map import LinearMap
 from itk_nir.engine.linear_metrics import steadied
@@ -226,9 +226,9 @@ def refined(
         Whether the caller asked to stop.
     """
     pair, coarse = descent.pair, descent.levels[-1].voxel
-    d, other, back = pair.fixed_geometry.dimension, exchanged(pair), [(b, a) for a, b in normalised]
+    other, back = exchanged(pair), [(b, a) for a, b in normalised]
     count, similarity, cancelled = descent.settings.linear_fine_iterations, None, False
-    larger = abs(float(np.linalg.det((pair.linear @ base)[:d, :d]))) ** (1 / d)
+    larger = mean_scale(pair.linear @ base)
     voxel = max(min(pair.fixed_geometry.spacing), min(pair.moving_geometry.spacing) / larger)
     for step in steps(pair.fixed_geometry, voxel, coarse) if count else ():
         grids = fine_grids(pair, step, voxel, larger), fine_grids(other, step * larger, voxel * larger, 1 / larger)

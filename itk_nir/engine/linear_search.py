@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from itk_nir.engine import linear_starts
 from itk_nir.engine.images import Pair
-from itk_nir.engine.level_grids import RESIZED
+from itk_nir.engine.level_grids import is_resized, mean_scale
 from itk_nir.engine.linear_candidates import informations
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed
 from itk_nir.engine.linear_starts import Mass
@@ -28,7 +29,7 @@ F64 = NDArray[np.float64]
 TURNED_GAIN, GREAT_TURN = 0.9, 30.0
 TURNED_GAIN_FINE = 0.95
 
-#: The same, at every level, of a start that changes the size (`RESIZED`), turned or not. A part of the other image
+#: The same, at every level, of a start that changes the size (`is_resized`), turned or not. A part of the other image
 #: seems to be of another size too, and gains by that 1.3 times at most at the last level; where sizes do differ, it is
 #: 2 times and more.
 RESIZED_GAIN = 0.6
@@ -65,9 +66,7 @@ class Start:
     @property
     def resizes(self) -> bool:
         """Whether it changes the size much."""
-        return (
-            not 1 / RESIZED < abs(float(np.linalg.det(self.matrix[:-1, :-1]))) ** (1 / (len(self.matrix) - 1)) < RESIZED
-        )
+        return is_resized(mean_scale(self.matrix))
 
 
 def find_start(
@@ -99,7 +98,7 @@ def find_start(
         The best.
     """
     clock = time.perf_counter() if clock is None else clock
-    search = _Search(pair, kind, settings, images, threads, callback, clock, restrict, alone)
+    search = _Search(pair, kind, settings, images, threads, callback, clock, restrict, alone, pair.normalised())
     masses = linear_starts.masses(pair)
     shifts = [without_held_axes(s, pair.fixed_geometry, restrict) for s in linear_starts.shifted(pair, *masses)]
     starts = [linear_starts.as_they_lie(pair), *shifts]
@@ -161,22 +160,37 @@ class _Tried:
         return self.similarity * share if self.similarity > 0 else self.similarity / share
 
 
+@dataclass(eq=False)
 class _Search:
-    """A pair at two coarse levels, and what follows starts there; the parameters are those of `find_start`."""
+    """A pair at coarse levels, and what follows starts there; the parameters are those of `find_start`, and the images
+    of `Pair.normalised`."""
 
-    def __init__(
-        self, pair: Pair, kind: str, settings: LinearSettings, images: bool, threads: int, callback: Callback | None,
-        clock: float, restrict: Sequence[float], alone: bool,
-        normalised: Sequence[tuple[Tensor, Tensor]] | None = None,
-    ) -> None:  # fmt: skip
-        self.pair, self.kind, self.settings, self.images, self.threads = pair, kind, settings, images, threads
-        self.callback, self.clock, self.restrict, self.alone = callback, clock, restrict, alone
-        self.normalised = pair.normalised() if normalised is None else normalised
-        self.metric: Metric = MutualInformation() if images else NoMetric()
-        self.metrics = [(1.0, self.metric)] * len(pair.channels)
-        self.tiny, self.level = (self._level(size) for size in (settings.linear_search_size, settings.linear_size[0]))
-        self.part = "translation" if kind == "translation" else "rigid"
-        self.cancelled = False
+    pair: Pair
+    kind: str
+    settings: LinearSettings
+    images: bool
+    threads: int
+    callback: Callback | None
+    clock: float
+    restrict: Sequence[float]
+    alone: bool
+    normalised: Sequence[tuple[Tensor, Tensor]]
+    cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        self.metric: Metric = MutualInformation() if self.images else NoMetric()
+        self.metrics = [(1.0, self.metric)] * len(self.pair.channels)
+        self.part = "translation" if self.kind == "translation" else "rigid"
+
+    @cached_property
+    def tiny(self) -> LinearLevel:
+        """Where many maps are measured."""
+        return self._level(self.settings.linear_search_size)
+
+    @cached_property
+    def level(self) -> LinearLevel:
+        """Where starts are followed."""
+        return self._level(self.settings.linear_size[0])
 
     def _level(self, size: int) -> LinearLevel:
         return LinearLevel.of_size(self.pair, self.normalised, size, 1, self.threads, self.alone)
@@ -216,7 +230,7 @@ class _Search:
         """Where the best start leads that makes up for objects of very different size, which no gradient finds; none
         where the map may not change the size, or where there is no such difference."""
         ratio = linear_starts.size_ratio(self.pair, *masses)
-        if self.kind not in ("similarity", "affine") or 1 / RESIZED < ratio < RESIZED:
+        if self.kind not in ("similarity", "affine") or not is_resized(ratio):
             return []
         resize = linear_starts.on_each_other(self.pair, ratio, *masses)
         search = self._after(resize)
@@ -227,10 +241,7 @@ class _Search:
 
     def _after(self, resize: F64) -> _Search:
         """The search of the pair after a change of size, whose levels have voxels that differ as the sizes do."""
-        return _Search(
-            replace(self.pair, linear=self.pair.linear @ resize), self.kind, self.settings, self.images, self.threads,
-            self.callback, self.clock, self.restrict, self.alone, self.normalised,
-        )  # fmt: skip
+        return replace(self, pair=replace(self.pair, linear=self.pair.linear @ resize))
 
     def finer(self, tried: _Tried) -> _Tried:
         """The same after a few steps at the last level."""

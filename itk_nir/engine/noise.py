@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from itk_nir.engine.images import Intensity, Pair
@@ -63,36 +62,17 @@ def noise_deviation(image: Tensor, weight: Tensor | None = None) -> float:
     axes = [axis for axis in range(3) if image.shape[axis] >= LEAST_SIZE]
     if not axes:
         return 0.0
-    first, *others = axes
-    n = image.shape[first]
-    middle = torch.arange(1, n - 1, max(1, n // TRIPLES.get(len(axes), n)), device=image.device)
-
-    def triples(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return x.index_select(first, middle - 1), x.index_select(first, middle), x.index_select(first, middle + 1)
-
-    rest = _second_difference(*(x.double() for x in triples(image)))
-    counts = None if weight is None else _all(*triples(weight > 0.5))
-    for axis in others:
-        rest = _second_difference(*_neighbours(rest, axis))
-        counts = None if counts is None else _all(*_neighbours(counts, axis))
+    rest, counts = image, None if weight is None else weight > 0.5
+    for axis in axes:
+        # Not every triple along the first of them: some say enough.
+        step = max(1, image.shape[axis] // TRIPLES.get(len(axes), image.shape[axis])) if axis == axes[0] else 1
+        rest = rest.unfold(axis, 3, step).double().diff(n=2, dim=-1)[..., 0]
+        counts = None if counts is None else counts.unfold(axis, 3, step).all(-1)
     sizes = (rest if counts is None else rest[counts]).abs().reshape(-1)
     sizes = sizes[sizes > 0]
     if not len(sizes):
         return 0.0
     return NORMAL * float(sizes.median()) / math.sqrt(6.0) ** len(axes)  # (1, -2, 1) has a norm of the root of 6
-
-
-def _neighbours(x: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-    n = x.shape[axis] - 2
-    return x.narrow(axis, 0, n), x.narrow(axis, 1, n), x.narrow(axis, 2, n)
-
-
-def _second_difference(below: Tensor, here: Tensor, above: Tensor) -> Tensor:
-    return below - 2 * here + above
-
-
-def _all(below: Tensor, here: Tensor, above: Tensor) -> Tensor:
-    return below & here & above
 
 
 def _share(image: Tensor, intensity: Intensity, weight: Tensor | None) -> float:
