@@ -226,7 +226,7 @@ def _train(
     domain = common_domain(pair, margin)
     if pair.known is not None:
         domain = pair.known.reached(domain, pair.fixed_geometry)
-    settings = _for_pair(settings, pair, domain, settled=alike is None)
+    settings = _for_pair(settings, pair, domain)
     settings = settings if adapted is None else adapted(settings)
     coarsest = settings.coarsest_grid_spacing * unit
     knots = tuple(coarsest / s for s in spacings(pair.fixed_geometry))
@@ -335,29 +335,27 @@ def _finer(
     return level, tuple(i.weighted(weight, None) for i in channels.images)
 
 
-def _for_pair(settings: Settings, pair: Pair, domain: Domain, settled: bool) -> Settings:
+def _for_pair(settings: Settings, pair: Pair, domain: Domain) -> Settings:
     """The settings for a pair: what moves the whole image is not for one that lies where it belongs."""
     settings = settings.for_pair(domain.size, len(pair.channels))
     metrics = channel_metrics(settings.metric, settings.channel_weights, len(pair.channels))
     if of_one_contrast(metrics):
-        settings = replace(settings, smoothing_sigmas=_sigmas(settings, pair, settled))
+        settings = replace(settings, smoothing_sigmas=_sigmas(settings, pair))
     return settings if pair.free is None else replace(settings, network=None, search="never")
 
 
-def _sigmas(settings: Settings, pair: Pair, settled: bool) -> tuple[float, ...]:
+def _sigmas(settings: Settings, pair: Pair) -> tuple[float, ...]:
     """The smoothing of the levels for images of one contrast, of which noise would hide what they share.
 
-    The first level of 2D images is left as it is where it has yet to tell whether they are of one contrast (`settled`):
-    sections of unlike stains look like that when they are smoothed.
+    The first level of 2D images is left as it is: it tells whether they are of one contrast, and sections of unlike
+    stains look like that when they are smoothed.
     """
     dimension, least = pair.fixed_geometry.dimension, settings.noise_sigma
-    first, *others = settings.smoothing_sigmas
-    if dimension == 2 and settled and pair.free is None:
-        first = max(first, settings.plane_sigma)
-    if min((first, *others)) < least and noise_share(pair) > NOISY[dimension]:
-        others = [max(least, s) for s in others]
-        first = max(least, first) if settled or dimension == 3 else first
-    return first, *others
+    sigmas = settings.smoothing_sigmas
+    kept = 1 if dimension == 2 else 0
+    if min(sigmas[kept:], default=least) >= least or noise_share(pair) <= NOISY[dimension]:
+        return sigmas
+    return (*sigmas[:kept], *(max(least, s) for s in sigmas[kept:]))
 
 
 @contextmanager

@@ -35,7 +35,6 @@ ASKED = (
     ({"grid_spacing"}, "thin_masks", False),
     ({"linear_size", "linear_iterations"}, "linear_plane_size", 0),
     ({"smoothing_sigmas"}, "noise_sigma", 0.0),
-    ({"smoothing_sigmas"}, "plane_sigma", 0.0),
 )
 
 #: The network of the coarse field: sines of Fourier features (see `itk_nir.engine.coordinate_networks`). It is
@@ -93,12 +92,8 @@ class DeformableSettings:
         public=True,
     )
     noise_sigma: float = option(
-        0.9, "least sigma of each level, in voxels of the level, where the noise of an image exceeds 8 % of its range "
-        "(3.5 % in 2D) and the metric is one of one contrast; 0, or `smoothing_sigmas` given: noise changes nothing",
-        at_least=0, at_most=1000,
-    )  # fmt: skip
-    plane_sigma: float = option(
-        0.6, "the same for the first level in 2D, whatever the noise, but by 'auto': it tells whether images are alike",
+        0.9, "least sigma of each level (in 2D but for the first), in voxels of the level, where noise exceeds 8 % of "
+        "an image's range (3.5 % in 2D) and the metric is one of one contrast; 0, or `smoothing_sigmas` given: none",
         at_least=0, at_most=1000,
     )  # fmt: skip
     radius: tuple[int, ...] = option(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itk_nir.engine import deformable
@@ -27,6 +27,7 @@ def slope(size: tuple[int, ...]) -> np.ndarray:
     return np.asarray(3 * at[-1] - 0.02 * at[-2] * at[-1] + 40 * (at[-1] > size[-1] // 2))
 
 
+@settings(deadline=None)
 @given(
     size=st.sampled_from([(60, 70), (30, 33, 41), (5, 60, 64)]),
     deviation=st.sampled_from([0.1, 3.0, 50.0]),
@@ -81,37 +82,44 @@ def test_the_noisier_of_two_images_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "metric", "least", "plane", "wanted"),
+    ("share", "metric", "least", "wanted"),
     [
-        (0.15, "lncc", 0.9, 0.7, (0.9, 1.5)),
-        (0.15, "lncc", 0.0, 0.7, (0.7, 1.5)),
-        (0.15, "lncc", 0.0, 0.0, (0.5, 1.5)),
-        (0.15, "nmi", 0.9, 0.7, (0.5, 1.5)),
-        (0.01, "lncc", 0.9, 0.7, (0.7, 1.5)),
-        (0.01, "lncc", 0.9, 0.0, (0.5, 1.5)),
+        (0.15, "lncc", 0.9, (0.5, 0.9)),
+        (0.15, "lncc", 0.0, (0.5, 0.6)),
+        (0.15, "nmi", 0.9, (0.5, 0.6)),
+        (0.01, "lncc", 0.9, (0.5, 0.6)),
     ],
 )
-def test_levels_of_noisy_images_and_of_planes_are_smoother(
-    monkeypatch: pytest.MonkeyPatch, share: float, metric: str, least: float, plane: float, wanted: tuple[float, ...]
+def test_levels_of_noisy_planes_but_the_first_are_smoother(
+    monkeypatch: pytest.MonkeyPatch, share: float, metric: str, least: float, wanted: tuple[float, ...]
 ) -> None:
-    settings = quick(noise_sigma=least, plane_sigma=plane, metric=METRICS[metric])
-    assert sigmas(monkeypatch, settings, noisy(made(), share, share)) == wanted
+    assert sigmas(monkeypatch, quick(noise_sigma=least, metric=METRICS[metric]), noisy(made(), share, share)) == wanted
+
+
+def test_all_levels_of_noisy_volumes_are_smoother(
+    monkeypatch: pytest.MonkeyPatch, make_case: Callable[..., Any]
+) -> None:
+    pair = make_case(3, 20).pair
+    spoilt = [i + 15 * torch.from_numpy(np.random.default_rng(k).normal(size=i.shape)).float()
+              for k, i in enumerate((pair.fixed, pair.moving))]  # fmt: skip
+    pair = Pair.make(spoilt[0], pair.fixed_geometry, spoilt[1], pair.moving_geometry, pair.linear)
+    assert sigmas(monkeypatch, quick(noise_sigma=0.9), pair) == (0.9,)
 
 
 def test_volumes_without_noise_are_as_smooth_as_was_asked(
     monkeypatch: pytest.MonkeyPatch, make_case: Callable[..., Any]
 ) -> None:
-    assert sigmas(monkeypatch, quick(noise_sigma=0.9, plane_sigma=0.7), make_case(3, 20).pair) == (0.5, 1.5)
+    assert sigmas(monkeypatch, quick(noise_sigma=0.9), make_case(3, 20).pair) == (0.5, 0.6)
 
 
 def test_what_is_asked_for_is_done() -> None:
     asked = make_settings("default", smoothing_sigmas=(0.4, 0.3, 0.6)).deformable
-    assert (asked.noise_sigma, asked.plane_sigma) == (0, 0)
+    assert asked.noise_sigma == 0
     also = make_settings("default", smoothing_sigmas=(0.4, 0.3, 0.6), noise_sigma=1.0).deformable
-    assert (also.noise_sigma, also.plane_sigma) == (1.0, 0)
+    assert also.noise_sigma == 1.0
 
 
-def sigmas(monkeypatch: pytest.MonkeyPatch, settings: Any, pair: Pair) -> tuple[float, ...]:
+def sigmas(monkeypatch: pytest.MonkeyPatch, told: Any, pair: Pair) -> tuple[float, ...]:
     """What the two levels are smoothed by."""
     seen: list[float] = []
     of = deformable.LevelChannels.of
@@ -121,19 +129,19 @@ def sigmas(monkeypatch: pytest.MonkeyPatch, settings: Any, pair: Pair) -> tuple[
         return of(pair, grids, normalised, sigma, *rest)
 
     monkeypatch.setattr(deformable.LevelChannels, "of", watched)
-    deformable.optimise(pair, replace(settings, smoothing_sigmas=(0.5, 1.5), iterations=(1, 1)))
+    deformable.optimise(pair, replace(told, smoothing_sigmas=(0.5, 0.6), iterations=(1, 1)))
     return tuple(dict.fromkeys(seen))
 
 
-@pytest.mark.parametrize(("seed", "share"), [(1, 0.08), (2, 0.15), (2, 0.02), (8, 0.02)])
+@pytest.mark.parametrize(("seed", "share"), [(1, 0.08), (2, 0.15)])
 def test_noise_hides_less(seed: int, share: float) -> None:
     phantom = brain_phantom(2, (112, 134), seed=seed, noise=0)
     pair = noisy(phantom, share, share)
-    settings = make_settings("default", metric="lncc").deformable
+    default = make_settings("default", metric="lncc").deformable
     inside = phantom.fixed_labels > 0
     errors = []
-    for least in ((0.0, 0.0), (settings.noise_sigma, settings.plane_sigma)):
-        field = deformable.optimise(pair, replace(settings, noise_sigma=least[0], plane_sigma=least[1])).field
+    for least in (0.0, default.noise_sigma):
+        field = deformable.optimise(pair, replace(default, noise_sigma=least)).field
         gap = field.displacement(phantom.geometry.grid()[inside]) - phantom.displacement[inside]
         errors.append(float(np.linalg.norm(gap, axis=-1).mean()))
     assert errors[1] < 0.9 * errors[0]
