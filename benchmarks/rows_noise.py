@@ -14,6 +14,9 @@ from pairs import OASIS
 #: Seeds of the 2D phantoms.
 SEEDS = range(1, 9)
 
+#: Options without the smoothing that is against noise.
+WITHOUT = {"noise_sigma": 0.0, "plane_sigma": 0.0}
+
 
 def noise(data: Path) -> Iterator[Line]:
     """Noise of its own on each image (normal, then the absolute value), as a share of the range; with the smoothing
@@ -36,7 +39,7 @@ def noise(data: Path) -> Iterator[Line]:
 
 
 def _both(what: str, fixed: Any, moving: Any, score: Any) -> Iterator[Line]:
-    for how, options in (("", {}), (", not smoothed for it", {"noise_sigma": 0.0})):
+    for how, options in (("", {}), (", not smoothed for it", WITHOUT)):
         case = Case(f"{what}{how}", fixed, moving, score, {"linear": "none", "metric": "lncc", **options}, before=False)
         yield do(case)[0]
 

@@ -315,9 +315,8 @@ class Problem:
 
     def _moving_through(self, start: CompositeTransform, moving: Volume) -> tuple[Volume, Volume | None]:
         """The moving image (and its mask) seen through the caller's transform, on the fixed grid."""
-        grid, source = self.fixed.geometry, self.moving.geometry
         ones = np.ones_like(self.moving.array) if self.moving_mask is None else self.moving_mask.array
-        seen = resample_array(ones, source, start, grid, "nearest", threads=self.threads) > 0.5
+        seen = self._seen_through(start, replace(self.moving, array=ones), "nearest").array > 0.5
         if not seen.any():
             raise InputError(
                 "initial transform: takes the fixed image wholly outside the moving image; check its direction (fixed "
@@ -329,11 +328,15 @@ class Problem:
         extent = replace(moved, array=seen.astype(np.float32), name="initial transform's extent")
         return moved, extent
 
-    def _seen_through(self, start: CompositeTransform, image: Volume) -> Volume:
-        """An image on the moving grid, on the fixed one."""
-        grid = self.fixed.geometry
-        array = resample_array(image.array, image.geometry, start, grid, "linear", threads=self.threads)
-        return replace(image, array=array, geometry=grid)
+    def _seen_through(self, start: CompositeTransform, image: Volume, mode: str = "linear") -> Volume:
+        """An image on the moving grid, on the fixed one: both in the canonical order of axes, so that no rounding
+        depends on how they are stored."""
+        axes, order = self.frame.axes, AxisOrder.of(image.geometry)
+        grid, source = axes.geometry(self.fixed.geometry), order.geometry(image.geometry)
+        array = np.ascontiguousarray(order.canonical(image.array))
+        return replace(
+            image, array=resample_array(array, source, start, grid, mode, threads=self.threads), geometry=grid
+        )
 
 
 def _paired(fixed: list[Volume], moving: list[Volume], settings: Settings) -> tuple[tuple[Volume, Volume], ...]:

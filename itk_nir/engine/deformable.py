@@ -47,7 +47,7 @@ from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
 from itk_nir.engine.metrics import LevelImages, channel_metrics, mean_of, of_one_contrast
-from itk_nir.engine.noise import noise_share
+from itk_nir.engine.noise import is_noisy
 from itk_nir.engine.progress import Callback, Iteration, Optimised, Progress
 from itk_nir.engine.regions import kept
 from itk_nir.engine.search import Outcome
@@ -209,11 +209,6 @@ def _through(
     return out
 
 
-#: The noise of an image of 2 or 3 dimensions, as a share of its range, from which `noise_sigma` holds: windows of the
-#: finest level then have less in common than what counts as evidence. Those of a plane hold fewer voxels.
-NOISY = {2: 0.035, 3: 0.08}
-
-
 def _train(
     pair: Pair, settings: Settings, seed: int, threads: int, callback: Callback | None, clock: float, journal: Journal,
     alike: Alike | None, adapted: Callable[[Settings], Settings] | None = None,
@@ -345,17 +340,14 @@ def _for_pair(settings: Settings, pair: Pair, domain: Domain) -> Settings:
 
 
 def _sigmas(settings: Settings, pair: Pair) -> tuple[float, ...]:
-    """The smoothing of the levels for images of one contrast, of which noise would hide what they share.
-
-    The first level of 2D images is left as it is: it tells whether they are of one contrast, and sections of unlike
-    stains look like that when they are smoothed.
-    """
-    dimension, least = pair.fixed_geometry.dimension, settings.noise_sigma
-    sigmas = settings.smoothing_sigmas
-    kept = 1 if dimension == 2 else 0
-    if min(sigmas[kept:], default=least) >= least or noise_share(pair) <= NOISY[dimension]:
+    """The smoothing of the levels for images of one contrast, of which noise would hide what they share."""
+    first, *others = settings.smoothing_sigmas
+    if pair.fixed_geometry.dimension == 2:
+        first = max(settings.plane_sigma, first)
+    sigmas = (first, *others)
+    if min(sigmas) >= settings.noise_sigma or not is_noisy(pair):
         return sigmas
-    return (*sigmas[:kept], *(max(least, s) for s in sigmas[kept:]))
+    return tuple(max(settings.noise_sigma, s) for s in sigmas)
 
 
 @contextmanager

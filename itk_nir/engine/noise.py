@@ -12,6 +12,10 @@ from torch import Tensor
 
 from itk_nir.engine.images import Intensity, Pair
 
+#: The noise of an image of 2 or 3 dimensions, as a share of its range, from which it is noisy: windows of the finest
+#: level then have less in common than what counts as evidence. Those of a plane hold fewer voxels.
+NOISY = {2: 0.035, 3: 0.08}
+
 #: Triples of planes (in 2D: of rows) that are looked at, about.
 TRIPLES = {2: 512, 3: 32}
 
@@ -38,6 +42,21 @@ def noise_share(pair: Pair) -> float:
     sides = [(c.fixed, c.fixed_intensity, pair.fixed_counts) for c in pair.channels]
     sides += [(c.moving, c.moving_intensity, pair.moving_counts) for c in pair.channels]
     return max(_share(*side) for side in sides)
+
+
+def is_noisy(pair: Pair) -> bool:
+    """Whether the noise of an image of a pair hides what small windows of both share (`NOISY`).
+
+    Parameters
+    ----------
+    pair : Pair
+        The images of all channels.
+
+    Returns
+    -------
+    bool
+    """
+    return noise_share(pair) > NOISY[pair.fixed_geometry.dimension]
 
 
 def noise_deviation(image: Tensor, weight: Tensor | None = None) -> float:

@@ -35,6 +35,7 @@ ASKED = (
     ({"grid_spacing"}, "thin_masks", False),
     ({"linear_size", "linear_iterations"}, "linear_plane_size", 0),
     ({"smoothing_sigmas"}, "noise_sigma", 0.0),
+    ({"smoothing_sigmas"}, "plane_sigma", 0.0),
 )
 
 #: The network of the coarse field: sines of Fourier features (see `itk_nir.engine.coordinate_networks`). It is
@@ -92,10 +93,13 @@ class DeformableSettings:
         public=True,
     )
     noise_sigma: float = option(
-        0.9, "least sigma of each level (in 2D but for the first), in voxels of the level, where noise exceeds 8 % of "
-        "an image's range (3.5 % in 2D) and the metric is one of one contrast; 0, or `smoothing_sigmas` given: none",
+        0.9, "least sigma of each level, in voxels of the level, where the noise of an image exceeds 8 % of its range "
+        "(3.5 % in 2D) and the metric is one of one contrast; 0, or `smoothing_sigmas` given: noise changes nothing",
         at_least=0, at_most=1000,
     )  # fmt: skip
+    plane_sigma: float = option(
+        0.6, "the same for the first level of 2D images, whatever their noise", at_least=0, at_most=1000
+    )
     radius: tuple[int, ...] = option(
         (5, 6, 8), "radius of the window of a windowed metric, in voxels of the level",
         at_least=1, at_most=1_000_000, per_level=True,

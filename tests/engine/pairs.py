@@ -31,7 +31,7 @@ QUICK = DeformableSettings(
     learning_rate_end=0.3, betas=(0.9, 0.99),
     grid_spacing=(2.0, 2.0), coarsest_grid_spacing=8.0, radius=(3, 3), velocity_smoothness=(0.1, 0.1),
     smoothness=(0.0, 0.0), metric=LNCC(epsilon=1e-3), integration_steps=5, jacobian_weight=0.0, jacobian_margin=0.3,
-    extra_iterations_below=0, network_above=0.0, search="never", noise_sigma=0.0,
+    extra_iterations_below=0, network_above=0.0, search="never", noise_sigma=0.0, plane_sigma=0.0,
 )  # fmt: skip
 
 

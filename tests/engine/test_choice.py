@@ -146,6 +146,38 @@ def test_outlines_alike_and_tissue_is_not(monkeypatch: pytest.MonkeyPatch) -> No
     assert "ended at 0.40" in low.reason
 
 
+def spoilt(image: Array, share: float, seed: int) -> Array:
+    """With noise of a share of the range."""
+    return np.abs(image + share * np.ptp(image) * np.random.default_rng(seed).normal(size=image.shape))
+
+
+def test_noise_is_not_another_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of noisy sections do not agree in sign; smoothed ones do, but for contrasts that are unlike."""
+    p = brain_phantom(2, (112, 134))
+    white = 134.0
+    flipped = np.where(p.fixed > white, white - 0.9 * (p.fixed - white), p.fixed)
+    same, other = (
+        pair_of(spoilt(p.fixed, 0.13, 1), spoilt(moving, 0.13, 2), p.geometry) for moving in (p.fixed, flipped)
+    )
+    assert unlike_after_all(same, 0.9, Resting()) is None
+    assert unlike_after_all(other, 0.9, Resting()) is not None
+    monkeypatch.setattr(choosing, "is_noisy", lambda _: False)
+    assert unlike_after_all(same, 0.9, Resting()) is not None
+
+
+def test_unlike_sections_that_the_first_level_makes_half_alike(brains: dict[int, Phantom]) -> None:
+    """As stains of tissue: a plane's windows hold few voxels, which a deformation may bring together."""
+    p = brains[2]
+    textured = spoilt(p.fixed, 0.4, 1), spoilt(p.fixed, 0.4, 2)
+    found = unlike_after_all(pair_of(*textured, p.geometry), 0.65, Resting())
+    assert found is not None
+    assert "2D images of one contrast have 0.6 and more" in found.reason
+    assert unlike_after_all(pair_of(p.fixed, p.fixed, p.geometry), 0.65, Resting()) is None
+    p = brains[3]
+    textured = spoilt(p.fixed, 0.4, 1), spoilt(p.fixed, 0.4, 2)
+    assert unlike_after_all(pair_of(*textured, p.geometry), 0.65, Resting()) is None
+
+
 def test_how_stiff_it_gets_does_not_go_by_what_a_deformation_made_alike() -> None:
     p = brain_phantom(2, (80, 96))
     pair = pair_of(p.fixed, unlike(p.fixed), p.geometry)

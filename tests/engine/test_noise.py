@@ -82,18 +82,22 @@ def test_the_noisier_of_two_images_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "metric", "least", "wanted"),
+    ("share", "metric", "least", "plane", "wanted"),
     [
-        (0.15, "lncc", 0.9, (0.5, 0.9)),
-        (0.15, "lncc", 0.0, (0.5, 0.6)),
-        (0.15, "nmi", 0.9, (0.5, 0.6)),
-        (0.01, "lncc", 0.9, (0.5, 0.6)),
+        (0.15, "lncc", 0.9, 0.7, (0.9, 1.5)),
+        (0.15, "lncc", 0.0, 0.7, (0.7, 1.5)),
+        (0.15, "lncc", 0.0, 0.0, (0.5, 1.5)),
+        (0.15, "lncc", 2.0, 0.7, (2.0,)),
+        (0.15, "nmi", 0.9, 0.7, (0.5, 1.5)),
+        (0.01, "lncc", 0.9, 0.7, (0.7, 1.5)),
+        (0.01, "lncc", 0.9, 0.0, (0.5, 1.5)),
     ],
 )
-def test_levels_of_noisy_planes_but_the_first_are_smoother(
-    monkeypatch: pytest.MonkeyPatch, share: float, metric: str, least: float, wanted: tuple[float, ...]
+def test_levels_of_noisy_images_and_of_planes_are_smoother(
+    monkeypatch: pytest.MonkeyPatch, share: float, metric: str, least: float, plane: float, wanted: tuple[float, ...]
 ) -> None:
-    assert sigmas(monkeypatch, quick(noise_sigma=least, metric=METRICS[metric]), noisy(made(), share, share)) == wanted
+    told = quick(noise_sigma=least, plane_sigma=plane, metric=METRICS[metric])
+    assert sigmas(monkeypatch, told, noisy(made(), share, share)) == wanted
 
 
 def test_all_levels_of_noisy_volumes_are_smoother(
@@ -103,20 +107,20 @@ def test_all_levels_of_noisy_volumes_are_smoother(
     spoilt = [i + 15 * torch.from_numpy(np.random.default_rng(k).normal(size=i.shape)).float()
               for k, i in enumerate((pair.fixed, pair.moving))]  # fmt: skip
     pair = Pair.make(spoilt[0], pair.fixed_geometry, spoilt[1], pair.moving_geometry, pair.linear)
-    assert sigmas(monkeypatch, quick(noise_sigma=0.9), pair) == (0.9,)
+    assert sigmas(monkeypatch, quick(noise_sigma=0.9, plane_sigma=0.7), pair) == (0.9, 1.5)
 
 
 def test_volumes_without_noise_are_as_smooth_as_was_asked(
     monkeypatch: pytest.MonkeyPatch, make_case: Callable[..., Any]
 ) -> None:
-    assert sigmas(monkeypatch, quick(noise_sigma=0.9), make_case(3, 20).pair) == (0.5, 0.6)
+    assert sigmas(monkeypatch, quick(noise_sigma=0.9, plane_sigma=0.7), make_case(3, 20).pair) == (0.5, 1.5)
 
 
 def test_what_is_asked_for_is_done() -> None:
     asked = make_settings("default", smoothing_sigmas=(0.4, 0.3, 0.6)).deformable
-    assert asked.noise_sigma == 0
+    assert (asked.noise_sigma, asked.plane_sigma) == (0, 0)
     also = make_settings("default", smoothing_sigmas=(0.4, 0.3, 0.6), noise_sigma=1.0).deformable
-    assert also.noise_sigma == 1.0
+    assert (also.noise_sigma, also.plane_sigma) == (1.0, 0)
 
 
 def sigmas(monkeypatch: pytest.MonkeyPatch, told: Any, pair: Pair) -> tuple[float, ...]:
@@ -129,19 +133,19 @@ def sigmas(monkeypatch: pytest.MonkeyPatch, told: Any, pair: Pair) -> tuple[floa
         return of(pair, grids, normalised, sigma, *rest)
 
     monkeypatch.setattr(deformable.LevelChannels, "of", watched)
-    deformable.optimise(pair, replace(told, smoothing_sigmas=(0.5, 0.6), iterations=(1, 1)))
+    deformable.optimise(pair, replace(told, smoothing_sigmas=(0.5, 1.5), iterations=(1, 1)))
     return tuple(dict.fromkeys(seen))
 
 
-@pytest.mark.parametrize(("seed", "share"), [(1, 0.08), (2, 0.15)])
+@pytest.mark.parametrize(("seed", "share"), [(1, 0.08), (2, 0.15), (2, 0.02), (8, 0.02)])
 def test_noise_hides_less(seed: int, share: float) -> None:
     phantom = brain_phantom(2, (112, 134), seed=seed, noise=0)
     pair = noisy(phantom, share, share)
     default = make_settings("default", metric="lncc").deformable
     inside = phantom.fixed_labels > 0
     errors = []
-    for least in (0.0, default.noise_sigma):
-        field = deformable.optimise(pair, replace(default, noise_sigma=least)).field
+    for least in ((0.0, 0.0), (default.noise_sigma, default.plane_sigma)):
+        field = deformable.optimise(pair, replace(default, noise_sigma=least[0], plane_sigma=least[1])).field
         gap = field.displacement(phantom.geometry.grid()[inside]) - phantom.displacement[inside]
         errors.append(float(np.linalg.norm(gap, axis=-1).mean()))
     assert errors[1] < 0.9 * errors[0]
