@@ -25,9 +25,8 @@ from itk_nir.engine.settings import LinearSettings
 F64 = NDArray[np.float64]
 
 #: Of the similarity of a start that turns the images by more than `GREAT_TURN` degrees this share counts: headers are
-#: seldom wrong, and organs nearly symmetric. At the last level, where images tell more, this one does.
+#: seldom wrong, and organs nearly symmetric.
 TURNED_GAIN, GREAT_TURN = 0.9, 30.0
-TURNED_GAIN_FINE = 0.95
 
 #: The same, at every level, of a start that changes the size (`is_resized`), turned or not. A part of the other image
 #: seems to be of another size too, and gains by that 1.3 times at most at the last level; where sizes do differ, it is
@@ -37,6 +36,14 @@ RESIZED_GAIN = 0.6
 #: The same for a section that was turned over, as it happens on a microscope's slide; from the second share on, that
 #: is taken for possible.
 MIRRORED_GAIN, MIRRORED_DOUBT = 0.8, 0.95
+
+#: Ends that are at least so alike as the best one and lie more than so many voxels of the level from it are its rivals.
+#: So many of them are followed further, by ever freer maps up to that which is wanted, and at the last level: small
+#: differences of size and shape hide which is right. One that was less alike before must then be more by this factor.
+CLOSE, ELSEWHERE, RIVALS, CLEARLY = 0.8, 4.0, 4, 1.08
+
+#: The share of the similarity of a best end that turns the images far from which on a rival leaves open which is right.
+AS_GOOD = 0.97
 
 #: The overlap (share of the smaller image) below which the images as they lie are no start.
 LEAST_OVERLAP = 0.05
@@ -112,6 +119,8 @@ def find_start(
     turns = kind != "translation" and not held_axes(restrict)
     if turns:
         starts += search.most_alike(_on_each_other(pair, masses))
+        if pair.fixed_geometry.dimension == 2:
+            starts += search.most_alike(linear_starts.turned_beside(pair, *masses))
     if pair.known is not None and pair.known.landmarks is not None:
         on_landmarks = pair.known.landmarks.matrix(kind, pair.linear)
         starts += [] if on_landmarks is None else [without_held_axes(on_landmarks, pair.fixed_geometry, restrict)]
@@ -123,19 +132,18 @@ def find_start(
     cancelled = search.cancelled
     plain = [t for t in tried if not t.mirrored]
     best, likely = max(plain, key=_Tried.held), max(plain, key=lambda t: t.similarity)
-    if likely is not best and not cancelled:
-        # The headers against the images: a finer look at both.
-        ends = [search.finer(t) for t in (best, likely)]
-        best = likely if ends[1].held(TURNED_GAIN_FINE) > ends[0].similarity else best
+    doubts: tuple[str, ...] = ()
+    if turns and images and not cancelled:
+        best, doubts = search.against_rivals(best, plain)
     over = max((t for t in tried if t.mirrored), key=lambda t: t.similarity, default=None)
     if over is None or over.similarity * MIRRORED_DOUBT <= likely.similarity:
-        return Start(best.matrix, cancelled, tuple(notes))
+        return Start(best.matrix, cancelled, tuple(notes), doubts)
     told = f"is more alike mirrored (mutual information {over.similarity:.2f} against {likely.similarity:.2f})"
     if kind == "affine" and over.similarity * MIRRORED_GAIN > likely.similarity:
         notes.append(f"linear stage: the moving image {told}: the section was turned over, and the map mirrors it")
         return Start(over.matrix, cancelled, tuple(notes))
     doubt = f"the moving image {told}; if its section was turned over, mirror it first"
-    return Start(best.matrix, cancelled, tuple(notes), (doubt,))
+    return Start(best.matrix, cancelled, tuple(notes), (*doubts, doubt))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,9 +162,9 @@ class _Tried:
         """The map, before the linear map of the pair."""
         return self.base if self.resize is None else self.resize @ self.base
 
-    def held(self, gain: float = TURNED_GAIN) -> float:
+    def held(self) -> float:
         """The similarity that counts where headers are believed too: a turn must gain, and another size much."""
-        share = (gain if self.turned else 1.0) * (1.0 if self.resize is None else RESIZED_GAIN)
+        share = (TURNED_GAIN if self.turned else 1.0) * (1.0 if self.resize is None else RESIZED_GAIN)
         return self.similarity * share if self.similarity > 0 else self.similarity / share
 
 
@@ -218,7 +226,7 @@ class _Search:
         tried: list[_Tried] = []
         for start in kept:
             base, cost, self.cancelled = descent.run(0, start, self.part, steps)
-            if self.alone and self.kind in ("similarity", "affine") and not self.cancelled:
+            if self.alone and self.may_resize and not self.cancelled:
                 _, cost, self.cancelled = descent.run(0, base, "similarity", steps)
             turned = linear_starts.angle(start) > GREAT_TURN
             tried.append(_Tried(base, 1 - cost, turned, bool(np.linalg.det(start[:-1, :-1]) < 0)))
@@ -230,7 +238,7 @@ class _Search:
         """Where the best start leads that makes up for objects of very different size, which no gradient finds; none
         where the map may not change the size, or where there is no such difference."""
         ratio = linear_starts.size_ratio(self.pair, *masses)
-        if self.kind not in ("similarity", "affine") or not is_resized(ratio):
+        if not self.may_resize or not is_resized(ratio):
             return []
         resize = linear_starts.on_each_other(self.pair, ratio, *masses)
         search = self._after(resize)
@@ -243,12 +251,52 @@ class _Search:
         """The search of the pair after a change of size, whose levels have voxels that differ as the sizes do."""
         return replace(self, pair=replace(self.pair, linear=self.pair.linear @ resize))
 
-    def finer(self, tried: _Tried) -> _Tried:
-        """The same after a few steps at the last level."""
+    def against_rivals(self, best: _Tried, others: Sequence[_Tried]) -> tuple[_Tried, tuple[str, ...]]:
+        """The best end, or one elsewhere that turns out to be the right one; and what speaks against it."""
+        apart, kept = ELSEWHERE * self.level.voxel, [best]
+        for t in sorted(others, key=lambda t: -t.held()):
+            close = t.similarity >= CLOSE * best.similarity
+            if close and all(_apart(self.pair, t.matrix, k.matrix) > apart for k in kept):
+                kept.append(t)
+        if len(kept) == 1:
+            return best, ()
+        kept = kept[: 1 + RIVALS]
+        seen = [(t, self.further(t)) for t in kept]
+
+        def counts(pair: tuple[_Tried, _Tried]) -> float:
+            before, after = pair
+            return after.held() / (CLEARLY if before.similarity < best.similarity else 1.0)
+
+        now = max(seen, key=counts)[1]
+        as_good = [
+            t for _, t in seen
+            if t.held() >= AS_GOOD * now.held() and _apart(self.pair, t.matrix, now.matrix) > apart
+        ]  # fmt: skip
+        if not (now.turned and as_good):
+            return now, ()
+        told, angle = max(t.similarity for t in as_good), linear_starts.angle(now.base)
+        return now, (
+            f"the linear stage turned the moving image by {angle:.0f} degrees, and another place is as good (mutual "
+            f"information {told:.2f} against {now.similarity:.2f}); give an initial transform",
+        )
+
+    @property
+    def may_resize(self) -> bool:
+        """Whether the map that is to be found may change the size."""
+        return self.kind in ("similarity", "affine")
+
+    def further(self, tried: _Tried) -> _Tried:
+        """Where a few more steps lead, by ever freer maps up to that which is wanted, and then at the last level."""
         search = self if tried.resize is None else self._after(tried.resize)
-        last, steps = search._level(self.settings.linear_size[-1]), self.settings.linear_start_iterations
-        fine = LinearDescent(search.pair, self.settings, [last], self.metrics, None, self.clock, steps, self.restrict)
-        return replace(tried, similarity=1 - fine.run(0, tried.base, self.part, steps)[1])
+        levels = [search.level, search._level(self.settings.linear_size[-1])]
+        wanted = {"similarity": ["similarity"], "affine": ["similarity", "affine"]}.get(self.kind, [])
+        base, cost, steps = tried.base, 0.0, self.settings.linear_start_iterations
+        for k, part in [*((0, w) for w in wanted), (1, wanted[0] if wanted else self.part)]:
+            descent = LinearDescent(
+                search.pair, self.settings, levels, self.metrics, None, self.clock, steps, self.restrict
+            )
+            base, cost, _ = descent.run(k, base, part, steps)
+        return replace(tried, base=base, similarity=1 - cost)
 
 
 def _on_each_other(pair: Pair, masses: tuple[Mass, Mass]) -> list[F64]:

@@ -35,6 +35,10 @@ def as_they_lie(pair: Pair) -> F64:
     return np.eye(pair.fixed_geometry.dimension + 1)
 
 
+#: How far centres of mass are shifted against each other, as a share of the standard deviation of the mass.
+BESIDE = 0.5
+
+
 @dataclass(frozen=True)
 class Mass:
     """Where what stands out from the background of an image lies.
@@ -135,6 +139,32 @@ def turned(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
     d, axes = pair.fixed_geometry.dimension, pair.fixed_geometry.rotation
     turns = _plane_turns() if d == 2 else _space_turns()
     return [about(axes @ t @ axes.T, a, b) for t in turns]
+
+
+def turned_beside(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
+    """The same, with the centres of mass beside each other, as those of an object are of which one image shows a part.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+    fixed, moving : Mass
+        Of `masses`.
+
+    Returns
+    -------
+    list of ndarray
+        ``(d + 1, d + 1)`` LPS.
+    """
+    spread = BESIDE * np.sqrt(np.trace(fixed.covariance) / len(fixed.centre))
+    out = []
+    for turn in turned(pair, fixed, moving):
+        for step in product((-1.0, 0.0, 1.0), repeat=len(fixed.centre)):
+            if any(step):
+                beside = turn.copy()
+                beside[:-1, -1] += spread * pair.fixed_geometry.rotation @ step
+                out.append(beside)
+    return out
 
 
 def size_ratio(pair: Pair, fixed: Mass, moving: Mass) -> float:

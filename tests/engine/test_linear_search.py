@@ -12,7 +12,7 @@ from itk_nir.engine import linear_search
 from itk_nir.engine.linear_level import agreed
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
-from itk_nir.phantom import brain_phantom
+from itk_nir.phantom import Phantom, brain_phantom
 
 
 def placed(p: Any, turn: np.ndarray) -> tuple[Any, Any, np.ndarray]:
@@ -59,6 +59,53 @@ def test_part_of_the_other_image_is_not_of_another_size(part: tuple[slice, slice
     inside = p.fixed_labels[part] > 0
     gap = result.transform_points(less.grid()[inside]) - less.grid()[inside] - p.displacement[part][inside]
     assert np.linalg.norm(gap, axis=1).mean() < 1.5
+
+
+def moved(p: Phantom, degrees: float, size: float, cut: int) -> tuple[Any, Any, np.ndarray, np.ndarray]:
+    """A section onto another contrast of it that is turned, of another size and without its first rows; points of the
+    brain, and where they truly are."""
+    t, g = np.deg2rad(degrees), p.geometry
+    turn = np.array([[np.cos(t), -np.sin(t)], [np.sin(t), np.cos(t)]])
+
+    def there(x: Any) -> np.ndarray:
+        return np.asarray(g.centre + size * (np.asarray(x) - g.centre) @ turn.T)
+
+    share = (p.moving - p.moving.min()) / np.ptp(p.moving)
+    other = 150 * np.where(share < 0.1, share, 1.2 - np.abs(share - 0.45) * 2)[cut:].astype(np.float32)
+    grid = Geometry.make(other.shape[::-1], size * np.array(g.spacing), there(g.index_to_physical([0.0, cut])),
+                         turn @ g.rotation)  # fmt: skip
+    inside = p.fixed_labels > 0
+    x = g.grid()[inside]
+    truth = there(x + p.displacement[inside])
+    shown = (grid.physical_to_index(truth) >= -0.5).all(1)
+    return to_sitk(p.fixed, g), to_sitk(np.ascontiguousarray(other), grid), x[shown], truth[shown]
+
+
+@pytest.mark.filterwarnings("ignore::itk_nir.VerdictWarning")
+@pytest.mark.parametrize(
+    ("seed", "deformation", "change", "most"),
+    [(3, 8.0, (-60, 1.0, 34), 1.0), (6, 15.0, (20, 1.2, 0), 10.0), (10, 15.0, (90, 1.15, 0), 10.0)],
+)
+def test_turns_of_parts_and_of_what_differs_in_shape(
+    seed: int, deformation: float, change: tuple[float, float, int], most: float
+) -> None:
+    fixed, moving, x, truth = moved(brain_phantom(2, (112, 134), seed=seed, deformation=deformation), *change)
+    few = {"iterations": 1} if deformation > 10 else {}
+    result = itk_nir.register(fixed, moving, preset="fast", **few)
+    assert np.linalg.norm(result.transform_points(x) - truth, axis=1).mean() < most
+
+
+def test_turn_that_is_as_good_as_another_is_doubted() -> None:
+    p = brain_phantom(2, (112, 134), seed=1, noise=0)
+    image = (p.fixed + p.fixed[::-1, ::-1]).astype(np.float32)
+    g, quarter = p.geometry, np.array([[0.0, -1.0], [1.0, 0.0]])
+    turned = Geometry.make(g.size, g.spacing, g.centre + quarter @ (g.origin - g.centre), quarter @ g.rotation)
+    with pytest.warns(itk_nir.VerdictWarning, match="another place is as good"):
+        itk_nir.register(to_sitk(image, g), to_sitk(image, turned), preset="fast", iterations=1)
+    # As the headers say, it is where it belongs.
+    still = itk_nir.register(to_sitk(image, g), to_sitk(image, g), preset="fast", iterations=1)
+    assert still.report.verdict is not None
+    assert still.report.verdict.grade == "good"
 
 
 @pytest.mark.parametrize("signs", [(-1, -1, 1), (1, -1, -1), (-1, 1, -1)])
