@@ -119,19 +119,22 @@ def find_start(
     turns = kind != "translation" and not held_axes(restrict)
     if turns:
         starts += search.most_alike(_on_each_other(pair, masses))
-        if pair.fixed_geometry.dimension == 2:
-            starts += search.most_alike(linear_starts.turned_beside(pair, *masses))
     if pair.known is not None and pair.known.landmarks is not None:
         on_landmarks = pair.known.landmarks.matrix(kind, pair.linear)
         starts += [] if on_landmarks is None else [without_held_axes(on_landmarks, pair.fixed_geometry, restrict)]
-    if turns and images and pair.known is None and pair.fixed_geometry.dimension == 2:
+    section = turns and images and pair.known is None and pair.fixed_geometry.dimension == 2
+    if section:
         starts += search.most_alike(linear_starts.mirrored(pair, *masses))
     tried = search.follow(starts)
     if turns and images and not search.cancelled:
         tried += search.of_another_size(masses)
     cancelled = search.cancelled
     plain = [t for t in tried if not t.mirrored]
-    best, likely = max(plain, key=_Tried.held), max(plain, key=lambda t: t.similarity)
+    best = max(plain, key=_Tried.held)
+    if section and not cancelled:  # more that may lead elsewhere, as where one image shows a part
+        plain += search.follow(search.most_alike(linear_starts.turned_beside(pair, *masses)))
+        cancelled = search.cancelled
+    likely = max(plain, key=lambda t: t.similarity)
     doubts: tuple[str, ...] = ()
     if turns and images and not cancelled:
         best, doubts = search.against_rivals(best, plain)
@@ -267,15 +270,17 @@ class _Search:
             before, after = pair
             return after.held() / (CLEARLY if before.similarity < best.similarity else 1.0)
 
-        now = max(seen, key=counts)[1]
+        end, now = max(seen, key=counts)
+        # Followed on from the end itself, unless what is right lies far from there, which rigid steps would not reach.
+        best = end if _apart(self.pair, end.matrix, now.matrix) <= apart else now
         as_good = [
             t for _, t in seen
             if t.held() >= AS_GOOD * now.held() and _apart(self.pair, t.matrix, now.matrix) > apart
         ]  # fmt: skip
         if not (now.turned and as_good):
-            return now, ()
+            return best, ()
         told, angle = max(t.similarity for t in as_good), linear_starts.angle(now.base)
-        return now, (
+        return best, (
             f"the linear stage turned the moving image by {angle:.0f} degrees, and another place is as good (mutual "
             f"information {told:.2f} against {now.similarity:.2f}); give an initial transform",
         )
