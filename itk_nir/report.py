@@ -112,7 +112,7 @@ class Report:
     >>> fixed, moving = (to_sitk(a, phantom.geometry) for a in (phantom.fixed, phantom.moving))
     >>> report = itk_nir.register(fixed, moving, preset="fast", iterations=2).report
     >>> report.preset, report.stop, len(report.trace)
-    ('fast', 'all iterations done', 8)
+    ('fast', 'all iterations done', 6)
     >>> report.as_dict()["trace"][0]["iteration"]
     0
     """
