@@ -40,10 +40,14 @@ MIRRORED_GAIN, MIRRORED_DOUBT = 0.8, 0.95
 #: Ends that are at least so alike as the best one and lie more than so many voxels of the level from it are its rivals.
 #: So many of them are followed further, by ever freer maps up to that which is wanted, and at the last level: small
 #: differences of size and shape hide which is right. One that was less alike before must then be more by this factor.
-CLOSE, ELSEWHERE, RIVALS, CLEARLY = 0.8, 4.0, 4, 1.08
+CLOSE, ELSEWHERE, RIVALS, CLEARLY = 0.85, 4.0, 4, 1.08
 
 #: The share of the similarity of a best end that turns the images far from which on a rival leaves open which is right.
 AS_GOOD = 0.97
+
+#: How alike starts with the centres of mass beside each other must be before they are followed, as a share of the best
+#: end: 0.88 and more where one image shows a part that no other start finds, 0.8 and less mostly where all is right.
+BESIDE_GAIN = 0.82
 
 #: The overlap (share of the smaller image) below which the images as they lie are no start.
 LEAST_OVERLAP = 0.05
@@ -132,7 +136,7 @@ def find_start(
     plain = [t for t in tried if not t.mirrored]
     best = max(plain, key=_Tried.held)
     if section and not cancelled:  # more that may lead elsewhere, as where one image shows a part
-        plain += search.follow(search.most_alike(linear_starts.turned_beside(pair, *masses)))
+        plain += search.follow(search.more_alike(best, linear_starts.turned_beside(pair, *masses)))
         cancelled = search.cancelled
     likely = max(plain, key=lambda t: t.similarity)
     doubts: tuple[str, ...] = ()
@@ -215,6 +219,14 @@ class _Search:
         ranked = sorted(range(len(candidates)), key=lambda k: -alike[k])
         return [candidates[k] for k in ranked[: self.settings.linear_turned_starts]]
 
+    def more_alike(self, end: _Tried, candidates: list[F64]) -> list[F64]:
+        """Those of the few that are about as alike before they are followed as an end is, or more."""
+        if not isinstance(self.metric, MutualInformation):
+            return []
+        few = self.most_alike(candidates)
+        least, *alike = informations(self.tiny, [end.base, *few], self.metric)
+        return [c for c, a in zip(few, alike, strict=True) if a >= BESIDE_GAIN * least]
+
     def follow(self, starts: list[F64]) -> list[_Tried]:
         """Where those of the starts lead that differ."""
         kept: list[F64] = []
@@ -258,7 +270,7 @@ class _Search:
         """The best end, or one elsewhere that turns out to be the right one; and what speaks against it."""
         apart, kept = ELSEWHERE * self.level.voxel, [best]
         for t in sorted(others, key=lambda t: -t.held()):
-            close = t.similarity >= CLOSE * best.similarity
+            close = t.held() >= CLOSE * best.held()
             if close and all(_apart(self.pair, t.matrix, k.matrix) > apart for k in kept):
                 kept.append(t)
         if len(kept) == 1:
