@@ -140,7 +140,6 @@ INSIDE, NOISY_INSIDE = Inside(), Inside(sign=0.9, told=0.45)
 #: of that level from which on it has been given the chance.
 LEAST_ALIKE, ENOUGH_ITERATIONS = 0.5, 20
 
-
 #: The mean r² (at the second resolution) that 2D images of one contrast have after that level, at least: windows of a
 #: plane hold few voxels, so that sections of unlike stains may reach a mean LNCC² of 0.67. They have 0.51 at most here,
 #: radiographs, brains and tissue of one contrast 0.74 at least.

@@ -18,6 +18,9 @@ F64 = NDArray[np.float64]
 #: Degrees between neighbouring turns of the search, about.
 TURN = 36.0
 
+#: How far centres of mass are shifted against each other, as a share of the standard deviation of the mass.
+BESIDE = 0.5
+
 
 def as_they_lie(pair: Pair) -> F64:
     """The identity.
@@ -33,10 +36,6 @@ def as_they_lie(pair: Pair) -> F64:
         ``(d + 1, d + 1)`` LPS.
     """
     return np.eye(pair.fixed_geometry.dimension + 1)
-
-
-#: How far centres of mass are shifted against each other, as a share of the standard deviation of the mass.
-BESIDE = 0.5
 
 
 @dataclass(frozen=True)
