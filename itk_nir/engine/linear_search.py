@@ -207,6 +207,11 @@ class _Search:
         """Where starts are followed."""
         return self._level(self.settings.linear_size[0])
 
+    @cached_property
+    def last(self) -> LinearLevel:
+        """Where those are followed further that end elsewhere."""
+        return self._level(self.settings.linear_size[-1])
+
     def _level(self, size: int) -> LinearLevel:
         return LinearLevel.of_size(self.pair, self.normalised, size, 1, self.threads, self.alone)
 
@@ -229,10 +234,7 @@ class _Search:
 
     def follow(self, starts: list[F64]) -> list[_Tried]:
         """Where those of the starts lead that differ."""
-        kept: list[F64] = []
-        for start in starts:
-            if all(_apart(self.pair, start, other) > 0.5 * self.level.voxel for other in kept):
-                kept.append(start)
+        kept = [starts[k] for k in _that_differ(self.pair, starts, 0.5 * self.level.voxel)]
         steps = self.settings.linear_start_iterations
         descent = LinearDescent(
             self.pair, self.settings, [self.level], self.metrics, self.callback, self.clock, steps * len(kept),
@@ -268,15 +270,13 @@ class _Search:
 
     def against_rivals(self, best: _Tried, others: Sequence[_Tried]) -> tuple[_Tried, tuple[str, ...]]:
         """The best end, or one elsewhere that turns out to be the right one; and what speaks against it."""
-        apart, kept = ELSEWHERE * self.level.voxel, [best]
-        for t in sorted(others, key=lambda t: -t.held()):
-            close = t.held() >= CLOSE * best.held()
-            if close and all(_apart(self.pair, t.matrix, k.matrix) > apart for k in kept):
-                kept.append(t)
-        if len(kept) == 1:
+        apart = ELSEWHERE * self.level.voxel
+        close = sorted((t for t in others if t.held() >= CLOSE * best.held()), key=lambda t: -t.held())
+        ends = [best, *close]
+        differ = _that_differ(self.pair, [t.matrix for t in ends], apart)
+        if len(differ) == 1:
             return best, ()
-        kept = kept[: 1 + RIVALS]
-        seen = [(t, self.further(t)) for t in kept]
+        seen = [(ends[k], self.further(ends[k])) for k in differ[: 1 + RIVALS]]
 
         def counts(pair: tuple[_Tried, _Tried]) -> float:
             before, after = pair
@@ -305,13 +305,14 @@ class _Search:
     def further(self, tried: _Tried) -> _Tried:
         """Where a few more steps lead, by ever freer maps up to that which is wanted, and then at the last level."""
         search = self if tried.resize is None else self._after(tried.resize)
-        levels = [search.level, search._level(self.settings.linear_size[-1])]
         wanted = {"similarity": ["similarity"], "affine": ["similarity", "affine"]}.get(self.kind, [])
+        parts = [*((0, w) for w in wanted), (1, wanted[0] if wanted else self.part)]
         base, cost, steps = tried.base, 0.0, self.settings.linear_start_iterations
-        for k, part in [*((0, w) for w in wanted), (1, wanted[0] if wanted else self.part)]:
-            descent = LinearDescent(
-                search.pair, self.settings, levels, self.metrics, None, self.clock, steps, self.restrict
-            )
+        descent = LinearDescent(
+            search.pair, self.settings, [search.level, search.last], self.metrics, None, self.clock,
+            steps * len(parts), self.restrict,
+        )  # fmt: skip
+        for k, part in parts:
             base, cost, _ = descent.run(k, base, part, steps)
         return replace(tried, base=base, similarity=1 - cost)
 
@@ -319,6 +320,15 @@ class _Search:
 def _on_each_other(pair: Pair, masses: tuple[Mass, Mass]) -> list[F64]:
     """Turns with the centres of mass on each other."""
     return linear_starts.along_principal_axes(pair, *masses) + linear_starts.turned(pair, *masses)
+
+
+def _that_differ(pair: Pair, maps: Sequence[F64], least: float) -> list[int]:
+    """Which of some maps lie more than a distance in mm from all of those before them."""
+    kept: list[int] = []
+    for k, one in enumerate(maps):
+        if all(_apart(pair, one, maps[j]) > least for j in kept):
+            kept.append(k)
+    return kept
 
 
 def _apart(pair: Pair, a: F64, b: F64) -> float:
