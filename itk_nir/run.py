@@ -215,9 +215,14 @@ class Run:
         self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
         # Where most of the image lies where it belongs, a linear map has nothing to do.
         if problem.linear != "none" and pair.free is None:
-            pair = replace(pair, linear=self._linear(pair, start))
-            if self.choice is not None and problem.deformable and not self.cancelled:
-                self._settle(once_aligned(self.choice, pair, problem.threads))
+            aligned = replace(pair, linear=self._linear(pair, start))
+            if self.choice is not None and not self.cancelled:
+                before = self.choice
+                self._settle(once_aligned(before, aligned, problem.threads))
+                if self.choice.metric == SAME != before.metric:
+                    del self.notes[self.told_before :]
+                    return self._aligned(pair, start)
+            pair = aligned
         if not self.cancelled:
             values = {
                 "matrix": pair.linear.tolist(), "similarity": self.similarity_linear, "reason": self.reason,

@@ -100,6 +100,24 @@ def test_a_deformation_between_unlike_contrasts_is_as_stiff_as_the_aligned_image
     assert ratio == pytest.approx(choice.STIFFEST if stiff else 1.0)
 
 
+@pytest.mark.parametrize("deformable", [True, False])
+def test_one_contrast_that_a_coarse_start_hid_is_registered_as_one_contrast(
+    images: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, deformable: bool
+) -> None:
+    """With the bits of the metric that the aligned images call for, and nothing told of what was tried before."""
+    call, fractions = CALL | {"linear": "affine", "deformable": deformable}, list[float]()
+    named = itk_nir.register(*images, **call, metric="lncc", callback=lambda _: False)
+    hidden = choice.Choice(choice.UNLIKE, choice.UNLIKE_LINEAR, "unlike")
+    monkeypatch.setattr(run, "choose_metric", lambda *_: hidden)
+    found = itk_nir.register(*images, **call, callback=lambda p: fractions.append(p.fraction))
+    assert found.report.metric == choice.SAME
+    assert found.report.metric_reason.startswith("one contrast: ")
+    assert found.report.warnings == named.report.warnings
+    np.testing.assert_array_equal(found.report.affine_matrix, named.report.affine_matrix)
+    np.testing.assert_array_equal(found.warped_array, named.warped_array)
+    assert fractions == sorted(fractions)
+
+
 @pytest.mark.parametrize(("share", "gain", "kept"), [(0.03, 0.2, True), (0.03, 0.07, False), (0.0, 0.2, False)])
 def test_what_the_finest_level_gains_counts_between_unlike_contrasts(share: float, gain: float, kept: bool) -> None:
     """What is brought together may be too small for the grid on which the evidence is taken."""

@@ -165,6 +165,8 @@ class Choice:
         images are.
     alike : float
         NMI of unlike contrasts; 0 for those that are not alike inside of what they show, and for one contrast.
+    shown : bool
+        Whether the first level of a deformation showed the images to be unlike, whose windows agree in sign.
     """
 
     metric: str
@@ -173,6 +175,7 @@ class Choice:
     least_gain: float = 0.0
     little_told: bool = False
     alike: float = 0.0
+    shown: bool = False
 
     @property
     def smoothness(self) -> float:
@@ -291,7 +294,7 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
     # A deformation that was found by likeness has made them alike: how stiff the next is goes by what they were before.
     alike = _alike(lambda size: _Resolution(pair, normalised, size, threads, None))[1]
     nmi = brought(INFORMATION_SIZE).mutual_information()
-    return _unlike(nmi, alike, f"unlike contrasts: the windows agree in sign, but {found}")
+    return replace(_unlike(nmi, alike, f"unlike contrasts: the windows agree in sign, but {found}"), shown=True)
 
 
 def _apart_inside(brought: _Resolution, pair: Pair, limits: Inside) -> list[tuple[float, float]]:
@@ -309,9 +312,11 @@ def _brought_together(brought: Callable[[int], _Resolution], pair: Pair) -> floa
 
 
 def once_aligned(choice: Choice, pair: Pair, threads: int = 1) -> Choice:
-    """The same choice, with the stiffness that the images call for under the map of the linear stage.
+    """What the choice should have been, under the map of the linear stage.
 
-    As they lay, or under a coarse start, they may have been far less alike than what is left to the deformation.
+    As they lay, or under a coarse start, the images may have been far less alike than what is left to the deformation:
+    the stiffness goes by what they are now, and images of one contrast that differed in size may have been taken for
+    unlike ones.
 
     Parameters
     ----------
@@ -329,6 +334,11 @@ def once_aligned(choice: Choice, pair: Pair, threads: int = 1) -> Choice:
     """
     if choice.metric == SAME:
         return choice
+    again = choose_metric(pair, threads)
+    if again.metric != SAME:
+        return replace(choice, alike=again.alike)
+    if not choice.shown:
+        return again
     normalised = pair.normalised()
     return replace(choice, alike=_alike(lambda size: _Resolution(pair, normalised, size, threads, None))[1])
 

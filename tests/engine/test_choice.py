@@ -91,6 +91,20 @@ def test_stiffness_is_that_under_the_map_of_the_linear_stage(brains: dict[int, P
     assert once_aligned(same, aligned) is same
 
 
+def test_images_of_one_contrast_that_a_coarse_start_hides_are_seen_once_aligned(brains: dict[int, Phantom]) -> None:
+    """But not those that a level of the deformation has shown to be unlike."""
+    p = brains[2]
+    aligned = pair_of(p.fixed, p.moving, p.geometry)
+    smaller = np.diag([0.75, 0.75, 1.0])
+    smaller[:2, 2] = 0.25 * p.geometry.centre
+    before = choose_metric(replace(aligned, linear=smaller))
+    assert before.metric != "lncc"
+    assert once_aligned(before, aligned) == choose_metric(aligned)
+    assert once_aligned(before, aligned).metric == "lncc"
+    shown = once_aligned(replace(before, shown=True), aligned)
+    assert (shown.metric, shown.found) == (before.metric, before.found)
+
+
 @BOTH
 def test_objects_that_lie_over_each_other_are_not_one_object(
     brains: dict[int, Phantom], d: int, monkeypatch: pytest.MonkeyPatch
