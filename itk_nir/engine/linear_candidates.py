@@ -20,6 +20,9 @@ from itk_nir.engine.ops.reference import identity
 
 F64 = NDArray[np.float64]
 
+#: So many maps at once: more take memory, and no less time.
+TOGETHER = 400
+
 
 def informations(level: LinearLevel, bases: Sequence[F64], metric: MutualInformation) -> F64:
     """The mean mutual information of all channels under each of many maps, times the share of the positions.
@@ -38,6 +41,12 @@ def informations(level: LinearLevel, bases: Sequence[F64], metric: MutualInforma
     ndarray
         ``(n,)``, what `linear_level.value` gives for each, but for rounding.
     """
+    parts = [bases[k : k + TOGETHER] for k in range(0, len(bases), TOGETHER)]
+    return np.concatenate([_informations(level, part, metric) for part in parts]) if parts else np.zeros(0)
+
+
+def _informations(level: LinearLevel, bases: Sequence[F64], metric: MutualInformation) -> F64:
+    """The same of a few."""
     device, shape = level.fixed.device, level.fixed.shape
     maps = np.stack([level.grids.voxel_map(level.pair, level.pair.linear @ base)[0] for base in bases])
     index = torch.from_numpy(maps.astype(np.float32)).to(device)

@@ -49,6 +49,10 @@ AS_GOOD = 0.97
 #: end: 0.88 and more where one image shows a part that no other start finds, 0.8 and less mostly where all is right.
 BESIDE_GAIN = 0.82
 
+#: Where no two starts agree: how many of the most alike turns are tried after shifts to all sides, by so many voxels of
+#: the search, first and then; and how many of them are followed.
+WIDE_SHIFTS, WIDE_STARTS = ((48, 3.0), (24, 1.5)), 12
+
 #: The overlap (share of the smaller image) below which the images as they lie are no start.
 LEAST_OVERLAP = 0.05
 
@@ -135,6 +139,10 @@ def find_start(
     cancelled = search.cancelled
     plain = [t for t in tried if not t.mirrored]
     best = max(plain, key=_Tried.held)
+    if turns and images and not cancelled and (best.turned or not search.agreed_on(best, plain)):
+        plain += search.follow(search.shifted_too(_on_each_other(pair, masses)))
+        cancelled = search.cancelled
+        best = max(plain, key=_Tried.held)
     if section and not cancelled:  # more that may lead elsewhere, as where one image shows a part
         plain += search.follow(search.more_alike(best, linear_starts.turned_beside(pair, *masses)))
         cancelled = search.cancelled
@@ -207,6 +215,11 @@ class _Search:
         """Where starts are followed."""
         return self._level(self.settings.linear_size[0])
 
+    @property
+    def apart(self) -> float:
+        """How far from each other ends are that lie elsewhere, mm."""
+        return ELSEWHERE * self.level.voxel
+
     @cached_property
     def last(self) -> LinearLevel:
         """Where those are followed further that end elsewhere."""
@@ -223,6 +236,25 @@ class _Search:
             alike = [agreed(self.tiny, c, self.metrics) for c in candidates]
         ranked = sorted(range(len(candidates)), key=lambda k: -alike[k])
         return [candidates[k] for k in ranked[: self.settings.linear_turned_starts]]
+
+    def agreed_on(self, end: _Tried, others: Sequence[_Tried]) -> bool:
+        """Whether another start led to an end, too."""
+        return any(t is not end and _apart(self.pair, t.matrix, end.matrix) <= self.apart for t in others)
+
+    def shifted_too(self, turns: Sequence[F64]) -> list[F64]:
+        """The few that are most alike of many turns after shifts as well: centres of mass that do not belong on each
+        other, as where the images show more or less, hide which turn is right."""
+        if not isinstance(self.metric, MutualInformation) or self.pair.known is not None:
+            return []
+        kept, alike = list(turns), informations(self.tiny, turns, self.metric)
+        for most, step in WIDE_SHIFTS:
+            kept = [kept[k] for k in np.argsort(-alike, kind="stable")[:most]]
+            shifts = step * self.tiny.voxel * _neighbours(self.pair.fixed_geometry.dimension)
+            shifted = [[_shifted(m, s) for s in shifts] for m in kept]
+            each = informations(self.tiny, [m for group in shifted for m in group], self.metric).reshape(len(kept), -1)
+            kept = [group[k] for group, k in zip(shifted, each.argmax(1), strict=True)]
+            alike = each.max(1)
+        return [kept[k] for k in np.argsort(-alike, kind="stable")[:WIDE_STARTS]]
 
     def more_alike(self, end: _Tried, candidates: list[F64]) -> list[F64]:
         """Those of the few that are about as alike before they are followed as an end is, or more."""
@@ -270,10 +302,9 @@ class _Search:
 
     def against_rivals(self, best: _Tried, others: Sequence[_Tried]) -> tuple[_Tried, tuple[str, ...]]:
         """The best end, or one elsewhere that turns out to be the right one; and what speaks against it."""
-        apart = ELSEWHERE * self.level.voxel
         close = sorted((t for t in others if t.held() >= CLOSE * best.held()), key=lambda t: -t.held())
         ends = [best, *close]
-        differ = _that_differ(self.pair, [t.matrix for t in ends], apart)
+        differ = _that_differ(self.pair, [t.matrix for t in ends], self.apart)
         if len(differ) == 1:
             return best, ()
         seen = [(ends[k], self.further(ends[k])) for k in differ[: 1 + RIVALS]]
@@ -284,10 +315,10 @@ class _Search:
 
         end, now = max(seen, key=counts)
         # Followed on from the end itself, unless what is right lies far from there, which rigid steps would not reach.
-        best = end if _apart(self.pair, end.matrix, now.matrix) <= apart else now
+        best = end if _apart(self.pair, end.matrix, now.matrix) <= self.apart else now
         as_good = [
             t for _, t in seen
-            if t.held() >= AS_GOOD * now.held() and _apart(self.pair, t.matrix, now.matrix) > apart
+            if t.held() >= AS_GOOD * now.held() and _apart(self.pair, t.matrix, now.matrix) > self.apart
         ]  # fmt: skip
         if not (now.turned and as_good):
             return best, ()
@@ -320,6 +351,18 @@ class _Search:
 def _on_each_other(pair: Pair, masses: tuple[Mass, Mass]) -> list[F64]:
     """Turns with the centres of mass on each other."""
     return linear_starts.along_principal_axes(pair, *masses) + linear_starts.turned(pair, *masses)
+
+
+def _neighbours(d: int) -> F64:
+    """``(3**d, d)``: the steps to all neighbours of a voxel, and none."""
+    return np.stack(np.meshgrid(*d * [[-1.0, 0.0, 1.0]], indexing="ij"), -1).reshape(-1, d)
+
+
+def _shifted(matrix: F64, shift: F64) -> F64:
+    """A map, and a shift after it, mm."""
+    out = matrix.copy()
+    out[:-1, -1] += shift
+    return out
 
 
 def _that_differ(pair: Pair, maps: Sequence[F64], least: float) -> list[int]:
