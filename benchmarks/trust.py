@@ -58,6 +58,7 @@ from rows_apply import apply_programs, label_interpolation
 from rows_bias import bias
 from rows_edges import edges
 from rows_epi import epi
+from rows_light import light
 from rows_masks import half, lesion, one_slice, regions
 from rows_motion import anatomies, far, sections_of_tissue, sliding
 from rows_noise import noise
@@ -157,8 +158,8 @@ def oasis(data: Path) -> Iterator[Line]:
 
 
 def abdomen(data: Path) -> Iterator[Line]:
-    """MR and CT of two people, partial views that do not overlap as they lie; and CT ← MR. Mean Dice over the scored
-    organs."""
+    """MR and CT of two people, partial views that do not overlap as they lie; and CT ← MR; and with headers that turn
+    the moving image by 120° about three axes. Mean Dice over the scored organs."""
     folder = data / "abdomen_ct_mr"
     start = folder / "rigid_from_organ_centroids.tfm"
     fixed, moving, score = folder / "fixed.nii.gz", folder / "moving.nii.gz", _abdomen_score(folder)
@@ -173,16 +174,29 @@ def abdomen(data: Path) -> Iterator[Line]:
             Case("CT ← MR, as they lie", moving, fixed, _abdomen_score(folder, exchanged=True), linear=True),
         ]
     )  # fmt: skip
+    for name, axis in (("x", (1.0, 0.0, 0.0)), ("y", (0.0, 1.0, 0.0)), ("z", (0.0, 0.0, 1.0))):
+        turn = sitk.VersorTransform(axis, np.deg2rad(120.0))
+        lies, labels = (_turned_about_its_centre(read(p), turn) for p in (moving, folder / "moving_seg.nii.gz"))
+        case = Case(f"turned by 120° about {name}", fixed, lies, _abdomen_score(folder, labels), linear=True)
+        yield from each([case])
 
 
-def _abdomen_score(
-    folder: Path, moving_seg: Path | None = None, *, exchanged: bool = False
-) -> Callable[[np.ndarray], Figures]:
+def _turned_about_its_centre(image: Any, turn: Any) -> Any:
+    """An image whose header has it turned; its values stay."""
+    matrix = np.array(turn.GetMatrix()).reshape(3, 3)
+    centre = np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
+    out = sitk.Image(image)
+    out.SetDirection((matrix @ np.array(image.GetDirection()).reshape(3, 3)).ravel().tolist())
+    out.SetOrigin((matrix @ (np.array(image.GetOrigin()) - centre) + centre).tolist())
+    return out
+
+
+def _abdomen_score(folder: Path, moving_seg: Any = None, *, exchanged: bool = False) -> Callable[[np.ndarray], Figures]:
     words = (folder / "scored_labels.txt").read_text().split()
     labels = tuple(int(word) for word in words if word.isdigit())
-    maps = folder / "fixed_seg.nii.gz", folder / "moving_seg.nii.gz" if moving_seg is None else moving_seg
-    fixed, moving = (read(path) for path in (maps[::-1] if exchanged else maps))
-    return overlap_of(fixed, moving, labels)
+    ours, theirs = (read(folder / f"{side}_seg.nii.gz") for side in ("fixed", "moving"))
+    maps = ours, theirs if moving_seg is None else moving_seg
+    return overlap_of(*(maps[::-1] if exchanged else maps), labels)
 
 
 def spine(data: Path) -> Iterator[Line]:
@@ -456,7 +470,7 @@ def peers_abdomen(data: Path) -> Iterator[Line]:
             image.SetDirection((back @ np.array(image.GetDirection()).reshape(3, 3)).ravel().tolist())
             sitk.WriteImage(image, str(Path(work) / f"{name}.nii.gz"))
         moving = Path(work) / "moving.nii.gz"
-        score = _abdomen_score(folder, Path(work) / "moving_seg.nii.gz")
+        score = _abdomen_score(folder, read(Path(work) / "moving_seg.nii.gz"))
         yield from _peers(folder / "fixed.nii.gz", moving, score, "affine")
         yield from _peers(folder / "fixed.nii.gz", moving, score, "none")
 
@@ -520,6 +534,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "itself": itself,
     "bias": bias,
     "noise": noise,
+    "light": light,
     "seeds": seeds,
     "sections": sections,
     "auto": auto,

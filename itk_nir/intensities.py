@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from itk_nir.errors import InputError
 from itk_nir.findings import Finding, warning
+from itk_nir.illumination import evened
 from itk_nir.images import Volume, background_value
 from itk_nir.impulses import mended
 from itk_nir.label_maps import is_label_map
@@ -37,8 +38,8 @@ def odd_intensities(volume: Volume) -> list[Finding]:
     Returns
     -------
     list of Finding
-        Missing and hot voxels; impulse noise; few values; a range that is small beside the values; a large share at one
-        end of it.
+        Missing and hot voxels; impulse noise; uneven light; few values; a range that is small beside the values; a
+        large share at one end of it.
     """
     found, array = [], volume.array
     if volume.missing is not None:
@@ -60,7 +61,17 @@ def odd_intensities(volume: Volume) -> list[Finding]:
                 voxels=int(hot.sum()),
             )
         )
-    impulses = mended(without_hot_voxels(array, hot))[1]
+    without, impulses = mended(without_hot_voxels(array, hot))
+    ratio = evened(without, _black(volume))[1]
+    if ratio > 1:
+        found.append(
+            warning(
+                f"{volume.name}: is lit unevenly: its bright background is {ratio:.2g} times as bright at one place as "
+                "at another",
+                "the registration sees the image divided by its illumination; what is written keeps it",
+                ratio=ratio,
+            )
+        )
     if impulses:
         found.append(
             warning(
@@ -83,6 +94,11 @@ def odd_intensities(volume: Volume) -> list[Finding]:
             )
         )
     return found + _few_values(volume)
+
+
+def _black(volume: Volume) -> float:
+    """The value of no light, in which nothing may be negative."""
+    return float(min(-volume.offset / volume.scale, volume.array.min()))
 
 
 def _in_units(volume: Volume, value: float) -> float:
@@ -151,8 +167,8 @@ def hot_voxels(array: NDArray[np.float32]) -> NDArray[np.bool_] | None:
     return hot if alone >= 0.9 * len(places) or max(highest, lowest) > VERY_HOT * spread else None
 
 
-def quiet(volume: Volume) -> Volume:
-    """An image with the median of their neighbours in the place of hot voxels and of impulse noise.
+def for_registration(volume: Volume) -> Volume:
+    """An image with the median of their neighbours in the place of hot voxels and of impulse noise, evenly lit.
 
     Parameters
     ----------
@@ -162,9 +178,10 @@ def quiet(volume: Volume) -> Volume:
     Returns
     -------
     Volume
-        Itself where there are none.
+        Itself where there is nothing of that.
     """
     array = mended(without_hot_voxels(volume.array, hot_voxels(volume.array)))[0]
+    array = evened(array, _black(volume))[0]
     return volume if array is volume.array else replace(volume, array=array)
 
 

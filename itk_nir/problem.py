@@ -23,7 +23,7 @@ from itk_nir.errors import InputError, OptionError
 from itk_nir.findings import Finding, texts
 from itk_nir.images import Volume, checked_fill, flattened, in_their_planes, load_channels, load_image
 from itk_nir.images.missing import checked_nan, outside_missing
-from itk_nir.intensities import check_contrast, quiet, without_missing_voxels
+from itk_nir.intensities import check_contrast, for_registration, without_missing_voxels
 from itk_nir.loading import load_transform
 from itk_nir.options import shown, whole_number
 from itk_nir.resample import resample_array
@@ -273,9 +273,9 @@ class Problem:
         """
         frame = self.frame
         linear = np.eye(self.fixed.dimension + 1)
-        # What a detector got wrong in single voxels is not looked at.
-        source, mask, lesion = quiet(self.moving), self.moving_mask, self.moving_lesion
-        others = [quiet(m) for _, m in self.more]
+        # What a detector got wrong in single voxels, and uneven light, are not looked at.
+        source, mask, lesion = for_registration(self.moving), self.moving_mask, self.moving_lesion
+        others = [for_registration(m) for _, m in self.more]
         if self.tail is not None:
             source, mask = self._moving_through(self.tail, source)
             others = [self._seen_through(self.tail, m) for m in others]
@@ -288,7 +288,7 @@ class Problem:
             for v in (self.rigid_regions, self.volume_regions)
         )
         pair = Pair.make(
-            self._tensor(quiet(self.fixed), ours),
+            self._tensor(for_registration(self.fixed), ours),
             frame.geometry,
             self._tensor(source, theirs),
             frame.placed(theirs.geometry(source.geometry)),
@@ -296,7 +296,7 @@ class Problem:
             None if self.fixed_mask is None else self._tensor(self.fixed_mask, ours),
             None if mask is None else self._tensor(mask, theirs),
             [
-                (self._tensor(quiet(f), ours), self._tensor(m, theirs))
+                (self._tensor(for_registration(f), ours), self._tensor(m, theirs))
                 for (f, _), m in zip(self.more, others, strict=True)
             ],
             # Seen through a transform, a voxel that has any part in the lesion belongs to it.

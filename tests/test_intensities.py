@@ -11,7 +11,7 @@ from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, background_value, load_image
 from itk_nir.images.missing import without_missing
-from itk_nir.intensities import hot_voxels, odd_intensities, quiet, without_missing_voxels
+from itk_nir.intensities import for_registration, hot_voxels, odd_intensities, without_missing_voxels
 from itk_nir.phantom import Phantom
 
 
@@ -23,7 +23,7 @@ def test_ordinary_images_are_left_alone(phantom_2d: Phantom, phantom_3d: Phantom
     for phantom in (phantom_2d, phantom_3d):
         for array in (phantom.fixed, phantom.moving):
             image = volume(array)
-            assert quiet(image) is image
+            assert for_registration(image) is image
             assert odd_intensities(image) == []
 
 
@@ -46,7 +46,7 @@ def test_hot_voxels_become_the_median_of_their_neighbours(phantom_3d: Phantom) -
     hot = hot_voxels(image)
     assert hot is not None
     assert {tuple(int(k) for k in at) for at in np.argwhere(hot)} == set(places)
-    mended = quiet(volume(image)).array
+    mended = for_registration(volume(image)).array
     np.testing.assert_array_equal(mended[~hot], image[~hot])
     near = phantom_3d.fixed[9:12, 19:22, 29:32].copy()
     near[1, 1, 1] = np.nan

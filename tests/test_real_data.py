@@ -147,3 +147,20 @@ def test_brain_with_the_paper_preset(brain: list[sitk.Image]) -> None:
     result = itk_nir.register(small[0], small[1], preset=settings, linear="none", **RUN)
     assert overlap(result, small) > overlap(None, small) + 0.01
     assert result.report.folded_percent <= 1
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # they do not overlap as they lie
+def test_abdomens_in_two_modalities_whose_headers_turn_one(data: Path) -> None:
+    """Parts of two people, whose centres of mass do not belong on each other: the same map, turned, but for what the
+    resampling of a coarse grid makes of it."""
+    fixed, moving = (sitk.ReadImage(str(p)) for p in needed(data / "abdomen_ct_mr", "fixed.nii.gz", "moving.nii.gz"))
+    centre = np.array(moving.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in moving.GetSize()]))
+    turn = np.array([[-0.5, 0, np.sqrt(0.75)], [0, 1, 0], [-np.sqrt(0.75), 0, -0.5]])
+    lies = sitk.Image(moving)
+    lies.SetDirection((turn @ np.array(moving.GetDirection()).reshape(3, 3)).ravel().tolist())
+    lies.SetOrigin((turn @ (np.array(moving.GetOrigin()) - centre) + centre).tolist())
+    axes = [np.linspace(0.3, 0.7, 5) * (n - 1) for n in fixed.GetSize()]
+    index = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    points = np.array([fixed.TransformContinuousIndexToPhysicalPoint(i.tolist()) for i in index])
+    usual, turned = (itk_nir.register(fixed, image, preset="fast").transform_points(points) for image in (moving, lies))
+    assert np.linalg.norm((turned - centre) @ turn + centre - usual, axis=1).mean() < 2 * fixed.GetSpacing()[0]

@@ -49,9 +49,9 @@ AS_GOOD = 0.97
 #: end: 0.88 and more where one image shows a part that no other start finds, 0.8 and less mostly where all is right.
 BESIDE_GAIN = 0.82
 
-#: Where no two starts agree: how many of the most alike turns are tried after shifts to all sides, by so many voxels of
-#: the search, first and then; and how many of them are followed.
-WIDE_SHIFTS, WIDE_STARTS = ((48, 3.0), (24, 1.5)), 12
+#: Where no two starts agree, or the best one turns far: how many of the most alike turns are tried after shifts to all
+#: sides, by so many voxels of the search, first and then; and how many times as many of them are followed as else.
+WIDE_SHIFTS, WIDER = ((48, 3.0), (24, 1.5)), 4
 
 #: The overlap (share of the smaller image) below which the images as they lie are no start.
 LEAST_OVERLAP = 0.05
@@ -140,9 +140,10 @@ def find_start(
     plain = [t for t in tried if not t.mirrored]
     best = max(plain, key=_Tried.held)
     if turns and images and not cancelled and (best.turned or not search.agreed_on(best, plain)):
-        plain += search.follow(search.shifted_too(_on_each_other(pair, masses)))
-        cancelled = search.cancelled
-        best = max(plain, key=_Tried.held)
+        more = search.follow(search.shifted_too(_on_each_other(pair, masses)))
+        plain, cancelled = plain + more, search.cancelled
+        better = max(more, key=_Tried.held, default=best)  # one at the same place is no news
+        best = best if better.held() <= best.held() or search.same_place(better, best) else better
     if section and not cancelled:  # more that may lead elsewhere, as where one image shows a part
         plain += search.follow(search.more_alike(best, linear_starts.turned_beside(pair, *masses)))
         cancelled = search.cancelled
@@ -239,7 +240,11 @@ class _Search:
 
     def agreed_on(self, end: _Tried, others: Sequence[_Tried]) -> bool:
         """Whether another start led to an end, too."""
-        return any(t is not end and _apart(self.pair, t.matrix, end.matrix) <= self.apart for t in others)
+        return any(t is not end and self.same_place(t, end) for t in others)
+
+    def same_place(self, end: _Tried, other: _Tried) -> bool:
+        """Whether two ends lie no farther from each other than a few more steps would bring them together."""
+        return _apart(self.pair, end.matrix, other.matrix) <= self.apart
 
     def shifted_too(self, turns: Sequence[F64]) -> list[F64]:
         """The few that are most alike of many turns after shifts as well: centres of mass that do not belong on each
@@ -254,7 +259,7 @@ class _Search:
             each = informations(self.tiny, [m for group in shifted for m in group], self.metric).reshape(len(kept), -1)
             kept = [group[k] for group, k in zip(shifted, each.argmax(1), strict=True)]
             alike = each.max(1)
-        return [kept[k] for k in np.argsort(-alike, kind="stable")[:WIDE_STARTS]]
+        return [kept[k] for k in np.argsort(-alike, kind="stable")[: WIDER * self.settings.linear_turned_starts]]
 
     def more_alike(self, end: _Tried, candidates: list[F64]) -> list[F64]:
         """Those of the few that are about as alike before they are followed as an end is, or more."""
@@ -315,10 +320,10 @@ class _Search:
 
         end, now = max(seen, key=counts)
         # Followed on from the end itself, unless what is right lies far from there, which rigid steps would not reach.
-        best = end if _apart(self.pair, end.matrix, now.matrix) <= self.apart else now
+        best = end if self.same_place(end, now) else now
         as_good = [
             t for _, t in seen
-            if t.held() >= AS_GOOD * now.held() and _apart(self.pair, t.matrix, now.matrix) > self.apart
+            if t.held() >= AS_GOOD * now.held() and not self.same_place(t, now)
         ]  # fmt: skip
         if not (now.turned and as_good):
             return best, ()

@@ -428,7 +428,8 @@ class LinearSettings:
     )
     linear_turned_starts: int = option(
         3,
-        "how many rotations, the best of that search and of the principal axes, are followed as starts",
+        "how many rotations, the best of that search and of the principal axes, are followed as starts; four times as "
+        "many where no two starts agree",
         at_least=0,
         at_most=1000,
     )

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scipy.spatial.transform import Rotation
 
 import itk_nir
-from itk_nir.engine import linear_search
+from itk_nir.engine import linear_search, linear_starts
+from itk_nir.engine.images import Pair, as_volume
 from itk_nir.engine.linear_level import agreed
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
@@ -106,6 +109,42 @@ def test_turn_that_is_as_good_as_another_is_doubted() -> None:
     still = itk_nir.register(fixed, fixed, preset="fast", iterations=1)
     assert still.report.verdict is not None
     assert still.report.verdict.grade == "good"
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_turn_is_found_though_the_centres_of_mass_do_not_belong_on_each_other(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where one image shows more around: by many turns after shifts as well."""
+    p = brain_phantom(3, (44, 52, 44), seed=seed)
+    g, c, axis = p.geometry, p.geometry.centre, np.array([0.6, -0.5, 0.62])
+    turn = Rotation.from_rotvec(np.deg2rad(130) * axis / np.linalg.norm(axis)).as_matrix()
+    there = Geometry.make(g.size, g.spacing, turn @ (g.origin - c) + c, turn @ g.rotation)
+    low, high = np.percentile(p.moving, (1, 99))
+    share = (p.moving - low) / (high - low)
+    other = 150 * np.where(share < 0.1, share, 1.2 - np.abs(share - 0.45) * 2).astype(np.float32)
+    images = [as_volume(torch.from_numpy(x)) for x in (p.fixed, other)]
+    pair = Pair.make(images[0], g, images[1], there, np.eye(4))
+    usual = linear_starts.masses
+
+    def elsewhere(of: Pair) -> Any:
+        fixed, moving = usual(of)
+        return fixed, replace(moving, centre=moving.centre + 40 * np.array([0.6, 0.64, -0.48]))
+
+    monkeypatch.setattr(linear_starts, "masses", elsewhere)
+    inside = p.fixed_labels > 0
+    x = g.grid()[inside]
+    truth = (x + p.displacement[inside] - c) @ turn.T + c
+
+    def off() -> float:
+        start = linear_search.find_start(pair, "rigid", itk_nir.make_settings("fast").linear, threads=1)
+        assert not start.cancelled
+        m = start.matrix
+        return float(np.linalg.norm(x @ m[:3, :3].T + m[:3, 3] - truth, axis=1).mean())
+
+    assert off() < 2 * max(g.spacing)
+    monkeypatch.setattr(linear_search, "WIDER", 0)
+    assert off() > 4 * max(g.spacing)
 
 
 @pytest.mark.parametrize("signs", [(-1, -1, 1), (1, -1, -1), (-1, 1, -1)])
