@@ -40,7 +40,14 @@ EVEN = 0.1
 
 #: How far from the surface glass lies at most (a robust standard deviation, as a share of the mean), and of how many of
 #: the blocks it must be seen: of those all around, of all, and of those of each quarter.
-CLOSE, AROUND, OVERALL, QUARTER = 0.05, 0.6, 0.15, 0.05
+CLOSE, AROUND, OVERALL, QUARTER = 0.02, 0.7, 0.15, 0.05
+
+#: The largest share of the surface (standard deviations) that the terms above the second degree may have: light falls
+#: off smoothly, while a radiograph cut out of a chest has a bright surface, too, which follows the body.
+BENT = 0.3
+
+#: The degree of each product of a polynomial along y and one along x.
+_DEGREE = np.add.outer(np.arange(DEGREES[-1] + 1), np.arange(DEGREES[-1] + 1))
 
 #: The standard deviation of a normal distribution over the median of its absolute values.
 NORMAL = 1.4826
@@ -76,8 +83,7 @@ class Illumination:
         ndarray
             ``(H, W)``, in units of the picture above its black.
         """
-        along_y, along_x = (legvander(_places(n), DEGREES[-1]) for n in shape)
-        return np.asarray(along_y @ self.coefficients @ along_x.T)
+        return _on_grid(self.coefficients, shape)
 
 
 def illumination(array: F32, black: float) -> Illumination | None:
@@ -102,10 +108,11 @@ def illumination(array: F32, black: float) -> Illumination | None:
     if not np.median(blocks[ring]) > LIGHT * np.percentile(blocks, 95):
         return None
     coefficients, deviation = _surface(blocks, ring)
-    along_y, along_x = (legvander(_places(n), DEGREES[-1]) for n in blocks.shape)
-    surface = along_y @ coefficients @ along_x.T
+    surface = _on_grid(coefficients, blocks.shape)
     found = Illumination(coefficients, float(surface.mean()), float(surface.min()), float(surface.max()))
     if found.least <= 0 or found.most - found.least < EVEN * found.mean or deviation > CLOSE * found.mean:
+        return None
+    if _on_grid(np.where(DEGREES[0] < _DEGREE, coefficients, 0), blocks.shape).std() > BENT * surface.std():
         return None
     glass = np.abs(blocks - surface) < 3 * deviation
     halves = [(slice(None, n // 2), slice(n // 2, None)) for n in glass.shape]
@@ -146,6 +153,12 @@ def _places(n: int) -> F64:
     return (2 * np.arange(n) + 1) / n - 1
 
 
+def _on_grid(coefficients: F64, shape: tuple[int, ...]) -> F64:
+    """A surface at the middles of so many pixels or blocks."""
+    along_y, along_x = (legvander(_places(n), DEGREES[-1]) for n in shape)
+    return np.asarray(along_y @ coefficients @ along_x.T)
+
+
 def _brightest(array: F32) -> F64:
     """What is about the brightest in each block."""
     size = max(array.shape) / BLOCKS
@@ -166,9 +179,8 @@ def _surface(blocks: F64, ring: NDArray[np.bool_]) -> tuple[F64, float]:
     Least squares, again and again, in which blocks well below the surface have no weight: first of those all around, by
     few coefficients, then of all.
     """
-    n = DEGREES[-1] + 1
-    degree = np.add.outer(np.arange(n), np.arange(n)).reshape(-1)
-    along_y, along_x = (legvander(_places(m), n - 1) for m in blocks.shape)
+    degree = _DEGREE.reshape(-1)
+    along_y, along_x = (legvander(_places(n), DEGREES[-1]) for n in blocks.shape)
     basis = np.einsum("yi,xj->yxij", along_y, along_x).reshape(blocks.size, -1)
     values, around = blocks.reshape(-1), ring.reshape(-1)
     weight, finest, deviation = around.astype(float), 0.003 * float(blocks.max()), 0.0
@@ -186,4 +198,4 @@ def _surface(blocks: F64, ring: NDArray[np.bool_]) -> tuple[F64, float]:
             deviation = max(deviation, finest)
             weight = counted / (1 + np.exp(np.clip(4 * (below / deviation - 2), -50, 50)))
             weight[below < -4 * deviation] *= 0.2
-    return coefficients.reshape(n, n), deviation
+    return coefficients.reshape(_DEGREE.shape), deviation

@@ -111,7 +111,12 @@ def test_real_images_are_left(data: Path) -> None:
     for path in [p for pattern in ("*/*.mha", "*/*.jpg", "*/*.nii.gz") for p in sorted(data.glob(pattern))]:
         if path.stat().st_size < 2e6 and not any(word in path.name for word in ("mask", "seg")):
             for volume in load_channels(path, path.name):
-                assert evened(volume.array, float(volume.array.min()))[1] == 1, path
+                parts = [volume.array]
+                if volume.array.ndim == 2:  # radiographs are bright all around, too, once cut out
+                    h, w = (n // 4 for n in volume.array.shape)
+                    parts += [parts[0][h:], parts[0][:-h], parts[0][:, w:], parts[0][:, :-w], parts[0][h:, w:]]
+                for part in parts:
+                    assert evened(np.ascontiguousarray(part), float(part.min()))[1] == 1, path
 
 
 def test_it_is_told_and_kept_from_the_registration_alone(brain: Phantom) -> None:
