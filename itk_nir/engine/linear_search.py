@@ -249,7 +249,8 @@ class _Search:
     def shifted_too(self, turns: Sequence[F64]) -> list[F64]:
         """The few that are most alike of many turns after shifts as well: centres of mass that do not belong on each
         other, as where the images show more or less, hide which turn is right."""
-        if not isinstance(self.metric, MutualInformation) or self.pair.known is not None:
+        followed = WIDER * self.settings.linear_turned_starts
+        if not followed or not isinstance(self.metric, MutualInformation) or self.pair.known is not None:
             return []
         kept, alike = list(turns), informations(self.tiny, turns, self.metric)
         for most, step in WIDE_SHIFTS:
@@ -259,7 +260,7 @@ class _Search:
             each = informations(self.tiny, [m for group in shifted for m in group], self.metric).reshape(len(kept), -1)
             kept = [group[k] for group, k in zip(shifted, each.argmax(1), strict=True)]
             alike = each.max(1)
-        return [kept[k] for k in np.argsort(-alike, kind="stable")[: WIDER * self.settings.linear_turned_starts]]
+        return [kept[k] for k in np.argsort(-alike, kind="stable")[:followed]]
 
     def more_alike(self, end: _Tried, candidates: list[F64]) -> list[F64]:
         """Those of the few that are about as alike before they are followed as an end is, or more."""
