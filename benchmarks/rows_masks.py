@@ -54,6 +54,30 @@ def lesion(_: Path) -> Iterator[Line]:
         )
 
 
+def small_masks(_: Path) -> Iterator[Line]:
+    """Phantoms whose moving side is turned by 10° and shifted by 15 mm, with a mask of a disc of 9 pixels (in 3D a ball
+    of 4 voxels) radius, linear stage rigid. True error in the mask."""
+    from itk_nir.geometry import Geometry
+    from itk_nir.images import to_sitk
+    from itk_nir.phantom import brain_phantom
+
+    angle = np.deg2rad(10)
+    for (d, size, radius), seed in itertools.product(((2, (120, 140), 9), (3, (52, 60, 52), 4)), range(4)):
+        made = brain_phantom(d, size, seed=seed)
+        g, centre = made.geometry, made.geometry.centre
+        turn, shift = np.eye(d), np.array([12.0, -9.0, 0.0])[:d]
+        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        lies = Geometry.make(g.size, g.spacing, turn @ (g.origin - centre) + centre + shift, turn @ g.rotation)
+        at = np.array(made.fixed.shape) // 2 + np.array([0] * (d - 1) + [12])
+        mask = np.linalg.norm(np.moveaxis(np.indices(made.fixed.shape), 0, -1) - at, axis=-1) < radius
+        points = g.grid()
+        truth = (points + made.displacement - centre) @ turn.T + centre + shift - points
+        images = to_sitk(made.fixed, g), to_sitk(made.moving, lies)
+        options = {"linear": "rigid", "fixed_mask": to_sitk(mask.astype(np.uint8), g)}
+        score = error(truth, mask & (made.fixed_labels > 0))
+        yield from each([Case(f"{d}D phantom {seed}", *images, score, options, linear=True)])
+
+
 def half(_: Path) -> Iterator[Line]:
     """Half of the phantom in one image, the rest background or cropped. True error in the half that both have."""
     made, fixed, moving = phantom()

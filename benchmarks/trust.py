@@ -59,7 +59,7 @@ from rows_bias import bias
 from rows_edges import edges
 from rows_epi import epi
 from rows_light import light
-from rows_masks import half, lesion, one_slice, regions
+from rows_masks import half, lesion, one_slice, regions, small_masks
 from rows_motion import anatomies, far, sections_of_tissue, sliding
 from rows_noise import noise
 from rows_programs import peers_programs, programs
@@ -525,6 +525,7 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "oasis": oasis,
     "lung": lung,
     "box": box,
+    "small-masks": small_masks,
     "slices": one_slice,
     "lesion": lesion,
     "half": half,

@@ -155,8 +155,7 @@ class Run:
                 RegistrationResult(problem.fixed, problem.moving, affine, initial=problem.tail, report=report)
             )
 
-        done = self._deformable(pair)
-        if done.stop == UNALIKE:
+        if (done := self._deformable(pair)).stop == UNALIKE:
             pair = self._as_unlike(unaligned)
             done = self._deformable(pair)
         affine = LinearTransform(self.frame.physical_matrix(pair.linear))
@@ -343,6 +342,8 @@ class Run:
         )
         self.similarity_linear, self.cancelled = found.similarity, found.cancelled
         self.notes.extend(found.notes)
+        if start is not None and found.by_whole_images:  # it was not the start of what was found
+            self.doubts = [d for d in self.doubts if d not in start.doubts]
         shape = np.linalg.solve(pair.linear, found.matrix)[:-1, :-1]
         self.notes.extend(on_volume(shape.astype(np.float64), problem.moving.name, problem.fixed.name))
         self._took("linear")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +20,11 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.linear_fine import refined
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed, value
 from itk_nir.engine.linear_metrics import with_filled_bins
+from itk_nir.engine.linear_search import Start, find_start
 from itk_nir.engine.metrics import Metric, MutualInformation, look_at_images, mean_of
 from itk_nir.engine.progress import Callback
 from itk_nir.engine.restriction import without_held_axes
 from itk_nir.engine.settings import LinearSettings
-
-if TYPE_CHECKING:
-    from itk_nir.engine.linear_search import Start
 
 F64 = NDArray[np.float64]
 
@@ -43,6 +40,15 @@ FINE_RADII = 4
 #: By how much more alike the images must be without a rigid map first for that to be given up, where no deformation
 #: follows.
 DIRECT_GAIN = 0.05
+
+#: What is told where masks show too little.
+BY_WHOLE_IMAGES = (
+    "linear stage: the masks show too little for it; the whole images were aligned, under which what the masks show is "
+    "more alike"
+)
+
+#: Voxels of the longest axis, at most, of the level on which maps are compared inside of masks.
+FINEST = {2: 1024, 3: 128}
 
 #: By which share of a measure the map that was found must be worse than the start for that to be told.
 NOTABLE = 0.005
@@ -62,12 +68,15 @@ class LinearResult:
         Whether the callback asked to stop.
     notes : tuple of str
         What was found odd, one sentence each.
+    by_whole_images : bool
+        Whether the masks showed too little, and the whole images were aligned.
     """
 
     matrix: F64
     similarity: float
     cancelled: bool
     notes: tuple[str, ...] = ()
+    by_whole_images: bool = False
 
 
 def optimise_linear(
@@ -167,13 +176,39 @@ def optimise_linear(
                     "start, which was kept"
                 )
             base, found = begin, at_start
-    similarity = found[0]
+    tried = base is begin and start is not None and not (cancelled or known)
+    whole = _by_whole_images(pair, kind, settings, metrics, threads, clock, restrict, alone) if tried else None
+    base, similarity = (base, found[0]) if whole is None else (whole, value(judged, whole, metrics))
+    notes += [] if whole is None else [BY_WHOLE_IMAGES]
     if alone and base is not begin and not cancelled and look_at_images(metrics):
         base, finer, cancelled = refined(descent, normalised, base, kind, FINE_RADII * radius, threads)
         similarity = similarity if finer is None else finer
     # Free parameters alone have moved: what there is along held axes is rounding.
     base = without_held_axes(base, pair.fixed_geometry, restrict)
-    return LinearResult(given if base is begin else pair.linear @ base, similarity, cancelled, tuple(notes))
+    matrix = given if base is begin else pair.linear @ base
+    return LinearResult(matrix, similarity, cancelled, tuple(notes), whole is not None)
+
+
+def _by_whole_images(
+    pair: Pair, kind: str, settings: LinearSettings, metrics: Sequence[tuple[float, Metric]], threads: int,
+    clock: float, restrict: Sequence[float], alone: bool,
+) -> F64 | None:  # fmt: skip
+    """The map between the images without their masks, where all measures hold it better inside of these; else None."""
+    if (pair.fixed_weight is None and pair.moving_weight is None) or not look_at_images(metrics):
+        return None
+    whole = replace(pair, fixed_weight=None, moving_weight=None)
+    start = find_start(whole, kind, settings, threads=threads, clock=clock, restrict=restrict, alone=alone)
+    result = optimise_linear(
+        whole, kind, settings, metrics, start=start, threads=threads, clock=clock, restrict=restrict
+    )  # fmt: skip
+    base = np.asarray(np.linalg.solve(pair.linear, result.matrix), dtype=np.float64)
+    # Few voxels tell little at the levels on which maps are found.
+    size = min(max(pair.fixed_geometry.size), FINEST[pair.fixed_geometry.dimension])
+    finest = LinearLevel.of_size(pair, pair.normalised(), size, settings.linear_radius, threads)
+    still = linear_starts.as_they_lie(pair)
+    measures = metrics, [(w, MutualInformation()) for w, _ in metrics]
+    better = all(value(finest, base, by) > value(finest, still, by) for by in measures)
+    return base if better else None
 
 
 def _levels(pair: Pair, settings: LinearSettings) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import itk_nir
 from itk_nir.engine import linear
 from itk_nir.engine.images import Pair, as_volume
 from itk_nir.engine.linear import LinearResult, optimise_linear
@@ -19,6 +20,8 @@ from itk_nir.engine.metrics import METRICS, Metric
 from itk_nir.engine.progress import Progress
 from itk_nir.engine.settings import LinearSettings
 from itk_nir.geometry import Geometry
+from itk_nir.images import to_sitk
+from itk_nir.phantom import brain_phantom
 from itk_nir.settings import make_settings
 from tests.engine.pairs import changed
 from tests.grids import turned
@@ -399,3 +402,35 @@ def test_cancelled_while_the_starts_are_tried(make_case: Callable[..., Any], at:
     found = optimise_linear(case.pair, "rigid", QUICK, named("lncc"), start=start)
     assert found.cancelled
     np.testing.assert_array_equal(found.matrix, start.matrix)
+
+
+@BOTH
+def test_masks_that_show_too_little_are_aligned_with_the_whole_images(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = brain_phantom(d, (120, 140) if d == 2 else (52, 60, 52), seed=0)
+    g, centre, turn = p.geometry, p.geometry.centre, np.eye(d)
+    turn[:2, :2] = [[0.985, -0.174], [0.174, 0.985]]
+    turn[:2, :2] /= np.sqrt(np.linalg.det(turn))
+    shift = np.array([12.0, -9.0, 5.0])[:d]
+    lies = Geometry.make(g.size, g.spacing, turn @ (g.origin - centre) + centre + shift, turn @ g.rotation)
+    at = np.array(p.fixed.shape) // 2 + np.array([0] * (d - 1) + [12])
+    mask = np.linalg.norm(np.moveaxis(np.indices(p.fixed.shape), 0, -1) - at, axis=-1) < {2: 9, 3: 4}[d]
+    inside = mask & (p.fixed_labels > 0)
+    x = g.grid()[inside]
+    truth = (x + p.displacement[inside] - centre) @ turn.T + centre + shift
+    images = to_sitk(p.fixed, g), to_sitk(p.moving, lies)
+
+    def error() -> tuple[float, itk_nir.RegistrationResult]:
+        result = itk_nir.register(
+            *images, fixed_mask=to_sitk(mask.astype(np.uint8), g), preset="fast", linear="rigid", threads=1
+        )
+        return float(np.linalg.norm(result.transform_points(x) - truth, axis=1).mean()), result
+
+    with pytest.warns(UserWarning, match="the whole images were aligned"):
+        found, result = error()
+    assert found < 1.0
+    assert result.report.verdict is not None
+    assert result.report.verdict.grade == "good"
+    monkeypatch.setattr(linear, "_by_whole_images", lambda *_: None)
+    with pytest.warns(itk_nir.VerdictWarning):
+        without, _ = error()
+    assert without > 10.0
