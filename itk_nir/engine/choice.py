@@ -234,7 +234,11 @@ def choose_metric(pair: Pair, threads: int = 1, displacement: Displacement | Non
         found = (at_size(size).agreement(k) for k in range(len(pair.channels)))
         sign, alike, windows = min(found, key=lambda s: s[0])
         if windows < FEWEST:
-            return Choice(SAME, SAME, f"only {windows} windows could be compared")
+            few = f"only {windows} windows could be compared"
+            if pair.fixed_weight is None and pair.moving_weight is None:
+                return Choice(SAME, SAME, few)
+            whole = choose_metric(replace(pair, fixed_weight=None, moving_weight=None), threads, displacement)
+            return replace(whole, found=f"{few} inside of the masks; of the whole images: {whole.found}", alike=0.0)
         if alike < least_alike:
             continue
         shares.append(100 * (1 + sign) / 2)

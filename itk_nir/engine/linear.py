@@ -47,6 +47,10 @@ BY_WHOLE_IMAGES = (
     "more alike"
 )
 
+#: Masks of fewer positions, at the last level, show too little to be relied upon; and by how much more alike what they
+#: show must be under the map between the whole images.
+FEW, BETTER = 800, 1.1
+
 #: Voxels of the longest axis, at most, of the level on which maps are compared inside of masks.
 FINEST = {2: 1024, 3: 128}
 
@@ -176,8 +180,8 @@ def optimise_linear(
                     "start, which was kept"
                 )
             base, found = begin, at_start
-    tried = base is begin and start is not None and not (cancelled or known)
-    whole = _by_whole_images(pair, kind, settings, metrics, threads, clock, restrict, alone) if tried else None
+    tried = (base is begin or judged.most < FEW) and start is not None and not (cancelled or known)
+    whole = _by_whole_images(pair, base, kind, settings, metrics, threads, clock, restrict, alone) if tried else None
     base, similarity = (base, found[0]) if whole is None else (whole, value(judged, whole, metrics))
     notes += [] if whole is None else [BY_WHOLE_IMAGES]
     if alone and base is not begin and not cancelled and look_at_images(metrics):
@@ -190,10 +194,11 @@ def optimise_linear(
 
 
 def _by_whole_images(
-    pair: Pair, kind: str, settings: LinearSettings, metrics: Sequence[tuple[float, Metric]], threads: int,
+    pair: Pair, found: F64, kind: str, settings: LinearSettings, metrics: Sequence[tuple[float, Metric]], threads: int,
     clock: float, restrict: Sequence[float], alone: bool,
 ) -> F64 | None:  # fmt: skip
-    """The map between the images without their masks, where all measures hold it better inside of these; else None."""
+    """The map between the images without their masks, where what these show has more in common under it than under what
+    was found, and clearly more unless that is where the images lay; else None."""
     if (pair.fixed_weight is None and pair.moving_weight is None) or not look_at_images(metrics):
         return None
     whole = replace(pair, fixed_weight=None, moving_weight=None)
@@ -205,10 +210,10 @@ def _by_whole_images(
     # Few voxels tell little at the levels on which maps are found.
     size = min(max(pair.fixed_geometry.size), FINEST[pair.fixed_geometry.dimension])
     finest = LinearLevel.of_size(pair, pair.normalised(), size, settings.linear_radius, threads)
-    still = linear_starts.as_they_lie(pair)
-    measures = metrics, [(w, MutualInformation()) for w, _ in metrics]
-    better = all(value(finest, base, by) > value(finest, still, by) for by in measures)
-    return base if better else None
+    # Metrics of windows rise with edges of unlike contrasts that are laid on each other, the more so in a small mask.
+    information = [(w, MutualInformation()) for w, _ in metrics]
+    least = 1.0 if np.array_equal(found, linear_starts.as_they_lie(pair)) else BETTER
+    return base if value(finest, base, information) > least * value(finest, found, information) else None
 
 
 def _levels(pair: Pair, settings: LinearSettings) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -237,3 +237,15 @@ def test_threads_change_nothing(brains: dict[int, Phantom]) -> None:
     p = brains[3]
     pair = pair_of(p.fixed, unlike(p.moving), p.geometry)
     assert choose_metric(pair, 1) == choose_metric(pair, 2)
+
+
+@BOTH
+def test_mask_that_shows_few_windows_leaves_the_choice_to_the_whole_images(brains: dict[int, Phantom], d: int) -> None:
+    p = brains[d]
+    mask = np.zeros(p.fixed.shape)
+    mask[tuple(slice(n // 2, n // 2 + 4) for n in mask.shape)] = 1
+    for moving, picked in ((p.moving, "lncc"), (unlike(p.moving), UNLIKE)):
+        choice = choose_metric(replace(pair_of(p.fixed, moving, p.geometry), fixed_weight=volume(mask)))
+        assert choice.metric == picked
+        assert "inside of the masks; of the whole images: " in choice.reason
+        assert choice.smoothness == 1
