@@ -326,8 +326,7 @@ class Run:
 
     def _linear(self, pair: Pair, start: Start | None) -> Any:
         problem, settings = self.problem, self._for_engine
-        share = 0.1 if problem.deformable else 1.0
-        metric = settings.linear.linear_metric
+        metric, share = settings.linear.linear_metric, 0.1 if problem.deformable else 1.0
         found = optimise_linear(
             pair,
             problem.linear,
@@ -342,8 +341,9 @@ class Run:
         )
         self.similarity_linear, self.cancelled = found.similarity, found.cancelled
         self.notes.extend(found.notes)
-        if start is not None and found.by_whole_images:  # it was not the start of what was found
+        if start is not None and found.by_whole_images:
             self.doubts = [d for d in self.doubts if d not in start.doubts]
+            self.remarks.append("the masks show little: the whole images were aligned, which suits them better")
         shape = np.linalg.solve(pair.linear, found.matrix)[:-1, :-1]
         self.notes.extend(on_volume(shape.astype(np.float64), problem.moving.name, problem.fixed.name))
         self._took("linear")

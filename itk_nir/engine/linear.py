@@ -41,12 +41,6 @@ FINE_RADII = 4
 #: follows.
 DIRECT_GAIN = 0.05
 
-#: What is told where masks show too little.
-BY_WHOLE_IMAGES = (
-    "linear stage: the masks show too little for it; the whole images were aligned, under which what the masks show is "
-    "more alike"
-)
-
 #: Masks of fewer positions, at the last level, show too little to be relied upon; and by how much more alike what they
 #: show must be under the map between the whole images.
 FEW, BETTER = 800, 1.1
@@ -183,7 +177,6 @@ def optimise_linear(
     tried = (base is begin or judged.most < FEW) and start is not None and not (cancelled or known)
     whole = _by_whole_images(pair, base, kind, settings, metrics, threads, clock, restrict, alone) if tried else None
     base, similarity = (base, found[0]) if whole is None else (whole, value(judged, whole, metrics))
-    notes += [] if whole is None else [BY_WHOLE_IMAGES]
     if alone and base is not begin and not cancelled and look_at_images(metrics):
         base, finer, cancelled = refined(descent, normalised, base, kind, FINE_RADII * radius, threads)
         similarity = similarity if finer is None else finer

@@ -425,11 +425,11 @@ def test_masks_that_show_too_little_are_aligned_with_the_whole_images(d: int, mo
         )
         return float(np.linalg.norm(result.transform_points(x) - truth, axis=1).mean()), result
 
-    with pytest.warns(UserWarning, match="the whole images were aligned"):
-        found, result = error()
+    found, result = error()
     assert found < 1.0
     assert result.report.verdict is not None
     assert result.report.verdict.grade == "good"
+    assert "the whole images were aligned" in str(result.report.verdict)
     monkeypatch.setattr(linear, "_by_whole_images", lambda *_: None)
     with pytest.warns(itk_nir.VerdictWarning):
         without, _ = error()
