@@ -69,7 +69,7 @@ def test_light_is_divided_by(brain: Phantom, light: Callable[[Array, Array], Arr
     assert again == ratio == pytest.approx(third, rel=1e-4)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(st.tuples(*[st.floats(-0.25, 0.25)] * 5), st.integers(0, 3))
 def test_any_smooth_light_is_made_more_even_or_left(bends: tuple[float, ...], seed: int) -> None:
     even = section(brain_phantom(2, (96, 112), seed=seed).fixed)

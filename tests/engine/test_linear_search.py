@@ -111,12 +111,9 @@ def test_turn_that_is_as_good_as_another_is_doubted() -> None:
     assert still.report.verdict.grade == "good"
 
 
-@pytest.mark.parametrize("seed", [1, 3])
-def test_turn_is_found_though_the_centres_of_mass_do_not_belong_on_each_other(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_turn_is_found_though_the_centres_of_mass_do_not_belong_on_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where one image shows more around: by many turns after shifts as well."""
-    p = brain_phantom(3, (44, 52, 44), seed=seed)
+    p = brain_phantom(3, (44, 52, 44), seed=1)
     g, c, axis = p.geometry, p.geometry.centre, np.array([0.6, -0.5, 0.62])
     turn = Rotation.from_rotvec(np.deg2rad(130) * axis / np.linalg.norm(axis)).as_matrix()
     there = Geometry.make(g.size, g.spacing, turn @ (g.origin - c) + c, turn @ g.rotation)
