@@ -174,28 +174,28 @@ def abdomen(data: Path) -> Iterator[Line]:
             Case("CT ← MR, as they lie", moving, fixed, _abdomen_score(folder, exchanged=True), linear=True),
         ]
     )  # fmt: skip
+    image, labels = read(moving), read(folder / "moving_seg.nii.gz")
+    centre = np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
     for name, axis in (("x", (1.0, 0.0, 0.0)), ("y", (0.0, 1.0, 0.0)), ("z", (0.0, 0.0, 1.0))):
-        turn = sitk.VersorTransform(axis, np.deg2rad(120.0))
-        lies, labels = (_turned_about_its_centre(read(p), turn) for p in (moving, folder / "moving_seg.nii.gz"))
-        case = Case(f"turned by 120° about {name}", fixed, lies, _abdomen_score(folder, labels), linear=True)
+        turn = np.array(sitk.VersorTransform(axis, np.deg2rad(120.0)).GetMatrix()).reshape(3, 3)
+        lies, there = (_put(i, turn, centre - turn @ centre) for i in (image, labels))
+        case = Case(f"turned by 120° about {name}", fixed, lies, _abdomen_score(folder, there), linear=True)
         yield from each([case])
 
 
-def _turned_about_its_centre(image: Any, turn: Any) -> Any:
-    """An image whose header has it turned; its values stay."""
-    matrix = np.array(turn.GetMatrix()).reshape(3, 3)
-    centre = np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
+def _put(image: Any, rotation: np.ndarray, shift: np.ndarray) -> Any:
+    """An image whose header puts it elsewhere, by a rotation and then a shift; its values stay."""
     out = sitk.Image(image)
-    out.SetDirection((matrix @ np.array(image.GetDirection()).reshape(3, 3)).ravel().tolist())
-    out.SetOrigin((matrix @ (np.array(image.GetOrigin()) - centre) + centre).tolist())
+    out.SetDirection((rotation @ np.array(image.GetDirection()).reshape(3, 3)).ravel().tolist())
+    out.SetOrigin((rotation @ np.array(image.GetOrigin()) + shift).tolist())
     return out
 
 
 def _abdomen_score(folder: Path, moving_seg: Any = None, *, exchanged: bool = False) -> Callable[[np.ndarray], Figures]:
     words = (folder / "scored_labels.txt").read_text().split()
     labels = tuple(int(word) for word in words if word.isdigit())
-    ours, theirs = (read(folder / f"{side}_seg.nii.gz") for side in ("fixed", "moving"))
-    maps = ours, theirs if moving_seg is None else moving_seg
+    theirs = read(folder / "moving_seg.nii.gz") if moving_seg is None else moving_seg
+    maps = read(folder / "fixed_seg.nii.gz"), theirs
     return overlap_of(*(maps[::-1] if exchanged else maps), labels)
 
 
@@ -249,10 +249,9 @@ def turned(_: Path) -> Iterator[Line]:
         (", half as large", 0.5, "affine"),
         (", 3 times as large", 3.0, "affine"),
     ):
-        lies = sitk.Image(moving)
-        lies.SetSpacing((size * np.array(moving.GetSpacing())).tolist())
-        lies.SetDirection((rotation @ np.array(moving.GetDirection()).reshape(3, 3)).ravel().tolist())
-        lies.SetOrigin((size * (rotation @ np.array(moving.GetOrigin()) + shift)).tolist())
+        lies = _put(moving, rotation, shift)
+        lies.SetSpacing((size * np.array(lies.GetSpacing())).tolist())
+        lies.SetOrigin((size * np.array(lies.GetOrigin())).tolist())
         truth = size * ((points + made.displacement) @ rotation.T + shift) - points
         score = error(truth, made.fixed_labels > 0, size)
         yield from each([Case(f"turned by 60° and 80 mm{what}", fixed, lies, score, {"linear": kind}, linear=True)])
@@ -464,10 +463,8 @@ def peers_abdomen(data: Path) -> Iterator[Line]:
     matrix, offset = _matrix(start)
     with tempfile.TemporaryDirectory() as work:
         for name in ("moving", "moving_seg"):
-            image = read(folder / f"{name}.nii.gz")
             back = np.linalg.inv(matrix)
-            image.SetOrigin((back @ (np.array(image.GetOrigin()) - offset)).tolist())
-            image.SetDirection((back @ np.array(image.GetDirection()).reshape(3, 3)).ravel().tolist())
+            image = _put(read(folder / f"{name}.nii.gz"), back, -back @ offset)
             sitk.WriteImage(image, str(Path(work) / f"{name}.nii.gz"))
         moving = Path(work) / "moving.nii.gz"
         score = _abdomen_score(folder, read(Path(work) / "moving_seg.nii.gz"))

@@ -62,28 +62,13 @@ class Illumination:
     coefficients : ndarray
         ``(5, 5)``, of the products of Legendre polynomials along y and along x, from -1 to 1 across the picture.
     mean, least, most : float
-        Of the surface at the blocks.
+        Of the surface at the blocks, in units of the picture above its black.
     """
 
     coefficients: F64
     mean: float
     least: float
     most: float
-
-    def on_grid(self, shape: tuple[int, int]) -> F64:
-        """The surface at the pixels of a picture.
-
-        Parameters
-        ----------
-        shape : tuple of int
-            ``(H, W)``.
-
-        Returns
-        -------
-        ndarray
-            ``(H, W)``, in units of the picture above its black.
-        """
-        return _on_grid(self.coefficients, shape)
 
 
 def illumination(array: F32, black: float) -> Illumination | None:
@@ -144,7 +129,7 @@ def evened(array: F32, black: float) -> tuple[F32, float]:
     found = illumination(plane, black)
     if found is None:
         return array, 1.0
-    light = np.maximum(found.on_grid((shape[0], shape[1])), 0.5 * found.least) / found.mean
+    light = np.maximum(_on_grid(found.coefficients, shape), 0.5 * found.least) / found.mean
     return ((plane - black) / light + black).astype(np.float32).reshape(array.shape), found.most / found.least
 
 

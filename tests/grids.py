@@ -21,6 +21,11 @@ def turned(d: int, angle: float, tilt: float | None = None) -> np.ndarray:
     return m
 
 
+def about_centre(g: Geometry, turn: np.ndarray, shift: np.ndarray | float = 0.0) -> Geometry:
+    """A grid that lies turned about its centre, and then shifted."""
+    return Geometry.make(g.size, g.spacing, turn @ (g.origin - g.centre) + g.centre + shift, turn @ g.rotation)
+
+
 def permuted(d: int, angle: float) -> np.ndarray:
     """A rotation about z, whose columns are in another order in 3D: the first voxel axis is z."""
     turn = turned(d, angle, 0.0)

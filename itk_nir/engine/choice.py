@@ -235,9 +235,9 @@ def choose_metric(pair: Pair, threads: int = 1, displacement: Displacement | Non
         sign, alike, windows = min(found, key=lambda s: s[0])
         if windows < FEWEST:
             few = f"only {windows} windows could be compared"
-            if pair.fixed_weight is None and pair.moving_weight is None:
+            if not pair.masked:
                 return Choice(SAME, SAME, few)
-            whole = choose_metric(replace(pair, fixed_weight=None, moving_weight=None), threads, displacement)
+            whole = choose_metric(pair.without_masks(), threads, displacement)
             return replace(whole, found=f"{few} inside of the masks; of the whole images: {whole.found}", alike=0.0)
         if alike < least_alike:
             continue

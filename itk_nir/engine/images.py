@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -261,6 +261,20 @@ class Pair:
             first.fixed, fixed_geometry, first.moving, moving_geometry, linear, first.fixed_intensity,
             first.moving_intensity, fixed_weight, moving_weight, tuple(channels), fixed_lesion, moving_lesion,
         )  # fmt: skip
+
+    @property
+    def masked(self) -> bool:
+        """Whether there is a mask, on either side."""
+        return self.fixed_weight is not None or self.moving_weight is not None
+
+    def without_masks(self) -> Pair:
+        """The same images, all of which counts but for lesions; what was measured on them inside of masks stays.
+
+        Returns
+        -------
+        Pair
+        """
+        return replace(self, fixed_weight=None, moving_weight=None)
 
     @property
     def fixed_counts(self) -> Tensor | None:

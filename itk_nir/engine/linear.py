@@ -45,6 +45,9 @@ DIRECT_GAIN = 0.05
 #: show must be under the map between the whole images.
 FEW, BETTER = 800, 1.1
 
+#: What is told of that.
+BY_WHOLE_IMAGES = "the masks show little: the whole images were aligned, which suits them better"
+
 #: Voxels of the longest axis, at most, of the level on which maps are compared inside of masks.
 FINEST = {2: 1024, 3: 128}
 
@@ -192,9 +195,9 @@ def _by_whole_images(
 ) -> F64 | None:  # fmt: skip
     """The map between the images without their masks, where what these show has more in common under it than under what
     was found, and clearly more unless that is where the images lay; else None."""
-    if (pair.fixed_weight is None and pair.moving_weight is None) or not look_at_images(metrics):
+    if not (pair.masked and look_at_images(metrics)):
         return None
-    whole = replace(pair, fixed_weight=None, moving_weight=None)
+    whole = pair.without_masks()
     start = find_start(whole, kind, settings, threads=threads, clock=clock, restrict=restrict, alone=alone)
     result = optimise_linear(
         whole, kind, settings, metrics, start=start, threads=threads, clock=clock, restrict=restrict

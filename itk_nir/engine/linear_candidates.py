@@ -32,7 +32,7 @@ def informations(level: LinearLevel, bases: Sequence[F64], metric: MutualInforma
     level : LinearLevel
         The images, of few voxels.
     bases : sequence of ndarray
-        ``(d + 1, d + 1)`` LPS each, before the linear map of the pair.
+        ``(d + 1, d + 1)`` LPS each, before the linear map of the pair; one at least.
     metric : MutualInformation
         What measures every channel.
 
@@ -42,7 +42,7 @@ def informations(level: LinearLevel, bases: Sequence[F64], metric: MutualInforma
         ``(n,)``, what `linear_level.value` gives for each, but for rounding.
     """
     parts = [bases[k : k + TOGETHER] for k in range(0, len(bases), TOGETHER)]
-    return np.concatenate([_informations(level, part, metric) for part in parts]) if parts else np.zeros(0)
+    return np.concatenate([_informations(level, part, metric) for part in parts])
 
 
 def _informations(level: LinearLevel, bases: Sequence[F64], metric: MutualInformation) -> F64:

@@ -250,10 +250,9 @@ class _Search:
         """The few that are most alike of many turns after shifts as well: centres of mass that do not belong on each
         other, as where the images show more or less, hide which turn is right."""
         followed = WIDER * self.settings.linear_turned_starts
-        masked = self.pair.fixed_weight is not None or self.pair.moving_weight is not None
-        if masked:  # what little a mask shows is like something at one of many places
-            return []
         if not followed or not isinstance(self.metric, MutualInformation) or self.pair.known is not None:
+            return []
+        if self.pair.masked:  # what little a mask shows is like something at one of many places
             return []
         kept, alike = list(turns), informations(self.tiny, turns, self.metric)
         for most, step in WIDE_SHIFTS:

@@ -35,6 +35,25 @@ QUICK = DeformableSettings(
 )  # fmt: skip
 
 
+def unlike(image: Array) -> Array:
+    """Another contrast: neither rises with the former nor falls with it."""
+    low, high = np.percentile(image, (1, 99))
+    t = (image - low) / (high - low)
+    return np.where(t < 0.1, t, 1.2 - np.abs(t - 0.45) * 2).astype(np.float32) * 150
+
+
+def volume(image: Array) -> torch.Tensor:
+    """An image as the engine has it."""
+    return as_volume(torch.from_numpy(np.ascontiguousarray(image, np.float32)))
+
+
+def pair_of(fixed: Array, moving: Array, geometry: Geometry, *more: tuple[Array, Array]) -> Pair:
+    """Images on one grid, and further channels."""
+    still = np.eye(geometry.dimension + 1)
+    channels = [(volume(f), volume(m)) for f, m in more]
+    return Pair.make(volume(fixed), geometry, volume(moving), geometry, still, more=channels)
+
+
 def quick(**changes: Any) -> DeformableSettings:
     """`QUICK` with some of it changed."""
     return dataclasses.replace(QUICK, **changes)

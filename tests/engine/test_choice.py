@@ -12,9 +12,9 @@ from scipy.ndimage import gaussian_filter
 
 from itk_nir.engine import choice as choosing
 from itk_nir.engine.choice import INSIDE, STIFFEST, UNLIKE, Choice, choose_metric, once_aligned, unlike_after_all
-from itk_nir.engine.images import Pair, as_volume
 from itk_nir.geometry import Geometry
 from itk_nir.phantom import Phantom, brain_phantom
+from tests.engine.pairs import pair_of, unlike, volume
 
 Array = np.ndarray
 #: Of the contrast, that leave it one contrast.
@@ -27,23 +27,6 @@ BOTH = pytest.mark.parametrize("d", [2, 3])
 @pytest.fixture(scope="module")
 def brains() -> dict[int, Phantom]:
     return {2: brain_phantom(2, (80, 96)), 3: brain_phantom(3, (44, 52, 44))}
-
-
-def unlike(image: Array) -> Array:
-    """Another contrast: neither rises with the former nor falls with it."""
-    low, high = np.percentile(image, (1, 99))
-    t = (image - low) / (high - low)
-    return np.where(t < 0.1, t, 1.2 - np.abs(t - 0.45) * 2).astype(np.float32) * 150
-
-
-def volume(image: Array) -> torch.Tensor:
-    return as_volume(torch.from_numpy(np.ascontiguousarray(image, np.float32)))
-
-
-def pair_of(fixed: Array, moving: Array, geometry: Geometry, *more: tuple[Array, Array]) -> Pair:
-    still = np.eye(geometry.dimension + 1)
-    channels = [(volume(f), volume(m)) for f, m in more]
-    return Pair.make(volume(fixed), geometry, volume(moving), geometry, still, more=channels)
 
 
 @BOTH

@@ -24,7 +24,7 @@ from itk_nir.images import to_sitk
 from itk_nir.phantom import brain_phantom
 from itk_nir.settings import make_settings
 from tests.engine.pairs import changed
-from tests.grids import turned
+from tests.grids import about_centre, turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
 BOTH_3D_SLOW = pytest.mark.parametrize("d", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -407,17 +407,14 @@ def test_cancelled_while_the_starts_are_tried(make_case: Callable[..., Any], at:
 @BOTH
 def test_masks_that_show_too_little_are_aligned_with_the_whole_images(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     p = brain_phantom(d, (120, 140) if d == 2 else (52, 60, 52), seed=0)
-    g, centre, turn = p.geometry, p.geometry.centre, np.eye(d)
-    turn[:2, :2] = [[0.985, -0.174], [0.174, 0.985]]
-    turn[:2, :2] /= np.sqrt(np.linalg.det(turn))
+    g, centre, turn = p.geometry, p.geometry.centre, turned(d, np.deg2rad(10), 0.0)
     shift = np.array([12.0, -9.0, 5.0])[:d]
-    lies = Geometry.make(g.size, g.spacing, turn @ (g.origin - centre) + centre + shift, turn @ g.rotation)
     at = np.array(p.fixed.shape) // 2 + np.array([0] * (d - 1) + [12])
     mask = np.linalg.norm(np.moveaxis(np.indices(p.fixed.shape), 0, -1) - at, axis=-1) < {2: 9, 3: 4}[d]
     inside = mask & (p.fixed_labels > 0)
     x = g.grid()[inside]
     truth = (x + p.displacement[inside] - centre) @ turn.T + centre + shift
-    images = to_sitk(p.fixed, g), to_sitk(p.moving, lies)
+    images = to_sitk(p.fixed, g), to_sitk(p.moving, about_centre(g, turn, shift))
 
     def error() -> tuple[float, itk_nir.RegistrationResult]:
         result = itk_nir.register(

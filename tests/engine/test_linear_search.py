@@ -7,24 +7,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy.spatial.transform import Rotation
 
 import itk_nir
 from itk_nir.engine import linear_search, linear_starts
-from itk_nir.engine.images import Pair, as_volume
+from itk_nir.engine.images import Pair
 from itk_nir.engine.linear_level import agreed
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
+from tests.engine.pairs import pair_of, unlike
+from tests.grids import about_centre
 
 
 def placed(p: Any, turn: np.ndarray) -> tuple[Any, Any, np.ndarray]:
     """A phantom's images, the moving one's header turned about its centre; where the moving points truly are."""
     g, c = p.geometry, p.geometry.centre
-    there = Geometry.make(g.size, g.spacing, c + turn @ (np.asarray(g.origin) - c), turn @ g.rotation)
     x = g.grid()[p.fixed_labels > 0]
-    return to_sitk(p.fixed, g), to_sitk(p.moving, there), (x + p.displacement[p.fixed_labels > 0] - c) @ turn.T + c
+    return (
+        to_sitk(p.fixed, g),
+        to_sitk(p.moving, about_centre(g, turn)),
+        (x + p.displacement[p.fixed_labels > 0] - c) @ turn.T + c,
+    )
 
 
 @pytest.mark.parametrize("degrees", [0, 50, 180])
@@ -116,12 +120,8 @@ def test_turn_is_found_though_the_centres_of_mass_do_not_belong_on_each_other(mo
     p = brain_phantom(3, (44, 52, 44), seed=1)
     g, c, axis = p.geometry, p.geometry.centre, np.array([0.6, -0.5, 0.62])
     turn = Rotation.from_rotvec(np.deg2rad(130) * axis / np.linalg.norm(axis)).as_matrix()
-    there = Geometry.make(g.size, g.spacing, turn @ (g.origin - c) + c, turn @ g.rotation)
-    low, high = np.percentile(p.moving, (1, 99))
-    share = (p.moving - low) / (high - low)
-    other = 150 * np.where(share < 0.1, share, 1.2 - np.abs(share - 0.45) * 2).astype(np.float32)
-    images = [as_volume(torch.from_numpy(x)) for x in (p.fixed, other)]
-    pair = Pair.make(images[0], g, images[1], there, np.eye(4))
+    pair = pair_of(p.fixed, unlike(p.moving), g)
+    pair = replace(pair, moving_geometry=about_centre(g, turn))
     usual = linear_starts.masses
 
     def elsewhere(of: Pair) -> Any:
