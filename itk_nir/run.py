@@ -36,7 +36,7 @@ from itk_nir.engine.execution import (
 from itk_nir.engine.frame import Frame
 from itk_nir.engine.images import Pair
 from itk_nir.engine.journal import LINEAR, Entry, Journal
-from itk_nir.engine.linear import optimise_linear
+from itk_nir.engine.linear import BY_WHOLE_IMAGES, optimise_linear
 from itk_nir.engine.linear_search import Start, find_start
 from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of, of_one_contrast
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
@@ -107,10 +107,6 @@ class Run:
     cancelled: bool
     told_before: int
     fraction: float
-    start: Start | None
-    choice: Choice | None
-    after_all: Choice | None
-    similarity_linear: float | None
 
     def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
         self.problem, self.callback, self.journal, self.call = problem, callback, journal, call
@@ -155,7 +151,8 @@ class Run:
                 RegistrationResult(problem.fixed, problem.moving, affine, initial=problem.tail, report=report)
             )
 
-        if (done := self._deformable(pair)).stop == UNALIKE:
+        done = self._deformable(pair)
+        if done.stop == UNALIKE:
             pair = self._as_unlike(unaligned)
             done = self._deformable(pair)
         affine = LinearTransform(self.frame.physical_matrix(pair.linear))
@@ -226,6 +223,7 @@ class Run:
             values = {
                 "matrix": pair.linear.tolist(), "similarity": self.similarity_linear, "reason": self.reason,
                 "least_gain": self.least_gain, "notes": self.notes[self.told_before :],
+                "doubts": list(self.doubts), "remarks": list(self.remarks),
                 "chosen": None if self.settings is self.problem.settings else chosen_metrics(self.settings),
             }  # fmt: skip
             self.journal.keep(LINEAR, lambda: Entry(values), write=True)
@@ -247,6 +245,7 @@ class Run:
             values["similarity"], values["reason"], values["least_gain"]
         )  # fmt: skip
         self.notes.extend(values["notes"])
+        self.doubts, self.remarks = list(values["doubts"]), list(values["remarks"])
         if values["chosen"] is not None:
             self.settings = with_chosen_metrics(self.settings, values["chosen"])
 
@@ -278,7 +277,6 @@ class Run:
             alone=not problem.deformable,
         )  # fmt: skip
         self.cancelled = found.cancelled
-        self.doubts.extend(found.doubts)
         return found
 
     def _choose(self, pair: Pair) -> None:
@@ -341,9 +339,9 @@ class Run:
         )
         self.similarity_linear, self.cancelled = found.similarity, found.cancelled
         self.notes.extend(found.notes)
-        if start is not None and found.by_whole_images:
-            self.doubts = [d for d in self.doubts if d not in start.doubts]
-            self.remarks.append("the masks show little: the whole images were aligned, which suits them better")
+        doubts = () if start is None else start.doubts  # which hold no longer where it was not begun there
+        self.doubts = [d for d in self.doubts if d not in doubts] + [d for d in doubts if not found.by_whole_images]
+        self.remarks = [r for r in self.remarks if r != BY_WHOLE_IMAGES] + [BY_WHOLE_IMAGES] * found.by_whole_images
         shape = np.linalg.solve(pair.linear, found.matrix)[:-1, :-1]
         self.notes.extend(on_volume(shape.astype(np.float64), problem.moving.name, problem.fixed.name))
         self._took("linear")

@@ -13,6 +13,8 @@ import pytest
 import itk_nir
 from itk_nir import run
 from itk_nir.engine import choice
+from itk_nir.engine.linear import BY_WHOLE_IMAGES, LinearResult, optimise_linear
+from itk_nir.engine.linear_search import Start, find_start
 from itk_nir.images import to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
 
@@ -85,6 +87,38 @@ def test_one_that_was_stopped_before_or_behind_that_is_taken_up(
     again = itk_nir.register(*images, **CALL, **kept, callback=lambda p: False)
     np.testing.assert_array_equal(again.warped_array, whole.warped_array)
     assert again.report.metric_reason == whole.report.metric_reason
+
+
+def test_what_the_linear_stage_left_in_doubt_is_told_by_a_run_that_is_taken_up_behind_it(
+    images: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def doubtful(*a: Any, **k: Any) -> Start:
+        return replace(find_start(*a, **k), doubts=("what speaks against the start",))
+
+    def by_whole_images(*a: Any, **k: Any) -> LinearResult:
+        return replace(optimise_linear(*a, **k), by_whole_images=True)
+
+    kept: dict[str, Any] = {
+        "checkpoint": tmp_path,
+        "checkpoint_seconds": 0.0,
+        "callback": lambda p: p.stage == "deformable",
+    }
+    monkeypatch.setattr(run, "find_start", doubtful)
+    with pytest.warns(itk_nir.VerdictWarning, match="what speaks against the start"):
+        itk_nir.register(*images, **CALL, **kept)
+    monkeypatch.undo()
+    with pytest.warns(itk_nir.VerdictWarning, match="what speaks against the start"):
+        itk_nir.register(*images, **CALL, **kept | {"callback": None})
+    # It was no start of what the whole images led to.
+    monkeypatch.setattr(run, "find_start", doubtful)
+    monkeypatch.setattr(run, "optimise_linear", by_whole_images)
+    kept["checkpoint"] = tmp_path / "whole"
+    itk_nir.register(*images, **CALL, **kept)
+    monkeypatch.undo()
+    verdict = itk_nir.register(*images, **CALL, **kept | {"callback": None}).report.verdict
+    assert verdict is not None
+    assert verdict.grade == "good"
+    assert BY_WHOLE_IMAGES in str(verdict)
 
 
 @pytest.mark.parametrize("linear", ["translation", "none"])

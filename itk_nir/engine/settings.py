@@ -429,7 +429,7 @@ class LinearSettings:
     linear_turned_starts: int = option(
         3,
         "how many rotations, the best of that search and of the principal axes, are followed as starts; four times as "
-        "many where no two starts agree",
+        "many where no two starts agree or the best one turns far",
         at_least=0,
         at_most=1000,
     )
