@@ -176,8 +176,7 @@ def beyond_cuts(foreground: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[
     """
     beyond, cut = np.zeros_like(foreground), list[str]()
     d = foreground.ndim
-    for axis in range(d):
-        area = np.count_nonzero(foreground, axis=tuple(k for k in range(d) if k != axis))
+    for axis, area in enumerate(_cross_sections(foreground)):
         there = np.flatnonzero(area)
         if len(there) < FEWEST:
             continue
@@ -226,12 +225,20 @@ def _filled_ends(image: NDArray[Any]) -> list[tuple[float, float]]:
     """How much of its largest cross-section the object fills of both borders across each axis of the array."""
     borders = [image.take(end, axis=axis) for axis in range(image.ndim) for end in (0, -1)]
     foreground = image != np.median(np.concatenate([b.ravel() for b in borders]))
-    out = []
-    for axis in range(image.ndim):
-        area = np.count_nonzero(foreground, axis=tuple(k for k in range(image.ndim) if k != axis))
-        largest = max(1, int(area.max()))
-        out.append((area[0] / largest, area[-1] / largest))
-    return out
+    areas = [(area, max(1, int(area.max()))) for area in _cross_sections(foreground)]
+    return [(area[0] / largest, area[-1] / largest) for area, largest in areas]
+
+
+def _cross_sections(foreground: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
+    """Across each axis of the array, how many voxels of the foreground every plane has."""
+    planes = foreground.reshape(-1, *foreground.shape[-2:])
+    # Bytes are added up as bytes, as many as cannot overflow: numpy adds up many more of them at once than of integers.
+    sums = [planes[k : k + 255].sum(axis=0, dtype=np.uint8) for k in range(0, len(planes), 255)]
+    shadow = np.sum(sums, axis=0, dtype=np.int64)
+    across = [shadow.sum(axis=1), shadow.sum(axis=0)]
+    if foreground.ndim == 2:
+        return across
+    return [np.array([np.count_nonzero(plane) for plane in planes], np.int64), *across]
 
 
 def match_labels(labels: Volume, image: Volume) -> tuple[Volume, list[Finding]]:
@@ -314,7 +321,7 @@ def samples_inside(
 
 
 def _check_image(image: Volume) -> list[Finding]:
-    low, high = float(image.array.min()), float(image.array.max())
+    low, high = map(float, image.extremes)
     if low == high:
         value = low * image.scale + float(image.offset)
         raise InputError(f"{image.name}: is constant (every voxel is {value:g}); give an image with some contrast")

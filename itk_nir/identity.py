@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -92,6 +95,34 @@ def inputs_of(problem: Problem) -> dict[str, str]:
     if problem.start is not None:
         out["initial_transform"] = checksum(problem.start)
     return out
+
+
+def inputs_soon(problem: Problem) -> Callable[[], dict[str, str]]:
+    """`inputs_of` on a thread of its own, so that nothing waits for it: checksums leave Python free.
+
+    Parameters
+    ----------
+    problem : Problem
+        What is registered.
+
+    Returns
+    -------
+    callable
+        Gives the checksums, and waits for them where it must.
+    """
+    found: Future[dict[str, str]] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(inputs_of(problem))
+        except BaseException as error:
+            found.set_exception(error)
+
+    try:
+        Thread(target=work, name="itk-nir checksums", daemon=True).start()
+    except RuntimeError:  # no thread can be had: too many, or the process ends
+        return partial(inputs_of, problem)
+    return found.result
 
 
 def fingerprint(problem: Problem) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ CLIPPED = 0.1
 HOT, VERY_HOT, FEW = 50.0, 3000.0, 1e-3
 #: Voxels that are looked at for what most of them are like.
 _SAMPLE = 200_000
+#: Images in which nothing was found to be mended or evened: they are not looked through again.
+_QUIET: WeakSet[Volume] = WeakSet()
 
 
 def odd_intensities(volume: Volume) -> list[Finding]:
@@ -51,7 +54,7 @@ def odd_intensities(volume: Volume) -> list[Finding]:
                 voxels=count,
             )
         )
-    hot = hot_voxels(array)
+    _, hot, ratio, impulses = _cleaned(volume)
     if hot is not None:
         found.append(
             warning(
@@ -61,8 +64,6 @@ def odd_intensities(volume: Volume) -> list[Finding]:
                 voxels=int(hot.sum()),
             )
         )
-    without, impulses = mended(without_hot_voxels(array, hot))
-    ratio = evened(without, _black(volume))[1]
     if ratio > 1:
         found.append(
             warning(
@@ -82,7 +83,7 @@ def odd_intensities(volume: Volume) -> list[Finding]:
                 share=impulses / array.size,
             )
         )
-    low, high = _in_units(volume, array.min()), _in_units(volume, array.max())
+    low, high = (_in_units(volume, end) for end in volume.extremes)
     size = max(abs(low), abs(high))
     if high - low < NEARLY_CONSTANT * size:
         found.append(
@@ -98,7 +99,7 @@ def odd_intensities(volume: Volume) -> list[Finding]:
 
 def _black(volume: Volume) -> float:
     """The value of no light, in which nothing may be negative."""
-    return float(min(-volume.offset / volume.scale, volume.array.min()))
+    return float(min(-volume.offset / volume.scale, volume.extremes[0]))
 
 
 def _in_units(volume: Volume, value: float) -> float:
@@ -108,7 +109,7 @@ def _in_units(volume: Volume, value: float) -> float:
 def _few_values(volume: Volume) -> list[Finding]:
     """Binary and clipped images."""
     array = volume.array
-    low, high = array.min(), array.max()
+    low, high = volume.extremes
     some = array.reshape(-1)[:: max(1, array.size // _SAMPLE)]
     ends = int(np.count_nonzero(some == low)), int(np.count_nonzero(some == high))
     if max(ends) < 0.01 * some.size:
@@ -134,13 +135,15 @@ def _few_values(volume: Volume) -> list[Finding]:
     return out
 
 
-def hot_voxels(array: NDArray[np.float32]) -> NDArray[np.bool_] | None:
+def hot_voxels(array: NDArray[np.float32], extremes: tuple[Any, Any] | None = None) -> NDArray[np.bool_] | None:
     """Single voxels far beyond all others: faults of a detector, of which one may set the scale of everything.
 
     Parameters
     ----------
     array : ndarray
         ``([D,] H, W)``, finite.
+    extremes : tuple of float, optional
+        Its least and largest value, where these are known.
 
     Returns
     -------
@@ -156,7 +159,8 @@ def hot_voxels(array: NDArray[np.float32]) -> NDArray[np.bool_] | None:
         return None
     below, middle, above = np.percentile(some, [5, 50, 95])
     spread = max(above - below, abs(middle - float(ground)))
-    highest, lowest = float(array.max()) - above, below - float(array.min())
+    least, most = (array.min(), array.max()) if extremes is None else extremes
+    highest, lowest = float(most) - above, below - float(least)
     if spread == 0 or max(highest, lowest) <= HOT * spread:
         return None
     hot = np.asarray((array > above + HOT * spread) | (array < below - HOT * spread))
@@ -180,9 +184,20 @@ def for_registration(volume: Volume) -> Volume:
     Volume
         Itself where there is nothing of that.
     """
-    array = mended(without_hot_voxels(volume.array, hot_voxels(volume.array)))[0]
-    array = evened(array, _black(volume))[0]
+    array = _cleaned(volume)[0]
     return volume if array is volume.array else replace(volume, array=array)
+
+
+def _cleaned(volume: Volume) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None, float, int]:
+    """The array of `for_registration`, and what was found: hot voxels, how uneven the light is, impulses."""
+    if volume in _QUIET:
+        return volume.array, None, 1.0, 0
+    hot = hot_voxels(volume.array, volume.extremes)
+    without, impulses = mended(without_hot_voxels(volume.array, hot))
+    array, ratio = evened(without, _black(volume))
+    if array is volume.array:
+        _QUIET.add(volume)
+    return array, hot, ratio, impulses
 
 
 def without_hot_voxels(array: NDArray[np.float32], hot: NDArray[np.bool_] | None) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ import SimpleITK as sitk
 import torch
 
 import itk_nir
-from itk_nir import problem
+from itk_nir import identity, problem
 from itk_nir.engine.images import Intensity
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
@@ -287,3 +288,24 @@ def test_paths_are_named_in_messages(phantom_2d: Phantom, tmp_path: Path) -> Non
     save_image(np.full(phantom_2d.fixed.shape, 3, np.float32), phantom_2d.geometry, path)
     with pytest.raises(InputError, match=r"moving image .*flat\.nii\.gz: is constant"):
         Problem.prepare(to_sitk(phantom_2d.fixed, phantom_2d.geometry), path, FEW, device="cpu")
+
+
+def test_checksums_are_the_same_on_a_thread_and_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = prepared(3)
+    wanted = identity.inputs_of(p)
+    assert set(wanted) == {"fixed", "moving"}
+    assert identity.inputs_soon(p)() == wanted
+
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        assert identity.inputs_soon(p)() == wanted
+
+    def fails(p: Problem) -> dict[str, str]:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(identity, "inputs_of", fails)
+    with pytest.raises(MemoryError, match="none left"):
+        identity.inputs_soon(p)()

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -421,18 +421,24 @@ def _objects(image: Tensor) -> Tensor:
 
     The threshold has the largest variance between its sides (Otsu, IEEE Trans. Syst. Man Cybern. 9, 62-66, 1979).
     """
-    values = image.cpu().numpy()
-    counts, edges = np.histogram(values, BINS)
+    values = image.double()
+    low, high = (float(end) for end in torch.stack(values.aminmax()).cpu())
+    if low == high:
+        return torch.zeros_like(image)
+    bins = ((values - low) * (BINS / (high - low))).long().clamp_(max=BINS - 1)
+    counts = torch.bincount(bins.reshape(-1), minlength=BINS).cpu().numpy()
+    edges = np.linspace(low, high, BINS + 1)
     below, middles = np.cumsum(counts)[:-1], (edges[:-1] + edges[1:]) / 2
     total = np.cumsum(counts * middles)
     share = below / counts.sum()
     between = (share * total[-1] - total[:-1]) ** 2 / np.maximum(share * (1 - share), 1e-12)
-    above = values > edges[1 + int(between.argmax())]
-    ends = [above.take(end, axis=axis).ravel() for axis, n in enumerate(above.shape) if n > 1 for end in (0, -1)]
-    background = np.concatenate(ends).mean() > 0.5 if ends else False
-    return torch.from_numpy(above != background).to(image)
+    above = values > float(edges[1 + int(between.argmax())])
+    ends = [above.select(axis, end).reshape(-1) for axis, n in enumerate(above.shape) if n > 1 for end in (0, -1)]
+    background = bool(torch.cat(ends).double().mean() > 0.5) if ends else False
+    return (above != background).to(image.dtype)
 
 
+@lru_cache(maxsize=32)
 def _windows(size: int, radius: int) -> Banded:
     """The sums over the windows along one axis, cut at the border."""
     at = np.arange(size)

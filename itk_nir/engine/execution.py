@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from itk_nir.devices import checked_device
 from itk_nir.engine import cards
 from itk_nir.errors import OptionError
 from itk_nir.options import thread_count as thread_count
+
+#: Bytes that are brought from a card at once, through memory that the system does not move.
+_PART = 1 << 23
+
+
+def host_array(x: torch.Tensor) -> NDArray[Any]:
+    """A tensor in memory of the host.
+
+    A driver copies to ordinary memory slowly, on one thread that also has the system find that memory page by page. So
+    large tensors come in parts, while torch's threads put the part before where it belongs.
+
+    Parameters
+    ----------
+    x : Tensor
+        On any device.
+
+    Returns
+    -------
+    ndarray
+        Contiguous; of a CPU the tensor's own memory where that is so.
+    """
+    x = x.detach().contiguous()
+    if not x.is_cuda or x.numel() * x.element_size() <= _PART:
+        return x.cpu().numpy()
+    out = torch.empty(x.shape, dtype=x.dtype)
+    there, here, count = x.view(-1), out.view(-1), _PART // x.element_size()
+    parts = [slice(k, min(k + count, x.numel())) for k in range(0, x.numel(), count)]
+    held = [(torch.empty(count, dtype=x.dtype, pin_memory=True), torch.cuda.Event()) for _ in range(2)]
+    with torch.cuda.device(x.device):
+        for number in range(len(parts) + 1):
+            if number < len(parts):
+                part, (buffer, copied) = parts[number], held[number % 2]
+                buffer[: part.stop - part.start].copy_(there[part], non_blocking=True)
+                copied.record()
+            if number > 0:
+                part, (buffer, copied) = parts[number - 1], held[(number - 1) % 2]
+                copied.synchronize()
+                here[part].copy_(buffer[: part.stop - part.start])
+    return out.numpy()
 
 
 def device_named(name: str) -> torch.device:

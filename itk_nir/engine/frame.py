@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.caching import cached_property
 from itk_nir.geometry import Geometry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 F64 = NDArray[np.float64]
 V = TypeVar("V")
@@ -104,6 +107,24 @@ class AxisOrder:
         """
         d = len(self.order)
         return array.transpose(*self._axes, *range(d, array.ndim))[self._reversed]
+
+    def stored(self, canonical: Tensor) -> Tensor:
+        """The inverse of `canonical`, for a tensor.
+
+        Parameters
+        ----------
+        canonical : Tensor
+            ``([z,] y, x, ...)`` in the canonical order.
+
+        Returns
+        -------
+        Tensor
+            As stored, contiguous.
+        """
+        d = len(self.order)
+        flipped = [d - 1 - k for k, f in enumerate(self.flipped) if f]
+        turned = canonical.flip(flipped) if flipped else canonical
+        return turned.permute(*np.argsort(self._axes).tolist(), *range(d, canonical.ndim)).contiguous()
 
     def stored_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape as stored of an array in the canonical order.

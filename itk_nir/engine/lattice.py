@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -164,7 +165,13 @@ def gaussian_matrix(n: int, positions: F64, sigma: float) -> Banded:
     Banded
         ``(m, n)``.
     """
-    at = np.clip(np.asarray(positions, float), 0, n - 1)
+    return _gaussian_matrix(n, np.clip(np.asarray(positions, float), 0, n - 1).tobytes(), float(sigma))
+
+
+@lru_cache(maxsize=64)
+def _gaussian_matrix(n: int, positions: bytes, sigma: float) -> Banded:
+    # Both images are seen at each level by every stage: the same matrices, and on a card what was brought there.
+    at = np.frombuffer(positions)
     reach = max(1.0, 3 * sigma) if sigma > 0.1 else 1.0
     column = np.floor(at - reach).astype(np.int64)
     x = column[:, None] + np.arange(math.ceil(2 * reach) + 2)
@@ -213,13 +220,7 @@ class Axis:
         Banded
             ``(m, count)``.
         """
-        if self.count == 1:
-            n = len(positions)
-            return Banded(np.zeros(n, np.int32), np.ones((n, 1), np.float32), 1)
-        at = np.asarray(positions, float)
-        column = np.floor((at - self.start) / self.spacing).astype(np.int64) - 2
-        knots = self.start + self.spacing * (column[:, None] + np.arange(6))
-        return _banded(column, cubic((at[:, None] - knots) / self.spacing), self.count)
+        return _evaluated(self, np.asarray(positions, float).tobytes())
 
     def refined(self) -> Axis:
         """The lattice of half the spacing that holds every spline of this one exactly (see `refine`).
@@ -242,14 +243,29 @@ class Axis:
         Banded
             ``(refined().count, count)``.
         """
-        if self.count == 1:
-            return Banded(np.zeros(1, np.int32), np.ones((1, 1), np.float32), 1)
-        m = np.zeros((2 * self.count - 1, self.count))
-        for j in range(self.count):
-            for k, w in zip(range(-2, 3), (1 / 8, 1 / 2, 3 / 4, 1 / 2, 1 / 8), strict=True):
-                if 0 <= 2 * j + k < len(m):
-                    m[2 * j + k, j] += w
-        return banded_from_dense(m)
+        return _refinement(self.count)
+
+
+@lru_cache(maxsize=16)
+def _refinement(count: int) -> Banded:
+    if count == 1:
+        return Banded(np.zeros(1, np.int32), np.ones((1, 1), np.float32), 1)
+    m = np.zeros((2 * count - 1, count))
+    for j in range(count):
+        for k, w in zip(range(-2, 3), (1 / 8, 1 / 2, 3 / 4, 1 / 2, 1 / 8), strict=True):
+            if 0 <= 2 * j + k < len(m):
+                m[2 * j + k, j] += w
+    return banded_from_dense(m)
+
+
+@lru_cache(maxsize=64)
+def _evaluated(axis: Axis, positions: bytes) -> Banded:
+    at = np.frombuffer(positions)
+    if axis.count == 1:
+        return Banded(np.zeros(len(at), np.int32), np.ones((len(at), 1), np.float32), 1)
+    column = np.floor((at - axis.start) / axis.spacing).astype(np.int64) - 2
+    knots = axis.start + axis.spacing * (column[:, None] + np.arange(6))
+    return _banded(column, cubic((at[:, None] - knots) / axis.spacing), axis.count)
 
 
 @dataclass(frozen=True)

@@ -431,7 +431,7 @@ def inside_image(displacement: Tensor, index: F64, vector: F64, size: tuple[int,
     # Some planes at a time on a CPU: what they need stays in the cache. A GPU would be waited for after each part.
     step = max(1, (1 << 18) // (ny * nx)) if displacement.device.type == "cpu" else nz
     for z in range(0, nz, step):
-        u = displacement[:, z : z + step]
+        u, good = displacement[:, z : z + step], None
         along = axes[2], axes[1][:, None], axes[0][z : z + step, None, None]
         for row, n in enumerate(size[::-1]):
             if n == 1:
@@ -440,9 +440,10 @@ def inside_image(displacement: Tensor, index: F64, vector: F64, size: tuple[int,
             for c in range(3):
                 q.add_(along[c], alpha=float(index[row, c])).add_(u[c], alpha=float(vector[row, c]))
             # Half a voxel around the outermost centres still belongs to the image.
-            good = (q >= -0.5) & (q <= n - 0.5)
-            if not bool(good.all()):
-                if inside is None:
-                    inside = torch.ones_like(displacement[0], dtype=torch.bool)
-                inside[z : z + step] &= good
+            this = (q >= -0.5) & (q <= n - 0.5)
+            good = this if good is None else good & this
+        if good is not None and not bool(good.all()):
+            if inside is None:
+                inside = torch.ones_like(displacement[0], dtype=torch.bool)
+            inside[z : z + step] = good
     return inside

@@ -432,11 +432,8 @@ class LinearDescent:
         model.turn_about(self.settings.linear_rotations)
 
         def reach(a: Tensor, b: Tensor) -> float:
-            ends = []
-            for x in (a, b):
-                matrix, shift = model.parts(x)
-                ends.append(matrix @ corners + shift[:, None])
-            return float((ends[1] - ends[0]).norm(dim=0).max())
+            change = model.matrix(b) - model.matrix(a)
+            return float(np.linalg.norm(change[:, :3] @ corners + change[:, 3:], axis=0).max())
 
         best, kept, done, ended, cancelled = np.inf, base, 0, False, False
         while True:
@@ -467,10 +464,10 @@ class LinearDescent:
             cancelled = found.stop == "cancelled"
             ended = found.stop == "converged" and found.evaluations <= 2
 
-    def _corners(self) -> Tensor:
+    def _corners(self) -> F64:
         g = self.pair.fixed_geometry
         corners = (g.corners() - g.centre) @ g.rotation
-        return torch.from_numpy(np.pad(corners, ((0, 0), (0, 3 - g.dimension))).T).float()
+        return np.pad(corners, ((0, 0), (0, 3 - g.dimension))).T
 
     def _goes_on(self, level: int, evaluation: int, evaluations: int, cost: float) -> bool:
         self.done += 1

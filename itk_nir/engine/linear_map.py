@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Protocol
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from itk_nir.engine.restriction import free_parameters, held_axes
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
+
+#: What a map of a plane does to x and y.
+_PLANE = np.pad(np.ones((2, 2)), (0, 1))
 
 
 class LinearMap:
@@ -35,7 +40,7 @@ class LinearMap:
         self.d: int = geometry.dimension
         self.radius: float = geometry.half_extent
         #: Which of the 16 parameters move.
-        self.free: Tensor = torch.from_numpy(np.flatnonzero(free_parameters(self.d, kind, restrict)))
+        self.moving: NDArray[np.int64] = np.flatnonzero(free_parameters(self.d, kind, restrict))
 
     def turn_about(self, axes: Sequence[float]) -> None:
         """Hold the rotation parameters of some axes.
@@ -46,7 +51,7 @@ class LinearMap:
             1 for each axis of the fixed image about which the map may turn, 0 for the others; none for all.
         """
         held = [3 + axis for axis in held_axes(axes)]
-        self.free = self.free[~torch.isin(self.free, torch.tensor(held, dtype=self.free.dtype))]
+        self.moving = self.moving[~np.isin(self.moving, held)]
 
     def parts(self, x: Tensor, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """The map as a matrix and a shift.
@@ -63,20 +68,61 @@ class LinearMap:
         tuple of Tensor
             ``(3, 3)`` and ``(3,)`` in mm along the fixed axes, about the centre of the fixed grid.
         """
-        full = x.new_zeros(16).index_copy(0, self.free, x).float()
-        a, b, c = (full[3:6] / self.radius).unbind()
-        o = torch.zeros_like(a)
-        skew = torch.stack([torch.stack([o, -c, b]), torch.stack([c, o, -a]), torch.stack([-b, a, o])])
-        eye = torch.eye(3)
-        stretch = torch.exp(full[6] / self.radius) * (eye + full[7:].reshape(3, 3) / self.radius)
-        if self.d == 2:  # nothing moves out of the plane
-            flat = torch.diag(eye.new_tensor([1.0, 1.0, 0.0]))
-            stretch = flat @ stretch @ flat + torch.diag(eye.new_tensor([0.0, 0.0, 1.0]))
-        matrix, shift = torch.matrix_exp(skew) @ stretch, full[:3]
-        if device is None or device.type == "cpu":
-            return matrix, shift
-        both = torch.cat([matrix, shift[:, None]], 1).to(device)  # one transfer there, and one of the gradient back
+        both = _Parts.apply(x, self)
+        if device is not None and device.type != "cpu":
+            both = both.to(device)  # one transfer there, and one of the gradient back
         return both[:, :3], both[:, 3]
+
+    def matrix(self, x: Tensor) -> F64:
+        """The map in float64.
+
+        Parameters
+        ----------
+        x : Tensor
+            The parameters that move.
+
+        Returns
+        -------
+        ndarray
+            ``(3, 4)``: the matrix and the shift of `parts`.
+        """
+        rotation, stretch, shift, *_ = self._factors(x)
+        return np.concatenate([rotation @ stretch, shift[:, None]], axis=1)
+
+    def _factors(self, x: Tensor) -> tuple[F64, F64, F64, F64, float]:
+        full = np.zeros(16)
+        full[self.moving] = x.detach().numpy()
+        return _factors(full.tobytes(), self.radius, self.d)
+
+    def gradient(self, x: Tensor, slopes: F64) -> F64:
+        """What the parameters have of a slope by the parts.
+
+        Parameters
+        ----------
+        x : Tensor
+            The parameters that move.
+        slopes : ndarray
+            ``(3, 4)``, by the matrix and the shift.
+
+        Returns
+        -------
+        ndarray
+            As many as move. A rotation ``R`` by a vector ``w`` turns on by ``J(w) dw``, the left Jacobian of SO(3)
+            (Sola et al., arXiv 1812.01537, eq. 145).
+        """
+        rotation, stretch, _, vector, factor = self._factors(x)
+        matrix = slopes[:, :3]
+        full, turned = np.empty(16), matrix @ (rotation @ stretch).T
+        skew, (_, cosine, cubic) = _skew(vector), _rotation_factors(vector)
+        jacobian = np.eye(3) + cosine * skew + cubic * skew @ skew
+        turning = np.array([turned[2, 1] - turned[1, 2], turned[0, 2] - turned[2, 0], turned[1, 0] - turned[0, 1]])
+        full[:3], full[3:6] = slopes[:, 3], jacobian.T @ turning / self.radius
+        stretching = rotation.T @ matrix
+        if self.d == 2:
+            stretching, stretch = stretching * _PLANE, stretch * _PLANE
+        full[6] = (stretching * stretch).sum() / self.radius
+        full[7:] = (stretching * factor).reshape(-1) / self.radius
+        return full[self.moving]
 
     def zero(self) -> Tensor:
         """The parameters of the identity.
@@ -86,7 +132,7 @@ class LinearMap:
         Tensor
             As many as move, on the CPU.
         """
-        return torch.zeros(len(self.free), dtype=torch.float64)
+        return torch.zeros(len(self.moving), dtype=torch.float64)
 
     def in_lps(self, x: Tensor) -> F64:
         """The map as a homogeneous matrix.
@@ -102,11 +148,57 @@ class LinearMap:
             ``(d + 1, d + 1)`` LPS mm.
         """
         d, rotation, centre = self.d, self.geometry.rotation, self.geometry.centre
-        matrix, shift = (p.detach().double().numpy() for p in self.parts(x))
+        there = self.matrix(x)
         out = np.eye(d + 1)
-        out[:d, :d] = rotation @ matrix[:d, :d] @ rotation.T
-        out[:d, d] = centre + rotation @ shift[:d] - out[:d, :d] @ centre
+        out[:d, :d] = rotation @ there[:d, :d] @ rotation.T
+        out[:d, d] = centre + rotation @ there[:d, 3] - out[:d, :d] @ centre
         return out
+
+
+class _Parts(torch.autograd.Function):
+    """The matrix and the shift of a map side by side, float32: numbers so few are not worth a graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, model: LinearMap) -> Tensor:
+        ctx.x, ctx.model = x.detach(), model
+        return torch.from_numpy(model.matrix(x)).float()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return torch.from_numpy(ctx.model.gradient(ctx.x, grads[0].double().numpy())), None
+
+
+@lru_cache(maxsize=16)
+def _factors(parameters: bytes, radius: float, d: int) -> tuple[F64, F64, F64, F64, float]:
+    """The rotation, what is stretched before it, the shift; the rotation vector, and the factor of all lengths.
+
+    A step is measured, evaluated and followed back: the same parameters come several times in a row.
+    """
+    full = np.frombuffer(parameters)
+    vector, factor = full[3:6] / radius, float(np.exp(full[6] / radius))
+    stretch = factor * (np.eye(3) + full[7:].reshape(3, 3) / radius)
+    if d == 2:  # nothing moves out of the plane
+        stretch = stretch * _PLANE + np.diag([0.0, 0.0, 1.0])
+    skew, (sine, cosine, _) = _skew(vector), _rotation_factors(vector)
+    return np.eye(3) + sine * skew + cosine * skew @ skew, stretch, full[:3], vector, factor
+
+
+def _skew(v: F64) -> F64:
+    """The matrix that takes a vector to its cross product with another."""
+    return np.array([[0.0, -v[2], v[1]], [v[2], 0.0, -v[0]], [-v[1], v[0], 0.0]])
+
+
+def _rotation_factors(vector: F64) -> tuple[float, float, float]:
+    """``sin(t) / t``, ``(1 - cos(t)) / t²`` and ``(t - sin(t)) / t³`` of the angle ``t`` of a rotation vector."""
+    square = float(vector @ vector)
+    if square < 1e-4:
+        return (
+            1 - square / 6 * (1 - square / 20),
+            1 / 2 - square / 24 * (1 - square / 30),
+            1 / 6 - square / 120 * (1 - square / 42),
+        )
+    angle = math.sqrt(square)
+    return math.sin(angle) / angle, 2 * (math.sin(angle / 2) / angle) ** 2, (angle - math.sin(angle)) / (angle * square)
 
 
 class Measuring(Protocol):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.dilation import dilated
+from itk_nir.engine.execution import host_array
 from itk_nir.engine.frame import Frame
 from itk_nir.engine.images import sizes, voxel_map
 from itk_nir.engine.lattice import Ends
@@ -408,25 +409,33 @@ def _lps(vectors: Tensor, shape: tuple[int, ...], frame: Frame, first: list[int]
     ends = [(a, min(a + m, n)) for a, m, n in zip(first, vectors.shape[:0:-1], grid, strict=True)]
     v = vectors[(slice(d), *(slice(max(0, -a), b - a) for a, b in reversed(ends)))]
     v = v if d == 3 else v[:, 0]
-    out = np.zeros((*frame.axes.stored_shape(shape), d), np.float32)
-    there = frame.axes.canonical(out)[tuple(slice(max(0, a), b) for a, b in ends[d - 1 :: -1])]
-    parts = []
-    for i, row in enumerate(frame.axes.geometry(frame.stored).rotation.astype(np.float32)):
-        terms = [(c, float(r)) for c, r in enumerate(row) if r != 0.0]
-        total = v[terms[0][0]] * terms[0][1]
-        for c, r in terms[1:]:
-            total = total + r * v[c]
-        if total.device.type == "cpu":
-            there[..., i] = total.numpy()
-        else:
-            parts.append(total)
-    if parts:  # laid side by side on the device, and brought over once
-        there[...] = torch.stack(parts, -1).cpu().numpy()
-    return out
+    there = tuple(slice(max(0, a), b) for a, b in ends[d - 1 :: -1])
+    rows = frame.axes.geometry(frame.stored).rotation.astype(np.float32)
+    if v.device.type == "cpu":  # a component at a time, straight to where it belongs
+        out = np.zeros((*frame.axes.stored_shape(shape), d), np.float32)
+        place = frame.axes.canonical(out)[there]
+        for i, row in enumerate(rows):
+            place[..., i] = _combined(v, row).numpy()
+        return out
+    whole = v.new_zeros(*shape, d)
+    for i, row in enumerate(rows):
+        whole[there][..., i] = _combined(v, row)
+    return host_array(frame.axes.stored(whole))
+
+
+def _combined(v: Tensor, factors: NDArray[np.float32]) -> Tensor:
+    """The sum of components times factors."""
+    (c, factor), *others = [(c, float(r)) for c, r in enumerate(factors) if r != 0.0]
+    total = v[c] * factor
+    for c, factor in others:
+        total = total + factor * v[c]
+    return total
 
 
 def _percentile(values: Tensor, share: float) -> float:
     if values.numel() == 0:
         return 0.0
     k = min(values.numel(), max(1, math.ceil(share * values.numel())))
-    return float(torch.from_numpy(np.partition(values.cpu().numpy(), k - 1)[k - 1 : k])[0])
+    if values.device.type != "cpu":
+        return float(values.kthvalue(k).values)
+    return float(torch.from_numpy(np.partition(values.numpy(), k - 1)[k - 1 : k])[0])

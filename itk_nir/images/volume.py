@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from itk_nir.caching import cached_property
 from itk_nir.errors import InputError, one_line
 from itk_nir.findings import Finding, warning
 from itk_nir.geometry import Geometry
@@ -66,6 +67,11 @@ class Volume:
     def dimension(self) -> int:
         """2 or 3."""
         return self.geometry.dimension
+
+    @cached_property
+    def extremes(self) -> tuple[Any, Any]:
+        """The least and the largest value of `array`."""
+        return self.array.min(), self.array.max()
 
 
 @dataclass(frozen=True)

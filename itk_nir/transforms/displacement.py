@@ -67,8 +67,12 @@ class DisplacementField:
                 f"got {np.shape(self.vectors)}"
             )
         vectors = np.ascontiguousarray(self.vectors, dtype=np.float32)
-        # One NaN or infinity makes the sum non-finite, and a sum needs no second array of the same size.
-        if not np.isfinite(vectors.sum(dtype=np.float64)):
+        # One NaN or infinity makes a sum non-finite, and a sum needs no second array of the same size. That of the
+        # squares is the fastest; where it is beyond float32 the vectors may still be finite.
+        flat = vectors.reshape(-1)
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(np.dot(flat, flat))
+        if not finite and not np.isfinite(vectors.sum(dtype=np.float64)):
             raise InputError("a displacement field must be finite, got NaN or infinite vectors")
         object.__setattr__(self, "vectors", vectors)
 

@@ -6,6 +6,7 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +75,17 @@ def test_every_storage_is_one_image(d: int, angle: float, tilt: float, mirrored:
         seen.append((order.canonical(array), frame.geometry))
     np.testing.assert_array_equal(seen[0][0], seen[1][0])
     assert seen[0][1] == seen[1][1]
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_a_tensor_goes_back_to_every_storage(d: int) -> None:
+    for order, flips in STORAGES[d]:
+        array, geometry = stored(image(d, 0.1, 0.0), order, flips)
+        vectors = np.stack([array, -array, 2 * array][:d], axis=-1)
+        axes = AxisOrder.of(geometry)
+        back = axes.stored(torch.from_numpy(axes.canonical(vectors).copy()))
+        assert back.is_contiguous()
+        np.testing.assert_array_equal(back.numpy(), vectors)
 
 
 @pytest.mark.parametrize("d", [2, 3])

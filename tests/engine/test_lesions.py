@@ -307,6 +307,17 @@ def test_only_cuts_are_cuts() -> None:
     assert beyond_cuts(half[:30])[1] == [], "the image ends there"
 
 
+def test_cuts_through_many_planes() -> None:
+    """Cross-sections are added up as bytes: 512 of them would be none."""
+    _, y, x = np.mgrid[:512, :30, :20]
+    half = (y >= 10) & (abs(x - 10) < 29 - y)
+    beyond, axes = beyond_cuts(half)
+    assert axes == ["y"]
+    assert np.array_equal(beyond, y < 10)
+    assert beyond_cuts(np.moveaxis(half, 0, 2))[1] == ["z"]
+    assert beyond_cuts(np.moveaxis(half, 0, 1))[1] == ["z"]
+
+
 def test_a_border_that_cuts_through_what_the_other_image_shows_whole() -> None:
     y, x = np.mgrid[:60, :50]
     disc = ((x - 25) ** 2 + (y - 28) ** 2 < 400).astype(float)

@@ -14,6 +14,7 @@ import torch
 from itk_nir.engine import execution
 from itk_nir.engine.execution import (
     device_named,
+    host_array,
     peak_memory_mb,
     thread_count,
 )
@@ -132,3 +133,16 @@ def test_memory_is_told_where_the_system_tells_it(monkeypatch: pytest.MonkeyPatc
     assert execution.peak_device_memory_mb(CPU) is None
     assert execution.device_name(CPU) == "cpu"
     execution.reset_peak_device_memory(CPU)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_tensors_on_the_host(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    for shape in ((0,), (3, 5), (257, 123, 91, 3)):
+        x = torch.arange(int(np.prod(shape)), dtype=torch.float32).reshape(shape)
+        np.testing.assert_array_equal(host_array(x.to(device)), x.numpy())
+        turned = x.to(device).movedim(0, -1).requires_grad_()
+        found = host_array(turned)
+        assert found.flags.c_contiguous
+        np.testing.assert_array_equal(found, x.movedim(0, -1).numpy())

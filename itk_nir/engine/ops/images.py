@@ -73,7 +73,8 @@ def separable(x: Tensor, matrices: list[Banded], threads: int = 1) -> Tensor:
         flat = x.reshape(int(np.prod(shape[:axis])), shape[axis], int(np.prod(shape[axis + 1 :])))
         rows = _tensors(ById(m), x.device)
         if native:
-            flat = native.Banded.apply(flat, rows, _tensors(ById(m.transpose), x.device), threads)
+            followed = flat.requires_grad and torch.is_grad_enabled()
+            flat = native.Banded.apply(flat, rows, _tensors(ById(m.transpose), x.device) if followed else None, threads)
         else:
             flat = reference.banded(flat, *rows)
         shape[axis] = m.n_out

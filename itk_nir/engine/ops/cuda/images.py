@@ -101,7 +101,7 @@ class Banded(torch.autograd.Function):
     """A banded matrix along the middle axis of ``x (outer, n, inner)``, see `reference.banded`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Rows, back: Rows, threads: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: Rows, back: Rows | None, threads: int) -> Tensor:
         ctx.back = back
         return banded(f32(x), rows)
 
