@@ -45,7 +45,7 @@ from itk_nir.engine.sampling import SampledField, Target, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.engine.unchanged import free_to_move
 from itk_nir.findings import texts
-from itk_nir.identity import inputs_of
+from itk_nir.identity import inputs_soon
 from itk_nir.neural_field import NeuralField
 from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
@@ -110,9 +110,10 @@ class Run:
 
     def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
         self.problem, self.callback, self.journal, self.call = problem, callback, journal, call
-        self.frame = problem.frame
+        self.frame, self.inputs = problem.frame, inputs_soon(problem)
         self.seconds = {"read": time.perf_counter() - problem.clock}
         self.notes, self.doubts, self.remarks = list(texts(problem.findings)), list(problem.doubts), list[str]()
+        self.of_linear: tuple[str, ...] = ()  # doubts of the linear stage, which may be done once more
         self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
         self.cancelled, self.told_before, self.fraction = False, 0, 0.0
         self.start: Start | None = None
@@ -223,7 +224,7 @@ class Run:
             values = {
                 "matrix": pair.linear.tolist(), "similarity": self.similarity_linear, "reason": self.reason,
                 "least_gain": self.least_gain, "notes": self.notes[self.told_before :],
-                "doubts": list(self.doubts), "remarks": list(self.remarks),
+                "doubts": list(self.doubts), "doubts of the stage": list(self.of_linear), "remarks": list(self.remarks),
                 "chosen": None if self.settings is self.problem.settings else chosen_metrics(self.settings),
             }  # fmt: skip
             self.journal.keep(LINEAR, lambda: Entry(values), write=True)
@@ -246,6 +247,7 @@ class Run:
         )  # fmt: skip
         self.notes.extend(values["notes"])
         self.doubts, self.remarks = list(values["doubts"]), list(values["remarks"])
+        self.of_linear = tuple(values["doubts of the stage"])
         if values["chosen"] is not None:
             self.settings = with_chosen_metrics(self.settings, values["chosen"])
 
@@ -339,8 +341,8 @@ class Run:
         )
         self.similarity_linear, self.cancelled = found.similarity, found.cancelled
         self.notes.extend(found.notes)
-        doubts = () if start is None else start.doubts  # which hold no longer where it was not begun there
-        self.doubts = [d for d in self.doubts if d not in doubts] + [d for d in doubts if not found.by_whole_images]
+        self.doubts = [d for d in self.doubts if d not in self.of_linear] + list(found.doubts)
+        self.of_linear = found.doubts
         self.remarks = [r for r in self.remarks if r != BY_WHOLE_IMAGES] + [BY_WHOLE_IMAGES] * found.by_whole_images
         shape = np.linalg.solve(pair.linear, found.matrix)[:-1, :-1]
         self.notes.extend(on_volume(shape.astype(np.float64), problem.moving.name, problem.fixed.name))
@@ -491,7 +493,7 @@ class Run:
             peak_device_memory_mb=peak_device_memory_mb(problem.device),
             versions=versions(),
             settings={name: as_json(asdict(part)) for name, part in settings.parts.items()},
-            inputs=inputs_of(problem),
+            inputs=self.inputs(),
             call=self.call,
             warnings=tuple(self.notes),
             **measured,

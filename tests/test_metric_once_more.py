@@ -96,7 +96,7 @@ def test_what_the_linear_stage_left_in_doubt_is_told_by_a_run_that_is_taken_up_b
         return replace(find_start(*a, **k), doubts=("what speaks against the start",))
 
     def by_whole_images(*a: Any, **k: Any) -> LinearResult:
-        return replace(optimise_linear(*a, **k), by_whole_images=True)
+        return replace(optimise_linear(*a, **k), by_whole_images=True, doubts=())
 
     kept: dict[str, Any] = {
         "checkpoint": tmp_path,

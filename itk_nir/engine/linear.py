@@ -22,7 +22,7 @@ from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed, valu
 from itk_nir.engine.linear_metrics import with_filled_bins
 from itk_nir.engine.linear_search import Start, find_start
 from itk_nir.engine.metrics import Metric, MutualInformation, look_at_images, mean_of
-from itk_nir.engine.progress import Callback
+from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.restriction import without_held_axes
 from itk_nir.engine.settings import LinearSettings
 
@@ -71,6 +71,8 @@ class LinearResult:
         What was found odd, one sentence each.
     by_whole_images : bool
         Whether the masks showed too little, and the whole images were aligned.
+    doubts : tuple of str
+        Of the start that it was found from.
     """
 
     matrix: F64
@@ -78,6 +80,7 @@ class LinearResult:
     cancelled: bool
     notes: tuple[str, ...] = ()
     by_whole_images: bool = False
+    doubts: tuple[str, ...] = ()
 
 
 def optimise_linear(
@@ -178,30 +181,45 @@ def optimise_linear(
                 )
             base, found = begin, at_start
     tried = (base is begin or judged.most < FEW) and start is not None and not (cancelled or known)
-    whole = _by_whole_images(pair, base, kind, settings, metrics, threads, clock, restrict, alone) if tried else None
-    base, similarity = (base, found[0]) if whole is None else (whole, value(judged, whole, metrics))
+    around = threads, callback, clock, restrict, alone
+    whole, cancelled = _by_whole_images(pair, base, kind, settings, metrics, *around) if tried else (None, cancelled)
+    similarity, doubts = found[0], () if start is None else start.doubts
+    if whole is not None:
+        base, doubts = np.asarray(np.linalg.solve(pair.linear, whole.matrix), dtype=np.float64), whole.doubts
+        similarity = value(judged, base, metrics)
     if alone and base is not begin and not cancelled and look_at_images(metrics):
         base, finer, cancelled = refined(descent, normalised, base, kind, FINE_RADII * radius, threads)
         similarity = similarity if finer is None else finer
     # Free parameters alone have moved: what there is along held axes is rounding.
     base = without_held_axes(base, pair.fixed_geometry, restrict)
     matrix = given if base is begin else pair.linear @ base
-    return LinearResult(matrix, similarity, cancelled, tuple(notes), whole is not None)
+    return LinearResult(matrix, similarity, cancelled, tuple(notes), whole is not None, doubts)
 
 
 def _by_whole_images(
     pair: Pair, found: F64, kind: str, settings: LinearSettings, metrics: Sequence[tuple[float, Metric]], threads: int,
-    clock: float, restrict: Sequence[float], alone: bool,
-) -> F64 | None:  # fmt: skip
+    callback: Callback | None, clock: float, restrict: Sequence[float], alone: bool,
+) -> tuple[LinearResult | None, bool]:  # fmt: skip
     """The map between the images without their masks, where what these show has more in common under it than under what
-    was found, and clearly more unless that is where the images lay; else None."""
+    was found, and clearly more unless that is where the images lay, else None; and whether the caller asked to stop."""
+
     if not (pair.masked and look_at_images(metrics)):
-        return None
-    whole = pair.without_masks()
-    start = find_start(whole, kind, settings, threads=threads, clock=clock, restrict=restrict, alone=alone)
-    result = optimise_linear(
-        whole, kind, settings, metrics, start=start, threads=threads, clock=clock, restrict=restrict
+        return None, False
+
+    def tell(progress: Progress) -> bool:
+        return callback is not None and bool(callback(replace(progress, fraction=1.0)))  # of what was expected
+
+    whole, heard = pair.without_masks(), None if callback is None else tell
+    start = find_start(
+        whole, kind, settings, threads=threads, callback=heard, clock=clock, restrict=restrict, alone=alone
     )  # fmt: skip
+    if start.cancelled:
+        return None, True
+    result = optimise_linear(
+        whole, kind, settings, metrics, start=start, threads=threads, callback=heard, clock=clock, restrict=restrict
+    )  # fmt: skip
+    if result.cancelled:
+        return None, True
     base = np.asarray(np.linalg.solve(pair.linear, result.matrix), dtype=np.float64)
     # Few voxels tell little at the levels on which maps are found.
     size = min(max(pair.fixed_geometry.size), FINEST[pair.fixed_geometry.dimension])
@@ -209,7 +227,8 @@ def _by_whole_images(
     # Metrics of windows rise with edges of unlike contrasts that are laid on each other, the more so in a small mask.
     information = [(w, MutualInformation()) for w, _ in metrics]
     least = 1.0 if np.array_equal(found, linear_starts.as_they_lie(pair)) else BETTER
-    return base if value(finest, base, information) > least * value(finest, found, information) else None
+    better = value(finest, base, information) > least * value(finest, found, information)
+    return result if better else None, False
 
 
 def _levels(pair: Pair, settings: LinearSettings) -> tuple[tuple[int, ...], tuple[int, ...]]:

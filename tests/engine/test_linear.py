@@ -404,8 +404,8 @@ def test_cancelled_while_the_starts_are_tried(make_case: Callable[..., Any], at:
     np.testing.assert_array_equal(found.matrix, start.matrix)
 
 
-@BOTH
-def test_masks_that_show_too_little_are_aligned_with_the_whole_images(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_mask(d: int) -> tuple[Any, Any, Any, np.ndarray, np.ndarray]:
+    """A phantom whose moving side is turned and shifted; the images, a mask, points inside, and where they belong."""
     p = brain_phantom(d, (120, 140) if d == 2 else (52, 60, 52), seed=0)
     g, centre, turn = p.geometry, p.geometry.centre, turned(d, np.deg2rad(10), 0.0)
     shift = np.array([12.0, -9.0, 5.0])[:d]
@@ -414,12 +414,42 @@ def test_masks_that_show_too_little_are_aligned_with_the_whole_images(d: int, mo
     inside = mask & (p.fixed_labels > 0)
     x = g.grid()[inside]
     truth = (x + p.displacement[inside] - centre) @ turn.T + centre + shift
-    images = to_sitk(p.fixed, g), to_sitk(p.moving, about_centre(g, turn, shift))
+    moving = to_sitk(p.moving, about_centre(g, turn, shift))
+    return to_sitk(p.fixed, g), moving, to_sitk(mask.astype(np.uint8), g), x, truth
+
+
+@pytest.mark.filterwarnings("ignore::itk_nir.VerdictWarning")
+@pytest.mark.parametrize("at", [1, 40])
+def test_the_alignment_of_whole_images_can_be_stopped(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    fixed, moving, mask, *_ = small_mask(2)
+    begun, look = [False], linear.find_start
+
+    def noted(*a: Any, **k: Any) -> Any:
+        begun[0] = True
+        return look(*a, **k)
+
+    monkeypatch.setattr(linear, "find_start", noted)
+    fractions: list[float] = []
+    inside = 0
+
+    def stop(progress: Any) -> bool:
+        nonlocal inside
+        inside += begun[0] and progress.stage == "linear"
+        fractions.append(progress.fraction)
+        return inside >= at
+
+    result = itk_nir.register(fixed, moving, fixed_mask=mask, preset="fast", linear="rigid", threads=1, callback=stop)
+    assert result.report.stop == "cancelled"
+    assert inside == at
+    assert fractions == sorted(fractions)
+
+
+@BOTH
+def test_masks_that_show_too_little_are_aligned_with_the_whole_images(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed, moving, mask, x, truth = small_mask(d)
 
     def error() -> tuple[float, itk_nir.RegistrationResult]:
-        result = itk_nir.register(
-            *images, fixed_mask=to_sitk(mask.astype(np.uint8), g), preset="fast", linear="rigid", threads=1
-        )
+        result = itk_nir.register(fixed, moving, fixed_mask=mask, preset="fast", linear="rigid", threads=1)
         return float(np.linalg.norm(result.transform_points(x) - truth, axis=1).mean()), result
 
     found, result = error()
@@ -427,7 +457,7 @@ def test_masks_that_show_too_little_are_aligned_with_the_whole_images(d: int, mo
     assert result.report.verdict is not None
     assert result.report.verdict.grade == "good"
     assert "the whole images were aligned" in str(result.report.verdict)
-    monkeypatch.setattr(linear, "_by_whole_images", lambda *_: None)
+    monkeypatch.setattr(linear, "_by_whole_images", lambda *_: (None, False))
     with pytest.warns(itk_nir.VerdictWarning):
         without, _ = error()
     assert without > 10.0
