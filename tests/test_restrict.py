@@ -168,7 +168,7 @@ def test_linear_maps_displace_along_free_axes_alone(seed: int, kind: str, restri
         [20, 24, 18][:d], [1.0, 1.5, 2.0][:d], rng.uniform(-50, 50, d), turned(d, *rng.uniform(-2, 2, 2))
     )
     model = LinearMap(grid, kind, restrict)
-    matrix = model.in_lps(torch.from_numpy(rng.uniform(-8, 8, len(model.free))))
+    matrix = model.in_lps(torch.from_numpy(rng.uniform(-8, 8, len(model.moving))))
     points = grid.grid().reshape(-1, d)
     moved = LinearTransform(matrix).map(points) - points
     held, free = along_axes(moved, grid, restrict)

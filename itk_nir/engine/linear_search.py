@@ -45,6 +45,10 @@ CLOSE, ELSEWHERE, RIVALS, CLEARLY = 0.85, 4.0, 4, 1.08
 #: The share of the similarity of a best end that turns the images far from which on a rival leaves open which is right.
 AS_GOOD = 0.97
 
+#: How alike an end that turns the images far must be after a turn back by right angles, as a share of what it is, to be
+#: taken with that: the object does not show such turns, and its header is believed. Brains are far less alike.
+ALIKE_TURNED_BACK = 0.97
+
 #: How alike starts with the centres of mass beside each other must be before they are followed, as a share of the best
 #: end: 0.88 and more where one image shows a part that no other start finds, 0.8 and less mostly where all is right.
 BESIDE_GAIN = 0.82
@@ -151,6 +155,8 @@ def find_start(
     doubts: tuple[str, ...] = ()
     if turns and images and not cancelled:
         best, doubts = search.against_rivals(best, plain)
+        back = search.turned_back(best, masses[0])
+        best, doubts = back, doubts if back is best else ()
     over = max((t for t in tried if t.mirrored), key=lambda t: t.similarity, default=None)
     if over is None or over.similarity * MIRRORED_DOUBT <= likely.similarity:
         return Start(best.matrix, cancelled, tuple(notes), doubts)
@@ -335,6 +341,17 @@ class _Search:
             f"the linear stage turned the moving image by {angle:.0f} degrees, and another place is as good (mutual "
             f"information {told:.2f} against {now.similarity:.2f}); give an initial transform",
         )
+
+    def turned_back(self, end: _Tried, fixed: Mass) -> _Tried:
+        """An end that turns the images far, with the least turn that a symmetric object does not tell from it."""
+        if not (end.turned and isinstance(self.metric, MutualInformation)):
+            return end
+        search = self if end.resize is None else self._after(end.resize)
+        turned = [end.base @ turn for turn in linear_starts.by_right_angles(self.pair, fixed)]
+        least, *alike = informations(search.level, [end.base, *turned], self.metric)
+        ends = [end.base, *(t for t, a in zip(turned, alike, strict=True) if a >= ALIKE_TURNED_BACK * least)]
+        base = min(ends, key=linear_starts.angle)
+        return end if base is end.base else replace(end, base=base, turned=linear_starts.angle(base) > GREAT_TURN)
 
     @property
     def may_resize(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import torch
@@ -164,6 +164,27 @@ def turned_beside(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
                 beside[:-1, -1] += spread * pair.fixed_geometry.rotation @ step
                 out.append(beside)
     return out
+
+
+def by_right_angles(pair: Pair, fixed: Mass) -> list[F64]:
+    """Rotations by right angles about the fixed image's axes and centre of mass: what a box or a disc does not show.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+    fixed : Mass
+        Of `masses`.
+
+    Returns
+    -------
+    list of ndarray
+        ``(d + 1, d + 1)`` LPS, 3 of a plane and 23 of a volume.
+    """
+    d, axes = pair.fixed_geometry.dimension, pair.fixed_geometry.rotation
+    turns = [np.diag(s) @ np.eye(d)[list(p)] for p in permutations(range(d)) for s in product((1.0, -1.0), repeat=d)]
+    right = [t for t in turns if np.linalg.det(t) > 0 and not np.array_equal(t, np.eye(d))]
+    return [about(axes @ t @ axes.T, fixed.centre, fixed.centre) for t in right]
 
 
 def size_ratio(pair: Pair, fixed: Mass, moving: Mass) -> float:

@@ -7,12 +7,16 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 
+import itk_nir
+from itk_nir.engine.ops import cuda
 from itk_nir.engine.ops.cuda import sums
 from itk_nir.engine.ops.cuda.compiler import Compiler, CompilerError, runtime_compiler, text_of
 from itk_nir.engine.ops.cuda.driving import Driver, DriverError
@@ -168,3 +172,46 @@ def test_shared_memory_of_a_histogram() -> None:
     assert sums._copies(32) == 4
     assert sums._copies(64) == 1
     assert sums._copies(65) == 0
+
+
+def test_all_is_compiled_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A radius that cannot be had is no reason to do without the rest; a file is."""
+    device, refused, asked, loaded = torch.device("cuda", 0), {("lncc.cu", ("RADIUS=8",))}, set(), []
+
+    def compiled(file: str, architecture: str, defines: tuple[str, ...]) -> bytes:
+        asked.add((file, defines))
+        assert architecture == "sm_90"
+        if (file, defines) in refused:
+            raise CompilerError("too much shared memory")
+        return b""
+
+    monkeypatch.setattr(cuda, "compiled", compiled)
+    monkeypatch.setattr(cuda, "architecture_of", lambda _: "sm_90")
+    monkeypatch.setattr(cuda, "module_on", lambda file, defines, where: loaded.append(file))
+    cuda.load(device)
+    assert set(loaded) == {file for file in TEXTS if file != "lncc.cu"}
+    assert {file for file, _ in asked} == set(TEXTS)
+    refused.add(("warp.cu", ()))
+    with pytest.raises(CompilerError, match="shared memory"):
+        cuda.load(device)
+
+
+def test_the_presets_use_no_other_radii() -> None:
+    used = {itk_nir.make_settings(name).linear.linear_radius for name in ("fast", "default", "accurate")}
+    for name in ("fast", "default", "accurate"):
+        used |= set(itk_nir.make_settings(name).deformable.radius)
+    assert used <= set(cuda.USUAL_RADII)
+
+
+def test_threads_compile_to_the_same_code() -> None:
+    compiler = nvrtc()
+    if compiler is None:
+        pytest.skip("no NVRTC here: pip install nvidia-cuda-nvrtc-cu12")
+
+    def code(file: str) -> bytes:
+        return compiler.compile(text_of(file), compiler.options("sm_90"))
+
+    some = ("adam.cu", "banded.cu", "matching.cu", "warp.cu")
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(code, some))
+    assert together == [code(file) for file in some]

@@ -7,7 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from itk_nir import register
+from itk_nir.engine.linear_starts import angle
 from itk_nir.geometry import Geometry
+from itk_nir.images import to_sitk
+from tests.grids import about_centre, turned
 
 Sides = tuple[tuple[int, int], tuple[int, int]]
 
@@ -43,3 +46,17 @@ def test_boxes_of_unlike_size_meet(metric: str, fixed: Sides, moving: Sides, mos
     result = register(*pair, linear="affine", deformable=False, metric=metric, preset="fast", threads=1)
     found = result.affine.map(corners(*fixed))
     assert np.linalg.norm(found - corners(*moving), axis=1).max() < most
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("turn", [100, 140, 220, 260])
+def test_a_turn_that_an_object_does_not_show_is_not_made(turn: int) -> None:
+    """What a header turns a long box by shows up to half a turn."""
+    sides = (25, 75), (35, 65)
+    shape = box(*sides)
+    moving = to_sitk(shape, about_centre(GRID, turned(2, np.deg2rad(turn)), np.zeros(2)))
+    result = register(to_sitk(shape, GRID), moving, linear="rigid", deformable=False, preset="fast", threads=1)
+    assert angle(result.affine.matrix) == pytest.approx(abs(180 - turn), abs=1.0)
+    inside = result.affine.map(corners(*sides))
+    reach = np.linalg.norm(inside - GRID.index_to_physical([[49.5, 49.5]]), axis=1)
+    np.testing.assert_allclose(reach, np.linalg.norm(np.ptp(corners(*sides), axis=0)) / 2, atol=1.0)

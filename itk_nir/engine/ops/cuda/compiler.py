@@ -41,7 +41,8 @@ def text_of(file: str) -> str:
     return (folder / "common.cuh").read_text("utf-8") + (folder / file).read_text("utf-8")
 
 
-def compiled(file: str, architecture: str, defines: Sequence[str] = ()) -> bytes:
+@lru_cache(maxsize=64)  # a cache folder may not be writable
+def compiled(file: str, architecture: str, defines: tuple[str, ...] = ()) -> bytes:
     """The code of one file of kernels for a card.
 
     Parameters
@@ -50,7 +51,7 @@ def compiled(file: str, architecture: str, defines: Sequence[str] = ()) -> bytes
         Its name.
     architecture : str
         Such as ``"sm_90"`` or ``"gfx90a"``.
-    defines : sequence of str
+    defines : tuple of str
         Macros, such as ``"RADIUS=5"``.
 
     Returns
@@ -77,7 +78,7 @@ def compiled(file: str, architecture: str, defines: Sequence[str] = ()) -> bytes
         part.write_bytes(code)
         part.replace(kept)
     except OSError:
-        # A cache that cannot be written to costs a second each time, no more.
+        # A cache that cannot be written to costs seconds in each process, no more.
         return code
     return code
 

@@ -282,7 +282,7 @@ def takes_radius(radius: int, device: torch.device) -> bool:
     if not (1 <= radius <= LARGEST_RADIUS and _window_memory(radius, 3) <= most_shared(device)):
         return False
     try:
-        launching.module_on("lncc.cu", _defines(radius), device)
+        launching.module_on("lncc.cu", radius_macros(radius), device)
     except RuntimeError as error:  # CompilerError, DriverError
         warnings.warn(
             f"itk_nir: the kernels of the local correlation are not available ({error}); torch's own ops run instead",
@@ -293,7 +293,18 @@ def takes_radius(radius: int, device: torch.device) -> bool:
     return True
 
 
-def _defines(radius: int) -> tuple[str, ...]:
+def radius_macros(radius: int) -> tuple[str, ...]:
+    """What the file of the local correlation is compiled with for a radius.
+
+    Parameters
+    ----------
+    radius : int
+        Of the window, voxels.
+
+    Returns
+    -------
+    tuple of str
+    """
     return (f"RADIUS={radius}",)
 
 
@@ -365,7 +376,7 @@ class LnccFixed:
         tuple
             The arguments and the options of `launching.launch`.
         """
-        options = {"shared": _window_memory(self.radius, arrays), "defines": _defines(self.radius)}
+        options = {"shared": _window_memory(self.radius, arrays), "defines": radius_macros(self.radius)}
         return ("lncc.cu", kernel, self.grid, (*WINDOW_BLOCK, 1), *arguments), options
 
     def statistics(self, moving: Tensor, maps: Tensor | None, partial: Tensor) -> Words:
