@@ -343,8 +343,11 @@ class _Search:
         )
 
     def turned_back(self, end: _Tried, fixed: Mass) -> _Tried:
-        """An end that turns the images far, with the least turn that a symmetric object does not tell from it."""
-        if not (end.turned and isinstance(self.metric, MutualInformation)):
+        """An end that turns the images far, with the least turn that a symmetric object does not tell from it.
+
+        Landmarks and labels may tell what the images do not show.
+        """
+        if not (end.turned and isinstance(self.metric, MutualInformation)) or self.pair.known is not None:
             return end
         search = self if end.resize is None else self._after(end.resize)
         turned = [end.base @ turn for turn in linear_starts.by_right_angles(self.pair, fixed)]

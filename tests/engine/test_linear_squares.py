@@ -60,3 +60,16 @@ def test_a_turn_that_an_object_does_not_show_is_not_made(turn: int) -> None:
     inside = result.affine.map(corners(*sides))
     reach = np.linalg.norm(inside - GRID.index_to_physical([[49.5, 49.5]]), axis=1)
     np.testing.assert_allclose(reach, np.linalg.norm(np.ptp(corners(*sides), axis=0)) / 2, atol=1.0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_landmarks_tell_the_turn_of_an_object_that_does_not_show_it() -> None:
+    sides = (25, 75), (25, 75)
+    shape, turn = box(*sides), turned(2, np.deg2rad(90))
+    moving = about_centre(GRID, turn, np.zeros(2))
+    index = np.array([[30.0, 35.0], [70.0, 40.0], [45.0, 72.0]])
+    points = {"fixed_landmarks": GRID.index_to_physical(index), "moving_landmarks": moving.index_to_physical(index)}
+    pair = to_sitk(shape, GRID), to_sitk(shape, moving)
+    result = register(*pair, linear="rigid", deformable=False, preset="fast", threads=1, **points)
+    assert angle(result.affine.matrix) == pytest.approx(90, abs=2.0)
+    assert angle(register(*pair, linear="rigid", deformable=False, preset="fast", threads=1).affine.matrix) < 2.0
