@@ -19,6 +19,9 @@ LABEL_TOLERANCE, LANDMARK_TOLERANCE = 0.005, 0.25
 #: Overlap below which a result is doubtful, and mutual information below which two images tell nothing of each other.
 LEAST_OVERLAP, LEAST_INFORMATION = 0.4, 0.01
 
+#: Overlap below which there is no metric that a map with more of it could be worse by.
+NO_OVERLAP = 0.05
+
 #: Mean inverse error, in voxels, above which a result is doubtful, and the share of folded voxels in percent.
 MOST_INVERSE_ERROR, MOST_FOLDS = 0.5, 0.1
 
@@ -89,6 +92,8 @@ def worse(now: Measures, before: Measures, *, clearly: bool = True) -> list[str]
             ("mutual information", now.mutual_information, before.mutual_information, INFORMATION_TOLERANCE),
         )
     ]
+    if before.overlap < NO_OVERLAP < now.overlap:  # a metric that may be below zero is above it where there is nothing
+        del found[0]
     least = not clearly and all(end < start for _, end, start, _ in found)
     return [
         f"{name} is {end:.3f}, before {start:.3f}"

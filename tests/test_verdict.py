@@ -61,6 +61,18 @@ def test_worse_where_the_metric_is_below_zero() -> None:
     assert len(worse(Measures(-0.3, 0.0, 1.0), before)) == 1
 
 
+def test_nothing_is_worse_than_a_start_without_overlap_by_its_metric() -> None:
+    nothing, little = Measures(0.0, 0.0, 0.0), Measures(0.4, 0.3, 0.02)
+    for before in (nothing, little):
+        assert worse(Measures(-0.1, 0.1, 0.9), before) == []
+        verdict = judge(before, Measures(-0.1, 0.1, 0.9), **FINE)
+        assert verdict.grade == "doubtful"
+        assert "little in common" in verdict.reasons[0]
+    assert worse(nothing, nothing) == []
+    assert len(worse(Measures(-0.1, 0.0, 0.9), Measures(0.4, 0.3, 0.06))) == 2
+    assert worse(Measures(-0.1, 0.001, 0.9), little) == ["mutual information is 0.001, before 0.006"]
+
+
 def test_good() -> None:
     verdict = judge(START, END, **FINE)
     assert verdict == Verdict("good")

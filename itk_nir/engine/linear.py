@@ -20,7 +20,7 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.linear_fine import refined
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed, value
 from itk_nir.engine.linear_metrics import with_filled_bins
-from itk_nir.engine.linear_search import Start, find_start
+from itk_nir.engine.linear_search import LEAST_OVERLAP, Start, find_start
 from itk_nir.engine.metrics import Metric, MutualInformation, look_at_images, mean_of
 from itk_nir.engine.progress import Callback, Progress
 from itk_nir.engine.restriction import without_held_axes
@@ -162,10 +162,12 @@ def optimise_linear(
     # By the metric and by mutual information, each times the overlap.
     measures = metrics, [(w, MutualInformation()) for w, _ in metrics]
     judged = levels[len(settings.linear_size) - 1]
+    base = _where_they_overlap(judged, base, start, notes)
     found, at_start = ([value(judged, m, by) for by in measures] for m in (base, begin))
     # A map that brings landmarks or labels together need not please the images too.
     known = pair.known is not None and agreed(judged, base, metrics) > agreed(judged, begin, metrics)
-    if not cancelled and not known and look_at_images(metrics):
+    # A start that leaves nothing to compare is no way back.
+    if not cancelled and not known and look_at_images(metrics) and judged.overlap(begin) >= LEAST_OVERLAP:
         little, chance = mean_of(metrics, "little_evidence"), CHANCE / judged.most
         # Few positions hold much information by chance; a metric of another kind may know better.
         little_found = found[0] < LEAST_EVIDENCE * little or (found[1] < chance and found[0] < max(little, chance))
@@ -194,6 +196,15 @@ def optimise_linear(
     base = without_held_axes(base, pair.fixed_geometry, restrict)
     matrix = given if base is begin else pair.linear @ base
     return LinearResult(matrix, similarity, cancelled, tuple(notes), whole is not None, doubts)
+
+
+def _where_they_overlap(level: LinearLevel, found: F64, start: Start | None, notes: list[str]) -> F64:
+    """The map that was found; that of the start where it left hardly any overlap, which a metric prefers that is below
+    zero for images so unlike."""
+    if start is None or level.overlap(found) >= LEAST_OVERLAP or level.overlap(start.matrix) < LEAST_OVERLAP:
+        return found
+    notes.append("linear stage: the metric led to where the images do not overlap; the start was kept")
+    return start.matrix
 
 
 def _by_whole_images(

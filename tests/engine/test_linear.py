@@ -461,3 +461,19 @@ def test_masks_that_show_too_little_are_aligned_with_the_whole_images(d: int, mo
     with pytest.warns(itk_nir.VerdictWarning):
         without, _ = error()
     assert without > 10.0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_metric_below_zero_leads_nowhere_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By mean squares nothing is better than another contrast: the start by mutual information is kept, and told."""
+    p = brain_phantom(2, (60, 72), seed=0)
+    other = np.where(p.moving_labels > 0, 400 - 3 * p.moving, 0).astype(np.float32)
+    images = to_sitk(p.fixed, p.geometry), to_sitk(other, about_centre(p.geometry, np.eye(2), np.array([500.0, 300.0])))
+    call: dict[str, Any] = {"preset": "fast", "metric": "mse", "deformable": False, "threads": 1}
+    report = itk_nir.register(*images, **call).report
+    assert report.evidence["linear"].overlap > 0.7
+    assert any("the start was kept" in w for w in report.warnings)
+    assert report.verdict is not None
+    assert report.verdict.grade == "doubtful"
+    monkeypatch.setattr(linear, "_where_they_overlap", lambda level, found, *_: found)
+    assert itk_nir.register(*images, **call).report.evidence["linear"].overlap < 0.05
