@@ -164,3 +164,15 @@ def test_abdomens_in_two_modalities_whose_headers_turn_one(data: Path) -> None:
     points = np.array([fixed.TransformContinuousIndexToPhysicalPoint(i.tolist()) for i in index])
     usual, turned = (itk_nir.register(fixed, image, preset="fast").transform_points(points) for image in (moving, lies))
     assert np.linalg.norm((turned - centre) @ turn + centre - usual, axis=1).mean() < 2 * fixed.GetSpacing()[0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_abdomens_by_a_metric_that_holds_them_worse_than_nothing(data: Path) -> None:
+    """Of CT and MR mean squares are far below zero, which they are not where nothing overlaps."""
+    fixed, moving = (sitk.ReadImage(str(p)) for p in needed(data / "abdomen_ct_mr", "fixed.nii.gz", "moving.nii.gz"))
+    report = itk_nir.register(fixed, moving, preset="fast", metric="mse", iterations=(3, 1, 0), **RUN).report
+    assert report.evidence["start"].overlap == 0
+    assert report.evidence["linear"].overlap > 0.8
+    assert any("the start was kept" in w for w in report.warnings)
+    assert report.verdict is not None
+    assert report.verdict.grade == "doubtful"

@@ -37,6 +37,9 @@ CHANCE = 150.0
 #: Windows of the finer levels are so many times as wide, in samples: there is more noise, and less to be found.
 FINE_RADII = 4
 
+#: The share of the overlap of the start that a metric below zero must keep.
+LEAST_KEPT = 0.5
+
 #: By how much more alike the images must be without a rigid map first for that to be given up, where no deformation
 #: follows.
 DIRECT_GAIN = 0.05
@@ -162,7 +165,7 @@ def optimise_linear(
     # By the metric and by mutual information, each times the overlap.
     measures = metrics, [(w, MutualInformation()) for w, _ in metrics]
     judged = levels[len(settings.linear_size) - 1]
-    base = _where_they_overlap(judged, base, start, notes)
+    base = _where_they_overlap(judged, base, start, metrics, notes)
     found, at_start = ([value(judged, m, by) for by in measures] for m in (base, begin))
     # A map that brings landmarks or labels together need not please the images too.
     known = pair.known is not None and agreed(judged, base, metrics) > agreed(judged, begin, metrics)
@@ -198,12 +201,17 @@ def optimise_linear(
     return LinearResult(matrix, similarity, cancelled, tuple(notes), whole is not None, doubts)
 
 
-def _where_they_overlap(level: LinearLevel, found: F64, start: Start | None, notes: list[str]) -> F64:
-    """The map that was found; that of the start where it left hardly any overlap, which a metric prefers that is below
-    zero for images so unlike."""
-    if start is None or level.overlap(found) >= LEAST_OVERLAP or level.overlap(start.matrix) < LEAST_OVERLAP:
+def _where_they_overlap(
+    level: LinearLevel, found: F64, start: Start | None, metrics: Sequence[tuple[float, Metric]], notes: list[str]
+) -> F64:
+    """The map that was found; that of the start where it lost half of the overlap by a metric below zero, which gains
+    by that: of images so unlike the metric tells nothing."""
+    if start is None or level.known is not None or value(level, found, metrics) > 0:
         return found
-    notes.append("linear stage: the metric led to where the images do not overlap; the start was kept")
+    left, there = (level.overlap(m) * level.most_under(m) for m in (found, start.matrix))  # positions
+    if left >= LEAST_KEPT * there:
+        return found
+    notes.append("linear stage: the metric led to where the images overlap less; the start was kept")
     return start.matrix
 
 

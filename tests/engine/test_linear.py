@@ -15,7 +15,8 @@ import itk_nir
 from itk_nir.engine import linear
 from itk_nir.engine.images import Pair, as_volume
 from itk_nir.engine.linear import LinearResult, optimise_linear
-from itk_nir.engine.linear_search import find_start
+from itk_nir.engine.linear_level import LinearLevel
+from itk_nir.engine.linear_search import Start, find_start
 from itk_nir.engine.metrics import METRICS, Metric
 from itk_nir.engine.progress import Progress
 from itk_nir.engine.settings import LinearSettings
@@ -463,17 +464,22 @@ def test_masks_that_show_too_little_are_aligned_with_the_whole_images(d: int, mo
     assert without > 10.0
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_metric_below_zero_leads_nowhere_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By mean squares nothing is better than another contrast: the start by mutual information is kept, and told."""
-    p = brain_phantom(2, (60, 72), seed=0)
-    other = np.where(p.moving_labels > 0, 400 - 3 * p.moving, 0).astype(np.float32)
-    images = to_sitk(p.fixed, p.geometry), to_sitk(other, about_centre(p.geometry, np.eye(2), np.array([500.0, 300.0])))
-    call: dict[str, Any] = {"preset": "fast", "metric": "mse", "deformable": False, "threads": 1}
-    report = itk_nir.register(*images, **call).report
-    assert report.evidence["linear"].overlap > 0.7
-    assert any("the start was kept" in w for w in report.warnings)
-    assert report.verdict is not None
-    assert report.verdict.grade == "doubtful"
-    monkeypatch.setattr(linear, "_where_they_overlap", lambda level, found, *_: found)
-    assert itk_nir.register(*images, **call).report.evidence["linear"].overlap < 0.05
+@BOTH
+def test_a_map_that_lost_its_overlap_gives_way_to_the_start(make_case: Callable[..., Any], d: int) -> None:
+    """A metric below zero is above it where there is nothing to compare."""
+    case = make_case(d, N[d], linear=np.eye(d + 1), given=np.eye(d + 1), amplitude=0.0)
+    here, away, part = np.eye(d + 1), np.eye(d + 1), np.eye(d + 1)
+    away[0, -1], part[0, -1] = 1e4, 0.8 * case.fixed.size[0] * case.fixed.spacing[0]
+    unlike, alike = (
+        LinearLevel.of_size(pair, pair.normalised(), 24, 2, 1)
+        for pair in (changed(case.pair, moving=-case.pair.moving), case.pair)
+    )
+    metrics, notes = named("mse"), list[str]()
+    for found, start, wanted in ((here, away, here), (away, away, away), (here, here, here)):
+        assert linear._where_they_overlap(unlike, found, Start(start), metrics, notes) is wanted
+    assert linear._where_they_overlap(unlike, away, None, metrics, notes) is away
+    assert linear._where_they_overlap(alike, here, Start(part), metrics, notes) is here
+    assert notes == []
+    for found in (away, part):
+        assert linear._where_they_overlap(unlike, found, Start(here), metrics, notes) is here
+        assert "the start was kept" in notes.pop()
