@@ -98,7 +98,7 @@ def inputs_of(problem: Problem) -> dict[str, str]:
 
 
 def inputs_soon(problem: Problem) -> Callable[[], dict[str, str]]:
-    """`inputs_of` on a thread of its own, so that nothing waits for it: checksums leave Python free.
+    """`inputs_of` on a thread of its own where there may be another, so that nothing waits: checksums leave Python free.
 
     Parameters
     ----------
@@ -110,6 +110,8 @@ def inputs_soon(problem: Problem) -> Callable[[], dict[str, str]]:
     callable
         Gives the checksums, and waits for them where it must.
     """
+    if problem.threads == 1:
+        return partial(inputs_of, problem)
     found: Future[dict[str, str]] = Future()
 
     def work() -> None:

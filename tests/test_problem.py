@@ -291,17 +291,22 @@ def test_paths_are_named_in_messages(phantom_2d: Phantom, tmp_path: Path) -> Non
 
 
 def test_checksums_are_the_same_on_a_thread_and_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    p = prepared(3)
+    p, alone = prepared(3, threads=2), prepared(3, threads=1)
     wanted = identity.inputs_of(p)
     assert set(wanted) == {"fixed", "moving"}
     assert identity.inputs_soon(p)() == wanted
+    asked = []
 
     def refused(self: threading.Thread) -> None:
+        asked.append(self)
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refused)
         assert identity.inputs_soon(p)() == wanted
+        assert len(asked) == 1
+        assert identity.inputs_soon(alone)() == wanted
+        assert len(asked) == 1, "one thread is one thread"
 
     def fails(p: Problem) -> dict[str, str]:
         raise MemoryError("none left")

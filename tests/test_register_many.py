@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ def pair() -> tuple[Any, Any]:
 
 def children() -> set[int]:
     """The processes that this one has started and that are still there."""
-    tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
-    return {int(number) for task in tasks for number in (task / "children").read_text().split()}
+    found = set()
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found |= {int(number) for number in (task / "children").read_text().split()}
+    return found
 
 
 def assert_same(a: itk_nir.RegistrationResult | None, b: itk_nir.RegistrationResult) -> None:

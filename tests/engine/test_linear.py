@@ -170,8 +170,7 @@ def resized(case: Any, size: float) -> Any:
     return replace(case, pair=changed(case.pair, moving_geometry=laid), linear=place @ case.linear)
 
 
-@BOTH
-@pytest.mark.parametrize("size", [0.4, 2.5, 12.0])
+@pytest.mark.parametrize(("d", "size"), [(2, 0.4), (2, 2.5), (2, 12.0), (3, 0.4), (3, 12.0)])
 def test_another_size(make_case: Callable[..., Any], d: int, size: float) -> None:
     case = make_case(d, N[d], linear=rigid(d, 0.05, 2.0), given=np.eye(d + 1), amplitude=0.0)
     other = resized(case, size)
