@@ -98,7 +98,7 @@ def inputs_of(problem: Problem) -> dict[str, str]:
 
 
 def inputs_soon(problem: Problem) -> Callable[[], dict[str, str]]:
-    """`inputs_of` on a thread of its own where there may be another, so that nothing waits: checksums leave Python free.
+    """`inputs_of` on a thread of its own where there may be one, so that nothing waits: checksums leave Python free.
 
     Parameters
     ----------
