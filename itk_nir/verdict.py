@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from itk_nir.engine.progress import Measures
+from itk_nir.engine.progress import NO_OVERLAP, Measures
 
 Grade = Literal["good", "doubtful", "worse than the start"]
 
@@ -18,9 +18,6 @@ LABEL_TOLERANCE, LANDMARK_TOLERANCE = 0.005, 0.25
 
 #: Overlap below which a result is doubtful, and mutual information below which two images tell nothing of each other.
 LEAST_OVERLAP, LEAST_INFORMATION = 0.4, 0.01
-
-#: Overlap below which there is no metric that a map with more of it could be worse by.
-NO_OVERLAP = 0.05
 
 #: Mean inverse error, in voxels, above which a result is doubtful, and the share of folded voxels in percent.
 MOST_INVERSE_ERROR, MOST_FOLDS = 0.5, 0.1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,9 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.linear_fine import refined
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed, value
 from itk_nir.engine.linear_metrics import with_filled_bins
-from itk_nir.engine.linear_search import LEAST_OVERLAP, Start, find_start
+from itk_nir.engine.linear_search import Start, find_start
 from itk_nir.engine.metrics import Metric, MutualInformation, look_at_images, mean_of
-from itk_nir.engine.progress import Callback, Progress
+from itk_nir.engine.progress import NO_OVERLAP, Callback, Progress
 from itk_nir.engine.restriction import without_held_axes
 from itk_nir.engine.settings import LinearSettings
 
@@ -170,7 +171,7 @@ def optimise_linear(
     # A map that brings landmarks or labels together need not please the images too.
     known = pair.known is not None and agreed(judged, base, metrics) > agreed(judged, begin, metrics)
     # A start that leaves nothing to compare is no way back.
-    if not cancelled and not known and look_at_images(metrics) and judged.overlap(begin) >= LEAST_OVERLAP:
+    if not cancelled and not known and look_at_images(metrics) and judged.overlap(begin) >= NO_OVERLAP:
         little, chance = mean_of(metrics, "little_evidence"), CHANCE / judged.most
         # Few positions hold much information by chance; a metric of another kind may know better.
         little_found = found[0] < LEAST_EVIDENCE * little or (found[1] < chance and found[0] < max(little, chance))
@@ -186,11 +187,14 @@ def optimise_linear(
                 )
             base, found = begin, at_start
     tried = (base is begin or judged.most < FEW) and start is not None and not (cancelled or known)
-    around = threads, callback, clock, restrict, alone
-    whole, cancelled = _by_whole_images(pair, base, kind, settings, metrics, *around) if tried else (None, cancelled)
+    whole, cancelled = (
+        _by_whole_images(pair, base, kind, settings, metrics, threads, callback, clock, restrict, alone)
+        if tried
+        else (None, cancelled)
+    )
     similarity, doubts = found[0], () if start is None else start.doubts
     if whole is not None:
-        base, doubts = np.asarray(np.linalg.solve(pair.linear, whole.matrix), dtype=np.float64), whole.doubts
+        base, doubts = whole
         similarity = value(judged, base, metrics)
     if alone and base is not begin and not cancelled and look_at_images(metrics):
         base, finer, cancelled = refined(descent, normalised, base, kind, FINE_RADII * radius, threads)
@@ -218,17 +222,13 @@ def _where_they_overlap(
 def _by_whole_images(
     pair: Pair, found: F64, kind: str, settings: LinearSettings, metrics: Sequence[tuple[float, Metric]], threads: int,
     callback: Callback | None, clock: float, restrict: Sequence[float], alone: bool,
-) -> tuple[LinearResult | None, bool]:  # fmt: skip
+) -> tuple[tuple[F64, tuple[str, ...]] | None, bool]:  # fmt: skip
     """The map between the images without their masks, where what these show has more in common under it than under what
-    was found, and clearly more unless that is where the images lay, else None; and whether the caller asked to stop."""
-
+    was found, and clearly more unless that is where the images lay, with what speaks against it, else None; and whether
+    the caller asked to stop."""
     if not (pair.masked and look_at_images(metrics)):
         return None, False
-
-    def tell(progress: Progress) -> bool:
-        return callback is not None and bool(callback(replace(progress, fraction=1.0)))  # of what was expected
-
-    whole, heard = pair.without_masks(), None if callback is None else tell
+    whole, heard = pair.without_masks(), None if callback is None else partial(_tell_of_more, callback)
     start = find_start(
         whole, kind, settings, threads=threads, callback=heard, clock=clock, restrict=restrict, alone=alone
     )  # fmt: skip
@@ -247,7 +247,12 @@ def _by_whole_images(
     information = [(w, MutualInformation()) for w, _ in metrics]
     least = 1.0 if np.array_equal(found, linear_starts.as_they_lie(pair)) else BETTER
     better = value(finest, base, information) > least * value(finest, found, information)
-    return result if better else None, False
+    return (base, result.doubts) if better else None, False
+
+
+def _tell_of_more(callback: Callback, progress: Progress) -> bool:
+    """Tell of what comes after all that was expected."""
+    return bool(callback(replace(progress, fraction=1.0)))
 
 
 def _levels(pair: Pair, settings: LinearSettings) -> tuple[tuple[int, ...], tuple[int, ...]]:

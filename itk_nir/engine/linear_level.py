@@ -17,7 +17,7 @@ from itk_nir.engine.correspondences import LinearCorrespondences
 from itk_nir.engine.images import Pair
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shrink_factor
-from itk_nir.engine.linear_map import Comparing, LinearMap, Measuring
+from itk_nir.engine.linear_map import Comparing, LinearMap, Measuring, corners_from_centre
 from itk_nir.engine.linear_voxels import LinearVoxels
 from itk_nir.engine.metrics import LevelMetric, Metric
 from itk_nir.engine.progress import Callback, Progress
@@ -428,7 +428,7 @@ class LinearDescent:
             As of `run`.
         """
         model = LinearMap(self.pair.fixed_geometry, kind, self.restrict)
-        corners = self._corners()
+        corners = corners_from_centre(self.pair.fixed_geometry)
         model.turn_about(self.settings.linear_rotations)
 
         def reach(a: Tensor, b: Tensor) -> float:
@@ -463,11 +463,6 @@ class LinearDescent:
             base = base @ model.in_lps(found.x)
             cancelled = found.stop == "cancelled"
             ended = found.stop == "converged" and found.evaluations <= 2
-
-    def _corners(self) -> F64:
-        g = self.pair.fixed_geometry
-        corners = (g.corners() - g.centre) @ g.rotation
-        return np.pad(corners, ((0, 0), (0, 3 - g.dimension))).T
 
     def _goes_on(self, level: int, evaluation: int, evaluations: int, cost: float) -> bool:
         self.done += 1

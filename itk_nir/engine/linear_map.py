@@ -113,7 +113,7 @@ class LinearMap:
         rotation, stretch, _, vector, factor = self._factors(x)
         matrix = slopes[:, :3]
         full, turned = np.empty(16), matrix @ (rotation @ stretch).T
-        skew, (_, cosine, cubic) = _skew(vector), _rotation_factors(vector)
+        skew, (_, cosine, cubic) = cross_matrix(vector), _rotation_factors(vector)
         jacobian = np.eye(3) + cosine * skew + cubic * skew @ skew
         turning = np.array([turned[2, 1] - turned[1, 2], turned[0, 2] - turned[2, 0], turned[1, 0] - turned[0, 1]])
         full[:3], full[3:6] = slopes[:, 3], jacobian.T @ turning / self.radius
@@ -179,12 +179,23 @@ def _factors(parameters: bytes, radius: float, d: int) -> tuple[F64, F64, F64, F
     stretch = factor * (np.eye(3) + full[7:].reshape(3, 3) / radius)
     if d == 2:  # nothing moves out of the plane
         stretch = stretch * _PLANE + np.diag([0.0, 0.0, 1.0])
-    skew, (sine, cosine, _) = _skew(vector), _rotation_factors(vector)
+    skew, (sine, cosine, _) = cross_matrix(vector), _rotation_factors(vector)
     return np.eye(3) + sine * skew + cosine * skew @ skew, stretch, full[:3], vector, factor
 
 
-def _skew(v: F64) -> F64:
-    """The matrix that takes a vector to its cross product with another."""
+def cross_matrix(v: F64) -> F64:
+    """The matrix that takes any vector to the cross product of this one with it.
+
+    Parameters
+    ----------
+    v : ndarray
+        ``(3,)``.
+
+    Returns
+    -------
+    ndarray
+        ``(3, 3)``.
+    """
     return np.array([[0.0, -v[2], v[1]], [v[2], 0.0, -v[0]], [-v[1], v[0], 0.0]])
 
 
@@ -199,6 +210,23 @@ def _rotation_factors(vector: F64) -> tuple[float, float, float]:
         )
     angle = math.sqrt(square)
     return math.sin(angle) / angle, 2 * (math.sin(angle / 2) / angle) ** 2, (angle - math.sin(angle)) / (angle * square)
+
+
+def corners_from_centre(geometry: Geometry) -> F64:
+    """The corners of a grid as a `LinearMap` takes them.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The fixed grid.
+
+    Returns
+    -------
+    ndarray
+        ``(3, n)`` mm along the fixed axes, from the centre of the grid.
+    """
+    corners = (geometry.corners() - geometry.centre) @ geometry.rotation
+    return np.pad(corners, ((0, 0), (0, 3 - geometry.dimension))).T
 
 
 class Measuring(Protocol):

@@ -18,7 +18,7 @@ from itk_nir.engine.linear_candidates import informations
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed
 from itk_nir.engine.linear_starts import Mass
 from itk_nir.engine.metrics import Metric, MutualInformation, NoMetric
-from itk_nir.engine.progress import Callback
+from itk_nir.engine.progress import NO_OVERLAP, Callback
 from itk_nir.engine.restriction import held_axes, without_held_axes
 from itk_nir.engine.settings import LinearSettings
 
@@ -56,9 +56,6 @@ BESIDE_GAIN = 0.82
 #: Where no two starts agree, or the best one turns far: how many of the most alike turns are tried after shifts to all
 #: sides, by so many voxels of the search, first and then; and how many times as many of them are followed as else.
 WIDE_SHIFTS, WIDER = ((48, 3.0), (24, 1.5)), 4
-
-#: The overlap (share of the smaller image) below which the images as they lie are no start.
-LEAST_OVERLAP = 0.05
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def find_start(
     shifts = [without_held_axes(s, pair.fixed_geometry, restrict) for s in linear_starts.shifted(pair, *masses)]
     starts = [linear_starts.as_they_lie(pair), *shifts]
     notes: list[str] = []
-    if search.tiny.overlap(starts[0]) < LEAST_OVERLAP:
+    if search.tiny.overlap(starts[0]) < NO_OVERLAP:
         notes.append(
             "the images do not overlap where their headers place them; the linear stage began with their centres on "
             "each other"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine.images import Pair
+from itk_nir.engine.linear_map import cross_matrix
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -317,7 +318,7 @@ def _space_turns() -> list[F64]:
 def _least_turn(axis: F64) -> F64:
     """The rotation by the least angle that takes z to `axis`."""
     v = np.array([-axis[1], axis[0], 0.0])
-    cross = np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+    cross = cross_matrix(v)
     return np.asarray(np.eye(3) + cross + cross @ cross / max(1 + axis[2], 1e-9))
 
 

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from itk_nir.errors import warn_renamed
 
+#: The overlap below which images lie apart: a map that leaves no more is no start, and no metric under it is evidence.
+NO_OVERLAP = 0.05
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -25,6 +25,7 @@ from itk_nir.compat.elastix.linear_parameters import (
 )
 from itk_nir.compat.elastix.stages import RESULT_CLASSES, Stage
 from itk_nir.engine.linear_level import ROUND, LinearLevel, value
+from itk_nir.engine.linear_map import corners_from_centre
 from itk_nir.engine.metrics import Metric, channel_metrics
 from itk_nir.engine.progress import Progress
 from itk_nir.engine.quasi_newton import minimise
@@ -232,8 +233,7 @@ class _Search:
         """Quasi-Newton steps over the free parameters, none of which makes the images less alike."""
         free = _free(one, len(values))
         best, kept, done, ended = np.inf, values, 0, False
-        corners = torch.from_numpy(np.pad((self.grid.corners() - self.grid.centre) @ self.grid.rotation,
-                                          ((0, 0), (0, 3 - self.grid.dimension))).T).float()  # fmt: skip
+        corners = torch.from_numpy(corners_from_centre(self.grid)).float()
         while True:
             model = _Map(one.kind, values, free, centre, before, self.frame)
             near = here.under(self.frame.matrix(model.begin), self.metrics)

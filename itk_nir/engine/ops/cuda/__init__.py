@@ -14,6 +14,7 @@ from itk_nir.engine.ops.cuda.adam import adam
 from itk_nir.engine.ops.cuda.compiler import compiled
 from itk_nir.engine.ops.cuda.compositions import Compose, Exponential
 from itk_nir.engine.ops.cuda.images import (
+    LNCC,
     Banded,
     LinearWarp,
     Lncc,
@@ -66,7 +67,7 @@ FILES = (
     "adam.cu", "banded.cu", "compositions.cu", "inversion.cu", "matching.cu", "mind.cu", "penalties.cu", "sums.cu",
     "warp.cu",
 )  # fmt: skip
-LNCC, USUAL_RADII = "lncc.cu", (4, 5, 6, 7, 8)
+USUAL_RADII = (4, 5, 6, 7, 8)
 
 
 def load(device: torch.device) -> None:

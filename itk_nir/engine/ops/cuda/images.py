@@ -27,7 +27,8 @@ Rows = tuple[Tensor, Tensor]
 SPLINE_BLOCK = (32, 4, 2)
 #: Columns of a block of the local correlation along x and y.
 WINDOW_BLOCK = (32, 8)
-#: The largest radius that the local correlation is compiled for.
+#: The file of the local correlation, and the largest radius that it is compiled for.
+LNCC = "lncc.cu"
 LARGEST_RADIUS = 12
 
 
@@ -282,7 +283,7 @@ def takes_radius(radius: int, device: torch.device) -> bool:
     if not (1 <= radius <= LARGEST_RADIUS and _window_memory(radius, 3) <= most_shared(device)):
         return False
     try:
-        launching.module_on("lncc.cu", radius_macros(radius), device)
+        launching.module_on(LNCC, radius_macros(radius), device)
     except RuntimeError as error:  # CompilerError, DriverError
         warnings.warn(
             f"itk_nir: the kernels of the local correlation are not available ({error}); torch's own ops run instead",
@@ -377,7 +378,7 @@ class LnccFixed:
             The arguments and the options of `launching.launch`.
         """
         options = {"shared": _window_memory(self.radius, arrays), "defines": radius_macros(self.radius)}
-        return ("lncc.cu", kernel, self.grid, (*WINDOW_BLOCK, 1), *arguments), options
+        return (LNCC, kernel, self.grid, (*WINDOW_BLOCK, 1), *arguments), options
 
     def statistics(self, moving: Tensor, maps: Tensor | None, partial: Tensor) -> Words:
         """What launches the sums of a moving image.
