@@ -128,9 +128,10 @@ def test_steps_come_back_from_their_arrays() -> None:
 
 def test_only_a_search_that_is_sure_says_what_slides() -> None:
     assert is_sure(Outcome("in any words", 0.95, kept=True))
-    assert is_sure(Outcome("in any words", 0.6, kept=True))
+    assert is_sure(Outcome("in any words", 0.85, kept=True))
     assert is_sure(Outcome("not kept", 0.95))
-    for search in (Outcome("", 0.28, kept=True), Outcome("not kept", 0.89), Outcome("not needed"), Outcome()):
+    unsure = (Outcome("", 0.28, kept=True), Outcome("two brains", 0.78, kept=True))
+    for search in (*unsure, Outcome("not kept", 0.89), Outcome("not needed"), Outcome()):
         assert not is_sure(search), search
 
 
