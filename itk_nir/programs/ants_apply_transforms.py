@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 #: Input image types of several values a pixel, and those of which are vectors.
 _OF_SEVERAL = ("1", "4", "6")
 _OF_VECTORS = ("1", "6")
+#: Spacing and origin of the last axis of a series of one image, whose file has no such axis.
+ALONE = (1.0, 0.0)
 #: What `--output` may be.
 OUTPUTS = ("image", "field", "composite", "linear")
 
@@ -141,7 +143,7 @@ def read_request(arguments: Sequence[str]) -> Request:
     InputError, OptionError
         An unknown flag, a value that cannot be used, or a flag that is missing.
     """
-    flags = flags_of(arguments, NAMES, FLAGS)
+    flags = flags_of(arguments, NAMES, FLAGS, several=("transform",))
     # Of a flag that is given twice ANTs takes the last, but for transforms.
     values = {flag.name: flag for flag in flags}
 
@@ -322,8 +324,7 @@ def _write_image(chain: CompositeTransform, grid: Geometry, request: Request, th
     if not series:
         save_image(next(seen), grid, request.output)
     elif request.dimension == 3:
-        assert source.time is not None
-        write_series(seen, source.count, grid, source.time, request.output)
+        write_series(seen, source.count, grid, source.time or ALONE, request.output)
     else:
         save_image(np.stack(list(seen)), _with_axis(grid, source.geometry), request.output)
 
@@ -333,12 +334,13 @@ def _volumes(source: Series, request: Request) -> Iterator[Volume]:
     d, name = request.dimension, INPUT_TYPES[request.input_type][0]
     dimension = source.geometry.dimension + (source.time is not None)
     wanted = d + (request.input_type == "3")
-    if dimension != wanted:
+    if dimension != wanted and not (request.input_type == "3" and dimension == d):
         raise InputError(
             f"{source.name}: is {dimension}D, but --input-image-type {name} with --dimensionality {d} is {wanted}D; "
             "give another type"
         )
-    volumes = _slices(next(source.volumes())) if request.input_type == "3" and d == 2 else source.volumes()
+    flat = request.input_type == "3" and d == 2 and dimension == 3
+    volumes = _slices(next(source.volumes())) if flat else source.volumes()
     for place, volume in enumerate(volumes):
         several = volume.array.ndim > d
         if several != (request.input_type in _OF_SEVERAL):
@@ -369,10 +371,12 @@ def _with_axis(grid: Geometry, series: Geometry) -> Geometry:
     """A 2D grid with the third axis of a series."""
     from itk_nir.geometry import Geometry
 
-    direction = series.rotation.copy()
+    direction, size, (spacing, origin) = np.eye(3), 1, ALONE
+    if series.dimension == 3:
+        direction, size = series.rotation.copy(), series.size[2]
+        spacing, origin = series.spacing[2], series.origin[2]
     direction[:2, :2] = grid.rotation
-    size = (*grid.size, series.size[2])
-    return Geometry.make(size, (*grid.spacing, series.spacing[2]), (*grid.origin, series.origin[2]), direction)
+    return Geometry.make((*grid.size, size), (*grid.spacing, spacing), (*grid.origin, origin), direction)
 
 
 def _seen(

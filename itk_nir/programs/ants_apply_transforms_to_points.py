@@ -110,7 +110,7 @@ def read_request(arguments: Sequence[str]) -> Request:
     InputError, OptionError
         An unknown flag, a value that cannot be used, or a flag that is missing.
     """
-    flags = flags_of(arguments, NAMES, FLAGS)
+    flags = flags_of(arguments, NAMES, FLAGS, several=("transform",))
     values = {flag.name: flag for flag in flags}
     for name in ("dimensionality", "input", "output"):
         if name not in values:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from itk_nir.atomic import split_prefix, together
+from itk_nir.compat.ants.files import OUTSIDE
 from itk_nir.images import Volume, save_image
 from itk_nir.interpolating import Interpolation
 from itk_nir.places import check_name, check_outputs, refuse_inputs, shown
@@ -24,9 +25,6 @@ from itk_nir.transforms.formats.itk_h5 import write_h5
 from itk_nir.transforms.formats.itk_text import write_itk_file
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
 from itk_nir.warping import in_place
-
-#: Value of the warped images where the other image does not reach, as ANTs has it.
-OUTSIDE = 0.0
 
 
 @dataclass(frozen=True)

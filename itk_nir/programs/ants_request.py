@@ -180,7 +180,7 @@ def read_request(words: Sequence[str]) -> Request:
     OptionError
         A flag or value that does not exist, is not written as ANTs' is, or is refused (see `ants_values`).
     """
-    flags = flags_of(words, NAMES, FLAGS)
+    flags = flags_of(words, NAMES, FLAGS, several=("initial-moving-transform", "initial-fixed-transform"))
     for flag in flags:
         _refuse(flag)
     stages = _with_masks(_stages(flags), [read_mask(f.wanted(), f.written) for f in flags if f.name == "masks"])

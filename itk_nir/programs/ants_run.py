@@ -115,7 +115,7 @@ def run(request: Request, threads: int | None, listener: Listener | None = None)
             linear = result.affine
     if result is None:
         return Outcome(*images.first, _rest(request, fixed), first, tail, first, plan, None)
-    deformation = None
+    deformation = _rest(request, fixed)
     if result.displacement is not None:
         back = result.inverse_displacement or result.displacement.inverse()
         deformation = CompositeTransform((result.displacement,), (back,))

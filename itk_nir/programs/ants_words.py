@@ -7,7 +7,7 @@ A value may stand in several words: it goes on until its brackets close. Everyth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from itk_nir.errors import OptionError, escaped
@@ -133,7 +133,9 @@ class Flag:
         return whole(self.wanted().text, self.written, least)
 
 
-def flags_of(words: Sequence[str], short: Mapping[str, str], long: Iterable[str]) -> list[Flag]:
+def flags_of(
+    words: Sequence[str], short: Mapping[str, str], long: Iterable[str], several: Container[str] = ()
+) -> list[Flag]:  # fmt: skip
     """The flags of a command line, in their order.
 
     Parameters
@@ -144,6 +146,8 @@ def flags_of(words: Sequence[str], short: Mapping[str, str], long: Iterable[str]
         Short name -> long name, without dashes.
     long : iterable of str
         The long names.
+    several : container of str
+        The long names of flags that take several values in a row, which is as if the flag were written before each.
 
     Returns
     -------
@@ -156,18 +160,18 @@ def flags_of(words: Sequence[str], short: Mapping[str, str], long: Iterable[str]
     """
     out: list[Flag] = []
     known = {**short, **{name: name for name in long}}
-    for written, texts in _grouped(words):
+    for written, texts in _grouped(words, lambda flag: known.get(flag.lstrip("-")) in several):
         name = written.lstrip("-")
         if name not in known or (len(name) == 1) == written.startswith("--"):
             hint = nearest_name(name, list(known))
             raise OptionError(f"there is no flag {escaped(written)}{hint}; --help lists them")
-        if len(texts) > 1:
+        if len(texts) > 1 and known[name] not in several:
             raise OptionError(f"{written} takes one value, got {escaped(' '.join(texts))}")
-        out.append(Flag(known[name], written, Value.of(texts[0]) if texts else None))
+        out.extend(Flag(known[name], written, None if text is None else Value.of(text)) for text in texts or [None])
     return out
 
 
-def _grouped(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def _grouped(words: Sequence[str], takes_several: Callable[[str], bool]) -> Iterator[tuple[str, list[str]]]:
     """Every flag with the values that follow it."""
     written, texts, open_text = "", list[str](), ""
     for word in words:
@@ -183,7 +187,7 @@ def _grouped(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         if not written:
             raise OptionError(f"{escaped(word)} belongs to no flag; every value follows a flag such as --output")
         # ``Rigid [0.1]``: a bracket that begins a word belongs to the name before it.
-        if open_text.startswith("[") and texts and "[" not in texts[-1]:
+        if open_text.startswith("[") and texts and "[" not in texts[-1] and not takes_several(written):
             open_text = f"{texts.pop()}{open_text}"
         if open_text.count("[") <= open_text.count("]"):
             texts.append(open_text)

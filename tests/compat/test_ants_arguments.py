@@ -140,3 +140,27 @@ def test_further_pairs_count_as_channels(phantom: Phantom, tmp_path: Path) -> No
     part = ants.crop_indices(names["fixed"], (0, 0), (40, 40))
     with pytest.raises(InputError, match="lies on another grid than fixed image"):
         registration(*blank, "SyNOnly", multivariate_extras=[("CC", part, names["moving"], 1, 3)])
+
+
+def test_outside_the_other_image_is_0_whatever_the_background(phantom: Phantom) -> None:
+    """As with ANTs, whose images of CT hold 0 there, not air."""
+    names = images(phantom)
+    tx = registration(names["fixed"] - 1000, names["moving"] - 1000, "Rigid", **QUICK)
+    for image, (onto, of, files, back) in {
+        "warpedmovout": ("fixed", "moving", "fwdtransforms", []),
+        "warpedfixout": ("moving", "fixed", "invtransforms", [True]),
+    }.items():
+        theirs = ants.apply_transforms(names[onto], names[of] - 1000, tx[files], whichtoinvert=back or None).numpy()
+        assert (theirs == 0).sum() > 20
+        assert np.abs(tx[image].numpy() - theirs).max() < 0.01, image
+
+
+def test_levels_may_be_arrays_and_sigmas_fractions() -> None:
+    given = arguments(
+        reg_iterations=np.array([5, 3, 0]), aff_iterations=np.array([9, 8]), aff_shrink_factors=(2, 1),
+        aff_smoothing_sigmas=(1.5, 0),
+    )  # fmt: skip
+    kind, options = register_options(given, {"preset": "fast"})
+    assert (options["shrink_factors"], options["iterations"]) == ((4, 2), (5, 3))
+    geometry = brain_phantom(2, (56, 64)).geometry
+    assert len(linear_levels(given, kind, geometry, "fast")["linear_size"]) == 2

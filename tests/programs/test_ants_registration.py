@@ -117,6 +117,20 @@ def test_initial_files_are_part_of_what_is_written(tmp_path: Path) -> None:
     assert run(tmp_path / "b", *starts[2:], *starts[:2], *none) >= {"0Warp.nii.gz", "1GenericAffine.mat"}
 
 
+def test_a_deformation_of_no_iterations_behind_a_linear_stage_is_written_as_none(tmp_path: Path) -> None:
+    none = stage("SyN[0.1,3,0]", iterations="0")
+    assert run(tmp_path, *AFFINE, *none) == {"0GenericAffine.mat", "1Warp.nii.gz", "1InverseWarp.nii.gz"}
+    for name in ("1Warp", "1InverseWarp"):
+        assert not sitk.GetArrayFromImage(sitk.ReadImage(f"{tmp_path}/x{name}.nii.gz")).any()
+
+
+def test_initial_files_in_a_row_are_one_flag_each() -> None:
+    row, each = (["-r", "a.mat", *between, "[b.mat,1]"] for between in ([], ["-r"]))
+    starts = [read_request(["-o", "x", *RIGID, *given]).starts for given in (row, each)]
+    assert starts[0] == starts[1]
+    assert len(starts[0]) == 2
+
+
 def test_neighbouring_linear_maps_are_one_file() -> None:
     turn = LinearTransform.make([[0.8, -0.6], [0.6, 0.8]], [3.0, 4.0], PHANTOM.geometry.centre)
     scale = LinearTransform.make([[1.1, 0.0], [0.0, 0.9]], [-5.0, 2.0])

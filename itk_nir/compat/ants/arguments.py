@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from itk_nir.compat.ants.options import (
     AFF_LEVELS,
@@ -244,7 +247,7 @@ def _metric(given: Mapping[str, Any], stage: str, usual: str = "mattes") -> tupl
 
 def _deformable_options(given: Mapping[str, Any], kind: Kind, preset: str | Settings) -> dict[str, Any]:
     """Metric, radius and levels of the deformable stage, where they are not ANTsPy's defaults."""
-    iterations = tuple(given["reg_iterations"]) if isinstance(given["reg_iterations"], Sequence) else ()
+    iterations = _listed(given["reg_iterations"])
     if not kind.deformable:
         usual = (DEFAULT_METRIC, SAMPLING, REG_ITERATIONS)
         if (str(given["syn_metric"]).lower(), given["syn_sampling"], iterations) != usual:
@@ -309,7 +312,7 @@ def linear_levels(given: Mapping[str, Any], kind: Kind, fixed: Geometry, preset:
         Anything but one whole number a level, or one for all three; levels that are all left out.
     """
     levels = {name: _numbers(given[name], name) for name in AFF_LEVELS}
-    lists = {isinstance(given[name], (list, tuple)) for name in levels}
+    lists = {np.ndim(given[name]) > 0 for name in levels}
     if len({len(values) for values in levels.values()}) > 1 or len(lists) > 1:
         raise OptionError(
             "aff_iterations, aff_shrink_factors and aff_smoothing_sigmas have one number a level each, or are a single "
@@ -333,11 +336,21 @@ def linear_levels(given: Mapping[str, Any], kind: Kind, fixed: Geometry, preset:
     }
 
 
-def _numbers(value: Any, name: str) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    numbers = [number for number in map(whole_number, values) if number is not None and number >= 0]
+def _listed(value: Any) -> tuple[Any, ...]:
+    """The values of a list, tuple or array; none for anything else."""
+    return tuple(value) if isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) == 1 else ()
+
+
+def _numbers(value: Any, name: str) -> tuple[float, ...]:
+    """Numbers of the levels, whole but for the sigmas."""
+    values = _listed(value) or (value,)
+    if name == "aff_smoothing_sigmas":
+        numbers: list[float] = [float(v) for v in values if isinstance(v, Real) and not isinstance(v, bool) and v >= 0]
+    else:
+        numbers = [number for number in map(whole_number, values) if number is not None and number >= 0]
     if not numbers or len(numbers) != len(values):
-        raise OptionError(f"{name} has one whole number a level, or is a single one, got {value!r}")
+        kind = "number" if name == "aff_smoothing_sigmas" else "whole number"
+        raise OptionError(f"{name} has one {kind} a level, or is a single one, got {value!r}")
     return tuple(numbers)
 
 

@@ -21,6 +21,9 @@ from itk_nir.warping import in_place, values_on
 if TYPE_CHECKING:
     from itk_nir.result import RegistrationResult
 
+#: Value of warped images where the other image does not reach, as ANTs has it.
+OUTSIDE = 0.0
+
 _BRACKETED = re.compile(r"\[(.+?)\s*,\s*([01])\]$")
 
 
@@ -74,7 +77,7 @@ def write_files(
             write_ants(result.mapping, f"{stage}{os.sep}{start}", result.fixed.geometry, precision=precision)
         if images:
             for array, image, name in (
-                (result.warped_array, result.fixed, "Warped"),
+                (warped_moving(result), result.fixed, "Warped"),
                 (warped_fixed(result), result.moving, "InverseWarped"),
             ):
                 save_image(*in_place(array, image), stage / f"{start}{name}.nii.gz", space_code=image.space_code)
@@ -96,6 +99,23 @@ def write_files(
     }
 
 
+def warped_moving(result: RegistrationResult) -> NDArray[Any]:
+    """Resample the moving image on the fixed grid.
+
+    Parameters
+    ----------
+    result : RegistrationResult
+        What `itk_nir.register` gave back.
+
+    Returns
+    -------
+    ndarray, shape ``result.fixed.geometry.shape``
+        One linear interpolation of the moving image through the transform (fixed → moving), float32 or wider; outside,
+        0, as with ANTs.
+    """
+    return values_on(result.moving, result.mapping, result.fixed, OUTSIDE, result.report.threads)
+
+
 def warped_fixed(result: RegistrationResult) -> NDArray[Any]:
     """Resample the fixed image on the moving grid.
 
@@ -108,10 +128,9 @@ def warped_fixed(result: RegistrationResult) -> NDArray[Any]:
     -------
     ndarray, shape ``result.moving.geometry.shape``
         One linear interpolation of the fixed image through the inverse transform (moving → fixed), float32 or wider;
-        outside, the result's `fill`.
+        outside, 0, as with ANTs.
     """
-    inverse = result.mapping.inverse()
-    return values_on(result.fixed, inverse, result.moving, result.fill, result.report.threads)
+    return values_on(result.fixed, result.mapping.inverse(), result.moving, OUTSIDE, result.report.threads)
 
 
 def load_initial_transform(initial: Any, reference: Geometry) -> CompositeTransform | None:

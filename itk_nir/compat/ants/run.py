@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.compat.ants.arguments import further_pairs, kind_options, linear_levels, register_options
-from itk_nir.compat.ants.files import load_initial_transform, warped_fixed, write_files
+from itk_nir.compat.ants.files import load_initial_transform, warped_fixed, warped_moving, write_files
 from itk_nir.compat.ants.options import DEFAULT_METRIC, OPTIONS, Kind
 from itk_nir.errors import InputError
 from itk_nir.images import Volume, in_their_planes, load_image, to_ants
@@ -201,7 +201,7 @@ def registration(
     precision = "float" if singleprecision else "double"
     files = write_files(result, prefix, composite=write_composite_transform, precision=precision)
     return {
-        "warpedmovout": _of_type(fixed, *in_place(result.warped_array, result.fixed)),
+        "warpedmovout": _of_type(fixed, *in_place(warped_moving(result), result.fixed)),
         "warpedfixout": _of_type(fixed, *in_place(warped_fixed(result), result.moving)),
         "fwdtransforms": files["fwdtransforms"],
         "invtransforms": files["invtransforms"],
