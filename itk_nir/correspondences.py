@@ -165,8 +165,8 @@ class Given:
 
 
 def read_given(
-    fixed: Volume, moving: Volume, settings: Settings, *, channels: int, fixed_landmarks: Any, moving_landmarks: Any,
-    landmark_weights: Any, fixed_labels: Any, moving_labels: Any, read: Callable[..., Volume],
+    fixed: Volume, moving: Volume, settings: Settings, *, channels: int, linear: str, fixed_landmarks: Any,
+    moving_landmarks: Any, landmark_weights: Any, fixed_labels: Any, moving_labels: Any, read: Callable[..., Volume],
 ) -> Given | None:  # fmt: skip
     """Read and check the landmarks and labels of a registration.
 
@@ -178,6 +178,8 @@ def read_given(
         Of the registration.
     channels : int
         Of the images.
+    linear : str
+        The linear stage, as of `itk_nir.register`.
     fixed_landmarks, moving_landmarks, landmark_weights, fixed_labels, moving_labels
         As of `itk_nir.register`; None where they are not given.
     read : callable
@@ -193,7 +195,7 @@ def read_given(
     InputError
         Points or label maps that cannot be used.
     OptionError
-        One without the other, a preset that has no use for them, or metric ``"none"`` without any.
+        One without the other, a preset that has no use for them, or a metric ``"none"`` without any.
     """
     given = {
         "fixed_landmarks": fixed_landmarks, "moving_landmarks": moving_landmarks,
@@ -225,11 +227,15 @@ def read_given(
             f"labels {shown(deformable.labels)} are to count, but there are no fixed_labels and moving_labels"
         )
     if points is None and maps is None:
-        if not look_at_images(channel_metrics(deformable.metric, deformable.channel_weights, channels)):
-            raise OptionError(
-                "metric 'none' leaves landmarks and labels alone, and there are neither; give fixed_landmarks and "
-                "moving_landmarks, or fixed_labels and moving_labels, or another metric"
-            )
+        stages = [("metric", deformable.metric)]
+        if linear != "none" and settings.linear.linear_metric != "same":
+            stages.append(("linear_metric", settings.linear.linear_metric))
+        for name, metric in stages:
+            if not look_at_images(channel_metrics(metric, deformable.channel_weights, channels)):
+                raise OptionError(
+                    f"{name} 'none' leaves landmarks and labels alone, and there are neither; give fixed_landmarks and "
+                    f"moving_landmarks, or fixed_labels and moving_labels, or another {name}"
+                )
         return None
     return Given(points, maps, values)
 

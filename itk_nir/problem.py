@@ -25,7 +25,7 @@ from itk_nir.images import Volume, checked_fill, flattened, in_their_planes, loa
 from itk_nir.images.missing import checked_nan, outside_missing
 from itk_nir.intensities import check_contrast, for_registration, without_missing_voxels
 from itk_nir.loading import load_transform
-from itk_nir.options import shown, whole_number
+from itk_nir.options import shown, truth_value, whole_number
 from itk_nir.resample import resample_array
 from itk_nir.settings import Settings
 from itk_nir.stored_axes import restriction
@@ -185,7 +185,7 @@ class Problem:
         """
         clock = time.perf_counter()
         where, count = device_named(device), thread_count(threads)
-        seed, nan, shear = checked_words(linear, deformable, seed, nan, resample_shear)
+        seed, nan, shear = checked_words(linear, deformable, seed, nan, resample_shear, strict_input)
         channels = [
             load_channels(image, role, nan=nan, resample_shear=shear)
             for image, role in ((fixed, "fixed image"), (moving, "moving image"))
@@ -212,7 +212,8 @@ class Problem:
             return on_grid
 
         given = read_given(
-            a, b, settings, channels=1 + len(more), fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
+            a, b, settings, channels=1 + len(more), linear=linear,
+            fixed_landmarks=fixed_landmarks, moving_landmarks=moving_landmarks,
             landmark_weights=landmark_weights, fixed_labels=fixed_labels, moving_labels=moving_labels, read=read,
         )  # fmt: skip
 
@@ -444,13 +445,18 @@ def _check_regions(role: str, settings: Settings, deformable: bool, start: Compo
 
 
 def checked_words(
-    linear: str = "affine", deformable: bool = True, seed: int = 0, nan: str = "error", resample_shear: bool = False
+    linear: str = "affine",
+    deformable: bool = True,
+    seed: int = 0,
+    nan: str = "error",
+    resample_shear: bool = False,
+    strict_input: bool = False,
 ) -> tuple[int, str, bool]:
     """Check the arguments of `itk_nir.register` that are words or numbers and mean the same for every pair.
 
     Parameters
     ----------
-    linear, deformable, seed, nan, resample_shear
+    linear, deformable, seed, nan, resample_shear, strict_input
         As of `Problem.prepare`.
 
     Returns
@@ -465,13 +471,10 @@ def checked_words(
     """
     if not isinstance(linear, str) or linear not in LINEAR_STAGES:
         raise OptionError(f"linear is one of {', '.join(map(repr, LINEAR_STAGES))}, got {shown(linear)}")
-    if not isinstance(deformable, (bool, np.bool_)):
-        raise OptionError(f"deformable is True or False, got {shown(deformable)}")
-    if not deformable and linear == "none":
+    if not truth_value(deformable, "deformable") and linear == "none":
         raise OptionError("linear='none' with deformable=False leaves nothing to do; ask for one of the two stages")
     number = whole_number(seed)
     if number is None or number < 0:
         raise OptionError(f"seed is a whole number that is not negative, got {shown(seed)}")
-    if not isinstance(resample_shear, (bool, np.bool_)):
-        raise OptionError(f"resample_shear is True or False, got {resample_shear!r}")
-    return number, checked_nan(nan), bool(resample_shear)
+    truth_value(strict_input, "strict_input")
+    return number, checked_nan(nan), truth_value(resample_shear, "resample_shear")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from itk_nir.engine.choice import (
     Choice,
     Displacement,
     choose_metric,
+    doubts_of_one_contrast,
     once_aligned,
     unlike_after_all,
 )
@@ -70,11 +70,6 @@ LEAST_GAIN = 0.01
 def _at_rest(done: Optimised, pair: Pair) -> Optimised:
     """The same with no deformation, but for what rigid and volume-keeping regions need."""
     return replace(done, field=kept(done.field.at_rest(), pair)[0], similarity=done.similarity_start)
-
-
-def _physically(mapping: Callable[[F64], F64], frame: Frame, points: F64) -> F64:
-    """What a map of points of the frame makes of physical ones."""
-    return frame.physical(mapping(frame.points(points)))
 
 
 class Run:
@@ -350,16 +345,14 @@ class Run:
         return found.matrix
 
     def _deformable(self, pair: Pair) -> Optimised:
-        problem = self.problem
-        begin = 0.0 if problem.linear == "none" else 0.1
+        begin = 0.0 if self.problem.linear == "none" else 0.1
         nothing = pair.free is not None and not bool(pair.free.any())
         # One evaluation, then out.
         callback = (lambda _: True) if self.cancelled or nothing else self._share(begin, 0.95 - begin)
         done = self._optimised(pair, callback, None if self.cancelled or nothing else self._alike(pair))
         if self.cancelled or nothing:
             done = _at_rest(done, pair)
-        if nothing and not self.cancelled:
-            done = replace(done, stop=DONE)
+        done = replace(done, stop=DONE) if nothing and not self.cancelled else done
         self.notes.extend(done.notes)
         self.doubts.extend(done.doubts)
         self._took("deformable")
@@ -378,16 +371,20 @@ class Run:
     def _compare(self, began: Pair, pair: Pair, done: Any) -> Any:
         """Take the evidence; where the deformation is worse than none, it is given up."""
         comparison = Comparison(pair, self.metrics, self.problem.threads)
-        field = None if done is None else done.field
-        linear, end = comparison.under(pair.linear, [None, field])
+        linear, end = comparison.under(pair.linear, [None, None if done is None else done.field])
         # One map is not to be measured over two sets of positions, as if it were two.
-        same = np.array_equal(began.linear, pair.linear)
-        start = linear if same else comparison.under(began.linear, [None])[0]
+        start = linear if np.array_equal(began.linear, pair.linear) else comparison.under(began.linear, [None])[0]
         if done is not None and done.stop != "cancelled" and pair.free is None:
-            done, end = self._given_up(pair, done, linear, end)
+            given, end = self._given_up(pair, done, linear, end)
+            if given is not done and pair.regions:  # which may ask for a displacement all the same
+                end = comparison.under(pair.linear, [given.field])[0]
+            done = given
         if pair.free is not None and self.problem.linear != "none":
             self.similarity_linear = linear.metric
         self.evidence = {"start": start, "linear": linear, "end": end}
+        if self.choice is None:  # it was asked for by its name
+            looks = [(began, None)] if done is None else [(began, None), (pair, done.field)]
+            self.doubts.extend(doubts_of_one_contrast(looks, self.metrics, self.problem.threads))
         self._took("verdict")
         return done
 
@@ -455,7 +452,7 @@ class Run:
             return None
 
         def tell(p: Progress) -> bool | None:
-            mapping = None if p.mapping is None else partial(_physically, p.mapping, frame)
+            mapping = None if p.mapping is None else partial(frame.through, p.mapping)
             # Stages may be done once more: there is no way back for what is told.
             self.fraction = max(self.fraction, begin + length * p.fraction)
             return callback(replace(p, fraction=self.fraction, mapping=mapping))

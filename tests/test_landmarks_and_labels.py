@@ -109,6 +109,20 @@ def test_alone_by_landmarks(phantom: Phantom) -> None:
     assert result.report.warnings == ()
 
 
+@pytest.mark.parametrize("options", [{}, {"deformable": False}, {"initial_transform": sitk.TranslationTransform(2)}])
+@pytest.mark.parametrize("times", [1, 6])
+def test_one_landmark_alone_turns_nothing(phantom: Phantom, times: int, options: dict[str, Any]) -> None:
+    """Given once or several times: nothing else is known, and where the images lie is of no account."""
+    ours, theirs = (np.repeat(p, times, 0) for p in points(phantom, 1))
+    theirs += np.array([9.0, -4.0])
+    known = {"fixed_landmarks": ours, "moving_landmarks": theirs}
+    result = itk_nir.register(*images(phantom), **QUICK, **known, metric="none", **options)
+    np.testing.assert_allclose(result.report.affine_matrix[0][:2] + result.report.affine_matrix[1][:2], [1, 0, 0, 1])
+    at = phantom.geometry.grid().reshape(-1, 2)[::99]
+    there = theirs[0] - ours[0]
+    np.testing.assert_allclose(result.mapping.map(at) - at, np.broadcast_to(there, at.shape), atol=1e-3)
+
+
 def test_alone_by_labels_from_far_away(phantom: Phantom) -> None:
     """The moving side is shifted by 40 mm: the linear stage goes by labels too, and images of noise say nothing."""
     noise = np.random.default_rng(0).random(phantom.fixed.shape, np.float32)
@@ -203,7 +217,9 @@ def test_start_of_simpleitk_s_initialiser_for_landmarks(phantom: Phantom) -> Non
             InputError,
             "there are 1 landmarks",
         ),
-        ({"metric": "none"}, OptionError, "there are neither"),
+        ({"metric": "none"}, OptionError, "^metric 'none' .*there are neither"),
+        ({"linear_metric": "none"}, OptionError, "linear_metric 'none' .*there are neither"),
+        ({"linear_metric": "none", "deformable": False}, OptionError, "linear_metric 'none' .*there are neither"),
         ({"labels": (3,)}, OptionError, "no fixed_labels"),
         (
             {"preset": "paper", "fixed_landmarks": [[0, 0]], "moving_landmarks": [[0, 0]]},

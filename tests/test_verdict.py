@@ -18,7 +18,7 @@ from itk_nir.engine.progress import Optimised
 from itk_nir.errors import VerdictWarning
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image, to_sitk
-from itk_nir.phantom import Phantom
+from itk_nir.phantom import Phantom, brain_phantom
 from itk_nir.transforms.model import DisplacementField
 from itk_nir.verdict import Measures, Verdict, judge, worse
 
@@ -146,6 +146,20 @@ def spoilt(done: Optimised) -> Optimised:
     velocity = done.field.fine
     velocity.control_points.data += 12.0
     return replace(done, field=replace(done.field))
+
+
+@pytest.mark.parametrize("metric", ["lncc", "ncc", "mse"])
+def test_a_metric_for_one_contrast_is_doubted_by_name_where_there_are_two(metric: str) -> None:
+    """They are torn until they look alike, and lie farther off than at the start."""
+    phantom = brain_phantom(2, (128, 154), seed=1)
+    fixed, moving = images(phantom)
+    alike = itk_nir.register(fixed, moving, metric=metric, **SOON)
+    assert "one contrast" not in str(alike.report.verdict)
+    x = phantom.moving / 200
+    other = 200 * np.sin(np.clip(x, 0, 1) * np.pi * 1.3) ** 2 * (x > 0.04) + 20 * x
+    unlike = to_sitk(other.astype(np.float32), phantom.moving_geometry)
+    with pytest.warns(VerdictWarning, match="for images of one contrast, and these look like unlike contrasts"):
+        itk_nir.register(fixed, unlike, metric=metric, **SOON)
 
 
 def test_deformation_that_makes_it_worse_is_given_up(phantom_2d: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:

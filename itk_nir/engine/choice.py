@@ -38,6 +38,7 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.lattice import Banded, banded_from_dense
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
+from itk_nir.engine.metric_protocol import Metric, of_one_contrast
 from itk_nir.engine.metrics import METRICS
 from itk_nir.engine.noise import is_noisy
 from itk_nir.engine.search import find_matches
@@ -247,6 +248,40 @@ def choose_metric(pair: Pair, threads: int = 1, displacement: Displacement | Non
     else:
         return Choice(SAME, SAME, f"one contrast: {_in_words(shares)}")
     return _unlike(*_alike(at_size), f"unlike contrasts: {_in_words(shares)}")
+
+
+def doubts_of_one_contrast(
+    looks: Sequence[tuple[Pair, Displacement | None]], metrics: Sequence[tuple[float, Metric]], threads: int = 1
+) -> tuple[str, ...]:
+    """What speaks against a metric that was asked for by its name.
+
+    Metrics for one contrast tear images of two until they look alike, and are high then. What they looked like before
+    tells it; or after, where they lay too far apart before.
+
+    Parameters
+    ----------
+    looks : sequence of (Pair, Displacement or None)
+        Each with the linear map, and the displacement before it, under which the images are to be looked at.
+    metrics : sequence of (float, Metric)
+        Weight and metric of every channel.
+    threads : int
+        CPU threads; no result depends on it.
+
+    Returns
+    -------
+    tuple of str
+        A sentence, or none.
+    """
+    if not of_one_contrast(metrics):
+        return ()
+    for pair, displacement in looks:
+        found = choose_metric(pair, threads, displacement)
+        if found.metric != SAME and not found.little_told:
+            return (
+                f"the metric is for images of one contrast, and these look like {found.found}; metric='auto' takes "
+                f"{found.metric} for them",
+            )
+    return ()
 
 
 def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, threads: int = 1) -> Choice | None:

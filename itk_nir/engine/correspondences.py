@@ -63,7 +63,31 @@ class Correspondences:
         -------
         str
         """
-        return kind if self.landmarks is None or self.labels is not None else self.landmarks.supported(kind)
+        return kind if self.landmarks is None or self.labels is not None else self.landmarks.supported(kind, once=True)
+
+    def least_turned(self, kind: str, linear: F64, turns: bool) -> F64 | None:
+        """What landmarks alone determine of a linear map, where that is less than the map.
+
+        Parameters
+        ----------
+        kind : str
+            ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
+        linear : ndarray
+            ``(d + 1, d + 1)`` LPS mm, fixed → moving, that follows it.
+        turns : bool
+            Whether the map may turn about every axis.
+
+        Returns
+        -------
+        ndarray or None
+            ``(d + 1, d + 1)`` LPS mm, see `Landmarks.least_turned`; None where they determine the map, where labels say
+            more, and where it is no shift and may not turn.
+        """
+        if self.landmarks is None or self.labels is not None:
+            return None
+        found = self.landmarks.least_turned(kind, linear)
+        d = len(linear) - 1
+        return found if turns or found is None or np.array_equal(found[:d, :d], np.eye(d)) else None
 
     def on_lattice(
         self, pair: Pair, grids: LevelGrids, axes: list[Axis], spacing: float, voxel: float, weight: Tensor | None,

@@ -9,7 +9,7 @@ far above what float64 loses. Displacements and linear maps are brought back to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -317,6 +317,23 @@ class Frame:
             ``(..., d)`` LPS mm.
         """
         return np.asarray(np.asarray(points, float) * self.unit + self.centre)
+
+    def through(self, mapping: Callable[[F64], F64], points: F64) -> F64:
+        """What a map of points of the frame makes of physical ones.
+
+        Parameters
+        ----------
+        mapping : callable
+            ``(N, d)`` points of the frame → points of it.
+        points : ndarray
+            ``(N, d)`` LPS mm.
+
+        Returns
+        -------
+        ndarray
+            ``(N, d)`` LPS mm.
+        """
+        return self.physical(mapping(self.points(points)))
 
     def matrix(self, physical: F64) -> F64:
         """A linear map of points of the frame.

@@ -21,7 +21,7 @@ from torch import Tensor
 from itk_nir.caching import cached_property
 from itk_nir.engine.lattice import Axis, shape_of
 from itk_nir.engine.lattice_values import neighbours
-from itk_nir.engine.point_fits import fitted
+from itk_nir.engine.point_fits import fitted, least_turned
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -32,6 +32,10 @@ UNUSUAL = 5.0
 #: Distances that are within so many voxels (of the coarsest axis of either image) are always usual: nobody clicks more
 #: precisely.
 PRECISION = 2.0
+
+#: Pairs determine a rotation where they reach this far to the sides of a line (in 2D, of a point), times what they may
+#: always be off: half a voxel. What is less is where somebody clicked.
+LEAST_EXTENT = 0.25
 
 #: Pairs that there must be, beyond the dimension, to judge any of them by the others, and the share that may be wrong.
 FEWEST_OTHERS, MOST_WRONG = 3, 0.4
@@ -149,20 +153,41 @@ class Landmarks:
         """
         return fitted(self.fixed, self.fixed + self.wanted(linear), self.shares, self.supported(kind))
 
-    def supported(self, kind: str) -> str:
+    def least_turned(self, kind: str, linear: F64) -> F64 | None:
+        """The linear map that brings the believed pairs together with the least turn, where they leave that open.
+
+        Parameters
+        ----------
+        kind, linear
+            As of `matrix`.
+
+        Returns
+        -------
+        ndarray or None
+            ``(d + 1, d + 1)`` LPS mm; None where the pairs determine the map.
+        """
+        if kind == "translation":
+            return None
+        targets = self.fixed + self.wanted(linear)
+        return least_turned(self.fixed, targets, self.shares, kind, LEAST_EXTENT * self.precision)
+
+    def supported(self, kind: str, once: bool = False) -> str:
         """The linear map that there are enough pairs for: few that an affine map fits say little of it elsewhere.
 
         Parameters
         ----------
         kind : str
             ``"translation"``, ``"rigid"``, ``"similarity"`` or ``"affine"``.
+        once : bool
+            Whether a pair that is given several times counts once.
 
         Returns
         -------
         str
             ``"similarity"`` in place of ``"affine"`` with less than `AFFINE_PAIRS` believed pairs an axis.
         """
-        few = (self.shares > 0).sum() < AFFINE_PAIRS * (self.fixed.shape[1] + 1)
+        pairs = np.hstack([self.fixed, self.moving])[self.shares > 0]
+        few = len(np.unique(pairs, axis=0) if once else pairs) < AFFINE_PAIRS * (self.fixed.shape[1] + 1)
         return "similarity" if kind == "affine" and few else kind
 
     def smooth_displacement(self, linear: F64, points: F64) -> F64:

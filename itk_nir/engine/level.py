@@ -335,7 +335,7 @@ class Level:
         if metric.count < 1:
             raise NothingToCompare(
                 "nothing to compare: the fixed image is flat, masked out or outside the moving image everywhere; check "
-                "the masks and that the images overlap (a linear stage or an initial transform may be needed)"
+                "the masks, the initial transform and that the images overlap (without a linear stage, ask for one)"
             )
         with torch.no_grad():
             begin = float(metric(View(start, index, vector, threads=threads)))
@@ -354,7 +354,9 @@ class Level:
         regions = None
         if pair.regions:
             volume = metric.count * math.prod(present)
-            regions = RegionPenalty(pair, axes, h, grids.factors, volume, settings.region_weight, threads)
+            regions = RegionPenalty(
+                pair, axes, h, grids.factors, volume, settings.region_weight, threads, settings.restrict
+            )
         known = None
         if pair.known is not None:
             size = settings.shrink_factors[number] * min(pair.fixed_geometry.spacing)

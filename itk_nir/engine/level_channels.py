@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine.images import Pair
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.metrics import LevelImages, LevelMetric, Metric, weighted_sum
+from itk_nir.engine.views import LinearView, View
+from itk_nir.errors import OptionError
+from itk_nir.options import shown
 
 F64 = NDArray[np.float64]
 
@@ -91,7 +95,7 @@ class LevelChannels:
         LevelMetric
             Its `count` is 0 where there is nothing to compare.
         """
-        parts = [(w, m.prepare(i.weighted(weight, centres))) for (w, m), i in zip(metrics, self.images, strict=True)]
+        parts = [(w, _prepared(m, i.weighted(weight, centres))) for (w, m), i in zip(metrics, self.images, strict=True)]
         return weighted_sum(parts)
 
     def exchanged(self, targets: Sequence[Tensor]) -> LevelChannels:
@@ -116,6 +120,47 @@ class LevelChannels:
                 for i, target in zip(self.images, targets, strict=True)
             )
         )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _FromOutside:
+    """What a metric from outside the package measures with, whose values are looked at."""
+
+    name: str
+    metric: LevelMetric
+
+    @property
+    def count(self) -> float:
+        return self.metric.count
+
+    def __call__(self, view: View) -> Tensor:
+        value = self.metric(view)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+            raise OptionError(
+                f"metric {self.name} gave {what} for the similarity under a map; return one number as a tensor"
+            )
+        # Under a linear map, a displacement is only made for who asks for it.
+        asked = view.parts if isinstance(view, LinearView) else view.displacement
+        if torch.is_grad_enabled() and asked.requires_grad and not value.requires_grad:
+            raise OptionError(
+                f"metric {self.name} gave a similarity without its gradient by the map; compute it from "
+                "view(images.moving) by PyTorch's operations, without detach(), item() or NumPy"
+            )
+        return value
+
+
+def _prepared(metric: Metric, images: LevelImages) -> LevelMetric:
+    level = metric.prepare(images)
+    if type(level).__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return level
+    name = type(metric).__name__
+    if not (callable(level) and hasattr(level, "count")):
+        raise OptionError(
+            f"metric {name} prepared {shown(level)} for a level; return an object that has a count and is called with "
+            "a view (docs/own_metric.md)"
+        )
+    return _FromOutside(name, level)
 
 
 def _inverted(scale: float, offset: float) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.linear_fine import refined
 from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed, value
 from itk_nir.engine.linear_metrics import with_filled_bins
-from itk_nir.engine.linear_search import Start, find_start
+from itk_nir.engine.linear_search import Start, find_start, settled_by_landmarks
 from itk_nir.engine.metrics import Metric, MutualInformation, look_at_images, mean_of
 from itk_nir.engine.progress import NO_OVERLAP, Callback, Progress
 from itk_nir.engine.restriction import without_held_axes
@@ -131,8 +131,9 @@ def optimise_linear(
     LinearResult
     """
     clock = time.perf_counter() if clock is None else clock
-    if pair.known is not None and not look_at_images(metrics):
-        kind = pair.known.supported(kind)
+    kind, settled = _without_images(pair, kind, settings, metrics, restrict)
+    if settled is not None:
+        return LinearResult(pair.linear @ settled, 0.0, start is not None and start.cancelled)
     begin, given = linear_starts.as_they_lie(pair), pair.linear
     if start is not None and start.resizes:
         # The levels are made for it; what the images lie like is behind it.
@@ -203,6 +204,15 @@ def optimise_linear(
     base = without_held_axes(base, pair.fixed_geometry, restrict)
     matrix = given if base is begin else pair.linear @ base
     return LinearResult(matrix, similarity, cancelled, tuple(notes), whole is not None, doubts)
+
+
+def _without_images(
+    pair: Pair, kind: str, settings: LinearSettings, metrics: Sequence[tuple[float, Metric]], restrict: Sequence[float]
+) -> tuple[str, F64 | None]:
+    """The map that there is enough known for, and the one that a few landmarks settle, where images do not count."""
+    if pair.known is None or look_at_images(metrics):
+        return kind, None
+    return pair.known.supported(kind), settled_by_landmarks(pair, kind, settings, restrict)
 
 
 def _where_they_overlap(

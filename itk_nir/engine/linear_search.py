@@ -114,6 +114,9 @@ def find_start(
         The best.
     """
     clock = time.perf_counter() if clock is None else clock
+    settled = None if images else settled_by_landmarks(pair, kind, settings, restrict)
+    if settled is not None:
+        return Start(settled)
     search = _Search(pair, kind, settings, images, threads, callback, clock, restrict, alone, pair.normalised())
     masses = linear_starts.masses(pair)
     shifts = [without_held_axes(s, pair.fixed_geometry, restrict) for s in linear_starts.shifted(pair, *masses)]
@@ -163,6 +166,29 @@ def find_start(
         return Start(over.matrix, cancelled, tuple(notes))
     doubt = f"the moving image {told}; if its section was turned over, mirror it first"
     return Start(best.matrix, cancelled, tuple(notes), (*doubts, doubt))
+
+
+def settled_by_landmarks(pair: Pair, kind: str, settings: LinearSettings, restrict: Sequence[float]) -> F64 | None:
+    """The linear map that turns least of all that a few landmarks, which determine none, ask for without the images.
+
+    Where the images lie, or what they show, says nothing of the rest: a descent from any other start would keep its
+    turn.
+
+    Parameters
+    ----------
+    pair, kind, settings, restrict
+        As of `find_start`.
+
+    Returns
+    -------
+    ndarray or None
+        ``(d + 1, d + 1)`` LPS, before the linear map of the pair; None where landmarks or labels determine one.
+    """
+    if pair.known is None:
+        return None
+    turns = not held_axes(restrict) and all(settings.linear_rotations)
+    found = pair.known.least_turned(kind, pair.linear, turns)
+    return None if found is None else without_held_axes(found, pair.fixed_geometry, restrict)
 
 
 @dataclass(frozen=True, eq=False)

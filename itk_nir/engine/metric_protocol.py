@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine.views import View
+from itk_nir.errors import OptionError
+from itk_nir.options import shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +142,40 @@ class Metric(Protocol):
         LevelMetric
             Called with a view of the moving side in every iteration.
         """
+
+
+def check_metrics(settings: Any, name: str, word: str) -> None:
+    """Refuse an option of metrics with a class for an object, or with a word for all channels among several values.
+
+    That word for every channel is the word alone, which the option then is.
+
+    Parameters
+    ----------
+    settings : dataclass
+        With the option.
+    name : str
+        Of the option.
+    word : str
+        ``"auto"`` or ``"same"``, which says nothing of a single channel.
+
+    Raises
+    ------
+    OptionError
+        Either.
+    """
+    chosen = getattr(settings, name)
+    each = chosen if isinstance(chosen, tuple) else (chosen,)
+    for one in each:
+        if isinstance(one, type):
+            raise OptionError(f"{name} is the class {one.__name__}; give an object of it, such as {one.__name__}()")
+    words = sum(isinstance(one, str) and one == word for one in each)
+    if isinstance(chosen, tuple) and words:
+        if words < len(each):
+            raise OptionError(
+                f"{name} is {shown(chosen)}, but {word!r} stands for all channels together; give {name}={word!r}, or "
+                "name the metric of every channel"
+            )
+        object.__setattr__(settings, name, word)
 
 
 @dataclass(frozen=True)

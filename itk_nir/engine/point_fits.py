@@ -48,6 +48,43 @@ def fitted(a: F64, b: F64, weights: F64, kind: str) -> F64 | None:
     return out
 
 
+def least_turned(a: F64, b: F64, weights: F64, kind: str, least: float) -> F64 | None:
+    """The linear map that takes points ``a`` to ``b`` and turns least, where these do not determine a rotation.
+
+    Parameters
+    ----------
+    a, b, weights
+        As of `fitted`.
+    kind : str
+        ``"rigid"``, ``"similarity"`` or ``"affine"``, of which a line of points determines no more than a similarity.
+    least : float
+        Root mean square of how far the points must reach to any side of their centre, or of a line through it, to
+        determine a rotation.
+
+    Returns
+    -------
+    ndarray or None
+        ``(d + 1, d + 1)``: a translation where all points are one, no turn about the line where they lie on one. None
+        where they determine a rotation.
+    """
+    d = a.shape[1]
+    centre, target = weights @ a, weights @ b
+    x, y = a - centre, b - target
+    _, extents, along = np.linalg.svd(np.sqrt(weights)[:, None] * x, full_matrices=False)
+    directions = int((extents > least).sum())
+    if directions >= d - 1:
+        return None
+    out = np.eye(d + 1)
+    if directions:
+        there = y.T @ (weights * (x @ along[0]))
+        size = float(np.linalg.norm(there)) / float(extents[0]) ** 2
+        if size > 1e-9:
+            turn = _turn_between(along[0], there / np.linalg.norm(there))
+            out[:d, :d] = turn if kind == "rigid" else size * turn
+    out[:d, d] = target - out[:d, :d] @ centre
+    return out
+
+
 def rigid_fit(points: F64, targets: F64) -> tuple[F64, F64]:
     """The rotation and shift that take points nearest to targets, in the least-squares sense [1]_.
 
@@ -70,6 +107,32 @@ def rigid_fit(points: F64, targets: F64) -> tuple[F64, F64]:
     a, b = points.mean(0), targets.mean(0)
     rotation, _ = _nearest_rotation((targets - b).T @ (points - a))
     return rotation, b - rotation @ a
+
+
+def nearest_rotation(matrix: F64) -> F64:
+    """The rotation nearest to a matrix.
+
+    Parameters
+    ----------
+    matrix : ndarray
+        ``(d, d)``.
+
+    Returns
+    -------
+    ndarray
+        ``(d, d)``, of determinant 1.
+    """
+    return _nearest_rotation(matrix)[0]
+
+
+def _turn_between(a: F64, b: F64) -> F64:
+    """The least rotation in 3D that takes a unit vector to another."""
+    cosine = float(a @ b)
+    if cosine < -1 + 1e-12:  # half a turn, about any axis across
+        across = np.cross(a, np.eye(3)[np.argmin(np.abs(a))])
+        across /= np.linalg.norm(across)
+        return np.asarray(2 * np.outer(across, across) - np.eye(3))
+    return np.asarray(np.eye(3) - np.outer(a + b, a + b) / (1 + cosine) + 2 * np.outer(b, a))
 
 
 def _nearest_rotation(covariance: F64) -> tuple[F64, F64]:

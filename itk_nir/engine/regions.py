@@ -24,8 +24,9 @@ from itk_nir.engine.images import Pair, sizes, spacings
 from itk_nir.engine.lattice import Axis, Banded, gaussian_matrix
 from itk_nir.engine.ops import reference
 from itk_nir.engine.overlay import Overlay
-from itk_nir.engine.point_fits import rigid_fit
+from itk_nir.engine.point_fits import nearest_rotation, rigid_fit
 from itk_nir.engine.region_labels import Region
+from itk_nir.engine.restriction import held_axes
 from itk_nir.engine.velocity_field import VelocityField
 from itk_nir.geometry import Geometry
 
@@ -44,8 +45,14 @@ SMOOTHINGS, LEAST_LEFT = (16, 64, 256), 0.25
 #: Relative error of a volume that ends the search for it, and most steps.
 VOLUME_TOLERANCE, VOLUME_STEPS = 1e-5, 12
 
+#: The amount of a mode that its slope is taken over, and how often a step is tried, half as long each time.
+SMALL, SHORTENED = 1e-3, 6
+
 #: Relative error of a volume that is told.
 NOTABLE_VOLUME = 5e-3
+
+#: How far from rigid a region may be that cannot be it without a word, mm.
+NOTABLE_MOTION = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +65,13 @@ class WholeMap:
         The fixed grid.
     linear : ndarray
         ``(d + 1, d + 1)`` LPS mm, what follows the deformation.
+    restrict : tuple of float
+        One value an axis of the fixed image, 0 where nothing may move along it, or none.
     """
 
     geometry: Geometry
     linear: F64
+    restrict: tuple[float, ...] = ()
 
     def points(self, index: F64) -> F64:
         """Physical points of voxel positions.
@@ -92,6 +102,32 @@ class WholeMap:
             ``(N, d)`` LPS mm.
         """
         return np.asarray(points @ self.linear[:-1, :-1].T + self.linear[:-1, -1])
+
+    def nearest_rigid(self, points: F64, targets: F64) -> tuple[F64, F64]:
+        """The rigid map that takes points nearest to targets, and nothing along held axes.
+
+        Parameters
+        ----------
+        points, targets : ndarray
+            ``(N, d)`` LPS mm, of the fixed and of the moving side.
+
+        Returns
+        -------
+        rotation, shift : ndarray
+            As of `rigid_fit`. With held axes, a motion along the free ones and then the turn of the linear map.
+        """
+        held = held_axes(self.restrict)
+        if not held:
+            return rigid_fit(points, targets)
+        d, axes = points.shape[1], self.geometry.rotation
+        free = [axis for axis in range(d) if axis not in held]
+        # A linear map that moves nothing along the held axes either may shear, which its nearest rotation would turn.
+        keeps = np.allclose((axes.T @ (self.linear[:-1, :-1] - np.eye(d)))[held], 0, rtol=0, atol=1e-9)
+        turn = np.eye(d) if keeps else nearest_rotation(self.linear[:-1, :-1])
+        a, b = points @ axes, targets @ turn @ axes
+        rotation, shift = np.eye(d), b.mean(0) - a.mean(0)
+        rotation[np.ix_(free, free)], shift[free] = rigid_fit(a[:, free], b[:, free])
+        return turn @ axes @ rotation @ axes.T, turn @ axes @ shift
 
     @property
     def displacement_to_moving(self) -> F64:
@@ -199,6 +235,8 @@ class RegionPenalty:
         Of the penalty.
     threads : int
         CPU threads; no result depends on it.
+    restrict : tuple of float
+        As of `WholeMap`.
 
     Notes
     -----
@@ -216,9 +254,9 @@ class RegionPenalty:
 
     def __init__(
         self, pair: Pair, axes: list[Axis], spacing: float, factors: tuple[int, int, int], volume: float,
-        weight: float, threads: int,
+        weight: float, threads: int, restrict: tuple[float, ...] = (),
     ) -> None:  # fmt: skip
-        self.map = WholeMap(pair.fixed_geometry, pair.linear)
+        self.map = WholeMap(pair.fixed_geometry, pair.linear, restrict)
         self.spacing, self.weight, self.threads = spacing, weight, threads
         self.samples = [_Sampled.of(r, axes, pair.fixed_geometry, factors, volume) for r in pair.regions]
         self.voxel = max(f * s for f, s in zip(factors, pair.fixed_geometry.spacing, strict=False))
@@ -249,7 +287,7 @@ class RegionPenalty:
         d = points.shape[1]
         moved = u[:d, sampled.inside].T @ _like(self.map.displacement_to_moving.T, u)
         still = self.map.still(points)
-        rotation, shift = rigid_fit(points, still + moved.detach().double().cpu().numpy())
+        rotation, shift = self.map.nearest_rigid(points, still + moved.detach().double().cpu().numpy())
         return (moved - _like(points @ rotation.T + shift - still, u)).square().sum(1).mean() / self.voxel**2
 
     def _swelling(self, sampled: _Sampled, u: Tensor) -> Tensor:
@@ -299,7 +337,8 @@ class _Correction:
 
     def __init__(self, field: VelocityField, pair: Pair, smoothings: int) -> None:
         self.geometry, self.threads = pair.fixed_geometry, field.threads
-        self.map = WholeMap(pair.fixed_geometry, pair.linear)
+        self.map = WholeMap(pair.fixed_geometry, pair.linear, field.fine.lattices.restrict)
+        self.held = held_axes(self.map.restrict)
         self.smoothings = smoothings
         self.notes: list[str] = []
         size, margin = np.array(sizes(pair.fixed_geometry)), math.ceil(3 * math.sqrt(smoothings))
@@ -326,13 +365,11 @@ class _Correction:
             if region.kind == "rigid":
                 # With the voxels around it: what the map at the rim of its outermost voxels is interpolated from.
                 zone = inside | (dilated(inside, 1) & ~self.any)
-                change = torch.where(zone, self._rigid_displacement(inside) - self.plain, change)
+                change = torch.where(zone, self._rigid_displacement(region, inside) - self.plain, change)
                 held |= zone
         change = self._carried(change, held)
         volume = {r: self._mode(inside, held) for r, inside in self.inside.items() if r.kind == "volume"}
-        for _ in range(3 if len(volume) > 1 else 1):  # neighbours move each other a little
-            for region, mode in volume.items():
-                change = change + self._amount(region, self.plain + change, mode) * mode
+        change = self._with_volumes(change, volume) if volume else change
         return Overlay(tuple(int(v) for v in self.first), change)  # type: ignore[arg-type]
 
     def least_determinant(self, field: VelocityField) -> float:
@@ -345,16 +382,22 @@ class _Correction:
         out[at[::-1]] = region.inside
         return out
 
-    def _rigid_displacement(self, inside: Tensor) -> Tensor:
+    def _rigid_displacement(self, region: Region, inside: Tensor) -> Tensor:
         """The displacement of the rigid map nearest to the field in a region, in the whole block."""
         points = self.map.points(_index(self.positions, inside))
         d = points.shape[1]
         there = self.plain[:d, inside].T.double().cpu().numpy()
-        rotation, shift = rigid_fit(points, self.map.still(points) + there @ self.map.displacement_to_moving.T)
+        rotation, shift = self.map.nearest_rigid(
+            points, self.map.still(points) + there @ self.map.displacement_to_moving.T
+        )
         everywhere = self.map.points(_index(self.positions, torch.ones_like(inside)))
         wanted = self.map.displacement_for(everywhere, everywhere @ rotation.T + shift)
         out = torch.zeros_like(self.plain)
         out[:d] = _like(wanted.T, out).reshape(d, *inside.shape)
+        if self.held and float(out[self.held][:, inside].abs().max()) > NOTABLE_MOTION:
+            # What comes before or after stretches it along axes on which nothing may move.
+            self.notes.append(f"region {region.label} cannot stay rigid where nothing may move along some axes")
+        out[self.held] = 0
         return out
 
     def _mode(self, inside: Tensor, held: Tensor) -> Tensor:
@@ -362,29 +405,47 @@ class _Correction:
         centre = _index(self.positions, inside).mean(0)
         out = torch.zeros_like(self.plain)
         for c, (p, s) in enumerate(zip(self.positions, spacings(self.geometry), strict=True)):
+            if c in self.held:
+                continue
             out[c] = _like((p - centre[c]) * s, out).reshape([-1 if a == 2 - c else 1 for a in range(3)])
         zone = (inside | (dilated(inside, 1) & ~self.any)) & ~held
         return self._carried(out * zone, zone | held)
 
-    def _amount(self, region: Region, u: Tensor, mode: Tensor) -> float:
-        """How much of its mode the volume of a region needs, by Newton's method."""
-        inside, log = self.inside[region], self.map.log_determinant
-        plain, change = (x.double() / self.voxel for x in (u, mode))
+    def _with_volumes(self, change: Tensor, modes: dict[Region, Tensor]) -> Tensor:
+        """A change and as much of every mode as gives all regions their volumes, by Newton's method.
 
-        def gap(amount: float) -> float:
-            mean = float(reference.jacobian_map(plain + amount * change)[inside].mean())
-            return math.log(max(mean, LEAST_DETERMINANT)) + log
+        For all of them at once: what is added for one reaches into its neighbours.
+        """
+        plain = self.plain + change
 
-        amount, left = 0.0, gap(0.0)
+        def with_modes(amounts: F64) -> Tensor:
+            return sum((float(a) * mode for a, mode in zip(amounts, modes.values(), strict=True)), plain)
+
+        def gaps(amounts: F64) -> F64:
+            """Logarithm of each volume as a share of what it was."""
+            determinant = reference.jacobian_map(with_modes(amounts).double() / self.voxel)
+            means = np.array([float(determinant[self.inside[region]].mean()) for region in modes])
+            return np.log(np.maximum(means, LEAST_DETERMINANT)) + self.map.log_determinant
+
+        amounts = np.zeros(len(modes))
+        left = gaps(amounts)
         for _ in range(VOLUME_STEPS):
-            slope = (gap(amount + 1e-3) - left) / 1e-3
-            if abs(left) < VOLUME_TOLERANCE or slope <= 0:
+            if np.abs(left).max() < VOLUME_TOLERANCE:
                 break
-            amount -= left / slope
-            left = gap(amount)
-        if abs(left) > NOTABLE_VOLUME:
-            self.notes.append(f"the volume of region {region.label} is off by {100 * math.expm1(left):.1f} %")
-        return amount
+            slopes = np.stack([(gaps(amounts + SMALL * one) - left) / SMALL for one in np.eye(len(modes))], 1)
+            step = np.linalg.lstsq(slopes, -left, rcond=1e-6)[0]
+            for halvings in range(SHORTENED):
+                there = amounts + 0.5**halvings * step
+                found = gaps(there)
+                if np.abs(found).max() < np.abs(left).max():
+                    break
+            else:
+                break
+            amounts, left = there, found
+        for region, off in zip(modes, left, strict=True):
+            if abs(off) > NOTABLE_VOLUME:
+                self.notes.append(f"the volume of region {region.label} is off by {100 * math.expm1(off):.1f} %")
+        return with_modes(amounts) - self.plain
 
     def _carried(self, values: Tensor, held: Tensor) -> Tensor:
         """Values where they are held, carried smoothly to the other voxels, where they fade."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from itk_nir.engine.coordinate_networks import FieldConfig
+from itk_nir.engine.metric_protocol import check_metrics
 from itk_nir.engine.metrics import METRICS, NONE, Metric, MetricNames, channel_metrics, mean_tuning, of_one_contrast
 from itk_nir.engine.regularisers import REGULARISERS, Regulariser
 from itk_nir.engine.restriction import check_restriction
@@ -102,8 +103,7 @@ class DeformableSettings:
     )
     radius: tuple[int, ...] = option(
         (5, 6, 8), "radius of the window of a windowed metric, in voxels of the level",
-        at_least=1, at_most=1_000_000, per_level=True,
-        public=True,
+        at_least=1, at_most=1_000_000, per_level=True, public=True,
     )  # fmt: skip
     learning_rates: tuple[float, ...] = option(
         (1.1, 0.66, 0.44),
@@ -118,13 +118,11 @@ class DeformableSettings:
     )  # fmt: skip
     smoothness: tuple[float, ...] = option(
         (1.2, 0.65, 1.1), "weight of that penalty at each level; more is smoother",
-        at_least=0, at_most=1e6, per_level=True,
-        public=True,
+        at_least=0, at_most=1e6, per_level=True, public=True,
     )  # fmt: skip
     grid_spacing: tuple[float, ...] = option(
-        (1.0, 2.0, 2.0), "spacing of the control points of each level, in voxels of the level",
-        above=0, at_most=10_000, per_level=True,
-        public=True,
+        (1.0, 2.0, 2.0), "spacing of the control points of each level, in voxels of the level, or that of the level "
+        "before where that is finer", above=0, at_most=10_000, per_level=True, public=True,
     )  # fmt: skip
     transform_model: Literal["velocity", "displacement"] = option(
         "velocity",
@@ -245,8 +243,7 @@ class DeformableSettings:
     )  # fmt: skip
     velocity_smoothness: tuple[float, ...] = option(
         (0.0, 0.0, 0.0), "weight of the diffusion of the velocity that is being trained, at each level",
-        at_least=0, at_most=1e6,
-        per_level=True,
+        at_least=0, at_most=1e6, per_level=True,
     )  # fmt: skip
     jacobian_weight: float = option(1.0, "weight of the Jacobian-determinant penalty", at_least=0, at_most=1e6)
     jacobian_margin: float = option(0.4, "determinant below which that penalty sets in", at_least=0, at_most=1)
@@ -271,6 +268,7 @@ class DeformableSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        check_metrics(self, "metric", "auto")
         if self.levels > MOST_GIVEN_LEVELS:
             raise OptionError(f"shrink_factors has {self.levels} levels, more than {MOST_GIVEN_LEVELS}; give fewer")
         check_levels(self, self.levels, "shrink_factors")
@@ -293,7 +291,7 @@ class DeformableSettings:
                 )
 
     def halvings(self, level: int) -> int:
-        """How many times the coarsest lattice is halved for a level.
+        """How many times the coarsest lattice is halved for a level: as often as for those before it, at least.
 
         Parameters
         ----------
@@ -304,7 +302,8 @@ class DeformableSettings:
         -------
         int
         """
-        return round(math.log2(self.coarsest_grid_spacing / (self.grid_spacing[level] * self.shrink_factors[level])))
+        finest = min(s * f for s, f in list(zip(self.grid_spacing, self.shrink_factors, strict=True))[: level + 1])
+        return round(math.log2(self.coarsest_grid_spacing / finest))
 
     def for_pair(self, size: tuple[int, int, int], channels: int) -> DeformableSettings:
         """The settings for a block of the fixed grid and the chosen metric.
@@ -454,6 +453,7 @@ class LinearSettings:
 
     def __post_init__(self) -> None:
         check(self)
+        check_metrics(self, "linear_metric", "same")
         if any(value not in (0, 1) for value in self.linear_rotations) or len(self.linear_rotations) not in (0, 3):
             raise OptionError(
                 f"linear_rotations is 1 for an axis about which a map may turn and 0 for one about which it may not, "

@@ -34,8 +34,8 @@ from itk_nir.engine.views import View
 
 F64 = NDArray[np.float64]
 
-#: The share of the matches of the search that must lead back: of an organ that slides all do but those in the band, 0.92
-#: at least; of two brains 0.78 do, whose gyri differ, and of a head onto a brain 0.28: then steep is what has no
+#: The share of the matches of the search that must lead back: of an organ that slides all do but those in the band
+#: (0.92 at least), of two brains 0.78 do, whose gyri differ, and of a head onto a brain 0.28: then steep is what has no
 #: counterpart. The second is for a search whose field was not kept: where things slide by little, a field finds what is
 #: inside of them without it. They have 0.97 at least, two mice of one strain 0.89 at most.
 SURE, SURE_ALONE = 0.85, 0.94

@@ -8,7 +8,7 @@ import torch
 
 from itk_nir.engine.landmarks import Landmarks, LatticeLandmarks
 from itk_nir.engine.lattice import Axis
-from itk_nir.engine.point_fits import fitted
+from itk_nir.engine.point_fits import fitted, least_turned
 from itk_nir.geometry import Geometry
 from itk_nir.phantom import brain_phantom
 
@@ -37,6 +37,21 @@ def test_wrong_pairs_are_found_and_right_ones_are_believed(d: int, seed: int) ->
     wrong = q.copy()
     wrong[[2, 7]] += 30 * np.array([[0.6, -0.8, 0.0], [-0.8, 0.0, 0.6]])[:, :d] / (1.0 if d == 3 else [[1.0], [0.8]])
     assert np.flatnonzero(~Landmarks.judged(p, wrong, np.ones(10), 2.0).believed).tolist() == [2, 7]
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize(("count", "wrong"), [(7, 1), (10, 2), (20, 6), (40, 12)])
+def test_so_many_pairs_may_be_wrong(d: int, count: int, wrong: int) -> None:
+    """As docs/landmarks_and_labels.md says."""
+    generator, missed = np.random.default_rng(count), 0
+    points, there = pairs(d, 400, 1)
+    for _ in range(24):
+        some = generator.choice(len(points), count, replace=False)
+        off = generator.normal(size=(wrong, d))
+        q = there[some] + generator.normal(0, 0.5, size=(count, d))
+        q[:wrong] += 30 * off / np.linalg.norm(off, axis=1, keepdims=True)
+        missed += int(Landmarks.judged(points[some], q, np.ones(count), 4.0).believed[:wrong].sum())
+    assert missed <= 0.05 * 24 * wrong
 
 
 def test_belief_depends_neither_on_the_unit_nor_on_the_linear_map_between_the_images() -> None:
@@ -82,11 +97,46 @@ def test_points_on_a_line_determine_no_rotation_in_space() -> None:
     assert fitted(line, line + 1, np.full(5, 0.2), "translation") is not None
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+@pytest.mark.parametrize("towards", [[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0], [3.0, 0.0, -1.0]])
+def test_points_on_a_line_are_not_turned_about_it(towards: list[float], noise: float) -> None:
+    """From the line onto the other by the least angle, whatever clicks beside it say."""
+    a = np.outer(np.arange(-4.0, 5), 4 * np.array([1.0, 2.0, 3.0]) / np.sqrt(14))
+    to = np.array(towards) / np.linalg.norm(towards)
+    clicks = noise * np.random.default_rng(0).normal(size=(2, 9, 3))
+    b = 1.5 * np.outer(np.arange(-4.0, 5), 4 * to) + [5, 0, 0] + clicks[0]
+    for kind, size in (("rigid", 1.0), ("similarity", 1.5), ("affine", 1.5)):
+        found = least_turned(a + clicks[1], b, np.full(9, 1 / 9), kind, 0.5)
+        assert found is not None
+        turned = found[:3, :3] / np.cbrt(np.linalg.det(found[:3, :3]))
+        assert np.cbrt(np.linalg.det(found[:3, :3])) == pytest.approx(size, abs=0.1 * noise + 1e-9)
+        angle = np.arccos(np.clip((np.trace(turned) - 1) / 2, -1, 1))
+        between = np.arccos(np.clip(a[-1] @ to / np.linalg.norm(a[-1]), -1, 1))
+        assert angle == pytest.approx(between, abs=0.1 * noise + 1e-6)
+        np.testing.assert_allclose(found[:3, :3] @ a[-1], 16 * size * to, atol=3 * noise + 1e-6)
+    off = a.copy()
+    off[4] += [6, -3, 0]
+    assert least_turned(off, off + 1, np.full(9, 1 / 9), "rigid", 0.5) is None
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_points_at_one_place_are_shifted(d: int) -> None:
+    a = np.full((4, d), 7.0) + 0.2 * np.random.default_rng(0).normal(size=(4, d))
+    found = least_turned(a, a + 3, np.full(4, 0.25), "similarity", 0.5)
+    assert found is not None
+    np.testing.assert_array_equal(found[:d, :d], np.eye(d))
+    np.testing.assert_allclose(found[:d, d], 3)
+    apart = 20 * np.random.default_rng(0).normal(size=(2 if d == 2 else 3, d))
+    assert least_turned(apart, apart + 3, np.full(len(apart), 1 / len(apart)), "similarity", 0.5) is None
+
+
 def test_few_pairs_ask_for_a_similarity_in_place_of_an_affine_map() -> None:
     p, q = pairs(2, 11, 0)
     few = Landmarks.judged(p, q, np.ones(11), 50.0)
     assert few.supported("affine") == "similarity"
     assert few.supported("rigid") == "rigid"
+    often = [np.repeat(points, 4, 0) for points in (p, q)]
+    assert Landmarks.judged(*often, np.ones(44), 50.0).supported("affine", once=True) == "similarity"
     p, q = pairs(2, 12, 0)
     assert Landmarks.judged(p, q, np.ones(12), 50.0).supported("affine") == "affine"
 

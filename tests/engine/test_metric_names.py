@@ -95,6 +95,23 @@ def test_metric_and_weight_of_each_channel() -> None:
     assert channel_metrics("2*lncc", (5.0,), 1) == ((5.0, WeightedSum(((2.0, LNCC()),))),)
 
 
+@pytest.mark.parametrize(("name", "word"), [("metric", "auto"), ("linear_metric", "same")])
+def test_word_for_all_channels_is_not_one_of_several(name: str, word: str) -> None:
+    """For every channel it is the word alone."""
+    settings = make_settings("default", **{name: (word, word)})
+    assert getattr(settings.linear if name == "linear_metric" else settings.deformable, name) == word
+    for others in ("nmi", LNCC()):
+        with pytest.raises(OptionError, match=f"{name} is .*but '{word}' stands for all channels together"):
+            make_settings("default", **{name: (word, others)})
+
+
+@pytest.mark.parametrize("name", ["metric", "linear_metric"])
+def test_class_is_no_metric(name: str) -> None:
+    for given in (LNCC, ("nmi", LNCC)):
+        with pytest.raises(OptionError, match=rf"{name} is the class LNCC; give an object of it, such as LNCC\(\)"):
+            make_settings("default", **{name: given})
+
+
 # --- what metrics say of the settings --------------------------------------------------------------------------------
 
 

@@ -16,7 +16,9 @@ from itk_nir.engine.deformable import optimise
 from itk_nir.engine.images import Pair
 from itk_nir.engine.lattice import Banded, Domain, shape_of
 from itk_nir.engine.level_channels import LevelChannels
+from itk_nir.engine.linear import optimise_linear
 from itk_nir.engine.metrics import METRICS, MSE, LevelImages, metric_named, weighted_sum
+from itk_nir.engine.settings import LinearSettings
 from itk_nir.engine.views import View
 from itk_nir.errors import NothingToCompare, OptionError
 from tests.engine.metric_definitions import Array, similarity, splined, warped
@@ -291,6 +293,38 @@ def test_channel_with_nothing_to_compare_is_left_out(make_case: Callable[..., An
     nothing = changed(both, fixed=flat, more=[(flat, alone[1].moving)])
     with pytest.raises(NothingToCompare):
         optimise(nothing, quick(metric="ncc"))
+
+
+class FromOutside:
+    """A metric whose value is made something else of."""
+
+    def __init__(self, change: Callable[[Tensor], Any], level: bool = True) -> None:
+        self.change, self.level = change, level
+
+    def prepare(self, images: LevelImages) -> Any:
+        self.images, self.count = images, float(images.fixed.numel())
+        return self if self.level else None
+
+    def __call__(self, view: View) -> Any:
+        return self.change(1 - (view(self.images.moving) - self.images.fixed).square().mean())
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (FromOutside(lambda value: value.detach()), "metric FromOutside gave a similarity without its gradient"),
+        (FromOutside(float), r"metric FromOutside gave -?\d.* for the similarity under a map; return one number"),
+        (FromOutside(lambda value: value.repeat(2)), r"gave a tensor of shape \(2,\) for the similarity"),
+        (FromOutside(lambda value: value, level=False), "metric FromOutside prepared None for a level; return an"),
+    ],
+)
+def test_metric_from_outside_that_is_none(make_case: Callable[..., Any], metric: Any, message: str) -> None:
+    pair = make_case(2, 40).pair
+    with pytest.raises(OptionError, match=message):
+        optimise(pair, quick(metric=metric))
+    with pytest.raises(OptionError, match=message):
+        optimise_linear(pair, "rigid", LinearSettings(), [(1.0, metric)])
+    optimise(pair, quick(metric=FromOutside(lambda value: value), iterations=(1, 1)))
 
 
 def test_sum_without_parts_has_nothing_to_compare() -> None:

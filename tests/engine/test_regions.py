@@ -16,7 +16,7 @@ from itk_nir.engine.lattice import Domain, shape_of
 from itk_nir.engine.point_fits import rigid_fit
 from itk_nir.engine.region_labels import regions_in
 from itk_nir.engine.regions import RegionPenalty
-from itk_nir.errors import InputError, OptionError
+from itk_nir.errors import InputError, OptionError, VerdictWarning
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
 from itk_nir.phantom import brain_phantom
@@ -151,6 +151,53 @@ def test_a_region_keeps_its_volume(phantom: Any) -> None:
     for label in (1, 7):
         assert kept[labels == label].mean() == pytest.approx(1, abs=0.002)
     assert kept.min() > 0.2
+
+
+def test_neighbours_keep_their_volume_together(phantom: Any) -> None:
+    """What is added for one reaches into the others."""
+    geometry = phantom.geometry
+    fixed, moving = to_sitk(phantom.fixed, geometry), to_sitk(phantom.moving, geometry)
+    labels = to_sitk(phantom.fixed_labels, geometry)
+    kept = determinant(itk_nir.register(fixed, moving, preset="fast", volume_regions=labels, threads=2))
+    for label in range(1, phantom.fixed_labels.max() + 1):
+        assert kept[phantom.fixed_labels == label].mean() == pytest.approx(1, abs=0.001), label
+
+
+@pytest.mark.parametrize("kind", ["rigid", "volume"])
+@pytest.mark.parametrize("linear", ["none", "affine"])
+@BOTH
+def test_nothing_moves_along_held_axes_for_the_sake_of_regions(d: int, kind: str, linear: str) -> None:
+    phantom = brain_phantom(d, (64, 72) if d == 2 else (36, 42, 36), seed=11)
+    geometry, labels = phantom.geometry, balls(phantom.geometry)
+    restrict = (1, 0, 1)[:d]
+    result = itk_nir.register(
+        to_sitk(phantom.fixed, geometry), to_sitk(phantom.moving, phantom.moving_geometry), preset="fast", threads=2,
+        linear=linear, restrict=restrict, **{f"{kind}_regions": to_sitk(labels, geometry)},
+    )  # fmt: skip
+    there, points = result.mapping.displacement_on(geometry).vectors, geometry.grid()
+    assert np.abs(there @ geometry.rotation[:, 1]).max() < 1e-9
+    assert np.abs(there).max() > 1
+    for label in np.unique(labels)[1:]:
+        if kind == "rigid":
+            inside = points[labels == label]
+            assert farthest_from_rigid(inside, result.mapping.map(inside)) < 0.01
+        else:
+            assert determinant(result)[labels == label].mean() == pytest.approx(1, abs=0.005)
+
+
+def test_the_evidence_is_that_of_what_regions_need_where_a_deformation_is_given_up() -> None:
+    """A brain of two rigid halves: what they need makes it less alike than an affine map."""
+    phantom = brain_phantom(2, (128, 154), seed=14, deformation=10)
+    geometry, brain = phantom.geometry, phantom.fixed_labels > 0
+    halves = np.where(geometry.grid()[..., 0] < geometry.centre[0], 1, 2) * brain
+    with pytest.warns(VerdictWarning, match="given up"):
+        result = itk_nir.register(
+            to_sitk(phantom.fixed, geometry), to_sitk(phantom.moving, phantom.moving_geometry), preset="fast",
+            rigid_regions=to_sitk(halves.astype(np.uint8), geometry), threads=1,
+        )  # fmt: skip
+    points, matrix = geometry.grid()[brain], np.array(result.report.affine_matrix)
+    assert np.abs(result.mapping.map(points) - points @ matrix[:2, :2].T - matrix[:2, 2]).max() > 1
+    assert result.report.evidence["end"].metric < result.report.evidence["linear"].metric - 0.01
 
 
 def test_regions_stay_what_they_are_where_no_deformation_is_left() -> None:
