@@ -167,7 +167,8 @@ def flags_of(
             raise OptionError(f"there is no flag {escaped(written)}{hint}; --help lists them")
         if len(texts) > 1 and known[name] not in several:
             raise OptionError(f"{written} takes one value, got {escaped(' '.join(texts))}")
-        out.extend(Flag(known[name], written, None if text is None else Value.of(text)) for text in texts or [None])
+        values: list[Value | None] = [Value.of(text) for text in texts]
+        out.extend(Flag(known[name], written, value) for value in values or [None])
     return out
 
 

@@ -31,8 +31,10 @@ from itk_nir.compat.elastix import (
 )
 from itk_nir.compat.elastix.options import OF_SURFACES, OVERLAP, POINTS, REPLACED, STANDING_IN
 from itk_nir.compat.elastix.reading import read_maps
+from itk_nir.compat.elastix.registration import printing
 from itk_nir.compat.options import engine_options
 from itk_nir.engine.metrics import NCC, MutualInformation, WeightedSum
+from itk_nir.engine.progress import Progress
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import load_image, save_image, to_itk
@@ -626,6 +628,18 @@ def test_parameter_files_and_the_log(tmp_path: Path, capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     assert "without a meaning here: Optimizer" in out
     assert re.search(r"linear level 1 of \d, iteration 1 of \d+: metric", out)
+
+
+def test_the_log_tells_an_iteration_once() -> None:
+    """A linear stage reports every map that it tries, all with the number of the iteration."""
+    lines: list[str] = []
+    told: list[Progress] = []
+    report = printing(lambda now: told.append(now), lines.append)
+    tried = [0] * 9 + [9] * 9 + [18] * 3 + [20] * 4 + [0] * 3 + [24] * 2
+    for iteration in tried:
+        report(Progress("linear", 0, 1, iteration, 25, 0.5, 0.5, 1.0, 0.0, 0.0))
+    assert [now.iteration for now in told] == tried
+    assert [int(line.split("iteration ")[1].split()[0]) for line in lines] == [1, 19, 21, 1, 25]
 
 
 def test_own_folder_goes_when_python_ends() -> None:

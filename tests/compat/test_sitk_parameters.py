@@ -249,6 +249,7 @@ def test_weights_choose_what_moves(kind: str, linear: Any, weights: Any, stage: 
     ("kind", "weights", "message"),
     [
         ("Euler3DTransform", (0, 0, 1, 1, 1), "has 6 parameters, got 5 weights"),
+        ("Euler3DTransform", (1,) * 3, "has 6 parameters, got 3 weights"),
         ("Euler3DTransform", (0,) * 6, "is refused: a weight is 1"),
         ("Euler3DTransform", (0, 1, 1, 1, 1, 1), "rotations are about one axis or all"),
         ("Euler3DTransform", (1, 1, 1, 0, 1, 1), "a rotation goes with all translations"),
@@ -353,6 +354,64 @@ def test_an_exhaustive_search_finds_the_best_node_and_ends_when_asked(flat: Phan
         R.Execute(fixed, moving)
     R.SetOptimizerAsPowell(numberOfIterations=7)  # the last optimiser counts
     assert (R._setup.exhaustive, R._setup.iterations) == (None, 7)
+
+
+# --- transforms in transforms ----------------------------------------------------------------------------------------
+
+
+def built(transform: Any) -> str:
+    """A transform and what is in it, by class: as a user sees it, without a `Downcast` of the whole."""
+    name = type(transform).__name__
+    if name != "CompositeTransform":
+        return name
+    return f"({', '.join(built(transform.GetNthTransform(i)) for i in range(transform.GetNumberOfTransforms()))})"
+
+
+def composed(*parts: Any) -> Any:
+    return sitk.CompositeTransform([*parts])
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda turn: turn,
+        lambda turn: sitk.Transform(turn),
+        lambda turn: composed(turn),
+        lambda turn: composed(sitk.TranslationTransform(2, (1.0, 2.0)), turn),
+        lambda turn: sitk.Transform(composed(sitk.TranslationTransform(2, (1.0, 2.0)), turn)),
+        lambda turn: composed(sitk.AffineTransform(2), composed(sitk.TranslationTransform(2, (1.0, 2.0)), turn)),
+    ],
+)
+def test_what_is_returned_is_built_as_simpleitks(flat: Phantom, make: Any, in_place: bool) -> None:
+    """So are the parameters that were given: the same as before, or, in place, those that were found."""
+    fixed, moving = pair(flat)
+    seen = []
+    for R in (sitk.ImageRegistrationMethod(), ImageRegistrationMethod(**QUICK, linear_iterations=3)):
+        given = make(rigid_start(fixed, sitk.Euler2DTransform))
+        before = given.GetParameters()
+        R.SetMetricAsMeanSquares()
+        R.SetInterpolator(sitk.sitkLinear)
+        R.SetOptimizerAsGradientDescent(1e-3, 2)
+        R.SetInitialTransform(given, in_place)
+        out = R.Execute(fixed, moving)
+        seen.append((built(out), built(given), out.GetNumberOfParameters()))
+        assert given.GetParameters() == (out.GetParameters() if in_place else before) != ()
+    assert seen[0] == seen[1]
+    assert out.GetParameters() != before
+    np.testing.assert_allclose(out.TransformPoint((9.0, -5.0)), R.result.mapping.map([(9.0, -5.0)])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "given", [sitk.Transform(2, sitk.sitkIdentity), composed(sitk.TranslationTransform(2), sitk.Transform(2, 0))]
+)
+def test_the_identity_asks_for_affine_and_deformable(flat: Phantom, given: Any) -> None:
+    fixed, moving = pair(flat)
+    R = ImageRegistrationMethod(**QUICK, iterations=1)
+    R.SetInitialTransform(given)
+    out = R.Execute(fixed, moving)
+    assert R.result.displacement is not None
+    np.testing.assert_allclose(out.TransformPoint((9.0, -5.0)), R.result.mapping.map([(9.0, -5.0)])[0], atol=0.01)
 
 
 # --- the class in SimpleITK's place ----------------------------------------------------------------------------------

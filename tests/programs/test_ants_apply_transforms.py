@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -273,6 +274,23 @@ def test_version_help_and_exit_status(capsys: pytest.CaptureFixture[str], files:
     told = capsys.readouterr().out
     assert "Interpolation type: LinearInterpolateImageFunction" in told
     assert "  --transform: honoured:" in told
+
+
+def test_headers_that_ants_reads_otherwise_are_warned_of(tmp_path: Path) -> None:
+    """ITK takes the qform where the code of the sform is above 1."""
+    values = np.random.default_rng(0).random((8, 9, 7)).astype(np.float32)
+    image = nibabel.Nifti1Image(values, np.diag([-2.0, -2.0, 2.0, 1.0]))
+    moved = image.affine.copy()
+    moved[:3, 3] += 5
+    image.set_qform(moved, 1)
+    image.set_sform(image.affine, 2)
+    plain = nibabel.Nifti1Image(values, image.affine)
+    for name, one in (("odd", image), ("plain", plain)):
+        nibabel.save(one, tmp_path / f"{name}.nii.gz")
+    for given, reference, role in (("odd", "plain", "input"), ("plain", "odd", "reference")):
+        files = [f"{tmp_path}/{name}.nii.gz" for name in (given, reference, "out")]
+        with pytest.warns(UserWarning, match=f"{role} image .*qform"):
+            assert main(["-d", "3", "-i", files[0], "-r", files[1], "-o", files[2]]) == 0
 
 
 def test_torch_is_not_imported(files: Files, tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -321,7 +320,7 @@ def linear_levels(given: Mapping[str, Any], kind: Kind, fixed: Geometry, preset:
     if levels == AFF_LEVELS or kind.linear == "none":
         return {}
     pairs = zip(levels["aff_shrink_factors"], levels["aff_iterations"], strict=True)
-    kept = [(factor, most) for factor, most in pairs if most > 0]
+    kept = [(int(factor), int(most)) for factor, most in pairs if most > 0]
     if not kept or min(factor for factor, _ in kept) < 1:
         raise OptionError(
             "aff_iterations has a level that is not zero, and aff_shrink_factors are at least 1, got "
@@ -341,15 +340,19 @@ def _listed(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) == 1 else ()
 
 
+def _fraction(value: Any) -> float | None:
+    """A number that need not be whole; None for anything else."""
+    return None if isinstance(value, (bool, str)) or np.ndim(value) or not np.isreal(value) else float(value)
+
+
 def _numbers(value: Any, name: str) -> tuple[float, ...]:
     """Numbers of the levels, whole but for the sigmas."""
     values = _listed(value) or (value,)
-    if name == "aff_smoothing_sigmas":
-        numbers: list[float] = [float(v) for v in values if isinstance(v, Real) and not isinstance(v, bool) and v >= 0]
-    else:
-        numbers = [number for number in map(whole_number, values) if number is not None and number >= 0]
+    fractions = name == "aff_smoothing_sigmas"
+    found = (_fraction(value) if fractions else whole_number(value) for value in values)
+    numbers = [number for number in found if number is not None and number >= 0]
     if not numbers or len(numbers) != len(values):
-        kind = "number" if name == "aff_smoothing_sigmas" else "whole number"
+        kind = "number" if fractions else "whole number"
         raise OptionError(f"{name} has one {kind} a level, or is a single one, got {value!r}")
     return tuple(numbers)
 

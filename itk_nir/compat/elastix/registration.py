@@ -274,6 +274,8 @@ def _check_keywords(options: Mapping[str, Any], number_of_threads: Any) -> None:
 def printing(callback: Callback | None, say: Callable[[str], None]) -> Callback:
     """Make a callback that tells every tenth iteration of a level and its last one, and then calls another.
 
+    A linear stage reports every map that an iteration tries, and leaves numbers out: of ten, the first is told, once.
+
     Parameters
     ----------
     callback : callable or None
@@ -286,8 +288,13 @@ def printing(callback: Callback | None, say: Callable[[str], None]) -> Callback:
     callable
     """
 
+    latest: tuple[object, ...] | None = None
+
     def report(now: Progress) -> bool | None:
-        if now.iteration % 10 == 0 or now.iteration == now.iterations - 1:
+        nonlocal latest
+        last = now.iteration == now.iterations - 1
+        before, latest = latest, (now.stage, now.level, now.levels, now.iterations, now.iteration // 10, last)
+        if latest != before:
             say(
                 f"{now.stage} level {now.level + 1} of {now.levels}, iteration {now.iteration + 1} of "
                 f"{now.iterations}: metric {now.metric:.4f}"

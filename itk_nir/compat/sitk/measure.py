@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def similarity(
-    fixed: NDArray[np.float32], warped: NDArray[np.float32], inside: NDArray[np.bool_], setup: Setup, deformable: bool
+    fixed: NDArray[np.float32],
+    warped: NDArray[np.float32],
+    counted: NDArray[np.bool_],
+    seen: NDArray[np.bool_],
+    setup: Setup,
+    deformable: bool,
 ) -> float:
     """What a stage would optimise, of two whole images on one grid.
 
@@ -24,8 +30,8 @@ def similarity(
     ----------
     fixed, warped : ndarray of float32
         The images.
-    inside : ndarray of bool
-        Where they are compared.
+    counted, seen : ndarray of bool
+        Where the fixed image counts and where the moving one does; they are compared where both do.
     setup : Setup
         What the setters have said.
     deformable : bool
@@ -34,24 +40,30 @@ def similarity(
     Returns
     -------
     float
-        1 where it is perfect.
+        1 where it is perfect, 0 where the metric is not defined: the correlation with an image that is flat there.
     """
     import torch
 
     from itk_nir.engine.execution import thread_count
     from itk_nir.engine.images import Channel, Intensity, as_volume
-    from itk_nir.engine.metrics import LevelImages
+    from itk_nir.engine.metrics import MSE, LevelImages
     from itk_nir.engine.torch_state import engine_state
     from itk_nir.engine.views import View
 
     settings = register_arguments(setup.preset, setup.options)["preset"]
+    inside, metric = counted & seen, metric_of(setup, settings, deformable)
+    if isinstance(metric, MSE):
+        # Over the variance of all of the fixed image that counts, as in a registration. That of the overlap alone, all
+        # that the engine's metric would see here, changes from map to map: maps would be ranked by it too.
+        variance = float(fixed[counted].var(dtype=np.float64))
+        return 1 - float(np.square(fixed - warped, dtype=np.float64)[inside].mean()) / (variance or 1.0)
     radius = setup.radius or int(np.max(getattr(settings.deformable, "radius", 4)))
     with engine_state():
         weight, *images = (as_volume(torch.from_numpy(a)) for a in (inside.astype(np.float32), fixed, warped))
         first, second = intensities = [Intensity.of(image, weight) for image in images]
         a, b = (i.normalised(image).contiguous() for i, image in zip(intensities, images, strict=True))
         channel = Channel(images[0], images[1], first, second)
-        level = metric_of(setup, settings, deformable).prepare(
+        level = metric.prepare(
             LevelImages(
                 a,
                 b,
@@ -64,7 +76,8 @@ def similarity(
                 dimension=fixed.ndim,
             )
         )
-        return float(level(View.identity(b)))
+        value = float(level(View.identity(b)))
+    return 0.0 if math.isnan(value) else value
 
 
 def metric_of(setup: Setup, settings: Settings, deformable: bool) -> Metric:

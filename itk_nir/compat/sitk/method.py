@@ -349,8 +349,9 @@ class ImageRegistrationMethod(ConfiguredRegistration):
             start = start or CompositeTransform((LinearTransform.identity(a.dimension),))
             warped = resample_array(b.array, b.geometry, start, a.geometry, "linear", threads=threads)
             inside = resample_array(seen, b.geometry, start, a.geometry, "nearest", threads=threads) > 0.5
-            inside &= counted
-            return -similarity(a.array, warped, inside, self._setup, deformable) if inside.any() else np.inf
+            if not (inside & counted).any():
+                return np.inf
+            return -similarity(a.array, warped, counted, inside, self._setup, deformable)
 
         return value
 

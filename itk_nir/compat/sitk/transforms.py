@@ -48,9 +48,9 @@ class TransformModel:
     given : SimpleITK.Transform or None
         The initial transform.
     optimised : SimpleITK.Transform or None
-        The part that is optimised: all of it, or the last one of a composite.
+        The part that is optimised: all of it, or the last one of a composite; None where that is the identity.
     name : str
-        The class of that part; ``"IdentityTransform"`` where nothing is given.
+        The class of that part; ``"IdentityTransform"`` where nothing, or the identity, is given.
     own : CompositeTransform or None
         The map of that part, where the search begins; None where it does nothing.
     tail : CompositeTransform or None
@@ -77,23 +77,17 @@ class TransformModel:
         OptionError
             A class of transform that is not optimised here.
         """
-        import SimpleITK as sitk
-
         if given is None:
             return cls(None, None, "IdentityTransform", None, None, grid)
         if given.GetDimension() != grid.dimension:
             raise InputError(f"initial transform: is {given.GetDimension()}D but the fixed image is {grid.dimension}D")
-        optimised, tail = given.Downcast(), None
-        if isinstance(optimised, sitk.CompositeTransform):
-            parts = [optimised.GetNthTransform(i) for i in range(optimised.GetNumberOfTransforms())]
-            if not parts:
-                return cls(given, None, "IdentityTransform", None, None, grid)
-            # ITK optimises the transform that was added last, which a fixed point meets first.
-            optimised = parts[-1].Downcast()
-            if len(parts) > 1:
-                tail = compose(*(as_composite(part, grid) for part in reversed(parts[:-1])))
+        # ITK optimises the transform that was added last, which a fixed point meets first.
+        *others, optimised = _parts(given)
+        tail = compose(*(as_composite(part, grid) for part in reversed(others))) if others else None
         name = _checked_class(optimised)
-        own = None if name in IDENTITY or _is_zero(optimised, name) else as_composite(optimised, grid)
+        if name in IDENTITY:
+            return cls(given, None, name, None, tail, grid)
+        own = None if _is_zero(optimised, name) else as_composite(optimised, grid)
         return cls(given, optimised, name, own, tail, grid)
 
     @property
@@ -166,7 +160,8 @@ class TransformModel:
         Returns
         -------
         SimpleITK.Transform
-            The given transform, a displacement field for a B-spline in place, else a composite.
+            The given transform (of its own class where it is a bare ``Transform``), a displacement field for a B-spline
+            in place, else a composite of a copy.
         """
         import SimpleITK as sitk
 
@@ -175,7 +170,8 @@ class TransformModel:
         part = self._without_what_follows(*found_parts(result), after)
         if self.name in IDENTITY:
             found = [to_sitk(CompositeTransform((transform,))) for transform in reversed(part.transforms)]
-            return sitk.CompositeTransform([*self._tail_parts(), *found])
+            others = [] if self.given is None else _parts(self.given)[:-1]
+            return sitk.CompositeTransform([*others, *found])
         if in_place and isinstance(self.given, sitk.DisplacementFieldTransform):
             return self._as_field(part, self.given)
         if in_place and self.name == "BSplineTransform":
@@ -200,9 +196,10 @@ class TransformModel:
 
         if in_place and self.name != "BSplineTransform":
             return self._put(optimised)
-        if in_place and self.tail is None:
-            return optimised
-        return sitk.CompositeTransform([*self._tail_parts(), optimised])
+        held = self.given.Downcast()
+        if isinstance(held, sitk.CompositeTransform):
+            optimised = _with_last(sitk.CompositeTransform(held), optimised)
+        return optimised if in_place else sitk.CompositeTransform([optimised])
 
     def parameters(self, mapping: Mapping, after: CompositeTransform | None) -> tuple[float, ...]:
         """The parameters of the optimised transform for a map of the engine's.
@@ -264,15 +261,6 @@ class TransformModel:
                 linear = LinearTransform(_matrix(compose(*following).inverse()) @ linear.matrix)
         return compose(*(part for part in (deformation, linear, own) if part is not None))
 
-    def _tail_parts(self) -> list[Any]:
-        """What a given composite applies after the optimised part, in SimpleITK's order."""
-        import SimpleITK as sitk
-
-        given = None if self.given is None else self.given.Downcast()
-        if not isinstance(given, sitk.CompositeTransform):
-            return []
-        return [given.GetNthTransform(i) for i in range(given.GetNumberOfTransforms() - 1)]
-
     def _as_linear(self, part: CompositeTransform) -> Any:
         """A copy of the optimised transform, its centre kept, with the parameters that were found."""
         d = part.dimension
@@ -331,13 +319,15 @@ class TransformModel:
         import SimpleITK as sitk
 
         if isinstance(self.given, sitk.CompositeTransform):
-            self.given.RemoveTransform()
-            self.given.AddTransform(optimised)
-        else:
-            # A centre stays as it was, the mesh of a spline may be finer.
-            self.given.SetFixedParameters(optimised.GetFixedParameters())
-            self.given.SetParameters(optimised.GetParameters())
-        return self.given
+            return _with_last(self.given, optimised)
+        # A centre stays as it was, the mesh of a spline may be finer.
+        self.given.SetFixedParameters(optimised.GetFixedParameters())
+        self.given.SetParameters(optimised.GetParameters())
+        if type(self.given) is not sitk.Transform:
+            return self.given
+        # As SimpleITK, which returns what a bare `Transform` holds; a field of it would have lost its inverse.
+        held = self.given.Downcast()
+        return held if isinstance(held, sitk.CompositeTransform) else optimised
 
 
 def found_parts(result: RegistrationResult) -> tuple[LinearTransform, CompositeTransform | None]:
@@ -370,11 +360,34 @@ def checked_transform(transform: Any, method: str) -> Any:
     return transform
 
 
+def _parts(transform: Any) -> list[Any]:
+    """The transforms in a composite and in those within it, in SimpleITK's order; else, or if it is empty, it alone."""
+    import SimpleITK as sitk
+
+    held = transform.Downcast()
+    if not isinstance(held, sitk.CompositeTransform) or not held.GetNumberOfTransforms():
+        return [held]
+    return [part for i in range(held.GetNumberOfTransforms()) for part in _parts(held.GetNthTransform(i))]
+
+
+def _with_last(composite: Any, optimised: Any) -> Any:
+    """A composite, the last of its `_parts` replaced in it."""
+    import SimpleITK as sitk
+
+    last = composite.GetBackTransform().Downcast()
+    composite.RemoveTransform()
+    composite.AddTransform(_with_last(last, optimised) if isinstance(last, sitk.CompositeTransform) else optimised)
+    return composite
+
+
 def _checked_class(transform: Any) -> str:
-    """Name of the class of a transform that can be optimised."""
+    """Name of the class of a transform that can be optimised; ``"IdentityTransform"`` for an empty composite too."""
+    import SimpleITK as sitk
+
     name = type(transform).__name__
-    if name == "Transform":
-        name = str(transform.GetName())
+    # SimpleITK has no class for the identity, and calls it "Transform".
+    if transform.GetTransformEnum() == sitk.sitkIdentity or name == "CompositeTransform":
+        return IDENTITY[0]
     if name not in (*_STAGES, *DEFORMABLE):
         raise OptionError(
             f"SetInitialTransform: a {name} has no counterpart here; give a Translation, Euler, VersorRigid3D, "

@@ -55,14 +55,14 @@ def stage_for(
     OptionError
         Weights of another number or value, or parameters that cannot be held alone here.
     """
-    if not len(weights) or all(w == 1 for w in weights):
-        return linear, {}
     d = fixed.dimension
     names = PARAMETERS.get(name, {}).get(d)
+    if names is not None and len(weights) not in (0, len(names)):
+        raise OptionError(f"SetOptimizerWeights: a {name} has {len(names)} parameters, got {len(weights)} weights")
+    if all(w == 1 for w in weights):
+        return linear, {}
     if names is None:
         raise refusal(weights, f"the parameters of a {name} are all optimised")
-    if len(weights) != len(names):
-        raise OptionError(f"SetOptimizerWeights: a {name} has {len(names)} parameters, got {len(weights)} weights")
     if not set(weights) <= {0, 1} or not any(weights):
         raise refusal(weights, "a weight is 1 for a parameter that is optimised and 0 for one that is held")
     free = {kind: [n for n, w in zip(names, weights, strict=True) if w and n[0] == kind] for kind in "trsm"}
