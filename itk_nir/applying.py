@@ -16,11 +16,12 @@ from itk_nir.geometry import Geometry
 from itk_nir.images import Plane, Volume, checked_fill, flattened, like, pixel_type_named, save_image
 from itk_nir.images.missing import checked_nan
 from itk_nir.images.planes import is_slice
-from itk_nir.images.series import Series, four_dimensional, load_grid, open_series
-from itk_nir.images.series_writing import check_series_path, write_series
+from itk_nir.images.series import Series, open_series, read_grid
+from itk_nir.images.series_writing import check_series_path, four_dimensional, write_series
 from itk_nir.interpolating import interpolation_named
 from itk_nir.label_maps import is_label_map
 from itk_nir.loading import load_transform
+from itk_nir.options import truth_value
 from itk_nir.resample import background_of, held, resample
 from itk_nir.transforms.model import CompositeTransform
 
@@ -174,7 +175,7 @@ class Application:
     threads : int or None
         CPU threads.
     told : tuple of str
-        What was found odd about the image.
+        What was found odd about the image and the reference.
     """
 
     source: Series
@@ -219,6 +220,7 @@ class Application:
         InputError, OptionError
             As `apply`.
         """
+        inverse, resample_shear = truth_value(inverse, "inverse"), truth_value(resample_shear, "resample_shear")
         if interpolation != "auto":
             interpolation_named(interpolation)
         source = open_series(image, "image", nan=checked_nan(nan), resample_shear=resample_shear)
@@ -227,13 +229,13 @@ class Application:
             fill = checked_fill(fill, wanted)
         own = getattr(transform, "moving" if inverse else "fixed", None) if reference is None else None
         whole = reference if reference is not None else own or source.geometry
-        grid = load_grid(whole, "reference image", resample_shear=resample_shear)
+        grid, odd = read_grid(whole, "reference image", resample_shear=resample_shear)
         known = spaces(source.geometry, grid, inverse, told=reference is not None)
         chain, plane = _read_transform(transform, grid, own, known, convention)
         grid = grid if plane is None else plane.flat
         chain = chain.inverse() if inverse else chain
         first = _first_with_contrast(source)
-        told = texts(first.findings)
+        told = texts((*source.findings, *odd))
         values = _values(first, chain.dimension)
         if not values[0].dimension == chain.dimension == grid.dimension:
             raise InputError(
@@ -280,7 +282,9 @@ class Application:
             return like(next(self.volumes()), self.geometry, self.source.kind)
         if self.geometry.dimension != 3:
             raise InputError(f"{self.source.name}: is 4D, but the reference grid is 2D; give a 3D reference")
-        return four_dimensional(list(self.volumes()), self.geometry, self.source.time, self.source.kind)
+        return four_dimensional(
+            list(self.volumes()), self.geometry, self.source.time, self.source.kind, self.source.space_code
+        )
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the result; a 4D one volume by volume.

@@ -65,16 +65,18 @@ def is_label_map(array: NDArray[Any]) -> bool:
 
 
 def _some_rows(array: NDArray[Any]) -> NDArray[Any]:
-    """Pairs of neighbouring rows from all over the image, ``(N, 2, W)``, or all rows of a small one, ``(N, H, W)``."""
+    """Neighbouring rows of neighbouring planes from all over the image, ``(N, 2, 2, W)``, or a small one as a whole,
+    ``(1, D, H, W)``; one of them where it has no more."""
     planes = array.reshape(-1, *array.shape[-2:])
-    if array.size <= _SAMPLE or array.shape[-2] < 2:
-        return planes
-    n, height, width = planes.shape
-    pairs = n * (height // 2)
-    wanted = max(1, _SAMPLE // (2 * width))
-    picked = np.unique(np.linspace(0, pairs - 1, min(wanted, pairs)).astype(int))
-    plane, pair = np.divmod(picked, height // 2)
-    return np.stack([planes[plane, 2 * pair], planes[plane, 2 * pair + 1]], axis=1)
+    if array.size <= _SAMPLE:
+        return planes[None]
+    d, h = (min(2, n) for n in planes.shape[:2])
+    across = planes.shape[1] // h
+    blocks = planes.shape[0] // d * across
+    wanted = max(1, _SAMPLE // (d * h * planes.shape[2]))
+    picked = np.unique(np.linspace(0, blocks - 1, min(wanted, blocks)).astype(int))
+    plane, row = np.divmod(picked[:, None, None], across)
+    return planes[d * plane + np.arange(d)[:, None], h * row + np.arange(h)]
 
 
 def _ranked(rows: NDArray[Any]) -> tuple[NDArray[Any] | None, NDArray[np.int64]]:
@@ -102,9 +104,10 @@ def _ranked(rows: NDArray[Any]) -> tuple[NDArray[Any] | None, NDArray[np.int64]]
 
 
 def _neighbours(ranks: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The places of both voxels of all pairs of neighbours within a row and between two rows."""
-    along, across = (ranks[..., :-1], ranks[..., 1:]), (ranks[..., :-1, :], ranks[..., 1:, :])
-    a, b = (np.concatenate([x.ravel(), y.ravel()]) for x, y in zip(along, across, strict=True))
+    """The places of both voxels of all pairs of neighbours: within a row, between two rows and between two planes."""
+    before = (ranks[:, :, :, :-1], ranks[:, :, :-1], ranks[:, :-1])
+    after = (ranks[:, :, :, 1:], ranks[:, :, 1:], ranks[:, 1:])
+    a, b = (np.concatenate([part.ravel() for part in side]) for side in (before, after))
     return a, b
 
 

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from itk_nir.geometry import Geometry
-from itk_nir.images import load_image
+from itk_nir.images.series import load_grid
 from itk_nir.neural_field import SUFFIX, NeuralField, load_field
 from itk_nir.result import RegistrationResult
 from itk_nir.transforms.listed import Listed, chain_of, listed
@@ -86,7 +86,7 @@ def load_transform(
 
 
 def _grid(image: Any, role: str) -> Geometry | None:
-    return image if image is None or isinstance(image, Geometry) else load_image(image, role).geometry
+    return None if image is None else load_grid(image, role)
 
 
 def _is_entry(part: Any) -> bool:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: What a pair may say beside the arguments of `itk_nir.register`: where its files go, and whose they are.
 _OUTPUT = ("output", "format")
+#: Which arguments `checked_words` takes.
+_WORDS = ("linear", "deformable", "seed", "nan", "resample_shear", "strict_input")
 
 #: What each process takes of a card for its context, bytes.
 _CONTEXT = 0.3e9
@@ -191,9 +193,7 @@ def _checked(arguments: Mapping[str, Any]) -> Settings:
         if arguments.get(name) is not None:
             raise OptionError(f"{name}: would be the same for all pairs; {instead}")
     check_format(arguments.get("format", "itk"), 3)
-    checked_words(
-        **{k: arguments[k] for k in ("linear", "deformable", "seed", "nan", "resample_shear") if k in arguments}
-    )
+    checked_words(**{k: arguments[k] for k in _WORDS if k in arguments})
     checked_seconds(arguments.get("checkpoint_seconds", 60.0))
     own = {*ARGUMENTS, *_OUTPUT}
     return make_settings(arguments.get("preset", "default"), **{k: v for k, v in arguments.items() if k not in own})

@@ -32,8 +32,8 @@ from itk_nir.engine.settings import SamplingSettings
 from itk_nir.engine.torch_state import engine_state
 from itk_nir.errors import InputError, OptionError, one_line
 from itk_nir.geometry import Geometry
-from itk_nir.options import converted
-from itk_nir.places import check_input
+from itk_nir.options import converted, truth_value
+from itk_nir.places import check_input, check_name, shown
 from itk_nir.report import as_json
 from itk_nir.settings import engine_named
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
@@ -150,10 +150,12 @@ class NeuralField:
         ------
         InputError
             Points of another shape.
+        OptionError
+            `inverse` is neither True nor False.
         """
-        p = self._checked(points)
+        p, back = self._checked(points), truth_value(inverse, "inverse")
         with engine_state(self.trained.device):
-            return self.trained.displacement(self.frame.points(p), inverse) * self.frame.unit
+            return self.trained.displacement(self.frame.points(p), back) * self.frame.unit
 
     def _checked(self, points: ArrayLike) -> F64:
         p = np.asarray(points, float)
@@ -266,10 +268,11 @@ class NeuralField:
         Raises
         ------
         InputError
-            Another ending, or no such folder.
+            No file's name, another ending, or no such folder.
         """
         from safetensors.numpy import save
 
+        check_name(path, f"trained field {shown(path)}")
         target = Path(path)
         if target.suffix != SUFFIX:
             raise InputError(f"{target}: a trained field is saved as {SUFFIX}; give the file that ending")
@@ -337,8 +340,8 @@ def load_field(path: str | os.PathLike[str], *, device: str = "cpu", threads: in
     from safetensors.numpy import load_file
 
     where, count = device_named(device), thread_count(threads)
+    check_input(path, f"trained field {shown(path)}")
     file = Path(path)
-    check_input(path, f"trained field {file}")
     if not file.is_file():
         raise InputError(f"trained field {file}: no such file; check the path")
     try:

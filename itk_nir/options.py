@@ -298,6 +298,30 @@ def whole_number(value: Any) -> int | None:
     return int(value) if isinstance(value, numbers.Integral) else None
 
 
+def truth_value(value: Any, name: str) -> bool:
+    """True or False, Python's or NumPy's, as a bool: any other object has a truth value too, ``"no"`` that of True.
+
+    Parameters
+    ----------
+    value : object
+        Anything.
+    name : str
+        The argument that it was given for.
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    OptionError
+        Neither of the two.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise OptionError(f"{name} is True or False, got {shown(value)}")
+    return bool(value)
+
+
 def thread_count(threads: int | None) -> int:
     """The number of CPU threads: what the user says, else all that the process may use.
 
@@ -356,11 +380,7 @@ def _convert(hint: Any, value: Any) -> tuple[bool, Any]:
         pairs = [_convert(h, v) for h, v in zip(inner, value, strict=True)]
         return all(ok for ok, _ in pairs), tuple(v for _, v in pairs)
     if arguments:  # a union
-        for h in arguments:
-            ok, out = _convert(h, value)
-            if ok:
-                return True, out
-        return False, None
+        return next((found for found in (_convert(h, value) for h in arguments) if found[0]), (False, None))
     if hint is bool:
         return isinstance(value, (bool, np.bool_)), bool(value) if isinstance(value, (bool, np.bool_)) else None
     if hint in (int, float):

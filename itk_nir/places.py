@@ -45,10 +45,16 @@ _NAMED = {
 _BESIDE = {
     ".hdr": (".img", ".img.gz"),
     ".img": (".hdr",),
-    ".img.gz": (".hdr",),
+    ".hdr.gz": (".img", ".img.gz"),
+    ".img.gz": (".hdr", ".hdr.gz"),
     ".mhd": (".raw", ".zraw"),
     ".nhdr": (".raw", ".raw.gz"),
 }
+
+#: What is written beside a file by its ending: the voxels of a header, or the header of voxels.
+_WRITTEN_BESIDE = {".hdr": ".img", ".img": ".hdr", ".img.gz": ".hdr.gz", ".mhd": ".zraw", ".nhdr": ".raw.gz"}
+#: What the header of a NIfTI or Analyze pair begins with, its own length, or gzip's files.
+_PAIR_BEGINS = (*(n.to_bytes(4, order) for n in (348, 540) for order in ("little", "big")), b"\x1f\x8b")
 
 
 def itk_name(path: str | os.PathLike[str]) -> str:
@@ -192,8 +198,10 @@ def refuse_other_kind(path: Path) -> None:
     Raises
     ------
     InputError
-        There is a folder, a named pipe or a device of that name, or a file of another kind than the name tells.
+        There is a folder, a named pipe or a device of that name, or a file of another kind than the name tells; or,
+        where two files are written, one of the other's name that does not belong to the first.
     """
+    _refuse_other_beside(path)
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -213,6 +221,27 @@ def refuse_other_kind(path: Path) -> None:
         raise InputError(
             f"{shown(path)}: is there already and was not written by this program (no {path.suffix} file of its kind);"
             " move it away, or choose another name"
+        )
+
+
+def _refuse_other_beside(path: Path) -> None:
+    """Refuse to replace the other file of a pair where the header is none of a pair's, or of another pair's."""
+    ending = next((one for one in _WRITTEN_BESIDE if path.name.lower().endswith(one)), None)
+    if ending is None:
+        return
+    other = path.with_name(path.name[: -len(ending)] + _WRITTEN_BESIDE[ending])
+    if not other.is_file() or not other.stat().st_size:
+        return
+    header, voxels = (other, path) if ending.startswith(".img") else (path, other)
+    head = b""
+    if header.is_file() and os.access(header, os.R_OK):
+        with open(header, "rb") as file:
+            head = file.read(_HEADER)
+    named = ending in (".mhd", ".nhdr")
+    if not (os.fsencode(voxels.name) in head if named else head.startswith(_PAIR_BEGINS)):
+        raise InputError(
+            f"{shown(other)}: is there already, does not belong to a file {shown(path.name)} of before, and would be "
+            "replaced with it; move it away, or choose another name"
         )
 
 
@@ -296,7 +325,9 @@ def check_working_folder() -> None:
 
 
 def _checked_text(path: str | os.PathLike[str], label: str) -> str:
-    text = os.fsdecode(path)
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise InputError(f"{label}: is an object of type {type(path).__name__}, no name of a file; give text or a path")
+    text = os.fspath(path)
     if not text.strip():
         raise InputError(f"{label}: the name is empty; give one")
     if "\0" in text:
@@ -359,7 +390,8 @@ def shown(path: str | os.PathLike[str]) -> str:
     str
         One line.
     """
-    return escaped(os.fsdecode(path)).encode("utf-8", "backslashreplace").decode()
+    text = os.fsdecode(path) if isinstance(path, (str, os.PathLike)) else repr(path)
+    return escaped(text).encode("utf-8", "backslashreplace").decode()
 
 
 def _identity(path: str) -> tuple[int, int] | None:

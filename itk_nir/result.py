@@ -18,6 +18,7 @@ from itk_nir.errors import InputError, warn_renamed
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, like
 from itk_nir.neural_field import NeuralField
+from itk_nir.options import truth_value
 from itk_nir.places import named_files
 from itk_nir.report import Report
 from itk_nir.saving import save_result
@@ -337,11 +338,13 @@ class RegistrationResult:
         ------
         InputError
             Points of another shape.
+        OptionError
+            `inverse` is neither True nor False.
         """
         p = np.asarray(points, float)
         if p.ndim != 2 or p.shape[1] != self.mapping.dimension:
             raise InputError(f"points have shape (N, {self.mapping.dimension}), got {p.shape}")
-        if inverse:
+        if truth_value(inverse, "inverse"):
             return self.mapping.inverse().map(p)
         return self.mapping.map(p) if self.field is None else self.field.map(p)
 

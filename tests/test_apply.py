@@ -188,6 +188,27 @@ def test_what_cannot_be_applied(tmp_path: Path) -> None:
         itk_nir.apply(moving_of(made(3)), result)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"inverse": "no"}, "inverse is True or False, got 'no'"),
+        ({"inverse": 1}, "inverse is True or False, got 1"),
+        ({"resample_shear": "no"}, "resample_shear is True or False"),
+        ({"convention": ["ras"]}, r"convention is one of .*, got \['ras'\]"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    result = made(2)
+    with pytest.raises(OptionError, match=message):
+        itk_nir.apply(moving_of(result), np.eye(3), **options)
+    itk_nir.apply(moving_of(result), np.eye(3), inverse=np.bool_(True))  # type: ignore[arg-type]
+
+
+def test_flags_of_a_result_are_no_words() -> None:
+    with pytest.raises(OptionError, match="inverse is True or False, got 'no'"):
+        made(2).transform_points([[0.0, 0.0]], inverse="no")  # type: ignore[arg-type]
+
+
 def test_trained_field_and_its_file(tmp_path: Path) -> None:
     grid = made(2).fixed.geometry
     fixed, moving = (np.sin((grid.grid() - s) / 4.0).sum(-1).astype(np.float32) for s in (0.0, 0.8))
@@ -199,6 +220,12 @@ def test_trained_field_and_its_file(tmp_path: Path) -> None:
     wanted = pixels(itk_nir.apply(image, result))
     np.testing.assert_allclose(wanted, result.warped_array, atol=1e-6)
     path = result.save_field(tmp_path / "a.safetensors")
+    with pytest.raises(OptionError, match="inverse is True or False"):
+        result.field.displacement([[0.0, 0.0]], inverse="no")
+    for wrong in (None, 3, b"a.safetensors"):
+        for use in (result.save_field, itk_nir.load_field):
+            with pytest.raises(InputError, match="no name of a file; give text or a path"):
+                use(wrong)  # type: ignore[arg-type]
     assert np.abs(wanted - moving).max() > 0.05
     for given in (result.field, path, str(path)):
         np.testing.assert_allclose(pixels(itk_nir.apply(image, given)), wanted, atol=1e-4)

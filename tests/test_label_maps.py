@@ -109,6 +109,17 @@ def test_intensities(name: str, array: np.ndarray) -> None:
     assert not is_label_map(np.ascontiguousarray(array.T))
 
 
+@pytest.mark.parametrize("size", [16, 80])
+def test_no_axis_is_special(size: int) -> None:
+    """Coordinates are intensities along whichever axis they run, and slabs with gaps between them labels."""
+    slabs = np.where(np.arange(size) % 4 == 3, 0, np.arange(size) // 4 + 1)
+    for axis in range(3):
+        shape = [size if k == axis else 1 for k in range(3)]
+        for values, known in ((np.arange(size) + np.float32(0.5), False), (slabs, True)):
+            array = np.ascontiguousarray(np.broadcast_to(values.reshape(shape), (size,) * 3))
+            assert is_label_map(array) == known
+
+
 def test_a_large_image_is_judged_by_a_part() -> None:
     """More voxels than are looked at, and a structure that the part does not meet."""
     large = np.zeros((96, 96, 96), np.float32)

@@ -143,6 +143,26 @@ def test_files_of_another_kind_are_not_replaced(name: str, tmp_path: Path) -> No
     refuse_other_kind(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [("a.hdr", "a.img"), ("a.img", "a.hdr"), ("a.img.gz", "a.hdr.gz"), ("a.mhd", "a.zraw"), ("a.nhdr", "a.raw.gz")],
+)
+def test_files_beside_that_belong_to_nothing_are_not_replaced(name: str, beside: str, tmp_path: Path) -> None:
+    grid = Geometry.make([4, 3, 2])
+    for _ in range(2):  # a pair of before may be replaced
+        check_output_file(tmp_path / name)
+        save_image(np.zeros(grid.shape, np.float32), grid, tmp_path / name)
+        assert (tmp_path / beside).exists()
+    (tmp_path / name).unlink()
+    (tmp_path / beside).write_bytes(b"precious")
+    with pytest.raises(InputError, match="is there already, does not belong to"):
+        check_output_file(tmp_path / name)
+    if beside.endswith((".img", "raw", ".raw.gz")):
+        (tmp_path / name).write_bytes(b"NRRD of other voxels")
+        with pytest.raises(InputError, match="is there already, does not belong to"):
+            refuse_other_kind(tmp_path / name)
+
+
 def named(folder: Path, name: str, text: str) -> str:
     (folder / name).write_text(text)
     return str(folder / name)
@@ -177,6 +197,8 @@ def test_an_output_that_is_an_input(tmp_path: Path) -> None:
         ("a.nhdr", "NRRD0004\ndatafile: LIST\ns0.bin\ns1.bin\n", "s0.bin"),
         ("a.hdr", "", "a.img"),
         ("a.img", "", "a.hdr"),
+        ("a.img.gz", "", "a.hdr.gz"),
+        ("a.hdr.gz", "", "a.img.gz"),
         ("T.1.txt", '(InitialTransformParametersFileName "T.0.txt")\n', "T.0.txt"),
         ("T.1.txt", '(InitialTransformParameterFileName "T.0.txt")\n', "T.0.txt"),
         ("T.1.txt", '(Size 3)\n(DeformationFieldFileName "D.mha")\n', "D.mha"),

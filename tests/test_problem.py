@@ -136,6 +136,7 @@ def test_numbers_of_numpy_are_taken() -> None:
         ({"threads": 2.0}, "threads is a whole number"),
         ({"deformable": 1}, "deformable is True or False, got 1"),
         ({"deformable": None}, "deformable is True or False"),
+        ({"strict_input": "no"}, "strict_input is True or False, got 'no'"),
         ({"deformable": False, "linear": "none"}, "leaves nothing to do"),
         (
             {"linear": "bspline"},

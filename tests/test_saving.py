@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import itk_nir
-from itk_nir.errors import InputError
+from itk_nir.errors import InputError, OptionError
 from itk_nir.images import save_image, to_sitk
 from itk_nir.phantom import Phantom
 from itk_nir.result import RegistrationResult
@@ -75,6 +75,14 @@ def test_more_files_are_of_the_set(result: RegistrationResult, tmp_path: Path, m
     with pytest.raises(OSError, match="Operation not permitted"):
         save_result(result, f"{tmp_path}/a/", "itk", {"picture": (PICTURE, b"\x89PNG2")})
     assert {path: path.read_bytes() for path in (tmp_path / "a").iterdir()} == before
+
+
+@pytest.mark.parametrize("prefix", [None, 3, b"x", ["x"]])
+def test_what_is_no_name_is_refused(prefix: object, result: RegistrationResult) -> None:
+    with pytest.raises(InputError, match=r"^output prefix .* no name of a file; give text or a path"):
+        result.save(prefix)  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="format must be one of"):
+        result.save("x", [prefix])  # type: ignore[arg-type]
 
 
 def test_an_input_is_not_written_over(phantom_2d: Phantom, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from itk_nir.cli.arguments import INTERPOLATIONS, add_convention, one_or_list
+from itk_nir.cli.arguments import INTERPOLATIONS, add_convention, grid_of, one_or_list
 from itk_nir.cli.console import names, tell
 from itk_nir.cli.signals import requests
 from itk_nir.errors import InputError, warn_caller
@@ -106,7 +106,6 @@ def _files(options: argparse.Namespace) -> list[str]:
 def _apply_to_points(options: argparse.Namespace) -> None:
     if options.labels or options.interpolation != "auto" or options.pixel_type:
         raise InputError("--points takes no --labels, --interpolation or --pixel-type; leave them out")
-    from itk_nir.images import load_image
     from itk_nir.loading import load_transform
     from itk_nir.places import check_output_file
     from itk_nir.points import beyond, load_points, save_points
@@ -114,7 +113,7 @@ def _apply_to_points(options: argparse.Namespace) -> None:
 
     check_output_file(options.output, named_files(options.points, _files(options), options.reference, options.moving))
     fixed, moving = (
-        None if name is None else load_image(name, f"{role} image").geometry
+        grid_of(name, f"{role} image", resample_shear=options.resample_shear)
         for name, role in ((options.reference, "reference"), (options.moving, "moving"))
     )
     transform = load_transform(

@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from itk_nir.errors import OptionError
+from itk_nir.errors import OptionError, warn_caller
+from itk_nir.findings import texts
 
 if TYPE_CHECKING:
+    from itk_nir.geometry import Geometry
     from itk_nir.settings import Settings
 
 PRESETS = ("fast", "default", "accurate", "paper")
@@ -202,6 +204,37 @@ def settings_of(preset: str, given: Mapping[str, Any]) -> Settings:
 def one_or_list(files: list[str] | None) -> Any:
     """A single file by itself, several as the list they are."""
     return files[0] if files is not None and len(files) == 1 else files
+
+
+def grid_of(name: str | None, role: str, *, resample_shear: bool = False) -> Geometry | None:
+    """The grid of an image that gives nothing else, of which what is odd is told.
+
+    Parameters
+    ----------
+    name : str or None
+        The file, if there is one.
+    role : str
+        What it is in messages.
+    resample_shear : bool, default False
+        As of `itk_nir.images.load_image`.
+
+    Returns
+    -------
+    Geometry or None
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    if name is None:
+        return None
+    from itk_nir.images.series import read_grid
+
+    geometry, findings = read_grid(name, role, resample_shear=resample_shear)
+    for text in texts(findings):
+        warn_caller(text)
+    return geometry
 
 
 def add_convention(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 import warnings
 from typing import Any
 
-from itk_nir.cli.arguments import FORMATS, add_convention, one_or_list
+from itk_nir.cli.arguments import FORMATS, add_convention, grid_of, one_or_list
 from itk_nir.cli.console import names, note_if_folder, tell
 from itk_nir.cli.signals import requests
 from itk_nir.errors import SelfCheckWarning
@@ -48,7 +48,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Read the transform, write it and say how far the files are from it."""
-    from itk_nir.images import load_image
     from itk_nir.loading import load_transform
     from itk_nir.places import named_files
     from itk_nir.saving import check_transform_output
@@ -57,10 +56,8 @@ def run(options: argparse.Namespace) -> None:
     check_transform_output(options.output, options.format, named_files(options.transform, options.reference))
     if options.format == "ants":
         note_if_folder(options.output)
-    reference = load_image(options.reference, "reference image").geometry if options.reference else None
-    transform = load_transform(
-        one_or_list(options.transform), reference, moving=options.moving, convention=options.convention
-    )
+    reference, moving = grid_of(options.reference, "reference image"), grid_of(options.moving, "moving image")
+    transform = load_transform(one_or_list(options.transform), reference, moving=moving, convention=options.convention)
     paths, written = save_transform(transform, options.output, format=options.format, reference=reference)
     requests().written = True
     for sentence in written.failed:

@@ -7,6 +7,7 @@ and takes what comes out of a damaged stream for pixels.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,16 @@ from itk_nir.errors import InputError
 from itk_nir.findings import Finding, warning
 from itk_nir.images.volume import excess
 
-#: Bytes of one value.
+#: Bytes of one value: to MetaIO a long has 4 on every system.
 _WIDTHS = {
-    "CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 8, "ULONG": 8, "LONG_LONG": 8,
+    "CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4, "LONG_LONG": 8,
     "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8,
 }  # fmt: skip
 #: The longest header, in bytes, that is looked for its end.
 _LONGEST = 1 << 20
 _PIECE = 1 << 20
+#: What is millimetres, or says nothing.
+_MILLIMETRES = ("", "?", "???", "none", "mm", "millimeter", "millimeters", "millimetre", "millimetres")
 
 
 def check_metaimage(file: Path, label: str) -> tuple[Finding, ...]:
@@ -69,13 +72,42 @@ def check_metaimage(file: Path, label: str) -> tuple[Finding, ...]:
     found = _check_data(file, label, fields, length, wanted)
     if not {"ElementSpacing", "ElementSize"} & set(fields):
         found = (*found, warning(f"{label}: its header does not say how large its voxels are", "1 mm is taken"))
-    return found
+    return (*found, *other_units(label, [fields.get("DistanceUnits", "")]))
+
+
+def other_units(label: str, units: Iterable[str]) -> tuple[Finding, ...]:
+    """Tell of lengths in other units than mm, which ITK's readers of MetaImage and NRRD do not look at.
+
+    Parameters
+    ----------
+    label : str
+        What opens the message.
+    units : iterable of str
+        What the header says; empty, ``"?"`` or any name of mm where there is nothing to tell.
+
+    Returns
+    -------
+    tuple of Finding
+        One or none.
+    """
+    others = sorted({u for u in units if u.strip().lower() not in _MILLIMETRES})
+    if not others:
+        return ()
+    names = ", ".join(others)
+    return (
+        warning(
+            f"{label}: its header says that lengths are in {names}",
+            "the numbers are used as they are, as ITK does; mend its header",
+            units=names,
+        ),
+    )
 
 
 def _check_data(file: Path, label: str, fields: dict[str, str], length: int, wanted: int) -> tuple[Finding, ...]:
     named = fields["ElementDataFile"]
     binary = fields.get("BinaryData", "True").lower() not in ("false", "0", "no")
-    if named.upper() in ("LOCAL", "LIST") or "%" in named:
+    # A list may say how many axes each of its files has: "LIST 2D".
+    if named.upper() == "LOCAL" or named.upper().startswith("LIST") or "%" in named:
         data, start = file, length
         if named.upper() != "LOCAL":  # many files: ITK's reader misses those that are not there
             return ()
@@ -92,6 +124,11 @@ def _check_data(file: Path, label: str, fields: dict[str, str], length: int, wan
     skipped = int(fields.get("HeaderSize", "0") or 0) if fields.get("HeaderSize", "0").lstrip("-").isdigit() else 0
     if there - max(skipped, 0) < wanted:
         raise InputError(f"{label}: truncated, {there} of {wanted} voxel bytes are there; get a fresh copy")
+    if there == 2 * wanted and fields["ElementType"] in ("MET_LONG", "MET_ULONG") and not skipped:
+        raise InputError(
+            f"{label}: its header says {fields['ElementType']}, of 4 bytes, and its voxels have 8; write "
+            f"{fields['ElementType']}_LONG there"
+        )
     return () if skipped else excess(there - wanted, wanted, label)
 
 

@@ -54,8 +54,9 @@ class Header:
     units : int
         1 metres, 2 millimetres, 3 micrometres, 0 not said.
     slope, intercept : float
-        ``value = slope * stored + intercept``, with ITK's reading of values that mean nothing: 1 for a slope that is
-        nearly 0 or not finite, 0 for an intercept that is not finite.
+        ``value = slope * stored + intercept``, with the reading of values that mean nothing: 1 and 0 for a slope that
+        is 0 or not finite, by which the standard says that nothing is scaled; as ITK 1 for a slope that is nearly 0, 0
+        for an intercept that is not finite.
     intent : int
         What the values mean: 1006 a displacement (RAS), 1007 a vector.
     excess : int
@@ -211,7 +212,9 @@ def _header(
 ) -> Header:
     """A header of its fields, which are checked."""
     offset, slope, intercept = place
-    if abs(slope) == _LEAST:  # neither below nor above it: ITK leaves the values as they are stored
+    # By the standard, and to nibabel, a slope of 0 means that there is no intercept either; ITK adds it. Where one is
+    # neither below nor above the least, ITK leaves the values as they are stored.
+    if slope == 0 or not np.isfinite(slope) or abs(slope) == _LEAST:
         slope, intercept = 1.0, 0.0
     if not 1 <= dim[0] <= 7:
         raise ValueError(f"its header says that it has {dim[0]} axes; 1 to 7 are possible")
@@ -233,7 +236,7 @@ def _header(
         tuple(max(int(n), 1) for n in shape),
         kind[1], max(int(offset), least), order, single, version, *codes, qform, sform, pixdim,
         quaternion or (0.0,) * 6, units & 7,
-        slope if np.isfinite(slope) and abs(slope) > _LEAST else 1.0,
+        slope if abs(slope) > _LEAST else 1.0,
         intercept if np.isfinite(intercept) else 0.0,
         kind[0],
     )  # fmt: skip

@@ -1,14 +1,17 @@
-"""What ITK's NRRD reader does not see: damage in packed pixels, whose checksum it does not compare."""
+"""What ITK's NRRD reader does not see: damage in packed pixels, whose checksum it does not compare, and headers that do
+not say where the voxels lie."""
 
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from itk_nir.errors import InputError
-from itk_nir.findings import Finding
+from itk_nir.findings import Finding, warning
+from itk_nir.images.metaimage import other_units
 
 #: Bytes of one value, by any of the names that a type has.
 _WIDTHS = {
@@ -22,6 +25,13 @@ _WIDTHS = {
     **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), 8),
 }
 _LONGEST, _PIECE = 1 << 20, 1 << 20
+#: Spaces that say where the left and the front of an object are; they may have time as a fourth axis.
+_ANATOMICAL = (
+    "right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps", "rast", "last",
+    "lpst",
+)  # fmt: skip
+#: Kinds of axes along which there is a step in space.
+_SPATIAL = ("domain", "space", "???", "none")
 
 
 def check_nrrd(file: Path, label: str) -> tuple[Finding, ...]:
@@ -37,7 +47,7 @@ def check_nrrd(file: Path, label: str) -> tuple[Finding, ...]:
     Returns
     -------
     tuple of Finding
-        Empty.
+        What is odd but can be read.
 
     Raises
     ------
@@ -52,20 +62,63 @@ def check_nrrd(file: Path, label: str) -> tuple[Finding, ...]:
     if not raw.startswith(b"NRRD"):
         raise InputError(f"{label}: no NRRD header, or a damaged one; get a fresh copy")
     fields = dict(_field(line) for line in raw[:at].decode("latin1").splitlines() if ":" in line)
+    found = _oddities(fields, label)
     named = fields.get("data file", fields.get("datafile", ""))
     if fields.get("encoding", "").lower() not in ("gzip", "gz") or " " in named or "%" in named or named == "LIST":
-        return ()
+        return found
     data, start = (file.parent / named, 0) if named else (file, at + len(mark))
     if not data.is_file():
         raise InputError(f"{label}: its voxels should be in {data}, which does not exist")
     got = _inflated(data, start, label)
     sizes, width = fields.get("sizes", "").split(), _WIDTHS.get(fields.get("type", "").lower())
     if width is None or not all(n.isdigit() for n in sizes):
-        return ()
+        return found
     wanted = int(np.prod([int(n) for n in sizes], dtype=object)) * width
     if got < wanted:
         raise InputError(f"{label}: truncated, {got} of {wanted} voxel bytes come out of it; get a fresh copy")
-    return ()
+    return found
+
+
+def _oddities(fields: dict[str, str], label: str) -> tuple[Finding, ...]:
+    """What a header says of its space that is to be told, or does not say."""
+    kinds = fields.get("kinds", "").lower().split()
+    directions = re.findall(r"none|\([^)]*\)", fields.get("space directions", ""))
+    dimension = len(fields.get("sizes", "").split())
+    spatial = [
+        k
+        for k in range(dimension)
+        if (k >= len(kinds) or kinds[k] in _SPATIAL) and (k >= len(directions) or directions[k] != "none")
+    ]
+    units = re.findall('"([^"]*)"', fields.get("units", ""))
+    of_space = re.findall('"([^"]*)"', fields.get("space units", ""))
+    found = [*other_units(label, [*of_space, *(u for k, u in enumerate(units) if k in spatial)])]
+    if not directions:
+        found += _steps(fields.get("spacings", ""), spatial, label)
+    if len(spatial) == 3 and (not directions or fields.get("space", "").lower() not in _ANATOMICAL):
+        found.append(
+            warning(
+                f"{label}: its header does not say how the object lies (no anatomical space, or no directions)",
+                "the axes are taken for left, back and up, as ITK does; give it an orientation if that is wrong",
+                orientation="unknown",
+            )
+        )
+    return tuple(found)
+
+
+def _steps(spacings: str, spatial: list[int], label: str) -> list[Finding]:
+    """What is odd about voxels whose lengths stand alone, without a direction."""
+    try:
+        lengths = [float(v) for v in spacings.split()]
+    except ValueError:  # its reader says so
+        return []
+    given = [lengths[k] for k in spatial if k < len(lengths)]
+    if len(given) < len(spatial) or any(np.isnan(given)):
+        return [warning(f"{label}: its header does not say how large its voxels are", "1 mm is taken")]
+    if min(given, default=1.0) < 0:
+        return [
+            warning(f"{label}: its header has voxels of size {spacings}", "axes below 0 run backwards, as in ITK")
+        ]
+    return []
 
 
 def _field(line: str) -> tuple[str, str]:

@@ -131,14 +131,7 @@ def read_sitk(image: Any, role: str, options: ReadOptions) -> Volume:
     """
     import SimpleITK as sitk
 
-    pixel = image.GetPixelIDTypeAsString()
-    if "label" in pixel:
-        # SimpleITK ends the process when it is asked for the array of such an image.
-        raise InputError(f"{role}: is a SimpleITK label map object ({pixel}); give sitk.LabelMapToLabel(image)")
-    if "complex" in pixel:
-        raise not_real(role, pixel)
-    if image.GetPixelID() == sitk.sitkUnknown or not image.GetNumberOfPixels():
-        raise InputError(f"{role}: this SimpleITK.Image has no pixels; give an image with some")
+    check_sitk(image, role)
     volumes = image.GetSize()[3] if image.GetDimension() == 4 else 0
     check_layout(role, image.GetDimension(), image.GetNumberOfComponentsPerPixel(), options.several, volumes)
     array = sitk.GetArrayFromImage(image)
@@ -148,6 +141,33 @@ def read_sitk(image: Any, role: str, options: ReadOptions) -> Volume:
     )
     straight = straightened(array, placed, options.labels)
     return Volume(straight, placed.geometry, role, "sitk", array.dtype, placed.findings)
+
+
+def check_sitk(image: Any, role: str) -> None:
+    """Refuse a ``SimpleITK.Image`` that has no array of real numbers, of any dimension.
+
+    Parameters
+    ----------
+    image : SimpleITK.Image
+        The image.
+    role : str
+        What opens the message.
+
+    Raises
+    ------
+    InputError
+        A label map object, complex pixels, or none.
+    """
+    import SimpleITK as sitk
+
+    pixel = image.GetPixelIDTypeAsString()
+    if "label" in pixel:
+        # SimpleITK ends the process when it is asked for the array of such an image.
+        raise InputError(f"{role}: is a SimpleITK label map object ({pixel}); give sitk.LabelMapToLabel(image)")
+    if "complex" in pixel:
+        raise not_real(role, pixel)
+    if image.GetPixelID() == sitk.sitkUnknown or not image.GetNumberOfPixels():
+        raise InputError(f"{role}: this SimpleITK.Image has no pixels; give an image with some")
 
 
 def is_ants(image: Any) -> bool:
@@ -236,41 +256,98 @@ def read_nibabel(image: Any, role: str, options: ReadOptions) -> Volume:
     InputError
         An image that cannot be used.
     """
-    header = image.header
-    shape = [int(n) for n in image.shape]
-    components = 1
-    intent = int(header["intent_code"]) if _has(header, "intent_code") else 0
-    if len(shape) == 5 and intent in (1005, 1006, 1007, 2003, 2004):
-        components = shape.pop()
-        shape = shape[:2] if shape[2:] == [1, 1] else shape
-    while len(shape) > 3 and shape[-1] == 1:
-        shape.pop()
-    stored = image.get_data_dtype()
-    colours = len(stored.names) if stored.names else 1
-    volumes = shape[3] if len(shape) == 4 else 0
-    check_layout(role, len(shape), components * colours, options.several, volumes)
-    if colours == 1:
-        check_pixels(role, stored)
-    check_memory(role, (*shape, components * colours), stored.itemsize)
-    try:
-        values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(f"{role}: nibabel cannot read its values ({one_line(error)}); get a fresh copy") from error
-    if values.dtype.names:
-        values = np.stack([values[name] for name in values.dtype.names], -1)
-        components = colours
-    values = values.reshape(*shape, components) if components > 1 else values.reshape(shape)
-    d = len(shape)
-    array = np.array(values.transpose(*range(d - 1, -1, -1), *range(d, values.ndim)), order="C")
-    affine, findings, code = _affine(image, role)
+    shape, components = nibabel_layout(image)
+    check_layout(role, len(shape), components, options.several, shape[3] if len(shape) == 4 else 0)
+    array = nibabel_values(image, role)
+    affine, findings, code = nibabel_affine(image, role)
     placed = place(shape, RAS_TO_LPS @ affine, role, options.resample_shear)
     found = (*findings, *placed.findings)
     straight = straightened(array, placed, options.labels)
     return Volume(straight, placed.geometry, role, "nibabel", array.dtype, found, code > 0, code or 1)
 
 
-def _affine(image: Any, role: str) -> tuple[NDArray[np.float64], tuple[Finding, ...], int]:
-    """nibabel's affine (RAS), what is odd about it, and the number of its space, 0 where the header has none."""
+def nibabel_layout(image: Any) -> tuple[tuple[int, ...], int]:
+    """Tell the axes of an image of nibabel's from its values a voxel.
+
+    Parameters
+    ----------
+    image : nibabel.spatialimages.SpatialImage
+        The image.
+
+    Returns
+    -------
+    shape : tuple of int
+        Lengths of the axes of space and time, ``(x, y[, z[, t]])``; those of length 1 behind the third do not count.
+    components : int
+        Values a voxel: of vectors on the fifth axis, or colours.
+    """
+    shape = [int(n) for n in image.shape]
+    components = 1
+    intent = int(image.header["intent_code"]) if _has(image.header, "intent_code") else 0
+    if len(shape) == 5 and intent in (1005, 1006, 1007, 2003, 2004):
+        components = shape.pop()
+        shape = shape[:2] if shape[2:] == [1, 1] else shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    names = image.get_data_dtype().names
+    return tuple(shape), components * (len(names) if names else 1)
+
+
+def nibabel_values(image: Any, role: str) -> NDArray[Any]:
+    """Read the scaled values of an image of nibabel's.
+
+    Parameters
+    ----------
+    image : nibabel.spatialimages.SpatialImage
+        The image.
+    role : str
+        What opens every message.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``([[T,] D,] H, W[, components])``, with memory of its own.
+
+    Raises
+    ------
+    InputError
+        Values that are no real numbers, more of them than there is memory for, or that cannot be read.
+    """
+    shape, components = nibabel_layout(image)
+    stored = image.get_data_dtype()
+    if not stored.names:
+        check_pixels(role, stored)
+    check_memory(role, (*shape, components), stored.itemsize)
+    try:
+        values = np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{role}: nibabel cannot read its values ({one_line(error)}); get a fresh copy") from error
+    if values.dtype.names:
+        values = np.stack([values[name] for name in values.dtype.names], -1)
+    values = values.reshape(*shape, components) if components > 1 else values.reshape(shape)
+    d = len(shape)
+    return np.array(values.transpose(*range(d - 1, -1, -1), *range(d, values.ndim)), order="C")
+
+
+def nibabel_affine(image: Any, role: str) -> tuple[NDArray[np.float64], tuple[Finding, ...], int]:
+    """Read where an image of nibabel's lies.
+
+    Parameters
+    ----------
+    image : nibabel.spatialimages.SpatialImage
+        The image.
+    role : str
+        What opens every message.
+
+    Returns
+    -------
+    affine : numpy.ndarray
+        ``(4, 4)``, voxel index -> RAS.
+    findings : tuple of Finding
+        What is odd about it.
+    code : int
+        NIfTI's number of its space, 0 where the header has none.
+    """
     header, affine = image.header, image.affine
     code = 1
     if _has(header, "sform_code") and _has(header, "qform_code"):
@@ -389,11 +466,19 @@ def _numpy(given: Any, role: str) -> NDArray[Any]:
         import torch
 
         given = given.detach()
-        if given.dtype == torch.bfloat16:
-            given = given.float()
         if given.layout != torch.strided or given.is_quantized:
             raise InputError(f"{role}: is a sparse or quantized tensor; make it dense (tensor.to_dense()) first")
-        return np.asarray(given.resolve_conj().resolve_neg().cpu().numpy())
+        if given.is_meta:
+            raise InputError(f"{role}: is a tensor on the meta device, which holds no values; give one that does")
+        try:
+            # NumPy has none of torch's other floating-point types, which are all shorter than float32.
+            if given.is_floating_point() and given.dtype not in (torch.float16, torch.float32, torch.float64):
+                given = given.float()
+            return np.asarray(given.resolve_conj().resolve_neg().cpu().numpy())
+        except (TypeError, RuntimeError) as error:
+            raise InputError(
+                f"{role}: is a tensor of {given.dtype} that gives no array ({one_line(error)}); convert it to float32"
+            ) from error
     try:
         return np.asarray(given)
     except (TypeError, ValueError) as error:

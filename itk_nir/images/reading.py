@@ -126,14 +126,15 @@ def load_pixels(image: Any, role: str, *, nan: str = "error", resample_shear: bo
     Returns
     -------
     Volume
-        Several values a pixel are the last axis of its array.
+        Several values a pixel are the last axis of its array. What is resampled is so to the nearest pixel: it may be
+        labels.
 
     Raises
     ------
     InputError
         As `load_image`.
     """
-    return read(image, role, ReadOptions(several=True, resample_shear=resample_shear), nan)
+    return read(image, role, ReadOptions(several=True, resample_shear=resample_shear, labels=True), nan)
 
 
 def _without_opacity(array: NDArray[Any]) -> NDArray[Any]:

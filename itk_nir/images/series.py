@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import os
+import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,18 +16,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.errors import InputError, one_line
+from itk_nir.findings import Finding
 from itk_nir.geometry import Geometry
-from itk_nir.images.grids import place
+from itk_nir.images.dicom import is_dicom
+from itk_nir.images.grids import RAS_TO_LPS, Placed, place, place_like_itk, straightened
 from itk_nir.images.itk_classes import image_view, matrix_array
+from itk_nir.images.metaimage import check_metaimage
 from itk_nir.images.missing import without_missing
-from itk_nir.images.nifti import is_nifti, read_header, scaled
+from itk_nir.images.names import checked_path, label_of
+from itk_nir.images.nifti import is_nifti, read_header, read_voxels, scaled
 from itk_nir.images.nifti_grid import orientation
 from itk_nir.images.nifti_header import Header
+from itk_nir.images.nrrd import check_nrrd
+from itk_nir.images.objects import (
+    check_sitk,
+    is_ants,
+    is_nibabel,
+    is_sitk,
+    nibabel_affine,
+    nibabel_layout,
+    nibabel_values,
+)
 from itk_nir.images.quiet import quiet
-from itk_nir.images.reading import load_pixels
-from itk_nir.images.values import as_pixels
-from itk_nir.images.volume import Volume, check_pixels, make_geometry, not_real
-from itk_nir.places import itk_name
+from itk_nir.images.reading import READERS, load_pixels
+from itk_nir.images.volume import ReadOptions, Volume, check_memory, check_pixels, not_real, unreadable
+from itk_nir.places import companions, itk_name
+
+#: What is looked at before ITK reads a file: ending -> check(file, label).
+_CHECKS = {".mha": check_metaimage, ".mhd": check_metaimage, ".nrrd": check_nrrd, ".nhdr": check_nrrd}
+#: Seconds in the units of time that are not seconds, by NIfTI's numbers.
+_SECONDS = {16: 1e-3, 24: 1e-6}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +67,8 @@ class Series:
         How many volumes there are.
     time : tuple of float or None
         Spacing and origin of the fourth axis; None for an image that has none.
+    findings : tuple of Finding
+        What the reader found odd.
     """
 
     volumes: Callable[[], Iterator[Volume]]
@@ -58,6 +79,7 @@ class Series:
     space_code: int = 1
     count: int = 1
     time: tuple[float, float] | None = None
+    findings: tuple[Finding, ...] = ()
 
 
 def open_series(image: Any, role: str, *, nan: str = "error", resample_shear: bool = False) -> Series:
@@ -66,7 +88,7 @@ def open_series(image: Any, role: str, *, nan: str = "error", resample_shear: bo
     Parameters
     ----------
     image : image or path
-        Anything that `load_image` takes, and 4D images of ITK, SimpleITK and files.
+        Anything that `load_image` takes, and 4D images of ITK, SimpleITK, ANTs, nibabel and files.
     role : str
         What it is in messages.
     nan, resample_shear
@@ -81,24 +103,21 @@ def open_series(image: Any, role: str, *, nan: str = "error", resample_shear: bo
     InputError
         As `load_image`, when it is opened or when its volumes are read.
     """
-    found = None
-    if isinstance(image, (str, os.PathLike)):
-        found = _file_of_volumes(Path(image), f"{role} {Path(image)}")
-    elif "SimpleITK" in sys.modules and isinstance(image, sys.modules["SimpleITK"].Image) and image.GetDimension() == 4:
-        found = _of_sitk(image, role)
-    elif getattr(image, "GetImageDimension", lambda: 0)() == 4:
-        found = _of_itk(image, role)
+    found = _of_volumes(image, role, resample_shear)
     if found is None:
         volume = load_pixels(image, role, nan=nan, resample_shear=resample_shear)
         return Series(
-            lambda: iter((volume,)), volume.geometry, volume.name, volume.kind, volume.pixel_type, volume.space_code
-        )
+            lambda: iter((volume,)), volume.geometry, volume.name, volume.kind, volume.pixel_type, volume.space_code,
+            findings=volume.findings,
+        )  # fmt: skip
     plain = found.volumes
     return replace(found, volumes=lambda: (without_missing(v, nan) for v in plain()))
 
 
-def load_grid(source: Any, role: str, *, resample_shear: bool = False) -> Geometry:
-    """The grid of an image, of which nothing else matters: neither its pixels nor its fourth axis.
+def read_grid(source: Any, role: str, *, resample_shear: bool = False) -> tuple[Geometry, tuple[Finding, ...]]:
+    """Read the grid of an image, of which nothing else matters: neither its pixels nor its fourth axis.
+
+    Its header is read and checked as that of an image is, which it might be as well.
 
     Parameters
     ----------
@@ -111,7 +130,10 @@ def load_grid(source: Any, role: str, *, resample_shear: bool = False) -> Geomet
 
     Returns
     -------
-    Geometry
+    geometry : Geometry
+        The grid.
+    findings : tuple of Finding
+        What is odd about it.
 
     Raises
     ------
@@ -119,15 +141,82 @@ def load_grid(source: Any, role: str, *, resample_shear: bool = False) -> Geomet
         It cannot be read.
     """
     if isinstance(source, Geometry):
-        return source
+        return source, ()
     if isinstance(source, Volume):
-        return source.geometry if source.plane is None else source.plane.geometry
-    if isinstance(source, (str, os.PathLike)) and not is_nifti(source):
-        reader = _information(Path(source))
-        if reader is not None and reader.GetDimension() in (2, 3):
-            size, at = reader.GetSize(), (reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-            return make_geometry(f"{role} {source}", size, *at)
-    return open_series(source, role, nan="mask", resample_shear=resample_shear).geometry
+        return source.geometry if source.plane is None else source.plane.geometry, ()
+    found = _of_volumes(source, role, resample_shear)
+    if found is not None:
+        return found.geometry, found.findings
+    if isinstance(source, (str, os.PathLike)):
+        placed = _grid_of_header(checked_path(source, role), label_of(source, role), resample_shear)
+        if placed is not None:
+            return placed.geometry, placed.findings
+    options = ReadOptions(several=True, resample_shear=resample_shear)
+    reader = next((reader for _, accepts, reader in READERS if accepts(source)), None)
+    # NaN voxels, which `load_pixels` would look for, are none of the grid's business; it refuses what no row takes.
+    volume = load_pixels(source, role) if reader is None else reader(source, role, options)
+    return volume.geometry, volume.findings
+
+
+def load_grid(source: Any, role: str, *, resample_shear: bool = False) -> Geometry:
+    """The grid of `read_grid` alone.
+
+    Parameters
+    ----------
+    source, role, resample_shear
+        As of `read_grid`.
+
+    Returns
+    -------
+    Geometry
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    return read_grid(source, role, resample_shear=resample_shear)[0]
+
+
+def _of_volumes(image: Any, role: str, resample_shear: bool) -> Series | None:
+    """What has a fourth axis; None for everything else."""
+    if isinstance(image, (str, os.PathLike)):
+        return _file_of_volumes(checked_path(image, role), label_of(image, role), resample_shear)
+    if is_sitk(image):
+        return _of_sitk(image, role, resample_shear) if image.GetDimension() == 4 else None
+    if is_ants(image):
+        return _of_ants(image, role, resample_shear) if image.dimension == 4 else None
+    if is_nibabel(image):
+        return _of_nibabel(image, role, resample_shear) if len(nibabel_layout(image)[0]) == 4 else None
+    return _of_itk(image, role, resample_shear) if getattr(image, "GetImageDimension", lambda: 0)() == 4 else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """What all volumes of a series share."""
+
+    label: str
+    kind: str
+    dtype: np.dtype[Any]
+    placed: Placed
+    time: tuple[float, float]
+    count: int
+    findings: tuple[Finding, ...] = ()
+    space_code: int = 1
+
+    def series(self, arrays: Callable[[], Iterable[NDArray[Any]]]) -> Series:
+        """The series of what gives the arrays of its volumes one after the other."""
+        told = (*self.findings, *self.placed.findings)
+        geometry = self.placed.geometry
+
+        def volumes() -> Iterator[Volume]:
+            for array in arrays():
+                straight = straightened(array, self.placed, labels=True)  # it may be labels
+                yield Volume(straight, geometry, self.label, self.kind, self.dtype, told, space_code=self.space_code)
+
+        return Series(
+            volumes, geometry, self.label, self.kind, self.dtype, self.space_code, self.count, self.time, told
+        )  # fmt: skip
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -149,28 +238,43 @@ def _information(file: Path) -> Any:
     return reader
 
 
-def _file_of_volumes(file: Path, label: str) -> Series | None:
+def _checked(file: Path, label: str) -> tuple[Finding, ...]:
+    """What is odd about a file that ITK is to read."""
+    check = _CHECKS.get(file.suffix.lower())
+    return () if check is None else check(file, label)
+
+
+def _grid_of_header(file: Path, label: str, resample_shear: bool) -> Placed | None:
+    """The grid of a 3D MetaImage or NRRD file, whose voxels are not kept; None for every other."""
+    if file.suffix.lower() not in _CHECKS or not file.is_file() or is_dicom(file):
+        return None
+    found = _checked(file, label)
+    reader = _information(file)
+    if reader is None or reader.GetDimension() != 3:
+        return None
+    at = reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
+    placed = place_like_itk(*at, label, resample_shear)
+    return replace(placed, findings=(*found, *placed.findings))
+
+
+def _file_of_volumes(file: Path, label: str, resample_shear: bool) -> Series | None:
     """A file with a fourth axis; None for every other."""
+    if is_nifti(file) and file.is_file():
+        header, data = read_header(file, label)
+        if header is not None:
+            several = header.components > header.colours > 1  # vectors of colours are nobody's
+            known = len(header.size) == 4 and header.dtype is not None and not several
+            return _nifti_series(file, header, data, label, resample_shear) if known else None
     reader = _information(file)
     if reader is None or reader.GetDimension() != 4:
         return None
-    import SimpleITK as sitk
-
-    size = reader.GetSize()
-    geometry, time = _without_time(label, size, reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
-    dtype = _pixel_type(reader, label)
-    base = Volume(np.zeros(0, dtype), geometry, label, "path", dtype)
-    if is_nifti(file):
-        header, data = read_header(file, label)
-        if header is not None and header.dtype is not None and header.shape[:4] == size and len(header.shape) == 4:
-            where = orientation(header, label)
-            geometry = place(size[:3], where.matrix, label).geometry
-            base = replace(base, geometry=geometry, space_code=where.code or 1)
-            volumes = lambda: _nifti_volumes(data, header, base)  # noqa: E731
-            return Series(volumes, geometry, label, "path", dtype, base.space_code, size[3], time)
+    found = _checked(file, label)
+    size, at = reader.GetSize(), (reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    placed, time = _without_time(label, size, *at, resample_shear)
+    source = _Source(label, "path", _pixel_type(reader, label), placed, time, size[3], found)
     if _is_packed(file):
-        return replace(_of_sitk(sitk.ReadImage(itk_name(file)), label), kind="path")
-    return Series(lambda: _extracted(reader, base, size), geometry, label, "path", dtype, 1, size[3], time)
+        return source.series(lambda: _whole(file, label))
+    return source.series(lambda: _extracted(reader, label))
 
 
 def _pixel_type(reader: Any, label: str) -> np.dtype[Any]:
@@ -184,18 +288,29 @@ def _pixel_type(reader: Any, label: str) -> np.dtype[Any]:
     return np.asarray(sitk.GetArrayFromImage(one)).dtype
 
 
-def _extracted(reader: Any, base: Volume, size: tuple[int, ...]) -> Iterator[Volume]:
+def _extracted(reader: Any, label: str) -> Iterator[NDArray[Any]]:
     """The volumes of a file that ITK reads in parts."""
     import SimpleITK as sitk
 
+    size = reader.GetSize()
     for k in range(size[3]):
         reader.SetExtractIndex([0, 0, 0, k])
         reader.SetExtractSize([*size[:3], 0])
         try:
             array = sitk.GetArrayFromImage(reader.Execute())
         except RuntimeError as error:
-            raise InputError(f"{base.name}: volume {k + 1} cannot be read ({one_line(error)})") from error
-        yield replace(base, array=array)
+            raise InputError(f"{label}: volume {k + 1} cannot be read ({one_line(error)})") from error
+        yield array
+
+
+def _whole(file: Path, label: str) -> NDArray[Any]:
+    """The volumes of a file that ITK cannot read in parts."""
+    import SimpleITK as sitk
+
+    try:
+        return np.asarray(sitk.GetArrayFromImage(sitk.ReadImage(itk_name(file))))
+    except RuntimeError as error:
+        raise unreadable(label, error) from error
 
 
 def _is_packed(file: Path) -> bool:
@@ -205,16 +320,54 @@ def _is_packed(file: Path) -> bool:
     return b"compresseddata = true" in head or (head.startswith(b"nrrd") and b"encoding: raw" not in head)
 
 
+def _nifti_series(file: Path, header: Header, data: Path, label: str, resample_shear: bool) -> Series:
+    """A NIfTI file of any version, placed as a 3D one is."""
+    assert header.dtype is not None
+    native = header.dtype.newbyteorder("=")
+    # As ITK: what is scaled is float32, unless it was wider before.
+    dtype = np.dtype(np.float32) if header.is_scaled and native.kind != "f" else native
+    where = orientation(header, label)
+    placed = place(header.size[:3], where.matrix, label, resample_shear)
+    source = _Source(
+        label, "path", dtype, placed, _nifti_time(file, header), header.size[3], where.findings, where.code or 1
+    )  # fmt: skip
+    if header.components > header.colours:
+        return source.series(lambda: _nifti_vectors(file, header, dtype, label))
+    return source.series(lambda: _nifti_volumes(data, header, dtype, label))
+
+
+def _nifti_time(file: Path, header: Header) -> tuple[float, float]:
+    """Spacing and origin of the fourth axis of a NIfTI file."""
+    if file.name.lower().endswith((".img", ".img.gz")):
+        file = next((Path(p) for p in companions(str(file)) if os.path.isfile(p)), file)
+    with _opened(file) as opened:
+        raw = opened.read(540)
+    units, origin = 0, 0.0
+    if header.version == 1:
+        units, (origin,) = raw[123], struct.unpack_from(header.byte_order + "f", raw, 136)
+    elif header.version == 2:
+        (units,), (origin,) = (struct.unpack_from(header.byte_order + f, raw, at) for f, at in (("i", 500), ("d", 216)))
+    return _in_seconds(units, header.pixdim[4], origin)
+
+
+def _in_seconds(units: int, step: float, origin: float) -> tuple[float, float]:
+    """Spacing and origin of the fourth axis, of which ITK takes what is not finite, or no step, for 1 and 0."""
+    unit = _SECONDS.get(units & 0x38, 1.0)
+    return unit * step if np.isfinite(step) and step else 1.0, unit * origin if np.isfinite(origin) else 0.0
+
+
 def _opened(file: Path) -> BinaryIO:
     with open(file, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
     return gzip.open(file, "rb") if packed else open(file, "rb")  # type: ignore[return-value]
 
 
-def _nifti_volumes(data: Path, header: Header, base: Volume) -> Iterator[Volume]:
+def _nifti_volumes(data: Path, header: Header, dtype: np.dtype[Any], label: str) -> Iterator[NDArray[Any]]:
     """The volumes of a NIfTI file from its own bytes, in their order, so that packed files are unpacked once."""
     assert header.dtype is not None
-    shape, count = header.shape[2::-1], header.shape[3]
+    colours = (header.colours,) if header.colours > 1 else ()
+    shape, count = (*header.size[2::-1], *colours), header.size[3]
+    check_memory(label, shape, header.dtype.itemsize)
     wanted = int(np.prod(shape)) * header.dtype.itemsize
     try:
         with _opened(data) as raw:
@@ -222,25 +375,35 @@ def _nifti_volumes(data: Path, header: Header, base: Volume) -> Iterator[Volume]
             for k in range(count):
                 part = raw.read(wanted)
                 if len(part) < wanted:
-                    raise InputError(f"{base.name}: truncated, {k} of its {count} volumes are there; get a fresh copy")
+                    raise InputError(f"{label}: truncated, {k} of its {count} volumes are there; get a fresh copy")
                 stored = np.frombuffer(bytearray(part), header.dtype).reshape(shape)
-                yield replace(base, array=scaled(header, stored, base.pixel_type))
+                yield scaled(header, stored, dtype)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{base.name}: truncated or damaged ({one_line(error)}); get a fresh copy") from error
+        raise InputError(f"{label}: truncated or damaged ({one_line(error)}); get a fresh copy") from error
+
+
+def _nifti_vectors(file: Path, header: Header, dtype: np.dtype[Any], label: str) -> Iterator[NDArray[Any]]:
+    """The volumes of a NIfTI file that has one component of all of them after the other."""
+    found = read_voxels(file, label, finite=False)
+    if found is None or found[1] is None:
+        raise InputError(f"{label}: truncated, its header promises more voxels than it holds; get a fresh copy")
+    stored = found[1].reshape(-1, *header.size[::-1])
+    for k in range(header.size[3]):
+        yield scaled(header, np.ascontiguousarray(np.moveaxis(stored[:, k], 0, -1)), dtype)
 
 
 # --- objects ---------------------------------------------------------------------------------------------------------
 
 
-def _of_sitk(image: Any, role: str) -> Series:
+def _of_sitk(image: Any, role: str, resample_shear: bool) -> Series:
     import SimpleITK as sitk
 
-    array = sitk.GetArrayFromImage(image)
-    at = image.GetSpacing(), image.GetOrigin(), image.GetDirection()
-    return _of_array(array, role, "sitk", image.GetSize(), *at)
+    check_sitk(image, role)
+    at = image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection()
+    return _of_array(sitk.GetArrayFromImage(image), role, "sitk", *at, resample_shear)
 
 
-def _of_itk(image: Any, role: str) -> Series:
+def _of_itk(image: Any, role: str, resample_shear: bool) -> Series:
     try:
         image.Update()
         array = np.array(image_view(image))
@@ -249,74 +412,47 @@ def _of_itk(image: Any, role: str) -> Series:
     region = image.GetBufferedRegion()
     origin = image.TransformIndexToPhysicalPoint(region.GetIndex())
     at = tuple(image.GetSpacing()), tuple(origin), matrix_array(image.GetDirection()).ravel()
-    return _of_array(array, role, "itk", tuple(region.GetSize()), *at)
+    return _of_array(array, role, "itk", tuple(region.GetSize()), *at, resample_shear)
+
+
+def _of_ants(image: Any, role: str, resample_shear: bool) -> Series:
+    values = image.numpy()
+    # ANTs' arrays have ITK's index order (x, y, z, t[, component]).
+    array = np.array(values.transpose(3, 2, 1, 0, *range(4, values.ndim)), order="C")
+    return _of_array(
+        array, role, "ants", image.shape, image.spacing, image.origin, image.direction, resample_shear
+    )  # fmt: skip
+
+
+def _of_nibabel(image: Any, role: str, resample_shear: bool) -> Series:
+    shape, _ = nibabel_layout(image)
+    array = nibabel_values(image, role)
+    check_pixels(role, array.dtype)
+    affine, findings, code = nibabel_affine(image, role)
+    placed = place(shape[:3], RAS_TO_LPS @ affine, role, resample_shear)
+    zooms = image.header.get_zooms()
+    nifti = isinstance(image.header, sys.modules["nibabel.nifti1"].Nifti1Header)
+    units, origin = (int(image.header["xyzt_units"]), float(image.header["toffset"])) if nifti else (0, 0.0)
+    time = _in_seconds(units, float(zooms[3]) if len(zooms) > 3 else 1.0, origin)
+    source = _Source(role, "nibabel", array.dtype, placed, time, shape[3], findings, code or 1)
+    return source.series(lambda: array)
 
 
 def _of_array(
-    array: NDArray[Any], role: str, kind: str, size: Any, spacing: Any, origin: Any, direction: Any
-) -> Series:
+    array: NDArray[Any], role: str, kind: str, size: Any, spacing: Any, origin: Any, direction: Any,
+    resample_shear: bool,
+) -> Series:  # fmt: skip
     check_pixels(role, array.dtype)
-    geometry, time = _without_time(role, size, spacing, origin, direction)
-    base = Volume(array[0], geometry, role, kind, array.dtype)
-    volumes = lambda: (replace(base, array=part) for part in array)  # noqa: E731
-    return Series(volumes, geometry, role, kind, array.dtype, 1, len(array), time)
+    placed, time = _without_time(role, size, spacing, origin, direction, resample_shear)
+    return _Source(role, kind, array.dtype, placed, time, len(array)).series(lambda: array)
 
 
 def _without_time(
-    label: str, size: Any, spacing: Any, origin: Any, direction: Any
-) -> tuple[Geometry, tuple[float, float]]:
-    """The first three axes of a 4D grid, and spacing and origin of the fourth."""
+    label: str, size: Any, spacing: Any, origin: Any, direction: Any, resample_shear: bool
+) -> tuple[Placed, tuple[float, float]]:
+    """Where the first three axes of a 4D grid lie, and spacing and origin of the fourth."""
     turned = np.reshape(direction, (4, 4))
     if np.abs(turned[3, :3]).max() > 1e-6 or np.abs(turned[:3, 3]).max() > 1e-6:
         raise InputError(f"{label}: its fourth axis is not perpendicular to the other three; mend its direction")
-    geometry = make_geometry(label, size[:3], spacing[:3], origin[:3], turned[:3, :3])
-    return geometry, (float(spacing[3]), float(origin[3]))
-
-
-# --- out -------------------------------------------------------------------------------------------------------------
-
-
-def four_dimensional(volumes: list[NDArray[Any]], geometry: Geometry, time: tuple[float, float], kind: str) -> Any:
-    """Make a 4D image object.
-
-    Parameters
-    ----------
-    volumes : list of ndarray
-        ``geometry.shape`` each, or with several values a pixel in a last axis (not for ITK).
-    geometry : Geometry
-        Their grid, 3D.
-    time : tuple of float
-        Spacing and origin of the fourth axis.
-    kind : {"itk", "sitk", "path"}
-        Of which library; SimpleITK's for ``"sitk"``, ITK's for all others.
-
-    Returns
-    -------
-    itk.Image or SimpleITK.Image
-
-    Raises
-    ------
-    InputError
-        Several values a pixel for ITK, which has no such images.
-    """
-    array = np.stack(volumes)
-    several = array.ndim > 4
-    direction = np.eye(4)
-    direction[:3, :3] = geometry.rotation
-    spacing, origin = [*geometry.spacing, time[0]], [*geometry.origin, time[1]]
-    if kind == "sitk":
-        import SimpleITK as sitk
-
-        image = sitk.GetImageFromArray(array, isVector=several)
-        image.SetDirection(direction.ravel().tolist())
-    else:
-        if several:
-            raise InputError("ITK has no 4D images of several values a pixel; apply it to a file, with itk-nir apply")
-        from itk_nir.images.itk_classes import itk_matrix, scalar_image
-
-        wider = {"i1": np.int16, "i8": np.float64, "u8": np.float64}.get(array.dtype.kind + str(array.dtype.itemsize))
-        image = scalar_image(array if wider is None else as_pixels(array, np.dtype(wider)))
-        image.SetDirection(itk_matrix(direction))
-    image.SetSpacing(spacing)
-    image.SetOrigin(origin)
-    return image
+    placed = place_like_itk(size[:3], spacing[:3], origin[:3], turned[:3, :3], label, resample_shear)
+    return placed, (float(spacing[3]), float(origin[3]))

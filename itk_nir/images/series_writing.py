@@ -1,4 +1,4 @@
-"""4D images as files, written one volume at a time: NIfTI, NRRD and MetaImage."""
+"""4D images out: as objects, and as files, written one volume at a time: NIfTI, NRRD and MetaImage."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from itk_nir.atomic import replacing
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
+from itk_nir.images.convert import to_nibabel
+from itk_nir.images.itk_classes import itk_matrix, scalar_image
+from itk_nir.images.values import as_pixels
 
 #: NIfTI's numbers of the types of pixels.
 _NIFTI = {
@@ -48,6 +51,75 @@ def check_series_path(path: str | os.PathLike[str]) -> None:
     """
     if not os.fspath(path).lower().endswith(SUFFIXES):
         raise InputError(f"{os.fspath(path)}: no 4D image can be written so; end it in one of {', '.join(SUFFIXES)}")
+
+
+def four_dimensional(
+    volumes: list[NDArray[Any]], geometry: Geometry, time: tuple[float, float], kind: str, space_code: int = 1
+) -> Any:
+    """Make a 4D image object.
+
+    Parameters
+    ----------
+    volumes : list of ndarray
+        ``geometry.shape`` each, or with several values a pixel in a last axis (not for ITK).
+    geometry : Geometry
+        Their grid, 3D.
+    time : tuple of float
+        Spacing and origin of the fourth axis.
+    kind : {"itk", "sitk", "path", "ants", "nibabel"}
+        Of which library; ITK's for ``"path"``.
+    space_code : int, default 1
+        NIfTI's number of the space that the coordinates refer to, for ``"nibabel"``.
+
+    Returns
+    -------
+    itk.Image, SimpleITK.Image, ants.ANTsImage or nibabel.Nifti1Image
+
+    Raises
+    ------
+    InputError
+        Several values a pixel for ITK, which has no such images.
+    """
+    array = np.stack(volumes)
+    if kind == "nibabel":
+        return _nibabel_image(array, geometry, time, space_code)
+    several = array.ndim > 4
+    direction = np.eye(4)
+    direction[:3, :3] = geometry.rotation
+    spacing, origin = [*geometry.spacing, time[0]], [*geometry.origin, time[1]]
+    if kind == "ants":
+        import ants
+
+        known = array.dtype in (np.uint8, np.uint32, np.float32, np.float64)
+        values = array if known else array.astype(np.uint8 if array.dtype == np.bool_ else np.float32)
+        values = np.ascontiguousarray(values.transpose(3, 2, 1, 0, *range(4, values.ndim)))
+        return ants.from_numpy(values, origin, spacing, direction, has_components=several)
+    if kind == "sitk":
+        import SimpleITK as sitk
+
+        image = sitk.GetImageFromArray(array, isVector=several)
+        image.SetDirection(direction.ravel().tolist())
+    else:
+        if several:
+            raise InputError("ITK has no 4D images of several values a pixel; apply it to a file, with itk-nir apply")
+        wider = {"i1": np.int16, "i8": np.float64, "u8": np.float64}.get(array.dtype.kind + str(array.dtype.itemsize))
+        image = scalar_image(array if wider is None else as_pixels(array, np.dtype(wider)))
+        image.SetDirection(itk_matrix(direction))
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    return image
+
+
+def _nibabel_image(array: NDArray[Any], geometry: Geometry, time: tuple[float, float], space_code: int) -> Any:
+    """A 4D ``nibabel.Nifti1Image``, placed as one of its volumes is; several values a pixel are on the fifth axis."""
+    placed = to_nibabel(array[0], geometry, space_code)
+    values = np.ascontiguousarray(array.transpose(3, 2, 1, 0, *range(4, array.ndim)))
+    values = values.astype(placed.get_data_dtype(), copy=False)
+    image = type(placed)(values, placed.affine, placed.header, dtype=values.dtype)
+    image.header.set_zooms([*geometry.spacing, time[0], *(1.0,) * (values.ndim - 4)])
+    image.header["toffset"] = time[1]
+    image.header.set_xyzt_units("mm", "sec")
+    return image
 
 
 def write_series(

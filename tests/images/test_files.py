@@ -5,6 +5,7 @@ from __future__ import annotations
 import locale
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -90,6 +91,121 @@ def test_every_type_of_pixels(name: str, dtype: str, tmp_path: Path) -> None:
         assert volume.geometry.same_grid(GRID)
 
 
+def tiff(pages: int, dtype: str, kind: int, big: bool = False) -> bytes:
+    """Pages of 8 x 6 pixels, one strip each, in the type's byte order."""
+    order = ">" if dtype[0] == ">" else "<"
+    many, word = ("Q", "Q") if big else ("H", "I")
+    size = struct.calcsize(order + word)
+    out = b"MM" if order == ">" else b"II"
+    out += struct.pack(order + "HHHQ", 43, 8, 0, 16) if big else struct.pack(order + "HI", 42, 8)
+    for k in range(pages):
+        data = (np.arange(48) + k).astype(dtype).tobytes()
+        start = len(out) + struct.calcsize(order + many) + 9 * (4 + 2 * size) + size
+        tags = {256: 8, 257: 6, 258: 8 * np.dtype(dtype).itemsize, 259: 1, 262: 1, 273: start, 278: 6}
+        tags |= {279: len(data), 339: kind}
+        out += struct.pack(order + many, len(tags))
+        for tag, value in tags.items():
+            long = tag in (273, 279)
+            out += struct.pack(order + "HH" + word, tag, 4 if long else 3, 1)
+            out += struct.pack(order + ("I" if long else "H"), value).ljust(size, b"\0")
+        out += struct.pack(order + word, start + len(data) if k + 1 < pages else 0) + data
+    return out
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", "<>")
+def test_no_page_of_a_cut_tiff_is_left_out(order: str, big: bool, tmp_path: Path) -> None:
+    path, raw = tmp_path / "f.tif", tiff(4, f"{order}u2", 1, big)
+    path.write_bytes(raw)
+    np.testing.assert_array_equal(load_image(path, "fixed image").array[:, 0, 0], [0, 1, 2, 3])
+    for length in range(4, len(raw), 7):
+        path.write_bytes(raw[:length])
+        assert "truncated or damaged" in refused(path)
+    # The last page is said to be followed by the first.
+    word = struct.Struct(order + ("Q" if big else "I"))
+    at = len(raw) - 96 - word.size
+    path.write_bytes(raw[:at] + word.pack(16 if big else 8) + raw[at + word.size :])
+    assert "truncated or damaged" in refused(path)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_types_of_tiff_pixels(order: str, tmp_path: Path) -> None:
+    path = tmp_path / "f.tif"
+    for dtype, kind in (("u1", 1), ("i1", 2), ("u2", 1), ("i2", 2), ("u4", 1), ("i4", 2), ("f4", 3)):
+        path.write_bytes(tiff(1, order + dtype, kind))
+        volume = load_image(path, "fixed image", native=True)
+        assert volume.array.dtype == dtype
+        np.testing.assert_array_equal(volume.array.ravel(), np.arange(48))
+    for dtype, kind, words in (("f2", 3, "16-bit floating-point"), ("u4", 5, "complex"), ("c8", 6, "complex")):
+        path.write_bytes(tiff(1, order + dtype, kind))
+        assert f"has {words} pixels, which cannot be read" in refused(path)
+
+
+def meta(path: Path, data: bytes, **fields: str) -> Path:
+    """A MetaImage file of 3 x 2 x 4 values."""
+    said = {"NDims": "3", "DimSize": "3 2 4", "ElementSpacing": "1 1 1", "ElementType": "MET_SHORT", **fields}
+    named = said.pop("ElementDataFile", "LOCAL")
+    head = "".join(f"{name} = {value}\n" for name, value in {**said, "ElementDataFile": named}.items())
+    path.write_bytes(head.encode() + data)
+    return path
+
+
+def test_a_long_of_metaimage_has_four_bytes(tmp_path: Path) -> None:
+    values = np.arange(24) - 5
+    for name, dtype in (("LONG", "i4"), ("ULONG", "u4"), ("LONG_LONG", "i8"), ("ULONG_LONG", "u8")):
+        path = meta(tmp_path / "f.mha", values.astype(dtype).tobytes(), ElementType=f"MET_{name}")
+        volume = load_image(path, "fixed image", native=True)
+        assert volume.array.dtype == dtype
+        np.testing.assert_array_equal(volume.array.ravel(), values.astype(dtype))
+    path = meta(tmp_path / "f.mha", values.astype("i8").tobytes(), ElementType="MET_LONG")
+    assert "MET_LONG, of 4 bytes, and its voxels have 8; write MET_LONG_LONG there" in refused(path)
+
+
+@pytest.mark.parametrize("word", ["LIST", "LIST 2D"])
+def test_metaimage_of_a_file_a_slice(word: str, tmp_path: Path) -> None:
+    for k in range(4):
+        (tmp_path / f"{k}.raw").write_bytes((np.arange(6) + k).astype("i2").tobytes())
+    path = meta(tmp_path / "f.mhd", b"0.raw\n1.raw\n2.raw\n3.raw\n", ElementDataFile=word)
+    np.testing.assert_array_equal(load_image(path, "fixed image").array[:, 0, 0], [0, 1, 2, 3])
+
+
+def nrrd(path: Path, lines: str) -> Path:
+    """An NRRD file of 3 x 2 x 4 values."""
+    head = f"NRRD0004\ntype: short\ndimension: 3\nsizes: 3 2 4\nencoding: raw\nendian: little\n{lines}\n"
+    path.write_bytes(head.encode() + bytes(48))
+    return path
+
+
+_LPS = "space: left-posterior-superior\nspace directions: (1,0,0) (0,2,0) (0,0,3)\n"
+_UNKNOWN = "its header does not say how the object lies"
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (_LPS, []),
+        ("space: RAS\nspace directions: (1, 0, 0) (0, 2, 0) (0, 0, 3)\n" + 'space units: "mm" "" "mm"\n', []),
+        (_LPS + 'space units: "um" "um" "um"\n', ["that lengths are in um; the numbers are used as they are"]),
+        ('spacings: 1 2 3\nunits: "cm" "cm" "cm"\n', ["that lengths are in cm", _UNKNOWN]),
+        ("", ["does not say how large its voxels are; 1 mm is taken", _UNKNOWN]),
+        ("spacings: nan 1 1\n", ["does not say how large its voxels are; 1 mm is taken", _UNKNOWN]),
+        ("spacings: -1 2 3\n", ["has voxels of size -1 2 3; axes below 0 run backwards", _UNKNOWN]),
+        ("space: scanner-xyz\nspace directions: (1,0,0) (0,2,0) (0,0,3)\n", [_UNKNOWN]),
+        ("space dimension: 3\nspace directions: (1,0,0) (0,2,0) (0,0,3)\n", [_UNKNOWN]),
+    ],
+)
+def test_nrrd_headers_that_do_not_say_where(lines: str, told: list[str], tmp_path: Path) -> None:
+    found = texts(load_image(nrrd(tmp_path / "f.nrrd", lines), "fixed image").findings)
+    assert len(found) == len(told)
+    assert all(words in one for words, one in zip(told, found, strict=True))
+
+
+@pytest.mark.parametrize(("units", "told"), [("mm", 0), ("?", 0), ("um", 1), ("cm", 1)])
+def test_units_of_metaimage(units: str, told: int, tmp_path: Path) -> None:
+    found = texts(load_image(meta(tmp_path / "f.mha", bytes(48), DistanceUnits=units), "fixed image").findings)
+    assert [f"lengths are in {units}; the numbers are used as they are" in one for one in found] == [True] * told
+
+
 def test_mgh_files_are_where_nibabel_has_them(tmp_path: Path) -> None:
     nibabel = pytest.importorskip("nibabel")
     affine = np.array([[-1, 0, 0.2, 5], [0.2, 0, 2, -3], [0, -1.5, 0, 9], [0, 0, 0, 1.0]])
@@ -110,14 +226,20 @@ def test_mgh_files_are_where_nibabel_has_them(tmp_path: Path) -> None:
     assert "FreeSurfer" in texts(volume.findings)[0]
 
 
-def series(folder: Path, uid: str, positions: list[tuple[float, float, float]], axes: str = "1\\0\\0\\0\\1\\0") -> Path:
-    """DICOM slices of 1 x 2 mm."""
+def series(
+    folder: Path,
+    uid: str,
+    positions: list[tuple[float, float, float]],
+    axes: str = "1\\0\\0\\0\\1\\0",
+    spacing: tuple[float, float] = (1.0, 2.0),
+) -> Path:
+    """DICOM slices, of 1 x 2 mm."""
     folder.mkdir(exist_ok=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for k, position in enumerate(positions):
         image = sitk.GetImageFromArray(VALUES[k % 5][None].astype(np.int16))
-        image.SetSpacing([1.0, 2.0, 1.0])
+        image.SetSpacing([*spacing, 1.0])
         x, y = np.array([float(v) for v in axes.split("\\")]).reshape(2, 3)
         image.SetDirection(np.column_stack([x, y, np.cross(x, y)]).ravel().tolist())
         image.SetOrigin(position)
@@ -169,6 +291,57 @@ def test_uneven_slices_are_told(tmp_path: Path) -> None:
     places = [(0.0, 0.0, z) for z in (0.0, 3.0, 6.2, 9.0, 12.0)]
     volume = load_image(series(tmp_path / "s", "1.2.3.4", places), "fixed image")
     assert "2.8 to 3.2 mm apart; they are taken for 3 mm" in texts(volume.findings)[0]
+
+
+def test_slices_of_unlike_pixel_spacing_are_no_volume(tmp_path: Path) -> None:
+    places = [(0.0, 0.0, 3.0 * k) for k in range(4)]
+    folder = series(tmp_path / "s", "1.2.3.4", places)
+    shutil.copy(series(tmp_path / "other", "1.2.3.4", places, spacing=(2.0, 3.0)) / "1.2.3.4.6.dcm", folder)
+    assert "differ in size, direction or pixel spacing" in refused(folder)
+    assert "differ in size, direction or pixel spacing" in refused(folder / "1.2.3.4.9.dcm")
+
+
+def test_slices_that_are_cut_off_are_missed(tmp_path: Path) -> None:
+    """GDCM lists the others, and nothing else would tell that the first or the last slice is not there."""
+    folder = series(tmp_path / "s", "1.2.3.4", [(0.0, 0.0, 3.0 * k) for k in range(5)])
+    last, raw = folder / "1.2.3.4.5.dcm", (folder / "1.2.3.4.5.dcm").read_bytes()
+    for length in {0, 100, *range(132, len(raw), 11), len(raw) - 60, len(raw) - 1}:
+        last.write_bytes(raw[:length])
+        assert "1 of its DICOM files cannot be read, cut off or damaged: 1.2.3.4.5.dcm" in refused(folder)
+    assert "1.2.3.4.5.dcm" in refused(folder / "1.2.3.4.7.dcm")
+    last.write_bytes(raw)
+    # Slices of another series are not missed in this one.
+    other = series(folder, "1.2.3.5", [(0.0, 0.0, 3.0 * k) for k in range(2)]) / "1.2.3.5.8.dcm"
+    other.write_bytes(other.read_bytes()[:-60])
+    assert load_image(last, "fixed image").array.shape == (5, 6, 7)
+
+
+def element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
+    length = struct.pack("<HI", 0, len(value)) if kind == b"SQ" else struct.pack("<H", len(value))
+    return struct.pack("<HH", group, number) + kind + length + value
+
+
+def test_files_beside_a_series_that_are_no_images(tmp_path: Path) -> None:
+    """A report, even one of the same series, a DICOMDIR, what macOS leaves, and anything else."""
+    folder = series(tmp_path / "s", "1.2.3.4", [(0.0, 0.0, 3.0 * k) for k in range(5)])
+    kind = b"1.2.840.10008.5.1.4.1.1.88.11\0"
+    of_file = element(2, 2, b"UI", kind) + element(2, 0x10, b"UI", b"1.2.840.10008.1.2.1\0")
+    text = element(8, 0x104, b"LO", b"well")
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + text + struct.pack("<HHI", 0xFFFE, 0xE00D, 0)
+    begin, end = struct.pack("<HH2sHI", 0x40, 0xA730, b"SQ", 0, 0xFFFFFFFF), struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    for uid in (b"1.2.3.4\0", b"1.2.3.99"):
+        for content in (element(0x40, 0xA730, b"SQ", b""), begin + item + end):
+            report = element(8, 0x16, b"UI", kind) + element(0x20, 0xE, b"UI", uid) + content
+            (folder / "report.dcm").write_bytes(bytes(128) + b"DICM" + of_file + report)
+            (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + of_file[:20])
+            (folder / "._1.dcm").write_bytes(b"\0\5\x16\7")
+            (folder / "notes.txt").write_text("none")
+            for path in (folder, folder / "1.2.3.4.7.dcm"):
+                assert load_image(path, "fixed image").array.shape == (5, 6, 7)
+            # One that is cut off may have been a slice.
+            (folder / "report.dcm").write_bytes(bytes(128) + b"DICM" + of_file + report[:-3])
+            if uid == b"1.2.3.4\0":
+                assert "report.dcm" in refused(folder)
 
 
 def test_levels_of_ome_zarr(tmp_path: Path) -> None:

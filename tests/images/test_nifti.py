@@ -112,12 +112,24 @@ def compare(path: Path) -> None:
     codes=st.sampled_from([(1, 1), (1, 0), (0, 1), (0, 0), (2, 2)]),
 )
 def test_voxels_are_those_of_simpleitk(tmp_path_factory: pytest.TempPathFactory, **fields: Any) -> None:
+    if fields["slope"] == 0 or not np.isfinite(fields["slope"]):
+        fields["intercept"] = 0.0  # ITK adds it, see below
     compare(Case(**fields).write(tmp_path_factory.mktemp("nifti")))
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_slope_at_the_end_of_what_counts_as_none(sign: int, tmp_path: Path) -> None:
     compare(Case(16, "<", slope=sign * float(np.finfo(np.float64).eps), intercept=3.0).write(tmp_path))
+
+
+@pytest.mark.parametrize("slope", [0.0, -0.0, np.nan, np.inf])
+@pytest.mark.parametrize("code", [4, 16])
+def test_without_a_slope_nothing_is_added(code: int, slope: float, tmp_path: Path) -> None:
+    """The standard's and nibabel's reading: a slope of 0 says that the values are as they are stored."""
+    case = Case(code, slope=slope, intercept=5.0)
+    volume = load_image(case.write(tmp_path), "image", native=True)
+    assert volume.array.dtype == case.values.dtype
+    np.testing.assert_array_equal(volume.array, case.values)
 
 
 @pytest.mark.parametrize("order", "<>")

@@ -205,6 +205,19 @@ def test_a_sheared_pair_is_registered_on_request(phantom_2d: Any) -> None:
         itk_nir.register(fixed, moving, resample_shear="yes", **quick)  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
+def test_tensors_that_numpy_does_not_know() -> None:
+    torch = pytest.importorskip("torch")
+    grid = oblique(2)
+    ones = torch.ones(grid.shape)
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        if hasattr(torch, name):
+            assert (load_image((ones.to(getattr(torch, name)), grid), "image").array == 1).all()
+    for tensor in (ones.to("meta"), torch.empty(grid.shape, dtype=torch.complex32)):
+        with pytest.raises(InputError, match=r"^image: is a tensor .* (holds no values|gives no array)"):
+            load_image((tensor, grid), "image")
+
+
 def test_objects_that_hold_an_image_are_hinted_at() -> None:
     import itk
 
