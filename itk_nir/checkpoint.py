@@ -34,7 +34,7 @@ KEY, LAYOUT = "itk-nir checkpoint", 3
 #: How many files are kept.
 KEPT = 2
 
-_NAME = re.compile(r"checkpoint-(\d{6})\.safetensors")
+_NAME = re.compile(r"checkpoint-(\d{6,})\.safetensors")
 
 
 class _Damaged(Exception):
@@ -83,7 +83,8 @@ class Checkpoints:
         Raises
         ------
         InputError
-            No folder, one that cannot be written, or one with the checkpoints of another registration.
+            No folder, one that cannot be written, one with the checkpoints of another registration, or with something
+            under the name of a checkpoint that is no file.
         OptionError
             A preset that has none.
         """
@@ -114,9 +115,13 @@ class Checkpoints:
         Raises
         ------
         InputError
-            It belongs to another registration.
+            It belongs to another registration, or something of that name is a folder or a pipe.
         """
         files = self._files()
+        for _, path in files:
+            # It could neither be read nor removed in the end; a pipe would be waited for without end.
+            if path.exists() and not path.is_file():
+                raise InputError(f"checkpoint {path}: is a folder or a pipe, no file; remove it or give another folder")
         self.number = files[0][0] if files else 0
         for _, path in files:
             try:
@@ -161,7 +166,7 @@ class Checkpoints:
             write(path, self.about, entries)
             for _, old in self._files()[KEPT:]:
                 old.unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, InputError) as error:
             if not self.failed:
                 self.failed = True
                 warnings.warn(
@@ -170,9 +175,18 @@ class Checkpoints:
                 )  # fmt: skip
 
     def clear(self) -> None:
-        """Remove the files: the registration has ended well."""
-        for _, path in self._files():
-            path.unlink(missing_ok=True)
+        """Remove the files: the registration has ended well.
+
+        Warns
+        -----
+        UserWarning
+            They cannot be removed; the result is whole without.
+        """
+        try:
+            for _, path in self._files():
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            warn_caller(f"checkpoint {self.folder}: cannot be emptied ({one_line(error)}); remove its files yourself")
 
 
 def chosen_metrics(settings: Settings) -> dict[str, Any]:
@@ -303,11 +317,15 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
         raise _Damaged(one_line(error)) from error
     if header.get("sha256") != checksum(header.get(KEY), arrays):
         raise _Damaged("its checksum is another")
-    content = json.loads(header[KEY])
-    if content["layout"] != LAYOUT:
-        raise _Damaged(f"its layout is {content['layout']}, of another version")
-    entries = {name: Entry(values) for name, values in content["entries"].items()}
-    for key, array in arrays.items():
-        name, _, rest = key.partition("/")
-        entries[name].arrays[rest] = torch.from_numpy(array)
-    return content["about"], entries
+    try:
+        content = json.loads(header[KEY])
+        if content["layout"] != LAYOUT:
+            raise _Damaged(f"its layout is {content['layout']}, of another version")
+        about, entries = dict(content["about"]), {n: Entry(dict(v)) for n, v in content["entries"].items()}
+        for key, array in arrays.items():
+            name, _, rest = key.partition("/")
+            entries[name].arrays[rest] = torch.from_numpy(array)
+    # Whoever writes such a file may make the checksum right, too.
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise _Damaged(f"it is not laid out as a checkpoint is ({one_line(error)})") from error
+    return about, entries

@@ -66,10 +66,7 @@ def repeat(
     True
     """
     name, values = _values(report)
-    call = values.get("call")
-    if not isinstance(call, Mapping) or not {"arguments", "preset", "options"} <= set(call):
-        raise InputError(f"{name}: does not say how the registration was called; it is of an older version")
-    arguments = calls.arguments_of(call)
+    call, arguments = _call(name, values)
     inputs = [a for a in arguments if a not in calls.CHOICES]
     wrong = sorted(set(anew) - set(inputs) - set(_HOW))
     if wrong:
@@ -82,7 +79,7 @@ def repeat(
         raise InputError(f"{name}: {', '.join(missing)} was in memory, not a file; give it again: {missing[0]}=...")
     try:
         settings = calls.settings_of(call)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{name}: its options cannot be used by this version ({one_line(error)})") from error
     arguments |= anew
     known = inspect.signature(Problem.prepare).parameters
@@ -100,6 +97,35 @@ def repeat(
     return register(preset=settings, **arguments)
 
 
+def _call(name: str, values: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """What the registration was called with, and of that the arguments; of a report that may have been edited.
+
+    Raises
+    ------
+    InputError
+        It does not say, or has tables, names or values that no registration leaves.
+    """
+    call = values.get("call")
+    if not isinstance(call, Mapping) or not {"arguments", "preset", "options"} <= set(call):
+        raise InputError(f"{name}: does not say how the registration was called; it is of an older version")
+    tables = {
+        "arguments": call["arguments"], "options": call["options"],
+        "inputs": values.get("inputs", {}), "versions": values.get("versions"),
+    }  # fmt: skip
+    odd = [key for key, table in tables.items() if not isinstance(table, Mapping)]
+    if odd:
+        raise InputError(f"{name}: its {' and '.join(odd)} are no table of names; give the report as it was saved")
+    known = set(inspect.signature(register).parameters)
+    odd = sorted({"fixed", "moving"} - set(call["arguments"])) or sorted(set(call["arguments"]) - known)
+    if odd:
+        what = "has no" if odd[0] in known else "has unknown"
+        raise InputError(f"{name}: {what} {', '.join(odd)} among its arguments; give the report as it was saved")
+    try:
+        return call, calls.arguments_of(call)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{name}: its arguments cannot be read ({one_line(error)})") from error
+
+
 def _values(report: Any) -> tuple[str, Mapping[str, Any]]:
     """What it is called, and the report as a table.
 
@@ -113,7 +139,8 @@ def _values(report: Any) -> tuple[str, Mapping[str, Any]]:
     if isinstance(report, Report):
         return "report", report.as_dict()
     if isinstance(report, Mapping):
-        return "report", report.get("metrics", report)
+        within = report.get("metrics", report)
+        return "report", within if isinstance(within, Mapping) else {}
     if not isinstance(report, (str, os.PathLike)):
         raise InputError(f"report: a file, a Report or a result, got {type(report).__name__}")
     path = Path(os.fsdecode(report))

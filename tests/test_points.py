@@ -230,6 +230,25 @@ def test_binary_vtk(tmp_path: Path) -> None:
         ("p.pts", "point\n3\n1 2 3\n4 5 6\n", "says 3 points of 3 coordinates but has 2 rows"),
         ("p.pts", "point\n2\n1 2 3\n4 5\n", "a row of 2 numbers"),
         ("p.pts", "index\n1\n1 2 3\n", "voxel indices"),
+        ("p.pts", "", "is empty"),
+        ("p.pts", " \n\n", "is empty"),
+        ("p.pts", "point\n²\n1 2 3\n", "but has 1 rows"),
+        ("p.pts", f"point\n{'1' * 5000}\n1 2 3\n", "but has 1 rows"),
+        ("p.csv", "label,r,a,s,defined\na,1,2,3,1\nb,0,0,0,0\n", r"line 3 \(row 2\) is a point that was never placed"),
+        ("p.csv", f"x,y,name\n1,2,{'n' * 140_000}\n", "is no CSV text"),
+        ("p.fcsv", f"# CoordinateSystem = LPS\n# columns = id,x,y,z\n{'a' * 140_000},1,2,3\n", "line 3 is no CSV text"),
+        ("p.mrk.json", '{"markups": [{"coordinateSystem": "LPS", "controlPoints": null}]}', "no markups"),
+        ("p.mrk.json", '{"markups": [{"coordinateSystem": "LPS", "controlPoints": 3}]}', "no markups"),
+        ("p.mrk.json", '{"markups": null}', "no markups"),
+        ("p.mrk.json", "[" * 100_000, "no markups"),
+        (
+            "p.mrk.json",
+            f'{{"markups": [{{"coordinateSystem": "LPS", "controlPoints": [{{"position": [1, 2, {"9" * 400}]}}]}}]}}',
+            "point 1 has no position",
+        ),
+        ("p.vtk", f"# vtk DataFile Version 4.2\nt\nASCII\nDATASET A\nPOINTS 1{'0' * 30} float\n1 2\n", "truncated"),
+        ("p.vtk", f"# vtk DataFile Version 4.2\nt\nASCII\nDATASET A\nPOINTS {'9' * 18} float\n1 2\n", "truncated"),
+        ("p.vtk", f"# vtk DataFile Version 4.2\nt\nBINARY\nDATASET A\nPOINTS {'9' * 5000} float\n1", "truncated"),
         ("p.pts", "1\n1 2 3\n", "voxel indices"),
     ],
 )  # fmt: skip
@@ -240,6 +259,35 @@ def test_bad_files_of_every_format(name: str, text: str, what: str, tmp_path: Pa
         load_points(path)
     assert str(error.value).startswith(f"points file {path}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "a\u2028b", "page\x0cfeed", "v\x0bt", "next\x85line", 'a "quote"'])
+def test_names_of_any_letters_stay_one_name(name: str, tmp_path: Path) -> None:
+    import csv
+
+    path = tmp_path / "p.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["x", "y", "z", "name", "note"], [1, 2, 3, name, name], [4, 5, 6, "b", ""]])
+    table = load_points(path)
+    assert table.names == (name, "b")
+    for ending in (".csv", ".tsv", ".mrk.json", ".fcsv"):
+        out = tmp_path / f"q{ending}"
+        save_points(table, table.points + 1, out)
+        again = load_points(out)
+        np.testing.assert_allclose(again.points, table.points + 1)
+        assert again.names == (name.replace("\n", " ") if ending == ".fcsv" else name, "b")
+        save_points(again, table.points, out)
+        assert load_points(out).names == again.names
+    save_points(load_points(tmp_path / "q.csv"), table.points, path)
+    with open(path, encoding="utf-8", newline="") as file:
+        assert [row[3:] for row in csv.reader(file)] == [["name", "note"], [name, name], ["b", ""]]
+
+
+def test_a_name_longer_than_csv_reads_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "p.mrk.json"
+    path.write_text(FILES["m.mrk.json"][0].replace("tip", "t" * 140_000))
+    save_points(load_points(path), P, tmp_path / "q.fcsv")
+    assert "t" * 140_000 in (tmp_path / "q.fcsv").read_text()
 
 
 def test_frames(tmp_path: Path) -> None:

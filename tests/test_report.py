@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,39 @@ def test_what_json_lacks() -> None:
     assert plain["settings"]["deformable"]["sizes"] == [1, 2]
     assert plain["settings"]["deformable"]["metric"].startswith("<function make_settings")
     assert plain["warnings"] == ["odd"]
+
+
+CALL = {"arguments": {"fixed": "f.nii", "moving": "m.nii"}, "preset": "fast", "options": {}}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"call": []}, "does not say how"), ({"call": CALL | {"options": []}}, "its options are no table"),
+        ({"call": CALL | {"arguments": None}}, "its arguments are no table"),
+        ({"call": CALL | {"arguments": [1]}, "inputs": None}, "its arguments and inputs are no table"),
+        ({"inputs": ["fixed"]}, "its inputs are no table"), ({"versions": 3}, "is not the report|its versions are"),
+        ({"call": CALL | {"arguments": {}}}, "has no fixed, moving among its arguments"),
+        ({"call": CALL | {"arguments": {**CALL["arguments"], "colour": 1}}}, "has unknown colour among"),  # type: ignore[dict-item]
+        ({"call": CALL | {"arguments": {**CALL["arguments"], "fill": {"number": "x"}}}}, "arguments cannot be read"),  # type: ignore[dict-item]
+        ({"call": CALL | {"options": {"network": 3}}}, "its options cannot be used"),
+        ({"call": CALL | {"preset": ["fast"]}}, "its options cannot be used"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kept", ["in memory", "saved"])
+def test_an_edited_report_is_refused_in_a_sentence(change: Any, what: str, kept: str, tmp_path: Path) -> None:
+    report = {"metrics": {"call": CALL, "inputs": {}, "versions": {}} | change}
+    given: Any = report
+    if kept == "saved":
+        given = tmp_path / "report.json"
+        given.write_text(json.dumps(report))
+    with pytest.raises(itk_nir.InputError, match=what):
+        itk_nir.repeat(given)
+
+
+def test_a_mapping_that_is_no_report_is_refused() -> None:
+    with pytest.raises(itk_nir.InputError, match="does not say how"):
+        itk_nir.repeat({"metrics": None})
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from itk_nir.errors import InputError, one_line
+from itk_nir.errors import InputError, escaped, one_line
 from itk_nir.points.table import F64, PointFile, agreed, as_text, lines_of, number, numbered, turned
 
 #: Names of the coordinate columns, and the frame that they tell.
 _AXES: tuple[tuple[str, str | None], ...] = (("xyz", None), ("lps", "lps"), ("ras", "ras"))
 _NAMES = ("name", "label")
+#: The column in which 3D Slicer says whether a point was ever placed: one that was not is at 0, 0, 0.
+_DEFINED = "defined"
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,21 @@ def read(raw: bytes, file: Path, dimension: int | None, frame: str | None) -> Po
     Raises
     ------
     InputError
-        No coordinate columns, some twice, rows with more cells than columns, cells that are no number.
+        No coordinate columns, some twice, rows with more cells than columns, cells that are no number, a point of 3D
+        Slicer's that was never placed.
     """
     lines = lines_of(raw, file)
     head = next((line for line in lines if line.strip()), "")
     delimiter = "\t" if file.name.lower().endswith(".tsv") else next((c for c in ";\t" if c in head), ",")
     try:
-        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+        # With the line ends, which belong to the cell in quotes.
+        reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, skipinitialspace=True, strict=True)
         table = [(reader.line_num, row) for row in reader if row and any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise InputError(f"points file {file}: is no CSV text ({one_line(error)})") from error
     columns = tuple(table[0][1]) if table else ()
     at, told = _coordinate_columns(columns, dimension, file)
+    defined = None if told is None else next((i for i, c in enumerate(columns) if c.strip().lower() == _DEFINED), None)
     comma = delimiter == ";" and any("," in row[i] for _, row in table[1:] for i in at if i < len(row))
     points = np.empty((len(table) - 1, len(at)))
     for k, (line, row) in enumerate(table[1:]):
@@ -89,6 +94,8 @@ def read(raw: bytes, file: Path, dimension: int | None, frame: str | None) -> Po
             )
         if len(row) <= max(at):
             raise InputError(f"{where} has no {len(at)} numbers: {delimiter.join(row)[:60]!r}")
+        if defined is not None and defined < len(row) and row[defined].strip() == "0":
+            raise InputError(f"{where} is a point that was never placed (its column {_DEFINED} is 0); remove that row")
         for axis, i in enumerate(at):
             cell = row[i]
             if comma and "." in cell:
@@ -163,5 +170,5 @@ def _coordinate_columns(columns: tuple[str, ...], dimension: int | None, file: P
     missing = [a for a in axes if a not in names]
     raise InputError(
         f"points file {file}: the header has no column {', '.join(missing)}; it must name {', '.join(axes)} "
-        f"(or l,p,s or r,a,s), got {', '.join(columns)[:200] or 'nothing'}"
+        f"(or l,p,s or r,a,s), got {escaped(', '.join(columns)[:200]) or 'nothing'}"
     )

@@ -47,16 +47,18 @@ def read(raw: bytes, file: Path, dimension: int | None, frame: str | None) -> Po
     Raises
     ------
     InputError
-        Voxel indices, another number of rows than it says, or rows that are no points.
+        An empty file, voxel indices, another number of rows than it says, or rows that are no points.
     """
     lines = [(k, line.split()) for k, line in enumerate(lines_of(raw, file), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"points file {file}: is empty; it begins with 'point', their number and a row for each")
     if lines[0][1][0] != "point":
         raise InputError(
             f"points file {file}: holds voxel indices of the fixed image (its first line is no 'point'); write LPS mm "
             "under 'point'"
         )
     cells = [(k, cell) for k, row in lines for cell in row][1:]
-    count = int(cells[0][1]) if cells and cells[0][1].isdigit() else -1
+    count = int(cells[0][1]) if cells and re.fullmatch(r"[0-9]{1,18}", cells[0][1]) else -1
     rows = [row for k, row in lines if k > cells[0][0]] if cells else []
     d = dimension or (len(rows[0]) if rows else 3)
     bad = next((row for row in rows if len(row) != d), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def read_fcsv(raw: bytes, file: Path, dimension: int | None, frame: str | None) 
     Raises
     ------
     InputError
-        No coordinate system, voxel coordinates, or rows without three numbers.
+        No coordinate system, voxel coordinates, rows without three numbers, or that are no CSV.
     """
     lines = lines_of(raw, file)
     told, columns, rows, at = None, _COLUMNS.split(","), [], []
@@ -63,8 +64,7 @@ def read_fcsv(raw: bytes, file: Path, dimension: int | None, frame: str | None) 
             elif key == "columns":
                 columns = [c.strip() for c in value.split(",")]
         elif line.strip():
-            (row,) = csv.reader([line])
-            rows.append(row)
+            rows.append(_cells(line, f"points file {file}: line {k}"))
             at.append(k)
     if told is None:
         raise InputError(f"points file {file}: lacks Slicer's line '# CoordinateSystem = ...'; is it cut off?")
@@ -101,23 +101,21 @@ def write_fcsv(source: PointFile, points: F64, path: Path) -> bytes:
     """
     own = source.kind == "fcsv"
     cells = iter(as_text(turned(in_space(points), source.frame if own else "lps")))
-    if own:
-        lines, xyz = source.content
-    else:
-        head = ["# Markups fiducial file version = 5.0", "# CoordinateSystem = LPS", f"# columns = {_COLUMNS}"]
-        names = numbered(source.names, len(points))
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(
-            [k, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, name, "", ""] for k, name in enumerate(names, 1)
-        )
-        lines, xyz = [*head, *buffer.getvalue().splitlines()], [1, 2, 3]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    if not own:
+        out.write(f"# Markups fiducial file version = 5.0\n# CoordinateSystem = LPS\n# columns = {_COLUMNS}\n")
+        # Slicer reads a row a line, whatever the quotes say.
+        names = (re.sub(r"[\r\n]+", " ", name) for name in numbered(source.names, len(points)))
+        rows = enumerate(zip(names, cells, strict=True), 1)
+        writer.writerows([k, *cell, 0, 0, 0, 1, 1, 1, 0, name, "", ""] for k, (name, cell) in rows)
+        return out.getvalue().encode("utf-8")
+    lines, xyz = source.content
     for line in lines:
         if line.startswith("#") or not line.strip():
             out.write(line + "\n")
             continue
-        (row,) = csv.reader([line])
+        row = _cells(line, str(path))
         for i, cell in zip(xyz, next(cells), strict=True):
             row[i] = cell
         writer.writerow(row)
@@ -144,8 +142,8 @@ def read_markups(raw: bytes, file: Path, dimension: int | None, frame: str | Non
     try:
         whole = json.loads("\n".join(lines_of(raw, file)))
         markups = whole["markups"]
-        lists = [(m, m["controlPoints"]) for m in markups]
-    except (ValueError, KeyError, TypeError) as error:
+        lists = [(m, [*m["controlPoints"]]) for m in markups]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"points file {file}: damaged or no markups of 3D Slicer's ({one_line(error)})") from error
     found: list[F64] = []
     names: list[str] = []
@@ -201,6 +199,14 @@ def write_markups(source: PointFile, points: F64, path: Path) -> bytes:
     return (json.dumps(whole, indent=4) + "\n").encode("utf-8")
 
 
+def _cells(line: str, where: str) -> list[str]:
+    try:
+        (row,) = csv.reader([line])
+    except csv.Error as error:
+        raise InputError(f"{where} is no CSV text ({one_line(error)})") from error
+    return row
+
+
 def _system(text: str, file: Path) -> str:
     found = _SYSTEMS.get(text.strip().lower())
     if found is None:
@@ -211,8 +217,12 @@ def _system(text: str, file: Path) -> str:
 
 def _is_position(value: Any) -> bool:
     """Whether something out of JSON is three finite numbers."""
-    numbers = isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) for v in value)
-    return numbers and bool(np.isfinite(value).all())
+    if not (isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) for v in value)):
+        return False
+    try:
+        return bool(np.isfinite([float(v) for v in value]).all())
+    except OverflowError:  # whole numbers of JSON's have any length
+        return False
 
 
 def _unit(value: Any) -> str:

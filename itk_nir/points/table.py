@@ -247,7 +247,9 @@ def lines_of(raw: bytes, file: Path) -> list[str]:
         raise InputError(f"points file {file}: is no CSV text, nor another table in UTF-8 ({error.reason})") from error
     if "\0" in text:
         raise InputError(f"points file {file}: is no CSV text, it has zero bytes")
-    return text.splitlines()
+    # Not `splitlines`: form feeds and U+2028 are part of a name.
+    lines = re.split(r"\r\n|\r|\n", text)
+    return lines if lines[-1] else lines[:-1]
 
 
 def numbered(names: Sequence[str], count: int) -> list[str]:

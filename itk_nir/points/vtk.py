@@ -43,15 +43,19 @@ def read_legacy(raw: bytes, file: Path, dimension: int | None, frame: str | None
     match = _POINTS.search(raw)
     if len(head) < 3 or not head[0].startswith(b"# vtk DataFile") or match is None:
         raise InputError(f"points file {file}: damaged or no VTK file with points")
-    count, kind = int(match[1]), match[2]
-    if kind not in _TYPES:
-        raise InputError(f"points file {file}: its points are of type {kind.decode()}; float or double is needed")
     where = f"points file {file}"
+    digits, kind = match[1].decode(), match[2]
+    truncated = f"{where}: truncated, it has not the {digits[:20]} points that it says; get a fresh copy"
+    if len(digits) > 18:  # no file has, and Python does not count so far
+        raise InputError(truncated)
+    count = int(digits)
+    if kind not in _TYPES:
+        raise InputError(f"{where}: its points are of type {kind.decode()}; float or double is needed")
     if head[2].strip() == b"BINARY":
         dtype = np.dtype(_TYPES[kind])
         end = match.end() + 3 * count * dtype.itemsize
         if len(raw) < end:
-            raise InputError(f"{where}: truncated, it has not the {count} points that it says; get a fresh copy")
+            raise InputError(truncated)
         values = np.frombuffer(raw, dtype, 3 * count, match.end()).astype(float)
         if not np.isfinite(values).all():
             raise InputError(f"{where}: has NaN or infinite coordinates; remove those points")
@@ -60,7 +64,7 @@ def read_legacy(raw: bytes, file: Path, dimension: int | None, frame: str | None
         cells = list(islice(re.finditer(rb"\S+", rest), 3 * count))
         # A number at the very end of the file may have lost some of its digits.
         if len(cells) < 3 * count or (cells and cells[-1].end() == len(rest)):
-            raise InputError(f"{where}: truncated, it has not the {count} points that it says; get a fresh copy")
+            raise InputError(truncated)
         values = np.array([number(c.group().decode("latin-1"), where) for c in cells])
         end = match.end() + (cells[-1].end() if cells else 0)
     space = re.search(rb"SPACE=(RAS|LPS)", head[1])

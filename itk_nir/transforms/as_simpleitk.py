@@ -13,6 +13,9 @@ from itk_nir.images import to_sitk as image_to_sitk
 from itk_nir.transforms.displacement import on_one_grid
 from itk_nir.transforms.model import CompositeTransform, DisplacementField, LinearTransform, Step
 
+#: Composites of one composite, one in the other, that nobody writes.
+_DEEPEST = 32
+
 
 def to_sitk(transform: CompositeTransform, centre: ArrayLike | None = None) -> Any:
     """Make a SimpleITK transform.
@@ -93,10 +96,10 @@ def _step(step: Step, centre: np.ndarray, inverse: Step | None = None) -> Any:
 def _steps(transform: Any, reference: Geometry | None) -> list[Step]:
     import SimpleITK as sitk
 
-    transform = transform.Downcast()
+    transform = _downcast(transform)
     d = transform.GetDimension()
-    if isinstance(transform, sitk.CompositeTransform):
-        nested = (transform.GetNthTransform(i) for i in reversed(range(transform.GetNumberOfTransforms())))
+    nested = _parts(transform)
+    if nested is not None:
         return [step for part in nested for step in _steps(part, reference)] or [LinearTransform.identity(d)]
     if isinstance(transform, sitk.DisplacementFieldTransform):
         return [_field(transform.GetDisplacementField())]
@@ -111,10 +114,39 @@ def _steps(transform: Any, reference: Geometry | None) -> list[Step]:
     return [_field(field)]
 
 
+def _downcast(transform: Any) -> Any:
+    """A transform as one of its own class; where SimpleITK has none, as it is: it maps points all the same."""
+    try:
+        return transform.Downcast()
+    except (KeyError, RuntimeError, TypeError):
+        return transform
+
+
+def _parts(transform: Any) -> list[Any] | None:
+    """The parts of a composite, the first that a point meets first; None of anything else.
+
+    SimpleITK wraps ITK's classes that it does not know as composites whose one part is wrapped so again, without end,
+    and gives out no part of some other classes. Such a composite is what it maps.
+    """
+    import SimpleITK as sitk
+
+    if not isinstance(transform, sitk.CompositeTransform):
+        return None
+    try:
+        parts = [transform.GetNthTransform(i) for i in reversed(range(transform.GetNumberOfTransforms()))]
+        inner, depth = parts, 0
+        while len(inner) == 1 and isinstance(inner[0], sitk.CompositeTransform) and depth < _DEEPEST:
+            inner = [inner[0].GetNthTransform(i) for i in range(inner[0].GetNumberOfTransforms())]
+            depth += 1
+    except (RuntimeError, KeyError):
+        return None
+    return parts if depth < _DEEPEST else None
+
+
 def _inverse_field(transform: Any) -> DisplacementField | None:
     import SimpleITK as sitk
 
-    transform = transform.Downcast()
+    transform = _downcast(transform)
     if not isinstance(transform, sitk.DisplacementFieldTransform):
         return None
     image = transform.GetInverseDisplacementField()

@@ -113,11 +113,20 @@ class LinearTransform:
         -------
         LinearTransform
             The same map.
+
+        Raises
+        ------
+        InputError
+            The function is not linear, though it may say so, or it flattens space.
         """
         origin = np.array(function([0.0] * dimension), float)
         far = max(_FAR, 2.0 ** np.ceil(np.log2(np.abs(origin).max(initial=1.0))))
-        columns = [(np.array(function(row.tolist()), float) - origin) / far for row in np.eye(dimension) * far]
-        return cls.make(np.stack(columns, axis=1), origin)
+        ends = np.array([function(row.tolist()) for row in np.eye(dimension) * far], float) - origin
+        # ITK's AzimuthElevationToCartesianTransform inherits from the affine one, and with that its word.
+        apart = np.abs(ends.sum(axis=0) + origin - function([far] * dimension))
+        if np.any(apart > 1e-6 * max(far, np.abs(ends).max())):
+            raise InputError("transform: says that it is linear, but is not; make a displacement field of it")
+        return cls.make(ends.T / far, origin)
 
     @property
     def dimension(self) -> int:

@@ -121,7 +121,7 @@ def check_format(name: str, dimension: int | None = None) -> None:
     InputError
         It cannot hold transforms of that dimension.
     """
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise OptionError(f"format must be one of {', '.join(FORMATS)}, got {name!r}")
     if dimension is not None and dimension not in FORMATS[name].both.dimensions:
         raise InputError(

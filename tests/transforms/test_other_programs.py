@@ -93,6 +93,15 @@ def test_flirt(flips: tuple[bool, bool], tmp_path: Path) -> None:
         itk_nir.load_transform(tmp_path / "m.mat", grids[0], convention="fsl")
 
 
+def test_flirt_of_an_image_that_may_have_no_orientation_is_questioned(tmp_path: Path) -> None:
+    """FSL does not turn x round where both codes are 0, and our grid does not tell that they are."""
+    np.savetxt(tmp_path / "m.mat", np.eye(4))
+    none, placed = Geometry.make((20, 24, 18)), oblique(3)
+    with pytest.warns(UserWarning, match="the moving image lies as images without an orientation") as told:
+        itk_nir.load_transform(tmp_path / "m.mat", placed, moving=none, convention="fsl")
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("name", ["m.mat", "m.txt", "m.tfm", "affine", "m.aff"])
 def test_matrices_in_text_need_a_convention(name: str, tmp_path: Path) -> None:
     np.savetxt(tmp_path / name, RAS)
@@ -217,6 +226,9 @@ def test_lta(kind: int, tmp_path: Path) -> None:
     np.testing.assert_allclose(back.map(lps(RAS, points())), points(), atol=1e-6)
     straight = read_transform(path, grids[1], moving=grids[0])
     np.testing.assert_allclose(straight.map(points()), lps(RAS, points()), atol=1e-6)
+    for encoding in ("utf-8", "latin-1"):
+        path.write_text(text.replace("/a/b#c.mgz", "/données/Åse/b.mgz"), encoding=encoding)
+        np.testing.assert_allclose(read_transform(path).map(points()), lps(RAS, points()), atol=1e-6)
     for cut in range(0, len(text.rstrip()), 37):
         path.write_text(text[:cut])
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import warnings
@@ -321,6 +322,99 @@ def test_every_class_of_linear_transform_comes_in(number: int, tmp_path: Path) -
         np.testing.assert_allclose(read_transform(tmp_path / f"t{suffix}").map(p), mapped_by(transform, p), atol=1e-9)
 
 
+def itk_linear(name: str, d: int) -> Any:
+    """One of ITK's own classes that SimpleITK has none for, with parameters of its own."""
+    import itk
+
+    kind = getattr(itk, name)
+    # ITK's own `in` does not end.
+    transform = (kind[itk.D, d] if (itk.D, d) in list(kind.keys()) else kind[itk.D]).New()
+    parameters = transform.GetParameters()
+    for k, shift in enumerate(np.random.default_rng(len(name)).normal(size=len(parameters)) * 0.1):
+        parameters[k] = parameters[k] + shift
+    transform.SetParameters(parameters)
+    transform.SetCenter([3.0, 4.0, 5.0][:d])
+    return transform
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("ending", [".tfm", ".mat", ".h5"])
+@pytest.mark.parametrize(
+    ("name", "d"),
+    [
+        ("CenteredAffineTransform", 2), ("CenteredAffineTransform", 3), ("FixedCenterOfRotationAffineTransform", 3),
+        ("CenteredRigid2DTransform", 2), ("CenteredSimilarity2DTransform", 2), ("CenteredEuler3DTransform", 3),
+        ("Rigid2DTransform", 2), ("ScalableAffineTransform", 3), ("ScaleLogarithmicTransform", 3),
+        ("QuaternionRigidTransform", 3), ("ComposeScaleSkewVersor3DTransform", 3),
+    ],
+)  # fmt: skip
+def test_linear_classes_that_simpleitk_lacks_are_read(name: str, d: int, ending: str, tmp_path: Path) -> None:
+    import itk
+
+    transform = itk_linear(name, d)
+    p = np.random.default_rng(0).normal(size=(20, d)) * 50
+    itk.transformwrite([transform], str(tmp_path / f"t{ending}"))
+    np.testing.assert_allclose(read_transform(tmp_path / f"t{ending}").map(p), mapped_by(transform, p), atol=1e-9)
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("name", ["CenteredAffineTransform", "ComposeScaleSkewVersor3DTransform"])
+def test_a_composite_of_simpleitks_that_keeps_a_part_to_itself_comes_in(name: str, tmp_path: Path) -> None:
+    import itk
+
+    itk.transformwrite([itk_linear(name, 3)], str(tmp_path / "t.tfm"))
+    part = (tmp_path / "t.tfm").read_text().split("\n", 2)[2]
+    (tmp_path / "c.tfm").write_text(
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: CompositeTransform_double_3_3\n#Transform 1\n"
+        f"Transform: TranslationTransform_double_3_3\nParameters: 1 2 3\nFixedParameters: \n#Transform 2\n{part}"
+    )
+    composite = sitk.ReadTransform(str(tmp_path / "c.tfm"))
+    p = np.random.default_rng(0).normal(size=(20, 3)) * 50
+    for given_ in (composite, tmp_path / "c.tfm"):
+        np.testing.assert_allclose(read_transform(given_).map(p), mapped_by(composite, p), atol=1e-9)
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("ending", [".txt", ".tfm", ".mat"])
+def test_the_class_of_ants_affine_txt_is_read(ending: str, d: int, tmp_path: Path) -> None:
+    """SimpleITK wraps `MatrixOffsetTransformBase` as a composite of itself, without end."""
+    import ants
+
+    rng = np.random.default_rng(3)
+    m, t, c = np.eye(d) + 0.1 * rng.normal(size=(d, d)), rng.normal(size=d) * 9, rng.normal(size=d) * 30
+    numbers, path = (np.concatenate([m.ravel(), t]), c), tmp_path / f"affine{ending}"
+    names = f"MatrixOffsetTransformBase_double_{d}_{d}", "fixed"
+    if ending == ".mat":
+        heads = [struct.pack("<5i", 0, len(a), 1, 0, len(n) + 1) for n, a in zip(names, numbers, strict=True)]
+        parts = zip(heads, names, numbers, strict=True)
+        path.write_bytes(b"".join(head + n.encode() + b"\0" + a.astype("<f8").tobytes() for head, n, a in parts))
+    else:
+        words = [" ".join(map(repr, a.tolist())) for a in numbers]
+        head = f"#Insight Transform File V1.0\n#Transform 0\nTransform: {names[0]}\n"
+        path.write_text(f"{head}Parameters: {words[0]}\nFixedParameters: {words[1]}\n")
+    p = rng.normal(size=(20, d)) * 50
+    theirs = ants.read_transform(str(path))
+    np.testing.assert_allclose((p - c) @ m.T + c + t, [theirs.apply_to_point(q.tolist()) for q in p], atol=1e-4)
+    for given_ in (path, sitk.ReadTransform(str(path)), sitk.CompositeTransform([sitk.ReadTransform(str(path))])):
+        np.testing.assert_allclose(read_transform(given_).map(p), (p - c) @ m.T + c + t, atol=1e-9)
+
+
+@pytest.mark.interop
+def test_classes_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    import itk
+
+    itk.transformwrite([itk_linear("ScaleLogarithmicTransform", 2)], str(tmp_path / "t.tfm"))
+    with pytest.raises(InputError, match=r"is a ScaleLogarithmicTransform_double_2_2, which ITK does not read"):
+        read_transform(tmp_path / "t.tfm")
+    polar = itk.AzimuthElevationToCartesianTransform[itk.D, 3].New()
+    itk.transformwrite([polar], str(tmp_path / "p.tfm"))
+    with pytest.raises(InputError, match="says that it is linear, but is not"):
+        read_transform(polar)
+    with pytest.raises(InputError, match="has to be sampled"):
+        read_transform(tmp_path / "p.tfm")
+
+
 def test_itk_objects_of_other_classes_come_in() -> None:
     import itk
 
@@ -428,6 +522,26 @@ def test_h5_written_by_sitk_and_itk_is_read(d: int, tmp_path: Path) -> None:
     itk.transformwrite([to_itk(chain)], str(tmp_path / "i.h5"), compression=True)
     for name in ("s.h5", "i.h5"):
         np.testing.assert_allclose(read_h5(tmp_path / name).map(p), chain.map(p), atol=1e-6)
+
+
+def test_the_transforms_of_a_text_file_are_met_from_the_last_to_the_first(tmp_path: Path) -> None:
+    """As with ANTs; SimpleITK takes the first alone."""
+    import ants
+
+    affine = sitk.AffineTransform(2)
+    affine.SetMatrix((1.1, 0.2, -0.1, 0.9))
+    shift = sitk.TranslationTransform(2, (3, 4))
+    texts = []
+    for number, one in enumerate((affine, shift)):
+        sitk.WriteTransform(one, str(tmp_path / "one.tfm"))
+        body = (tmp_path / "one.tfm").read_text().split("#Transform 0\n")[1]
+        texts.append(f"#Transform {number}\n{body}")
+    (tmp_path / "two.txt").write_text("#Insight Transform File V1.0\n" + "".join(texts))
+    point = (5.0, -7.0)
+    wanted = affine.TransformPoint(shift.TransformPoint(point))
+    np.testing.assert_allclose(read_transform(tmp_path / "two.txt").map([point])[0], wanted)
+    theirs = ants.read_transform(str(tmp_path / "two.txt"))
+    np.testing.assert_allclose(theirs.apply_to_point(point), wanted, atol=1e-5)
 
 
 def test_h5_single_transform_and_list(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from itk_nir.errors import InputError, warn_caller
 
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
-_CLASS = re.compile(r"(\w+?)_(?:float|double)_(\d+)_(\d+)(?:_\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+_CLASS = re.compile(r"(\w+?)_(?:float|double)_(\d+)_(\d+)(?:_\d+)?", re.ASCII)
 _COUNT = "#Number of transforms: "
 
 
@@ -31,6 +31,12 @@ _SIZES: dict[str, tuple[Callable[[int], int], tuple[int, ...]]] = {
     "Euler2DTransform": (lambda d: 3, (2,)),
     "Rigid2DTransform": (lambda d: 3, (2,)),
     "Similarity2DTransform": (lambda d: 4, (2,)),
+    "CenteredAffineTransform": (lambda d: d * d + 2 * d, (-1,)),
+    "CenteredRigid2DTransform": (lambda d: 5, (2,)),
+    "CenteredSimilarity2DTransform": (lambda d: 6, (2,)),
+    "CenteredEuler3DTransform": (lambda d: 9, (3, 4)),
+    "QuaternionRigidTransform": (lambda d: 7, (3,)),
+    "ScaleLogarithmicTransform": (lambda d: d, (-1, 0)),
     "Euler3DTransform": (lambda d: 6, (3, 4)),
     "VersorTransform": (lambda d: 3, (3,)),
     "VersorRigid3DTransform": (lambda d: 6, (3,)),
@@ -76,10 +82,8 @@ def check_text(path: Path, label: str) -> None:
     UserWarning
         A composite of one transform, as a file that was cut between two would be.
     """
-    try:
-        text = path.read_bytes().decode("ascii")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{label}: damaged or no ITK transform file (it is no text)") from error
+    # A comment may be in any encoding.
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
     if not text.startswith("#Insight Transform File V1.0"):
         raise InputError(
             f"{label}: damaged or no ITK transform file (its first line is '#Insight Transform File V1.0')"

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,6 +37,8 @@ from itk_nir.transforms.model import CompositeTransform
 
 #: Bytes of the longest number, and more than those of a line of other text.
 _LINE = 26
+#: What ITK says of a class that it has no reader for.
+_NO_READER = re.compile(r'Could not create an instance of "(\w+)"')
 
 
 @dataclass(frozen=True)
@@ -160,10 +167,8 @@ def read_itk_file(path: Path, reference: Geometry | None, label: str) -> Composi
     Raises
     ------
     InputError
-        A damaged file, or one that has to be sampled and no `reference`.
+        A damaged file, one of a class that ITK does not read, or one that has to be sampled and no `reference`.
     """
-    import SimpleITK as sitk
-
     if has_ending(path.name, (*HDF, ".hdf")):
         try:
             return read_h5(path)
@@ -176,11 +181,46 @@ def read_itk_file(path: Path, reference: Geometry | None, label: str) -> Composi
     elif has_ending(path.name, TEXT):
         check_text(path, label)
     try:
-        return from_sitk(sitk.ReadTransform(itk_name(path)), reference)
+        with _as_composite(path) as whole:
+            return from_sitk(_read(whole), reference)
     except RuntimeError as error:
+        unknown = _NO_READER.search(str(error))
+        if unknown is not None:
+            raise InputError(
+                f"{label}: is a {unknown[1]}, which ITK does not read from files; write it as an AffineTransform or as "
+                "a displacement field"
+            ) from error
         raise InputError(f"{label}: damaged or no ITK transform file ({one_line(error)})") from error
     except InputError as error:
         raise InputError(f"{label}: {str(error).removeprefix('transform: ')}") from error
+
+
+@contextmanager
+def _as_composite(path: Path) -> Iterator[Path]:
+    """A text file of several transforms as that of their composite, as ANTs takes it; any other file as it is.
+
+    SimpleITK takes the first transform of such a list, and nothing else.
+    """
+    text = path.read_text(encoding="latin-1") if has_ending(path.name, TEXT) else ""
+    names = re.findall(r"^Transform:\s*(\S+)", text, re.MULTILINE)
+    if len(names) < 2 or names[0].startswith("CompositeTransform"):
+        yield path
+        return
+    kind = "_".join(["CompositeTransform", *names[0].split("_")[1:4]])
+    body = text[text.index("Transform:") :]
+    with tempfile.TemporaryDirectory(prefix="itk_nir_") as folder:
+        whole = Path(folder) / "composite.tfm"
+        whole.write_text(
+            f"#Insight Transform File V1.0\n#Transform 0\nTransform: {kind}\n#Transform 1\n{body}", encoding="latin-1"
+        )
+        yield whole
+
+
+def _read(path: Path) -> Any:
+    """A file by SimpleITK, whose own function fails where it has read a class that it has none of its own for."""
+    from SimpleITK import _SimpleITK  # type: ignore[attr-defined]
+
+    return _SimpleITK.ReadTransform(itk_name(path))
 
 
 def _apply(path: Path, points: Points) -> Points:

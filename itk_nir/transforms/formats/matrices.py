@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from itk_nir.errors import InputError, OptionError
+from itk_nir.errors import InputError, OptionError, warn_caller
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.formats.base import Spaces
 from itk_nir.transforms.model import CompositeTransform, LinearTransform
@@ -30,7 +30,7 @@ CONVENTIONS = {
     "fsl": "fsl", "flirt": "fsl",
     DISPLACEMENTS: "",
 }  # fmt: skip
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 #: Longer files hold something else than one matrix.
 _LONGEST = 1 << 16
 #: LPS <-> RAS.
@@ -50,7 +50,7 @@ def check_convention(name: str | None) -> None:
     OptionError
         It is none of `CONVENTIONS`.
     """
-    if name is not None and name not in CONVENTIONS:
+    if name is not None and (not isinstance(name, str) or name not in CONVENTIONS):
         raise OptionError(f"convention is one of {', '.join(CONVENTIONS)}, got {name!r}")
 
 
@@ -65,16 +65,14 @@ def text_of(path: Path) -> str | None:
     Returns
     -------
     str or None
-        None for a long file, or one that is no ASCII text.
+        None for a long file, or one that is no text. Names of files in it may be in any encoding: bytes that are no
+        UTF-8 are kept as surrogates.
     """
     with open(path, "rb") as file:
         raw = file.read(_LONGEST + 1)
     if len(raw) > _LONGEST or b"\0" in raw:
         return None
-    try:
-        return raw.decode("ascii")
-    except UnicodeDecodeError:
-        return None
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def is_matrix_file(path: Path) -> bool:
@@ -265,7 +263,13 @@ def _matrix(rows: list[list[str]], label: str, ends: bool) -> F64:
 
 
 def _from_flirt(matrix: F64, spaces: Spaces, label: str) -> F64:
-    """Fixed -> moving, LPS mm, of a FLIRT matrix."""
+    """Fixed -> moving, LPS mm, of a FLIRT matrix.
+
+    Warns
+    -----
+    UserWarning
+        An image that may have no orientation: FSL then counts x from this side whatever the axes are.
+    """
     if spaces.fixed is None or spaces.moving is None:
         raise InputError(
             f"{label}: FSL's matrices are in coordinates of both images; give the fixed one (reference=, --reference: "
@@ -273,6 +277,13 @@ def _from_flirt(matrix: F64, spaces: Spaces, label: str) -> F64:
         )
     if spaces.fixed.dimension != 3 or spaces.moving.dimension != 3 or len(matrix) != 4:
         raise InputError(f"{label}: FSL's matrices are 4x4 and of 3D images")
+    for role, grid in (("reference", spaces.fixed), ("moving", spaces.moving)):
+        # A grid does not tell whether its header said anything; what FSL made of one that did not is the mirror image.
+        if np.array_equal(grid.rotation, np.eye(3)) and not np.any(grid.origin):
+            warn_caller(
+                f"{label}: the {role} image lies as images without an orientation (sform and qform codes 0) are read; "
+                "if it has none, the map is mirrored along x: give it one (fslorient) and run FLIRT again"
+            )
     try:
         back = LinearTransform(matrix).inverse().matrix
     except InputError as error:
