@@ -383,8 +383,8 @@ class Run:
             self.similarity_linear = linear.metric
         self.evidence = {"start": start, "linear": linear, "end": end}
         if self.choice is None:  # it was asked for by its name
-            looks = [(began, None)] if done is None else [(began, None), (pair, done.field)]
-            self.doubts.extend(doubts_of_one_contrast(looks, self.metrics, self.problem.threads))
+            field = None if done is None else done.field
+            self.doubts.extend(doubts_of_one_contrast(began, pair, field, self.metrics, self.problem.threads))
         self._took("verdict")
         return done
 

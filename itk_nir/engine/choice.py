@@ -251,17 +251,20 @@ def choose_metric(pair: Pair, threads: int = 1, displacement: Displacement | Non
 
 
 def doubts_of_one_contrast(
-    looks: Sequence[tuple[Pair, Displacement | None]], metrics: Sequence[tuple[float, Metric]], threads: int = 1
-) -> tuple[str, ...]:
+    began: Pair, aligned: Pair, displacement: Displacement | None, metrics: Sequence[tuple[float, Metric]],
+    threads: int = 1,
+) -> tuple[str, ...]:  # fmt: skip
     """What speaks against a metric that was asked for by its name.
 
-    Metrics for one contrast tear images of two until they look alike, and are high then. What they looked like before
-    tells it; or after, where they lay too far apart before.
+    Metrics for one contrast tear images of two until they look alike, and are high then: what they looked like before
+    tells it. Images of one contrast may look unlike where they lie apart, but then not once they are aligned.
 
     Parameters
     ----------
-    looks : sequence of (Pair, Displacement or None)
-        Each with the linear map, and the displacement before it, under which the images are to be looked at.
+    began, aligned : Pair
+        The images with the map that the registration began with, and with that of its linear stage.
+    displacement : Displacement or None
+        The deformation before the latter.
     metrics : sequence of (float, Metric)
         Weight and metric of every channel.
     threads : int
@@ -274,14 +277,19 @@ def doubts_of_one_contrast(
     """
     if not of_one_contrast(metrics):
         return ()
-    for pair, displacement in looks:
-        found = choose_metric(pair, threads, displacement)
-        if found.metric != SAME and not found.little_told:
-            return (
-                f"the metric is for images of one contrast, and these look like {found.found}; metric='auto' takes "
-                f"{found.metric} for them",
-            )
-    return ()
+    found = choose_metric(began, threads)
+    if found.metric != SAME and not np.array_equal(began.linear, aligned.linear):
+        found = choose_metric(aligned, threads)
+    # The squared correlation does not ask how intensities belong together, so that it leaves them apart.
+    leaves = all(metric is METRICS[SAME] for _, metric in metrics)
+    if found.metric != SAME and (leaves or found.little_told) and displacement is not None:
+        found = choose_metric(aligned, threads, displacement)
+    if found.metric == SAME or found.little_told:
+        return ()
+    return (
+        f"the metric is for images of one contrast, and these look like {found.found}; metric='auto' takes "
+        f"{found.metric} for them",
+    )
 
 
 def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, threads: int = 1) -> Choice | None:

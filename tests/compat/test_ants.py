@@ -413,6 +413,7 @@ def test_a_type_that_names_cc_has_it_unless_the_caller_says_otherwise() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*little in common")  # which is what CC finds
+@pytest.mark.filterwarnings("ignore:.*look like unlike contrasts")
 def test_mutual_information_aligns_what_cc_cannot(oblique: dict[int, Phantom], tmp_path: Path) -> None:
     """The metric reaches the engine: inside the head the contrast is reversed, outside it is not."""
     phantom = oblique[2]

@@ -541,6 +541,7 @@ def test_bins_that_cannot_be_had_warn_at_the_line_that_asks_for_them() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*little in common")  # which is what the others find
+@pytest.mark.filterwarnings("ignore:.*look like unlike contrasts")
 def test_mutual_information_aligns_what_others_cannot(oblique: dict[int, Phantom]) -> None:
     """The metric reaches the engine: inside the head the contrast is reversed, outside it is not."""
     phantom = oblique[2]

