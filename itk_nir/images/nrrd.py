@@ -115,9 +115,7 @@ def _steps(spacings: str, spatial: list[int], label: str) -> list[Finding]:
     if len(given) < len(spatial) or any(np.isnan(given)):
         return [warning(f"{label}: its header does not say how large its voxels are", "1 mm is taken")]
     if min(given, default=1.0) < 0:
-        return [
-            warning(f"{label}: its header has voxels of size {spacings}", "axes below 0 run backwards, as in ITK")
-        ]
+        return [warning(f"{label}: its header has voxels of size {spacings}", "axes below 0 run backwards, as in ITK")]
     return []
 
 
