@@ -35,7 +35,7 @@ def fitted(a: F64, b: F64, weights: F64, kind: str) -> F64 | None:
     x, y = a - centre, b - target
     out = np.eye(d + 1)
     if kind != "translation":
-        turn, spread = _nearest_rotation(y.T @ (weights[:, None] * x))
+        turn, spread = nearest_rotation(y.T @ (weights[:, None] * x))
         # In d dimensions d - 1 directions determine a rotation; coincident or collinear points do not.
         if spread[d - 2] <= 1e-9 * max(spread[0], 1e-300):
             return None
@@ -105,24 +105,8 @@ def rigid_fit(points: F64, targets: F64) -> tuple[F64, F64]:
     .. [1] Kabsch, "A solution for the best rotation to relate two sets of vectors", Acta Cryst. A32, 1976.
     """
     a, b = points.mean(0), targets.mean(0)
-    rotation, _ = _nearest_rotation((targets - b).T @ (points - a))
+    rotation, _ = nearest_rotation((targets - b).T @ (points - a))
     return rotation, b - rotation @ a
-
-
-def nearest_rotation(matrix: F64) -> F64:
-    """The rotation nearest to a matrix.
-
-    Parameters
-    ----------
-    matrix : ndarray
-        ``(d, d)``.
-
-    Returns
-    -------
-    ndarray
-        ``(d, d)``, of determinant 1.
-    """
-    return _nearest_rotation(matrix)[0]
 
 
 def _turn_between(a: F64, b: F64) -> F64:
@@ -135,9 +119,22 @@ def _turn_between(a: F64, b: F64) -> F64:
     return np.asarray(np.eye(3) - np.outer(a + b, a + b) / (1 + cosine) + 2 * np.outer(b, a))
 
 
-def _nearest_rotation(covariance: F64) -> tuple[F64, F64]:
-    """The rotation nearest to a matrix (Kabsch), and its singular values, the last of a mirror image negative."""
-    u, spread, vt = np.linalg.svd(covariance)
-    sign = np.ones(len(covariance))
+def nearest_rotation(matrix: F64) -> tuple[F64, F64]:
+    """The rotation nearest to a matrix, and its singular values.
+
+    Parameters
+    ----------
+    matrix : ndarray
+        ``(d, d)``; of centred points, the sum of the outer products of targets and sources (Kabsch).
+
+    Returns
+    -------
+    rotation : ndarray
+        ``(d, d)``, of determinant 1.
+    sizes : ndarray
+        ``(d,)``, the last of a mirror image negative.
+    """
+    u, sizes, vt = np.linalg.svd(matrix)
+    sign = np.ones(len(matrix))
     sign[-1] = np.sign(np.linalg.det(u @ vt))
-    return (u * sign) @ vt, spread * sign
+    return (u * sign) @ vt, sizes * sign

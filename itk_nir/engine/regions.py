@@ -123,7 +123,7 @@ class WholeMap:
         free = [axis for axis in range(d) if axis not in held]
         # A linear map that moves nothing along the held axes either may shear, which its nearest rotation would turn.
         keeps = np.allclose((axes.T @ (self.linear[:-1, :-1] - np.eye(d)))[held], 0, rtol=0, atol=1e-9)
-        turn = np.eye(d) if keeps else nearest_rotation(self.linear[:-1, :-1])
+        turn = np.eye(d) if keeps else nearest_rotation(self.linear[:-1, :-1])[0]
         a, b = points @ axes, targets @ turn @ axes
         rotation, shift = np.eye(d), b.mean(0) - a.mean(0)
         rotation[np.ix_(free, free)], shift[free] = rigid_fit(a[:, free], b[:, free])

@@ -117,15 +117,33 @@ def to_ants(array: NDArray[Any], geometry: Geometry) -> Any:
     import ants
 
     d = geometry.dimension
-    known = array.dtype in (np.uint8, np.uint32, np.float32, np.float64)
-    values = array if known else array.astype(np.uint8 if array.dtype == np.bool_ else np.float32)
     return ants.from_numpy(
-        np.ascontiguousarray(values.transpose(*range(d - 1, -1, -1), *range(d, values.ndim))),
+        ants_values(array, d),
         origin=list(geometry.origin),
         spacing=list(geometry.spacing),
         direction=geometry.rotation.copy(),
         has_components=array.ndim > d,
     )
+
+
+def ants_values(array: NDArray[Any], dimension: int) -> NDArray[Any]:
+    """Values as ``ants.from_numpy`` wants them.
+
+    Parameters
+    ----------
+    array : ndarray
+        ``([[T,] D,] H, W)``, or with several values a pixel in a last axis.
+    dimension : int
+        Of the image.
+
+    Returns
+    -------
+    ndarray
+        Its axes the other way round; types that ANTs lacks become float32.
+    """
+    known = array.dtype in (np.uint8, np.uint32, np.float32, np.float64)
+    values = array if known else array.astype(np.uint8 if array.dtype == np.bool_ else np.float32)
+    return np.ascontiguousarray(values.transpose(*range(dimension - 1, -1, -1), *range(dimension, values.ndim)))
 
 
 def to_nibabel(array: NDArray[Any], geometry: Geometry, space_code: int = 1) -> Any:

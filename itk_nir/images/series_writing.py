@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from itk_nir.atomic import replacing
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
-from itk_nir.images.convert import to_nibabel
+from itk_nir.images.convert import ants_values, to_nibabel
 from itk_nir.images.itk_classes import itk_matrix, scalar_image
 from itk_nir.images.values import as_pixels
 
@@ -90,10 +90,7 @@ def four_dimensional(
     if kind == "ants":
         import ants
 
-        known = array.dtype in (np.uint8, np.uint32, np.float32, np.float64)
-        values = array if known else array.astype(np.uint8 if array.dtype == np.bool_ else np.float32)
-        values = np.ascontiguousarray(values.transpose(3, 2, 1, 0, *range(4, values.ndim)))
-        return ants.from_numpy(values, origin, spacing, direction, has_components=several)
+        return ants.from_numpy(ants_values(array, 4), origin, spacing, direction, has_components=several)
     if kind == "sitk":
         import SimpleITK as sitk
 

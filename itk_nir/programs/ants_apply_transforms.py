@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from itk_nir.cli.arguments import grid_of
 from itk_nir.cli.console import tell
 from itk_nir.compat.options import OptionSupport
 from itk_nir.errors import InputError, OptionError, escaped, warn_caller
-from itk_nir.findings import Finding, texts
+from itk_nir.findings import texts
 from itk_nir.interpolating import Interpolation
 from itk_nir.programs.ants_apply_values import (
     FLAGS,
@@ -223,7 +224,6 @@ def run_request(request: Request, threads: int | None = None) -> None:
         The disk is full, or refuses otherwise.
     """
     # Here, because they import the libraries that read images: help and mistakes must not wait for that.
-    from itk_nir.images.series import read_grid
     from itk_nir.places import check_output_file
     from itk_nir.transforms.load import read_transform
 
@@ -233,10 +233,7 @@ def run_request(request: Request, threads: int | None = None) -> None:
     check_output_file(request.output)
     for line in _told(request):
         say(line)
-    grid = None
-    if request.reference is not None:
-        grid, odd = read_grid(request.reference, "reference image")
-        _warn_of(odd)
+    grid = grid_of(request.reference, "reference image")
     if grid is not None and grid.dimension != request.dimension:
         raise InputError(
             f"reference image {request.reference}: is {grid.dimension}D, but --dimensionality is {request.dimension}"
@@ -259,12 +256,6 @@ def run_request(request: Request, threads: int | None = None) -> None:
 
 def _nothing(text: str) -> None:
     """Print nothing."""
-
-
-def _warn_of(findings: Iterable[Finding]) -> None:
-    """Tell what is odd about a header, which ANTs may read otherwise."""
-    for text in texts(findings):
-        warn_caller(text)
 
 
 def _told(request: Request) -> Iterator[str]:
@@ -329,7 +320,8 @@ def _write_image(chain: CompositeTransform, grid: Geometry, request: Request, th
     if series and request.dimension == 3:
         check_series_path(request.output)
     source = open_series(request.input, "input image", nan="mask")
-    _warn_of(source.findings)
+    for text in texts(source.findings):  # ANTs may read such a header otherwise
+        warn_caller(text)
     volumes = _volumes(source, request)
     seen = (_seen(volume, chain, grid, request, threads) for volume in volumes)
     if not series:

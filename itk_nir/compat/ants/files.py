@@ -76,10 +76,8 @@ def write_files(
         else:
             write_ants(result.mapping, f"{stage}{os.sep}{start}", result.fixed.geometry, precision=precision)
         if images:
-            for array, image, name in (
-                (warped_moving(result), result.fixed, "Warped"),
-                (warped_fixed(result), result.moving, "InverseWarped"),
-            ):
+            onto = (result.fixed, "Warped"), (result.moving, "InverseWarped")
+            for array, (image, name) in zip(warped_images(result), onto, strict=True):
                 save_image(*in_place(array, image), stage / f"{start}{name}.nii.gz", space_code=image.space_code)
         written = {path.name for path in stage.iterdir()}
 
@@ -99,8 +97,8 @@ def write_files(
     }
 
 
-def warped_moving(result: RegistrationResult) -> NDArray[Any]:
-    """Resample the moving image on the fixed grid.
+def warped_images(result: RegistrationResult) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Resample both images of a registration on each other's grid.
 
     Parameters
     ----------
@@ -109,28 +107,15 @@ def warped_moving(result: RegistrationResult) -> NDArray[Any]:
 
     Returns
     -------
-    ndarray, shape ``result.fixed.geometry.shape``
+    moving : ndarray, shape ``result.fixed.geometry.shape``
         One linear interpolation of the moving image through the transform (fixed → moving), float32 or wider; outside,
         0, as with ANTs.
+    fixed : ndarray, shape ``result.moving.geometry.shape``
+        The same of the fixed image through the inverse transform (moving → fixed).
     """
-    return values_on(result.moving, result.mapping, result.fixed, OUTSIDE, result.report.threads)
-
-
-def warped_fixed(result: RegistrationResult) -> NDArray[Any]:
-    """Resample the fixed image on the moving grid.
-
-    Parameters
-    ----------
-    result : RegistrationResult
-        What `itk_nir.register` gave back.
-
-    Returns
-    -------
-    ndarray, shape ``result.moving.geometry.shape``
-        One linear interpolation of the fixed image through the inverse transform (moving → fixed), float32 or wider;
-        outside, 0, as with ANTs.
-    """
-    return values_on(result.fixed, result.mapping.inverse(), result.moving, OUTSIDE, result.report.threads)
+    forward, threads = result.mapping, result.report.threads
+    moving = values_on(result.moving, forward, result.fixed, OUTSIDE, threads)
+    return moving, values_on(result.fixed, forward.inverse(), result.moving, OUTSIDE, threads)
 
 
 def load_initial_transform(initial: Any, reference: Geometry) -> CompositeTransform | None:

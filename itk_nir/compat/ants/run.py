@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.compat.ants.arguments import further_pairs, kind_options, linear_levels, register_options
-from itk_nir.compat.ants.files import load_initial_transform, warped_fixed, warped_moving, write_files
+from itk_nir.compat.ants.files import load_initial_transform, warped_images, write_files
 from itk_nir.compat.ants.options import DEFAULT_METRIC, OPTIONS, Kind
 from itk_nir.errors import InputError
 from itk_nir.images import Volume, in_their_planes, load_image, to_ants
@@ -200,9 +200,10 @@ def registration(
     prefix = outprefix or tempfile.mkdtemp(prefix="itk_nir_") + os.sep
     precision = "float" if singleprecision else "double"
     files = write_files(result, prefix, composite=write_composite_transform, precision=precision)
+    moved, back = warped_images(result)
     return {
-        "warpedmovout": _of_type(fixed, *in_place(warped_moving(result), result.fixed)),
-        "warpedfixout": _of_type(fixed, *in_place(warped_fixed(result), result.moving)),
+        "warpedmovout": _of_type(fixed, *in_place(moved, result.fixed)),
+        "warpedfixout": _of_type(fixed, *in_place(back, result.moving)),
         "fwdtransforms": files["fwdtransforms"],
         "invtransforms": files["invtransforms"],
     }

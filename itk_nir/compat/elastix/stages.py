@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.compat.elastix.options import TRANSFORMS
+from itk_nir.engine.point_fits import nearest_rotation
 from itk_nir.geometry import Geometry
 from itk_nir.transforms.composition import cover, surface
 from itk_nir.transforms.formats.elastix import ParameterMap
@@ -197,11 +198,8 @@ def nearest(linear: LinearTransform, kind: str, centre: F64) -> LinearTransform:
         return linear
     if kind == "TranslationTransform":
         return LinearTransform.make(np.eye(len(matrix)), shift)
-    left, sizes, right = np.linalg.svd(matrix)
-    signs = np.ones(len(matrix))
-    signs[-1] = np.sign(np.linalg.det(left @ right))  # a rotation, even of what mirrors
-    rotation = (left * signs) @ right
-    scale = float((sizes * signs).mean()) if kind == "SimilarityTransform" else 1.0
+    rotation, sizes = nearest_rotation(matrix)
+    scale = float(sizes.mean()) if kind == "SimilarityTransform" else 1.0
     return LinearTransform.make(abs(scale) * rotation, shift, centre)
 
 
