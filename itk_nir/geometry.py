@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +34,9 @@ class Geometry:
         LPS mm, position of the centre of voxel 0.
     direction : tuple of tuple of float
         d rows of d numbers; column ``j`` is the unit vector of index axis ``j`` in LPS.
+    oriented : bool, default True
+        Whether what the grid was read from says how the object lies. NIfTI files whose sform and qform codes are 0 and
+        Analyze files do not, and some programs take them for mirrored. Grids are equal whatever this is.
 
     Raises
     ------
@@ -55,6 +58,7 @@ class Geometry:
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     direction: tuple[tuple[float, ...], ...]
+    oriented: bool = field(default=True, compare=False, repr=False)
 
     @classmethod
     def make(

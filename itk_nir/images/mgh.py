@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,8 @@ def read_mgh(file: Path, label: str, options: ReadOptions) -> Volume:
     placed = place(size, RAS_TO_LPS @ matrix, label, options.resample_shear)
     array = straightened(array, placed, options.labels)
     found = (*findings, *placed.findings)
-    return Volume(array, placed.geometry, label, "path", array.dtype, found, not findings)
+    geometry = replace(placed.geometry, oriented=not findings)
+    return Volume(array, geometry, label, "path", array.dtype, found)
 
 
 def _matrix(raw: bytes, size: list[int], label: str) -> tuple[NDArray[np.float64], tuple[Finding, ...]]:

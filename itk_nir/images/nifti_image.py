@@ -79,7 +79,8 @@ def read_nifti(file: Path, label: str, options: ReadOptions) -> Volume | None:
     if len(header.size) == 2 and header.components == 1 and axes_leave_xy(where.matrix):
         volume = slice_in_space(label, array, where.matrix[:3, :2], where.matrix[:3, 3])
         told = (*where.findings, *excess(header.excess, header.data_bytes, label))
-        return replace(volume, findings=told, oriented=oriented, space_code=code)
+        geometry = replace(volume.geometry, oriented=oriented)
+        return replace(volume, geometry=geometry, findings=told, space_code=code)
     placed = place(header.size, where.matrix, label, options.resample_shear)
     findings = [*where.findings, *excess(header.excess, header.data_bytes, label), *placed.findings]
     if placed.sheared is None:
@@ -94,7 +95,8 @@ def read_nifti(file: Path, label: str, options: ReadOptions) -> Volume | None:
                 )
             )
     array = straightened(array, placed, options.labels)
-    return Volume(array, placed.geometry, label, "path", dtype, tuple(findings), oriented, code)
+    geometry = replace(placed.geometry, oriented=oriented)
+    return Volume(array, geometry, label, "path", dtype, tuple(findings), code)
 
 
 def geometry_of_itk(file: Path, header: Header) -> Geometry | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -263,7 +264,8 @@ def read_nibabel(image: Any, role: str, options: ReadOptions) -> Volume:
     placed = place(shape, RAS_TO_LPS @ affine, role, options.resample_shear)
     found = (*findings, *placed.findings)
     straight = straightened(array, placed, options.labels)
-    return Volume(straight, placed.geometry, role, "nibabel", array.dtype, found, code > 0, code or 1)
+    geometry = replace(placed.geometry, oriented=code > 0)
+    return Volume(straight, geometry, role, "nibabel", array.dtype, found, code or 1)
 
 
 def nibabel_layout(image: Any) -> tuple[tuple[int, ...], int]:

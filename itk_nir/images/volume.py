@@ -35,8 +35,6 @@ class Volume:
         Type of the source's pixels.
     findings : tuple of Finding
         What the reader found odd.
-    oriented : bool
-        Whether the source says how the object lies; False for NIfTI files without orientation and Analyze files.
     space_code : int
         NIfTI's number of the space that the source says it lies in: 1 scanner, 2 aligned, 3 Talairach, 4 MNI.
     scale, offset : float
@@ -55,7 +53,6 @@ class Volume:
     kind: str
     pixel_type: np.dtype[Any]
     findings: tuple[Finding, ...] = ()
-    oriented: bool = True
     space_code: int = 1
     scale: float = 1.0
     offset: float | int = 0

@@ -222,7 +222,7 @@ def test_mgh_files_are_where_nibabel_has_them(tmp_path: Path) -> None:
     raw[28:30] = b"\0\0"
     (tmp_path / "f.mgh").write_bytes(raw)
     volume = load_image(tmp_path / "f.mgh", "fixed image")
-    assert not volume.oriented
+    assert not volume.geometry.oriented
     assert "FreeSurfer" in texts(volume.findings)[0]
 
 

@@ -109,7 +109,7 @@ def test_positions_are_those_of_nibabel(
     theirs = nibabel.load(path)
     assert corners_off(volume, theirs.affine) < 1e-3
     np.testing.assert_array_equal(volume.array, np.asarray(theirs.dataobj).T)
-    assert volume.oriented
+    assert volume.geometry.oriented
     assert volume.space_code == (codes[0] or codes[1])
 
 
@@ -129,17 +129,17 @@ def patched(folder: Path, *edits: tuple[int, str, tuple[Any, ...]], codes: tuple
 def test_an_ordinary_header_has_no_findings(tmp_path: Path) -> None:
     volume = load_image(patched(tmp_path), "image")
     assert volume.findings == ()
-    assert volume.oriented
+    assert volume.geometry.oriented
 
 
 def test_unknown_orientation_is_said_and_marked(tmp_path: Path) -> None:
     volume = load_image(patched(tmp_path, codes=(0, 0)), "image")
-    assert not volume.oriented
+    assert not volume.geometry.oriented
     assert [f.values["orientation"] for f in volume.findings] == ["unknown"]
     nibabel.AnalyzeImage(np.ones(SHAPE, np.int16), np.eye(4)).to_filename(tmp_path / "a.hdr")
     for image in (tmp_path / "a.hdr", nibabel.load(tmp_path / "a.hdr"), nibabel.load(tmp_path / "f.nii")):
         volume = load_image(image, "image")
-        assert not volume.oriented
+        assert not volume.geometry.oriented
         assert volume.findings[-1].values == {"orientation": "unknown"}
 
 

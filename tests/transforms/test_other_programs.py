@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import itk_nir
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
+from itk_nir.images.series import load_grid
 from itk_nir.transforms.formats.field_image import write_vectors
 from itk_nir.transforms.load import read_transform
 
@@ -100,6 +101,27 @@ def test_flirt_of_an_image_that_may_have_no_orientation_is_questioned(tmp_path: 
     with pytest.warns(UserWarning, match="the moving image lies as images without an orientation") as told:
         itk_nir.load_transform(tmp_path / "m.mat", placed, moving=none, convention="fsl")
     assert len(told) == 1
+
+
+@pytest.mark.parametrize("kind", ["nifti", "analyze", "in memory", "4D"])
+def test_flirt_of_images_without_orientation_is_read_as_fsl_does(kind: str, tmp_path: Path) -> None:
+    """FSL takes both codes 0 for radiological, so that x is not counted from the other side, whatever the axes are."""
+    spacing, size = (2.0, 1.5, 3.0), (20, 24, 18)
+    m = affine([1, 1, 1], [5, -3, 2], 0.2, False)
+    np.savetxt(tmp_path / "m.mat", m, fmt="%.12f")
+    data = np.ones((*size, 2) if kind == "4D" else size, np.int16)
+    image = nib.Nifti1Image(data, None) if kind != "analyze" else nib.AnalyzeImage(data, None)
+    image.header.set_zooms((*spacing, 1.0) if kind == "4D" else spacing)
+    path = tmp_path / ("f.hdr" if kind == "analyze" else "f.nii")
+    nib.save(image, path)
+    assert kind == "analyze" or nib.load(path).header["sform_code"] == nib.load(path).header["qform_code"] == 0
+    source = nib.load(path) if kind == "in memory" else path
+    found = itk_nir.load_transform(tmp_path / "m.mat", source, moving=source, convention="fsl")
+    grid = load_grid(source, "image")
+    index = np.random.default_rng(0).uniform(0, 17, (50, 3))
+    moved = (index * spacing) @ np.linalg.inv(m)[:3, :3].T + np.linalg.inv(m)[:3, 3]
+    expected = grid.index_to_physical(moved / spacing)
+    np.testing.assert_allclose(found.map(grid.index_to_physical(index)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["m.mat", "m.txt", "m.tfm", "affine", "m.aff"])

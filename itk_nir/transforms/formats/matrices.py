@@ -268,7 +268,7 @@ def _from_flirt(matrix: F64, spaces: Spaces, label: str) -> F64:
     Warns
     -----
     UserWarning
-        An image that may have no orientation: FSL then counts x from this side whatever the axes are.
+        A grid that does not tell whether its image has an orientation, and lies as if it had none.
     """
     if spaces.fixed is None or spaces.moving is None:
         raise InputError(
@@ -278,8 +278,8 @@ def _from_flirt(matrix: F64, spaces: Spaces, label: str) -> F64:
     if spaces.fixed.dimension != 3 or spaces.moving.dimension != 3 or len(matrix) != 4:
         raise InputError(f"{label}: FSL's matrices are 4x4 and of 3D images")
     for role, grid in (("reference", spaces.fixed), ("moving", spaces.moving)):
-        # A grid does not tell whether its header said anything; what FSL made of one that did not is the mirror image.
-        if np.array_equal(grid.rotation, np.eye(3)) and not np.any(grid.origin):
+        # Images in memory have forgotten whether their header said anything, and FSL mirrors those whose did not.
+        if grid.oriented and np.array_equal(grid.rotation, np.eye(3)) and not np.any(grid.origin):
             warn_caller(
                 f"{label}: the {role} image lies as images without an orientation (sform and qform codes 0) are read; "
                 "if it has none, the map is mirrored along x: give it one (fslorient) and run FLIRT again"
@@ -293,9 +293,9 @@ def _from_flirt(matrix: F64, spaces: Spaces, label: str) -> F64:
 
 def _from_fsl(grid: Geometry) -> F64:
     """FSL's coordinates of an image -> LPS mm: voxels times spacing, counted from the other side along x where the axes
-    are right-handed ("neurological")."""
+    are right-handed ("neurological"); those of images without orientation it takes for left-handed."""
     to_index = np.diag([*(1 / np.asarray(grid.spacing)), 1.0])
-    if np.linalg.det(grid.rotation) > 0:
+    if grid.oriented and np.linalg.det(grid.rotation) > 0:
         to_index[0] *= -1
         to_index[0, 3] = grid.size[0] - 1
     return np.asarray(grid.matrix @ to_index)
