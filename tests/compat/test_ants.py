@@ -285,12 +285,10 @@ def test_names_of_before_are_taken_with_a_warning(oblique: dict[int, Phantom]) -
         ({"aff_sampling": 8.5}, "aff_sampling is a whole number of bins"),
         ({"syn_metric": "CC", "syn_sampling": 0}, "syn_sampling is the radius of CC"),
         ({"aff_metric": "CC", "aff_sampling": 0}, "aff_sampling is the radius of CC"),
-        ({"type_of_transform": "Rigid", "syn_metric": "CC"}, "no meaning for 'Rigid'"),
         ({"preset": "paper", "metric": "mind"}, "metric must be one of 'lncc', 'ncc', 'mse', 'nmi', 'mi', got 'mind'"),
         ({"aff_random_sampling_rate": 0}, "aff_random_sampling_rate"),
         ({"reg_iterations": (0, 0)}, "all zero"),
         ({"reg_iterations": "40x20"}, "reg_iterations"),
-        ({"type_of_transform": "Rigid", "reg_iterations": (10, 5)}, "no meaning for 'Rigid'"),
         ({"type_of_transform": "t"}, "unknown type_of_transform 't'"),
         ({"type_of_transform": "TV[n]"}, "unknown type_of_transform"),
         ({"type_of_transform": "Syn"}, "did you mean 'SyN'"),
@@ -322,6 +320,22 @@ def test_wrong_options_are_named(oblique: dict[int, Phantom], options: dict[str,
     names = images(oblique[2])
     with pytest.raises(OptionError, match=message):
         registration(names["fixed"], names["moving"], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"syn_metric": "CC"}, "syn_metric"), ({"reg_iterations": (10, 5), "syn_sampling": 4}, "syn_sampling and reg_it")],
+)
+def test_options_of_the_deformation_are_not_used_by_linear_types(
+    oblique: dict[int, Phantom], options: dict[str, Any], named: str
+) -> None:
+    """ANTsPy ignores them, so that callers may give every type the same arguments."""
+    names = images(oblique[2])
+    with pytest.warns(UserWarning, match=f"{named}.*: not used, as type_of_transform='Rigid' has no deform") as told:
+        found = registration(names["fixed"], names["moving"], "Rigid", **options)
+    assert [w.filename for w in told] == [__file__]
+    plain = registration(names["fixed"], names["moving"], "Rigid")
+    np.testing.assert_array_equal(found["warpedmovout"].numpy(), plain["warpedmovout"].numpy())
 
 
 def test_whole_numbers_of_numpy_are_whole_numbers() -> None:

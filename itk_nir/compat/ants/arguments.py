@@ -33,7 +33,7 @@ from itk_nir.compat.options import (
     register_arguments,
 )
 from itk_nir.engine.restriction import check_restriction
-from itk_nir.errors import OptionError
+from itk_nir.errors import OptionError, warn_caller
 from itk_nir.options import SYNONYMS, nearest_name, whole_number
 
 if TYPE_CHECKING:
@@ -248,11 +248,14 @@ def _deformable_options(given: Mapping[str, Any], kind: Kind, preset: str | Sett
     """Metric, radius and levels of the deformable stage, where they are not ANTsPy's defaults."""
     iterations = _listed(given["reg_iterations"])
     if not kind.deformable:
-        usual = (DEFAULT_METRIC, SAMPLING, REG_ITERATIONS)
-        if (str(given["syn_metric"]).lower(), given["syn_sampling"], iterations) != usual:
-            raise OptionError(
-                f"syn_metric, syn_sampling and reg_iterations have no meaning for {given['type_of_transform']!r}, "
-                "which has no deformable stage; leave them out"
+        # ANTsPy ignores them too: callers give all types of transform the same arguments.
+        usual = {"syn_metric": DEFAULT_METRIC, "syn_sampling": SAMPLING, "reg_iterations": REG_ITERATIONS}
+        found = {"syn_metric": str(given["syn_metric"]).lower(), "syn_sampling": given["syn_sampling"]}
+        idle = [name for name, value in {**found, "reg_iterations": iterations}.items() if value != usual[name]]
+        if idle:
+            warn_caller(
+                f"{' and '.join(idle)}: not used, as type_of_transform={given['type_of_transform']!r} has no "
+                "deformable stage"
             )
         return {}
     usual_metric = "cc" if kind.radius is not None else kind.metric or "mattes"
