@@ -85,8 +85,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "reg_iterations": (
         "honoured",
         "the number of levels, shrink factors …, 4, 2, 1, and most iterations of each (0 leaves a level out); a preset "
-        "that needs fewer takes fewer; the default (40, 20, 0) is the preset's own levels; linear types have no use for "
-        "it nor for syn_metric and syn_sampling, and warn",
+        "that needs fewer takes fewer; the default (40, 20, 0) is the preset's own levels; linear types have no use "
+        "for it nor for syn_metric and syn_sampling, and warn",
     ),
     "aff_iterations": (
         "approximated",
