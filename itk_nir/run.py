@@ -51,7 +51,7 @@ from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
 from itk_nir.stored_axes import for_engine, restriction
-from itk_nir.telling import metric_name, on_landmarks, on_volume, versions
+from itk_nir.telling import metric_name, not_finite, on_landmarks, on_volume, versions
 from itk_nir.transforms.model import LinearTransform
 from itk_nir.verdict import Verdict, judge, known, worse
 
@@ -140,9 +140,7 @@ class Run:
             self._compare(began, pair, None)
             affine = LinearTransform(self.frame.physical_matrix(pair.linear))
             stop = "cancelled" if self.cancelled else "all iterations done"
-            report = self._report(
-                stop=stop, similarity=self.similarity_linear, affine_matrix=affine.matrix.tolist()
-            )  # fmt: skip
+            report = self._report(stop=stop, similarity=self.similarity_linear, affine_matrix=affine.matrix.tolist())
             return self._with_what_was_given(
                 RegistrationResult(problem.fixed, problem.moving, affine, initial=problem.tail, report=report)
             )
@@ -382,8 +380,11 @@ class Run:
         if pair.free is not None and self.problem.linear != "none":
             self.similarity_linear = linear.metric
         self.evidence = {"start": start, "linear": linear, "end": end}
+        self.doubts.extend(not_finite(self.evidence, done))
+        field = None if done is None else done.field
+        maps = (began.linear, None), (pair.linear, field)
+        self.shared = comparison.of(maps) if start is not linear and worse(end, start) else []
         if self.choice is None:  # it was asked for by its name
-            field = None if done is None else done.field
             self.doubts.extend(doubts_of_one_contrast(began, pair, field, self.metrics, self.problem.threads))
         self._took("verdict")
         return done
@@ -435,6 +436,7 @@ class Run:
             inverse_error=None if sampled is None else sampled.inverse_error_mean,
             doubts=tuple(self.doubts),
             remarks=tuple(self.remarks),
+            shared=self.shared,
         )  # fmt: skip
         if verdict.grade != "good" and not self.cancelled:
             self.notes.append(f"{problem.moving.name} onto {problem.fixed.name}: {verdict}; check the result")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from itk_nir.engine.landmarks import Landmarks
+from itk_nir.engine.level_channels import WORST
+from itk_nir.engine.progress import Measures, Optimised
 from itk_nir.errors import warn_caller
 from itk_nir.settings import Settings, options_of, public_options
 from itk_nir.version import __version__
@@ -50,6 +53,31 @@ def metric_name(metric: Any) -> str:
     if isinstance(metric, tuple):
         return ", ".join(map(metric_name, metric))
     return metric if isinstance(metric, str) else repr(metric)
+
+
+def not_finite(evidence: Mapping[str, Measures], done: Optimised | None) -> list[str]:
+    """Tell of measures that are NaN or infinite: no comparison with them says anything.
+
+    Parameters
+    ----------
+    evidence : mapping of str to Measures
+        Under the maps that are compared.
+    done : Optimised or None
+        The deformation.
+
+    Returns
+    -------
+    list of str
+        One clause a kind of measure.
+    """
+    metric = [m.metric for m in evidence.values()]
+    metric += [] if done is None else [v for v in (done.similarity_start, done.similarity) if v is not None]
+    kinds = (("the metric", metric), ("mutual information", [m.mutual_information for m in evidence.values()]))
+    return [
+        f"{name} has no finite value under a map, which cannot be compared"
+        for name, values in kinds
+        if not all(np.isfinite(v) and v > WORST for v in values)
+    ]
 
 
 #: By how many times a linear stage may change volumes before that is told. Brains of adults differ by up to 1.74 times,

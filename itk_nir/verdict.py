@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from itk_nir.engine.progress import NO_OVERLAP, Measures
@@ -18,6 +19,9 @@ LABEL_TOLERANCE, LANDMARK_TOLERANCE = 0.005, 0.25
 
 #: Overlap below which a result is doubtful, and mutual information below which two images tell nothing of each other.
 LEAST_OVERLAP, LEAST_INFORMATION = 0.4, 0.01
+
+#: Share of the overlap of the start that the result keeps where the two are compared over what they share.
+LEAST_SHARED = 0.5
 
 #: Mean inverse error, in voxels, above which a result is doubtful, and the share of folded voxels in percent.
 MOST_INVERSE_ERROR, MOST_FOLDS = 0.5, 0.1
@@ -102,6 +106,7 @@ def worse(now: Measures, before: Measures, *, clearly: bool = True) -> list[str]
 def judge(
     start: Measures, end: Measures, *, little_evidence: float, folded_percent: float | None,
     inverse_error: float | None, doubts: tuple[str, ...] = (), remarks: tuple[str, ...] = (),
+    shared: Sequence[Measures] = (),
 ) -> Verdict:  # fmt: skip
     """Whether the evidence supports a map.
 
@@ -119,12 +124,20 @@ def judge(
         What the stages found.
     remarks : tuple of str
         What is to be known where all is well.
+    shared : sequence of Measures, optional
+        Of `start` and `end` over the positions that both have, which decide where `end` lost no more than half of the
+        positions: a turn takes the corners of an image out of the other one, which is no sign of a wrong map.
 
     Returns
     -------
     Verdict
     """
     found = worse(end, start)
+    if shared and end.overlap > LEAST_SHARED * start.overlap:
+        before, now = (replace(m, overlap=1.0) for m in shared)
+        # A metric that cannot exceed 1 may have less to gain than these corners; mutual information has no such limit.
+        informed = end.mutual_information * end.overlap >= start.mutual_information * start.overlap
+        found = [] if informed and not worse(now, before) else found
     better, against = known(end, start)
     if (found and not better) or (against and (found or not end.images)):
         return Verdict("worse than the start", (*against, *found))

@@ -19,6 +19,7 @@ from itk_nir.errors import VerdictWarning
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image, to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
+from itk_nir.telling import not_finite
 from itk_nir.transforms.model import DisplacementField
 from itk_nir.verdict import Measures, Verdict, judge, worse
 
@@ -103,6 +104,16 @@ def test_images_that_tell_nothing_of_each_other() -> None:
     verdict = judge(Measures(0.3, 0.001, 1.0), Measures(0.4, 0.004, 1.0), **FINE)
     assert verdict.grade == "doubtful"
     assert "tell next to nothing of each other" in verdict.reasons[0]
+
+
+def test_what_is_not_finite_is_a_doubt() -> None:
+    evidence = {"start": START, "linear": START, "end": replace(END, metric=float("nan"))}
+    [doubt] = not_finite(evidence, None)
+    assert doubt.startswith("the metric has no finite value")
+    assert judge(START, evidence["end"], **FINE, doubts=(doubt,)).grade == "doubtful"
+    evidence = {"start": replace(START, mutual_information=float("inf")), "end": END}
+    assert not_finite(evidence, None)[0].startswith("mutual information has no finite value")
+    assert not_finite({"start": START, "end": END}, None) == []
 
 
 def test_worse_comes_before_every_doubt() -> None:
@@ -261,3 +272,16 @@ def test_strict_where_all_is_well(phantom_2d: Phantom, tmp_path: Path, capsys: p
         save_image(array, phantom_2d.geometry, file)
     assert main(command(files[0], files[1], tmp_path / "a_", "--strict")) == 0
     assert "good" in capsys.readouterr().out
+
+
+def test_what_a_turn_takes_out_of_the_image_is_no_sign_of_a_wrong_map() -> None:
+    """Over the positions that both maps have the right one is better, which decides unless it lost half of them."""
+    start, end = Measures(0.82, 0.20, 1.0), Measures(0.99, 0.28, 0.8)
+    told: dict[str, Any] = {"little_evidence": 0.1, "folded_percent": None, "inverse_error": None}
+    assert judge(start, end, **told).grade == "worse than the start"
+    shared = replace(start, metric=0.85, overlap=0.9), replace(end, overlap=0.7)
+    assert judge(start, end, **told, shared=shared).grade == "good"
+    assert judge(start, end, **told, shared=shared[::-1]).grade == "worse than the start"
+    few = replace(end, mutual_information=0.24)
+    assert judge(start, few, **told, shared=shared).grade == "worse than the start", "both measures are worse"
+    assert judge(start, replace(end, overlap=0.45), **told, shared=shared).grade == "worse than the start"

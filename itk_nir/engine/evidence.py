@@ -83,17 +83,34 @@ class Comparison:
         list of Measures
             One a field; the overlap is its own.
         """
-        index, vector = self.grids.voxel_map(self.pair, linear)
-        displacements = [self.still if f is None else f.on_grid(self.grids.fixed) for f in fields]
-        weights = [self._weight(u, index, vector) for u in displacements]
-        both: Tensor = weights[0]
-        for w in weights[1:]:
+        return self.of([(linear, field) for field in fields])
+
+    def of(self, maps: Sequence[tuple[F64, Field | None]]) -> list[Measures]:
+        """How alike the images are under several maps, over the positions that all of them have.
+
+        Parameters
+        ----------
+        maps : sequence of (ndarray, Field or None)
+            A linear map, ``(d + 1, d + 1)`` LPS mm, fixed → moving, and the deformation before it.
+
+        Returns
+        -------
+        list of Measures
+            One a map; the overlap is its own.
+        """
+        parts = []
+        for linear, field in maps:
+            u = self.still if field is None else field.on_grid(self.grids.fixed)
+            index, vector = self.grids.voxel_map(self.pair, linear)
+            parts.append((u, index, vector, self._weight(u, index, vector)))
+        both: Tensor = parts[0][-1]
+        for *_, w in parts[1:]:
             both = both * w
         chosen = self.channels.metric(self.metrics, both)
         information = self.channels.metric([(w, METRICS["nmi"]) for w, _ in self.metrics], both)
         out = []
         with torch.no_grad():
-            for field, u, weight in zip(fields, displacements, weights, strict=True):
+            for (linear, field), (u, index, vector, weight) in zip(maps, parts, strict=True):
                 view = View(u, index, vector, threads=self.threads)
                 values = [float(m(view)) if m.count >= 1 else 0.0 for m in (chosen, information)]
                 distance, overlap = self._known(linear, field, view)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,12 +12,15 @@ from torch import Tensor
 
 from itk_nir.engine.images import Pair
 from itk_nir.engine.level_grids import LevelGrids
-from itk_nir.engine.metrics import LevelImages, LevelMetric, Metric, weighted_sum
+from itk_nir.engine.metrics import LevelImages, LevelMetric, Metric, WeightedSum, weighted_sum
 from itk_nir.engine.views import LinearView, View
-from itk_nir.errors import OptionError
+from itk_nir.errors import OptionError, warn_caller
 from itk_nir.options import shown
 
 F64 = NDArray[np.float64]
+
+#: The similarity under a map that a metric from outside gives no finite value for: below any that one could have.
+WORST = -1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +131,8 @@ class _FromOutside:
 
     name: str
     metric: LevelMetric
+    #: What was looked at already: ``"value"`` and ``"gradient"`` have been finite, ``"told"`` that a later one was not.
+    seen: set[str] = field(default_factory=set)
 
     @property
     def count(self) -> float:
@@ -142,15 +147,64 @@ class _FromOutside:
             )
         # Under a linear map, a displacement is only made for who asks for it.
         asked = view.parts if isinstance(view, LinearView) else view.displacement
-        if torch.is_grad_enabled() and asked.requires_grad and not value.requires_grad:
+        wanted = torch.is_grad_enabled() and asked.requires_grad
+        if wanted and not value.requires_grad:
             raise OptionError(
                 f"metric {self.name} gave a similarity without its gradient by the map; compute it from "
                 "view(images.moving) by PyTorch's operations, without detach(), item() or NumPy"
             )
+        if not bool(torch.isfinite(value.detach())):
+            return self._worst(value, asked if wanted else None)
+        self.seen.add("value")
+        if wanted and "gradient" not in self.seen:
+            self._look_at_gradient(value, asked)
         return value
+
+    def _worst(self, value: Tensor, asked: Tensor | None) -> Tensor:
+        """The similarity under a map that goes too far; the first map of a level is none such.
+
+        Raises
+        ------
+        OptionError
+            The metric has given no finite value at the level yet.
+        """
+        if "value" not in self.seen:
+            raise OptionError(
+                f"metric {self.name} gave {float(value.detach())} for the similarity under the first map of a level; "
+                "return a finite number: look for a division by zero, or the logarithm or root of what may be 0"
+            )
+        if "told" not in self.seen:
+            self.seen.add("told")
+            warn_caller(f"metric {self.name} gave {float(value.detach())} under a map, which is taken for the worst")
+        worst = torch.full_like(value, WORST, requires_grad=False)
+        # No gradient leads back from there.
+        return worst if asked is None else worst + 0 * asked.sum().to(worst)
+
+    def _look_at_gradient(self, value: Tensor, asked: Tensor) -> None:
+        """Have the first gradient of the level looked at, when it is computed.
+
+        Raises
+        ------
+        OptionError
+            It is not finite; raised by who computes it.
+        """
+
+        def look(gradient: Tensor) -> None:
+            if "gradient" in self.seen:
+                return
+            if not bool(torch.isfinite(gradient).all()):
+                raise OptionError(
+                    f"metric {self.name} gave {float(value.detach())} for the similarity under a map and a gradient "
+                    "by the map that is not finite; look for the root of what may be 0, or a division by it"
+                )
+            self.seen.add("gradient")
+
+        asked.register_hook(look)
 
 
 def _prepared(metric: Metric, images: LevelImages) -> LevelMetric:
+    if isinstance(metric, WeightedSum):  # its parts may be from outside
+        return weighted_sum([(w, _prepared(m, images)) for w, m in metric.parts])
     level = metric.prepare(images)
     if type(level).__module__.partition(".")[0] == __name__.partition(".")[0]:
         return level

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from itk_nir.engine import linear_starts
 from itk_nir.engine.images import Pair
+from itk_nir.engine.linear_descent import LinearDescent
 from itk_nir.engine.linear_fine import refined
-from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed, value
+from itk_nir.engine.linear_level import LinearLevel, agreed, is_better_where_both, value
 from itk_nir.engine.linear_metrics import with_filled_bins
 from itk_nir.engine.linear_search import Start, find_start, settled_by_landmarks
 from itk_nir.engine.metrics import Metric, MutualInformation, look_at_images, mean_of
@@ -176,9 +177,7 @@ def optimise_linear(
         little, chance = mean_of(metrics, "little_evidence"), CHANCE / judged.most
         # Few positions hold much information by chance; a metric of another kind may know better.
         little_found = found[0] < LEAST_EVIDENCE * little or (found[1] < chance and found[0] < max(little, chance))
-        worse = [name for name, a, b in zip(("metric", "mutual information"), found, at_start, strict=True) if a < b]
-        if alone and sum((a - b) / max(abs(b), 1e-3) for a, b in zip(found, at_start, strict=True)) > 0:
-            worse = []  # A large gain by one outweighs the little that the other loses with the corners of the image.
+        worse = _worse_by(judged, begin, base, at_start, found, metrics, alone)
         if worse or little_found:
             told = any(b - a > NOTABLE * abs(b) for a, b in zip(found, at_start, strict=True))
             if told and not np.array_equal(base, begin):
@@ -213,6 +212,19 @@ def _without_images(
     if pair.known is None or look_at_images(metrics):
         return kind, None
     return pair.known.supported(kind), settled_by_landmarks(pair, kind, settings, restrict)
+
+
+def _worse_by(
+    level: LinearLevel, begin: F64, base: F64, at_start: Sequence[float], found: Sequence[float],
+    metrics: Sequence[tuple[float, Metric]], alone: bool,
+) -> list[str]:  # fmt: skip
+    """The measures that hold a map worse than the start, each times the share of the positions."""
+    worse = [name for name, a, b in zip(("metric", "mutual information"), found, at_start, strict=True) if a < b]
+    # A large gain by one outweighs the little that the other loses with the corners of the image.
+    if alone and sum((a - b) / max(abs(b), 1e-3) for a, b in zip(found, at_start, strict=True)) > 0:
+        return []
+    # A metric that cannot exceed 1 may have less to gain than these corners; mutual information has no such limit.
+    return [] if worse == ["metric"] and is_better_where_both(level, begin, base, metrics) else worse
 
 
 def _where_they_overlap(

@@ -28,7 +28,8 @@ from itk_nir.engine import ops
 from itk_nir.engine.images import Channel, Pair, sizes, spacings
 from itk_nir.engine.lattice import Domain, gaussian_matrix
 from itk_nir.engine.level_grids import LevelGrids, mean_scale
-from itk_nir.engine.linear_level import LinearDescent, LinearLevel, Near
+from itk_nir.engine.linear_descent import LinearDescent
+from itk_nir.engine.linear_level import LinearLevel, Near
 from itk_nir.engine.linear_map import LinearMap
 from itk_nir.engine.linear_metrics import steadied
 from itk_nir.engine.metrics import Metric

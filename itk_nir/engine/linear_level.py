@@ -1,11 +1,15 @@
-"""The images of the linear stage at one resolution, and the descent over the parameters of a linear map there."""
+"""The images of the linear stage at one resolution, and how alike they are under a linear map.
+
+The similarity times the share of the positions holds against a map that it leaves less to compare, as it must: a metric
+rises easily where little is left. But a turn alone takes the corners of an image out of the other one, and a metric
+that cannot exceed 1 may have less to gain than that share. Over the positions that two maps both have
+(`values_where_both`), nothing is lost or won by leaving some out.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,21 +21,22 @@ from itk_nir.engine.correspondences import LinearCorrespondences
 from itk_nir.engine.images import Pair
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shrink_factor
-from itk_nir.engine.linear_map import Comparing, LinearMap, Measuring, corners_from_centre
+from itk_nir.engine.linear_map import LinearMap
 from itk_nir.engine.linear_voxels import LinearVoxels
 from itk_nir.engine.metrics import LevelMetric, Metric
-from itk_nir.engine.progress import Callback, Progress
-from itk_nir.engine.quasi_newton import minimise
-from itk_nir.engine.settings import LinearSettings
 from itk_nir.engine.views import View
 
 F64 = NDArray[np.float64]
 
-#: Evaluations after which it is looked anew at which positions both images have.
-ROUND = 10
-
 #: The least share of the fixed image that the moving one is held to fill, whatever a map makes of it.
 LEAST_EXTENT = 0.1
+
+
+#: Share of the positions of one map that another has to have as well for the two to be compared over these.
+LEAST_SHARED = 0.5
+
+#: Gain over shared positions that counts, as a share of the metric: less is what noise and interpolation make.
+LEAST_GAIN = 0.005
 
 
 class LinearLevel:
@@ -128,8 +133,23 @@ class LinearLevel:
         float
             0 to 1.
         """
-        weight = self._weight(self.still, self.pair.linear @ base)
+        weight = self.weight_under(base)
         return 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most_under(base))
+
+    def weight_under(self, base: F64) -> Tensor | None:
+        """Which positions both images have under a map.
+
+        Parameters
+        ----------
+        base : ndarray
+            ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
+
+        Returns
+        -------
+        Tensor or None
+            ``(Z, Y, X)``, above 0.5 where they do; None for all.
+        """
+        return self._weight(self.still, self.pair.linear @ base)
 
     def most_under(self, base: F64) -> float:
         """Positions that there can be at most under a map, see `most`.
@@ -160,7 +180,7 @@ class LinearLevel:
             weight = there if weight is None else weight * there
         return weight
 
-    def under(self, base: F64, metrics: Sequence[tuple[float, Metric]]) -> Near:
+    def under(self, base: F64, metrics: Sequence[tuple[float, Metric]], among: Tensor | None = None) -> Near:
         """What measures the images near a map.
 
         Parameters
@@ -169,6 +189,8 @@ class LinearLevel:
             ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
         metrics : sequence of (float, Metric)
             Weight and metric of each channel.
+        among : Tensor, optional
+            ``(Z, Y, X)``, above 0.5 at the positions that count; left out: all.
 
         Returns
         -------
@@ -177,7 +199,9 @@ class LinearLevel:
         """
         linear = self.pair.linear @ base
         index, vector = self.grids.voxel_map(self.pair, linear)
-        weight = self._weight(self.still, linear)
+        weight = self.weight_under(base)
+        if among is not None:
+            weight = among if weight is None else weight * among
         images = tuple(replace(i, axes=index[:, :3]) for i in self.channels.images)
         metric = LevelChannels(images).metric(metrics, weight)
         share = 1.0 if weight is None else min(1.0, float((weight > 0.5).sum()) / self.most_under(base))
@@ -305,10 +329,20 @@ class Near:
         -------
         float
         """
+        return self.plain() * self.share
+
+    def plain(self) -> float:
+        """Under the map itself, whatever the share of the positions.
+
+        Returns
+        -------
+        float
+            0 where there is nothing to compare.
+        """
         if self.share == 0:
             return 0.0
         with torch.no_grad():
-            return float(self.metric(self.view(self.level.still))) * self.share
+            return float(self.metric(self.view(self.level.still)))
 
 
 def value(level: LinearLevel, base: F64, metrics: Sequence[tuple[float, Metric]]) -> float:
@@ -345,145 +379,55 @@ def agreed(level: LinearLevel, base: F64, metrics: Sequence[tuple[float, Metric]
     return level.under(base, metrics).agreed()
 
 
-class LinearDescent:
-    """The evaluations of the linear stage, counted over all of it.
+def values_where_both(
+    level: LinearLevel, before: F64, after: F64, metrics: Sequence[tuple[float, Metric]]
+) -> tuple[float, float] | None:
+    """The similarity under two maps over the positions that the images have under both.
 
     Parameters
     ----------
-    pair : Pair
+    level : LinearLevel
         The images.
-    settings : LinearSettings
-        What the stage is told.
-    levels : list of LinearLevel
-        Its resolutions.
+    before, after : ndarray
+        ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
     metrics : sequence of (float, Metric)
         Weight and metric of each channel.
-    callback : callable or None
-        Called after every evaluation; a true value cancels.
-    clock : float
-        When the registration began.
-    count : int
-        All evaluations to come, for the progress.
-    restrict : sequence of float
-        As of `optimise_linear`.
+
+    Returns
+    -------
+    tuple of (float, float) or None
+        Before and after; None where `after` has less than `LEAST_SHARED` of the positions that `before` has.
     """
-
-    def __init__(
-        self, pair: Pair, settings: LinearSettings, levels: list[LinearLevel], metrics: Sequence[tuple[float, Metric]],
-        callback: Callback | None, clock: float, count: int, restrict: Sequence[float],
-    ) -> None:  # fmt: skip
-        self.restrict: Sequence[float] = restrict
-        self.pair: Pair = pair
-        self.settings: LinearSettings = settings
-        self.levels: list[LinearLevel] = levels
-        self.metrics: Sequence[tuple[float, Metric]] = metrics
-        self.callback: Callback | None = callback
-        self.clock: float = clock
-        self.done: int = 0
-        #: The map of the latest evaluation: the parameters of a model, and the matrix that follows it.
-        self.latest: tuple[LinearMap, Tensor] | None = None
-        self.following: F64 = pair.linear
-        self.count: int = max(1, count)
-
-    def run(self, level: int, base: F64, kind: str, evaluations: int) -> tuple[F64, float, bool]:
-        """Improve a map at one level.
-
-        Parameters
-        ----------
-        level : int
-            Which of the levels.
-        base : ndarray
-            ``(d + 1, d + 1)`` LPS, before the linear map of the pair: where to begin.
-        kind : str
-            Which map, as of `optimise_linear`.
-        evaluations : int
-            How many at most.
-
-        Returns
-        -------
-        base : ndarray
-            The best map.
-        cost : float
-            One minus its similarity.
-        cancelled : bool
-            Whether the caller asked to stop.
-        """
-        return self.at(self.levels[level], level, base, kind, evaluations)
-
-    def at(self, here: Comparing, level: int, base: F64, kind: str, evaluations: int) -> tuple[F64, float, bool]:
-        """The same at a level that need not be among those of the descent.
-
-        Parameters
-        ----------
-        here : Comparing
-            The level.
-        level : int
-            Its number, for the progress.
-        base, kind, evaluations
-            As of `run`.
-
-        Returns
-        -------
-        tuple of (ndarray, float, bool)
-            As of `run`.
-        """
-        model = LinearMap(self.pair.fixed_geometry, kind, self.restrict)
-        corners = corners_from_centre(self.pair.fixed_geometry)
-        model.turn_about(self.settings.linear_rotations)
-
-        def reach(a: Tensor, b: Tensor) -> float:
-            change = model.matrix(b) - model.matrix(a)
-            return float(np.linalg.norm(change[:, :3] @ corners + change[:, 3:], axis=0).max())
-
-        best, kept, done, ended, cancelled = np.inf, base, 0, False, False
-        while True:
-            near = here.under(base, self.metrics)
-            cost = 1 - near.agreed()
-            gained = best - cost
-            self.following = self.pair.linear @ base
-            if gained >= 0:
-                best, kept = cost, base
-            if ended or cancelled or done >= evaluations or near.share == 0 or gained <= 1e-6:
-                return kept, best, cancelled
-
-            def function(x: Tensor, near: Measuring = near) -> tuple[float, Tensor]:
-                at = x.detach().requires_grad_()
-                self.latest = model, x.detach()
-                loss = 1 - near.agreement(model, at)
-                loss.backward()
-                assert at.grad is not None
-                return float(loss.detach()), at.grad.double()
-
-            found = minimise(
-                function, model.zero(), reach, radius=2 * here.voxel, most_radius=8 * here.voxel,
-                evaluations=min(ROUND, evaluations - done), tolerance=self.settings.linear_tolerance,
-                goes_on=partial(self._goes_on, level, done, evaluations),
-            )  # fmt: skip
-            done += found.evaluations
-            base = base @ model.in_lps(found.x)
-            cancelled = found.stop == "cancelled"
-            ended = found.stop == "converged" and found.evaluations <= 2
-
-    def _goes_on(self, level: int, evaluation: int, evaluations: int, cost: float) -> bool:
-        self.done += 1
-        if self.callback is None:
-            return True
-        seconds = time.perf_counter() - self.clock
-        fraction = min(1.0, self.done / self.count)
-        assert self.latest is not None
-        mapping = partial(_through, *self.latest, self.following)
-        return not (
-            self.callback(
-                Progress(
-                    "linear", level, len(self.levels), evaluation, evaluations, 1 - cost, cost, 1.0, seconds, fraction,
-                    mapping,
-                )
-            )
-        )  # fmt: skip
+    weights = level.weight_under(before), level.weight_under(after)
+    kept = [w for w in weights if w is not None]
+    if not kept:
+        return level.under(before, metrics).plain(), level.under(after, metrics).plain()
+    both = kept[0] if len(kept) == 1 else kept[0] * kept[1]
+    there = float(both.numel() if weights[0] is None else (weights[0] > 0.5).sum())
+    if float((both > 0.5).sum()) < LEAST_SHARED * max(there, 1.0):
+        return None
+    near = [level.under(m, metrics, both) for m in (before, after)]
+    return None if min(n.share for n in near) == 0 else (near[0].plain(), near[1].plain())
 
 
-def _through(model: LinearMap, x: Tensor, following: F64, points: F64) -> F64:
-    """What a linear map and the matrix that follows it make of points, LPS mm."""
-    matrix = following @ model.in_lps(x)
-    out: F64 = points @ matrix[:-1, :-1].T + matrix[:-1, -1]
-    return out
+def is_better_where_both(level: LinearLevel, before: F64, after: F64, metrics: Sequence[tuple[float, Metric]]) -> bool:
+    """Tell whether one map is clearly better than another, over the positions of each and over those of both.
+
+    Parameters
+    ----------
+    level, before, after, metrics
+        As of `values_where_both`.
+
+    Returns
+    -------
+    bool
+        Also what landmarks and labels ask for counts.
+    """
+    near = [level.under(m, metrics) for m in (before, after)]
+    own, asked = [n.plain() for n in near], [n.asked() for n in near]
+    # Mutual information rises and falls with the background that is left out: that of the shared positions alone errs.
+    both = values_where_both(level, before, after, metrics) if own[1] > own[0] else None
+    if both is None:
+        return False
+    gains = ((b - asked[1] - (a - asked[0]), LEAST_GAIN * abs(a)) for a, b in (own, both))
+    return all(gain > least for gain, least in gains)

@@ -15,7 +15,8 @@ from itk_nir.engine import linear_starts
 from itk_nir.engine.images import Pair
 from itk_nir.engine.level_grids import is_resized, mean_scale
 from itk_nir.engine.linear_candidates import informations
-from itk_nir.engine.linear_level import LinearDescent, LinearLevel, agreed
+from itk_nir.engine.linear_descent import LinearDescent
+from itk_nir.engine.linear_level import LinearLevel, agreed
 from itk_nir.engine.linear_starts import Mass
 from itk_nir.engine.metrics import Metric, MutualInformation, NoMetric
 from itk_nir.engine.progress import NO_OVERLAP, Callback

@@ -43,6 +43,7 @@ from itk_nir.engine.no_metric import NONE, NoMetric, look_at_images
 from itk_nir.engine.views import View
 from itk_nir.engine.windows import LevelLNCC
 from itk_nir.errors import OptionError
+from itk_nir.options import nearest_name
 
 __all__ = [
     "AUTO",
@@ -414,12 +415,25 @@ class MetricNames(Collection[str]):
         return len(self.words) + len(self.table)
 
     def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str):
-            return False
-        if name in self.words or name in self.table:
-            return True
+        if not isinstance(name, str) or name in self.words or name in self.table:
+            return isinstance(name, str)
         terms = _terms(name)
         return terms is not None and all(part in self.table for _, part in terms)
+
+    def hint(self, name: str) -> str:
+        """How a sum is spelt, for what may have been meant as one; else the nearest name.
+
+        Parameters
+        ----------
+        name : str
+            What the user wrote.
+
+        Returns
+        -------
+        str
+        """
+        spelt = "; a sum is spelt '0.3*nmi + 0.7*lncc', weights above 0"
+        return spelt if {*name} & {*"*+"} else nearest_name(name, self)
 
 
 def metric_named(metric: str | Metric) -> Metric:

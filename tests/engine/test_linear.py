@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 import itk_nir
 from itk_nir.engine import linear
 from itk_nir.engine.images import Pair, as_volume
 from itk_nir.engine.linear import LinearResult, optimise_linear
-from itk_nir.engine.linear_level import LinearLevel
+from itk_nir.engine.linear_level import LinearLevel, is_better_where_both, values_where_both
 from itk_nir.engine.linear_search import Start, find_start
 from itk_nir.engine.metrics import METRICS, Metric
 from itk_nir.engine.progress import Progress
@@ -24,7 +25,7 @@ from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
 from itk_nir.phantom import brain_phantom
 from itk_nir.settings import make_settings
-from tests.engine.pairs import changed
+from tests.engine.pairs import changed, pair_of
 from tests.grids import about_centre, turned
 
 BOTH = pytest.mark.parametrize("d", [2, 3])
@@ -482,3 +483,48 @@ def test_a_map_that_lost_its_overlap_gives_way_to_the_start(make_case: Callable[
     for found in (away, part):
         assert linear._where_they_overlap(unlike, found, Start(here), metrics, notes) is here
         assert "the start was kept" in notes.pop()
+
+
+@pytest.mark.parametrize(
+    ("rotation", "given", "deformable"),
+    [(0.15, True, False), (0.3, True, False), (0.3, False, False), (0.15, True, True), (0.25, True, True)],
+)
+def test_corners_that_a_turn_takes_out_of_the_image_count_against_no_map(
+    rotation: float, given: bool, deformable: bool
+) -> None:
+    """A correlation of 0.9 has less to gain than the share of the positions that the right map loses."""
+    p = brain_phantom(3, (40, 48, 44))
+    fixed = to_sitk(p.fixed, p.geometry)
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(rotation, -0.8 * rotation, 1.2 * rotation)
+    moving = sitk.Resample(fixed, fixed, turn.GetInverse(), sitk.sitkLinear, 0.0)
+    more = {"initial_transform": np.eye(4)} if given else {}
+    result = itk_nir.register(
+        fixed, moving, metric="ncc", linear="rigid", deformable=deformable, preset="fast", threads=1, **more
+    )
+    points = p.geometry.index_to_physical(np.random.default_rng(0).uniform(8, 32, (50, 3)))
+    expected = np.array([turn.TransformPoint(x) for x in points])
+    assert np.linalg.norm(points - expected, axis=1).max() > 4
+    assert np.linalg.norm(result.transform_points(points) - expected, axis=1).max() < (1.0 if deformable else 0.3)
+    assert result.report.verdict.grade == "good"
+
+
+def test_maps_are_compared_over_the_positions_that_both_have() -> None:
+    """A shift that leaves a part is worse where that part alone is looked at, however well it fits there by chance."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(24, 24)).astype(np.float32)
+    grid = Geometry.make((24, 24))
+    pair = pair_of(image, image, grid)
+    level = LinearLevel.of_size(pair, pair.normalised(), 24, 2, 1)
+    metrics = [(1.0, METRICS["ncc"])]
+    away, far = np.eye(3), np.eye(3)
+    away[0, 2], far[0, 2] = 6, 18
+    found = values_where_both(level, away, np.eye(3), metrics)
+    assert found is not None
+    there, here = found
+    assert here == pytest.approx(1, abs=1e-5)
+    assert abs(there) < 0.2
+    assert is_better_where_both(level, away, np.eye(3), metrics)
+    assert not is_better_where_both(level, np.eye(3), away, metrics)
+    assert not is_better_where_both(level, np.eye(3), np.eye(3), metrics)
+    assert values_where_both(level, np.eye(3), far, metrics) is None, "a quarter of the positions is left"

@@ -46,6 +46,12 @@ def test_sums_that_are_spelt_out(text: str) -> None:
     assert metric_named(text) == WeightedSum(tuple((w, METRICS[name]) for w, name in GOOD[text]))
 
 
+@pytest.mark.parametrize("text", ["-0.3*nmi + lncc", "0*nmi", "0.5*foo + lncc"])
+def test_what_was_meant_as_a_sum_is_told_how_one_is_spelt(text: str) -> None:
+    with pytest.raises(OptionError, match=r"a sum is spelt '0.3\*nmi \+ 0.7\*lncc', weights above 0"):
+        make_settings("default", metric=text)
+
+
 @pytest.mark.parametrize("text", BAD)
 def test_what_is_no_metric_is_refused(text: str) -> None:
     with pytest.raises(

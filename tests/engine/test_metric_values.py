@@ -15,9 +15,9 @@ from itk_nir.engine import ops
 from itk_nir.engine.deformable import optimise
 from itk_nir.engine.images import Pair
 from itk_nir.engine.lattice import Banded, Domain, shape_of
-from itk_nir.engine.level_channels import LevelChannels
+from itk_nir.engine.level_channels import WORST, LevelChannels
 from itk_nir.engine.linear import optimise_linear
-from itk_nir.engine.metrics import METRICS, MSE, LevelImages, metric_named, weighted_sum
+from itk_nir.engine.metrics import METRICS, MSE, LevelImages, WeightedSum, metric_named, weighted_sum
 from itk_nir.engine.settings import LinearSettings
 from itk_nir.engine.views import View
 from itk_nir.errors import NothingToCompare, OptionError
@@ -325,6 +325,48 @@ def test_metric_from_outside_that_is_none(make_case: Callable[..., Any], metric:
     with pytest.raises(OptionError, match=message):
         optimise_linear(pair, "rigid", LinearSettings(), [(1.0, metric)])
     optimise(pair, quick(metric=FromOutside(lambda value: value), iterations=(1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value * float("nan"), "metric FromOutside gave nan for the similarity under the first map"),
+        (lambda value: value / 0, "metric FromOutside gave -?inf for the similarity under the first map"),
+        (lambda value: value + (value - value).sqrt(), "under a map and a gradient by the map that is not finite"),
+    ],
+)
+@pytest.mark.parametrize("in_a_sum", [False, True])
+def test_metric_from_outside_that_is_not_finite(
+    make_case: Callable[..., Any], change: Callable[[Tensor], Any], message: str, in_a_sum: bool
+) -> None:
+    pair = make_case(2, 40).pair
+    metric: Any = FromOutside(change)
+    if in_a_sum:
+        metric = WeightedSum(((0.5, METRICS["lncc"]), (0.5, metric)))
+    with pytest.raises(OptionError, match=message):
+        optimise(pair, quick(metric=metric))
+    with pytest.raises(OptionError, match=message):
+        optimise_linear(pair, "rigid", LinearSettings(), [(1.0, metric)])
+
+
+def test_metric_from_outside_that_is_not_finite_under_a_later_map(make_case: Callable[..., Any]) -> None:
+    """The map counts as the worst, which is told once a level, and it leads nowhere."""
+
+    class Later(FromOutside):
+        def prepare(self, images: LevelImages) -> Any:
+            self.calls = 0
+            return super().prepare(images)
+
+        def __call__(self, view: View) -> Any:
+            self.calls += 1
+            return super().__call__(view) * (1 if self.calls == 1 else float("nan"))
+
+    settings = quick(metric=Later(lambda value: value), iterations=(4, 4))
+    with pytest.warns(UserWarning, match="metric Later gave nan under a map, which is taken for the worst"):
+        done = optimise(make_case(2, 40).pair, settings)
+    assert done.similarity == np.float32(WORST)
+    points = np.array([[0.0, 1.0], [5.0, -5.0]])
+    assert np.abs(done.field.displacement(points)).max() == 0
 
 
 def test_sum_without_parts_has_nothing_to_compare() -> None:

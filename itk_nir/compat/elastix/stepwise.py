@@ -24,7 +24,8 @@ from itk_nir.compat.elastix.linear_parameters import (
     translation_of,
 )
 from itk_nir.compat.elastix.stages import RESULT_CLASSES, Stage
-from itk_nir.engine.linear_level import ROUND, LinearLevel, value
+from itk_nir.engine.linear_descent import ROUND
+from itk_nir.engine.linear_level import LEAST_SHARED, LinearLevel, is_better_where_both, value
 from itk_nir.engine.linear_map import corners_from_centre
 from itk_nir.engine.metrics import Metric, channel_metrics
 from itk_nir.engine.progress import Progress
@@ -232,13 +233,19 @@ class _Search:
     ) -> list[float]:  # fmt: skip
         """Quasi-Newton steps over the free parameters, none of which makes the images less alike."""
         free = _free(one, len(values))
-        best, kept, done, ended = np.inf, values, 0, False
+        best, kept, done, ended, most_shared = np.inf, values, 0, False, 0.0
         corners = torch.from_numpy(corners_from_centre(self.grid)).float()
         while True:
             model = _Map(one.kind, values, free, centre, before, self.frame)
             near = here.under(self.frame.matrix(model.begin), self.metrics)
+            most_shared = max(most_shared, near.share)
             cost = 1 - near.agreed()
             gained = best - cost
+            if gained < 0 and near.share > LEAST_SHARED * most_shared:
+                # What is lost may be the corners that a turn takes out of the other image.
+                was = self.frame.matrix(_Map(one.kind, kept, free, centre, before, self.frame).begin)
+                better = is_better_where_both(here, was, self.frame.matrix(model.begin), self.metrics)
+                gained = np.inf if better else gained
             if gained >= 0:
                 best, kept = cost, values
             if ended or self.cancelled or done >= most or near.share == 0 or gained <= 1e-6 or not free:
