@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from itk_nir.atomic import replacing
 from itk_nir.errors import InputError, OptionError
+from itk_nir.geometry import checked_points
 from itk_nir.places import check_input
 from itk_nir.points import delimited, elastix, slicer, vtk
 from itk_nir.points.table import F64, FRAMES, PointFile
@@ -112,7 +112,7 @@ def save_points(source: PointFile, points: ArrayLike, path: str | os.PathLike[st
     Raises
     ------
     InputError
-        Another number of points or coordinates than the file has, or no such folder.
+        Another number of points or coordinates than the file has, what is no finite real number, or no such folder.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def save_points(source: PointFile, points: ArrayLike, path: str | os.PathLike[st
     ['name,x,y', 'tip,2.500000,-1.000000']
     """
     target = Path(path)
-    values = np.asarray(points, float)
+    values = checked_points(points, source.points.shape[1])
     if values.shape != source.points.shape:
         raise InputError(f"{target}: the table has {source.points.shape} coordinates, got {values.shape}")
     content = FORMATS[_kind(target) or source.kind].write(source, values, target)

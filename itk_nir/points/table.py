@@ -243,8 +243,9 @@ def lines_of(raw: bytes, file: Path) -> list[str]:
     """
     try:
         text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"points file {file}: is no CSV text, nor another table in UTF-8 ({error.reason})") from error
+    except UnicodeDecodeError:
+        # Names and comments of older programs, of which every byte is a letter.
+        text = raw.decode("latin-1").removeprefix("\xef\xbb\xbf")
     if "\0" in text:
         raise InputError(f"points file {file}: is no CSV text, it has zero bytes")
     # Not `splitlines`: form feeds and U+2028 are part of a name.

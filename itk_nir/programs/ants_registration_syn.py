@@ -31,7 +31,10 @@ SCRIPT_FLAGS: dict[str, OptionSupport] = {
     ),
     "s": approximated("distance of the knots of `b`, `br`, `bo`, mm: a longer one is smoother"),
     "g": approximated("steps are the engine's own"),
-    "x": honoured("`fixed` or `fixed,moving`, NULL for none; once for all stages, or once for each"),
+    "x": honoured(
+        "`fixed` or `fixed,moving`, NULL or NOMASK for none, and a third part that says so is left out; once for "
+        "all stages, or once for each"
+    ),
     "p": approximated("f and d: fields are float32, points and matrices float64"),
     "j": approximated("metrics of these types need no matching of histograms"),
     "z": FLAGS["collapse-output-transforms"],

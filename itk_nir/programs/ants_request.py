@@ -13,6 +13,8 @@ from itk_nir.programs.ants_words import Flag, Value, flags_of, number, numbers, 
 
 #: Words that stand for no file.
 _NO_FILE = ("", "null", "na", "none")
+#: And those that stand for no mask, in the lines of pipelines as well.
+_NO_MASK = (*_NO_FILE, "nomask")
 #: Number of an alignment -> what is aligned.
 _FEATURES = {"0": "centres", "1": "centres of mass", "2": "origins"}
 
@@ -272,7 +274,8 @@ def read_mask(value: Value, written: str) -> tuple[str | None, str | None]:
     Parameters
     ----------
     value : Value
-        ``FIXED``, ``FIXED,MOVING`` or ``[FIXED,MOVING]``; NULL, NA or nothing for none.
+        ``FIXED``, ``FIXED,MOVING`` or ``[FIXED,MOVING]``; NULL, NOMASK, NA or nothing for none. ANTs looks at no part
+        behind these two; some lines have a third one that says none as well.
     written : str
         The flag, for messages.
 
@@ -284,12 +287,12 @@ def read_mask(value: Value, written: str) -> tuple[str | None, str | None]:
     Raises
     ------
     OptionError
-        More than two.
+        More than two, which name files.
     """
     parts = value.parts if value.bracketed else tuple(part.strip() for part in value.text.split(","))
-    if len(parts) > 2:
+    if any(part.lower() not in _NO_MASK for part in parts[2:]):
         raise OptionError(f"{written} {escaped(value.text)}: give FIXED or [FIXED,MOVING], NULL for none")
-    fixed, moving = (None if part.lower() in _NO_FILE else part for part in (*parts, "")[:2])
+    fixed, moving = (None if part.lower() in _NO_MASK else part for part in (*parts, "")[:2])
     return fixed, moving
 
 

@@ -77,7 +77,7 @@ FLAGS: dict[str, OptionSupport] = {
     "winsorize-image-intensities": honoured("for the registration; the warped images are not clipped"),
     "masks": honoured(
         "one for all stages, or one a stage: the last of the linear stages counts in all of them, and so for the "
-        "deformable ones; NULL for none"
+        "deformable ones; NULL or NOMASK for none, and a third part that says so is left out"
     ),
     "float": approximated("fields and images are float32, points and matrices float64, with 0 and with 1"),
     "use-estimate-learning-rate-once": approximated("steps are bounded by how far they move the image"),

@@ -101,8 +101,9 @@ def _register(
     from itk_nir.compat.elastix.files import check_output_folder, write_result
     from itk_nir.compat.elastix.parameters import understand
     from itk_nir.compat.elastix.reading import read_maps
-    from itk_nir.compat.elastix.registration import printing, remarks
+    from itk_nir.compat.elastix.registration import remarks
     from itk_nir.compat.elastix.run import run
+    from itk_nir.compat.printing import printing
 
     masks = {side: numbered(given, f"-{side}Mask") for side in ("f", "m")}
     for side, names in masks.items():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from itk_nir.errors import InputError
-from itk_nir.geometry import Geometry
+from itk_nir.geometry import Geometry, checked_points
 from itk_nir.transforms.interpolation import (
     CHUNK,
     FloatArray,
@@ -93,8 +93,13 @@ class DisplacementField:
         -------
         numpy.ndarray
             ``(..., d)``, mm.
+
+        Raises
+        ------
+        InputError
+            Points of another dimension, or what is no finite real number.
         """
-        return self._displacement(points)
+        return self._displacement(checked_points(points, self.dimension, rows=False))
 
     def _displacement(self, points: ArrayLike, continued: bool = False) -> FloatArray:
         """The displacement; beyond the grid zero, or that of the nearest point of the grid."""
@@ -121,8 +126,14 @@ class DisplacementField:
         -------
         numpy.ndarray
             ``(..., d)``, LPS mm.
+
+        Raises
+        ------
+        InputError
+            Points of another dimension, or what is no finite real number.
         """
-        return np.asarray(points, float) + self.displacement(points)
+        p = checked_points(points, self.dimension, rows=False)
+        return p + self._displacement(p)
 
     def inverse(
         self,

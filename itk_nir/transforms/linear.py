@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.errors import InputError
+from itk_nir.geometry import checked_points
 
 FloatArray = NDArray[np.float64]
 
@@ -150,8 +151,13 @@ class LinearTransform:
         -------
         numpy.ndarray
             ``(..., d)``, LPS mm.
+
+        Raises
+        ------
+        InputError
+            Points of another dimension, or what is no finite real number.
         """
-        p = np.asarray(points, float)
+        p = checked_points(points, self.dimension, rows=False)
         # One flat product and one pass an axis: four times as fast as `p @ M.T + t` on a grid of points.
         out = np.ascontiguousarray(p.reshape(-1, self.dimension)) @ self.matrix[:-1, :-1].T
         for axis, shift in enumerate(self.matrix[:-1, -1]):

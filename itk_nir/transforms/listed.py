@@ -3,16 +3,13 @@ first that a fixed point meets."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from itk_nir.errors import InputError, escaped
+from itk_nir.places import bracketed
 from itk_nir.transforms.model import CompositeTransform, LinearTransform, compose
-
-_BRACKETED = re.compile(r"\[\s*(.*?)\s*\]", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,10 @@ def listed(word: str) -> Listed:
     """
     if word.lower() == "identity":
         return Listed(None)
-    found = _BRACKETED.fullmatch(word.strip())
-    if found is None or os.path.exists(word):
+    parts = bracketed(word)
+    if not parts:
         return Listed(word)
-    file, *rest = (part.strip() for part in found[1].split(","))
+    file, *rest = parts
     if not file or len(rest) > 1 or (rest and rest[0].lower() not in ("0", "1", "false", "true")):
         raise InputError(
             f"transform {escaped(word)}: give a file, [file,1] for its inverse, or identity; images are aligned by "

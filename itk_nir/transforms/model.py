@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from itk_nir.caching import cached_property
 from itk_nir.errors import InputError
-from itk_nir.geometry import Geometry
+from itk_nir.geometry import Geometry, checked_points
 from itk_nir.transforms.displacement import DisplacementField
 from itk_nir.transforms.interpolation import FloatArray, grid_slabs, interpolate_vectors
 from itk_nir.transforms.linear import LinearTransform
@@ -105,11 +105,9 @@ class CompositeTransform:
         Raises
         ------
         InputError
-            Points of another dimension.
+            Points of another dimension, or what is no finite real number.
         """
-        p = np.asarray(points, float)
-        if p.shape[-1:] != (self.dimension,):
-            raise InputError(f"{self.dimension}D points have shape (..., {self.dimension}), got {p.shape}")
+        p = checked_points(points, self.dimension, rows=False)
         for step in self.transforms:
             p = step.map(p)
         return p

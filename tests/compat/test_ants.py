@@ -29,8 +29,10 @@ from itk_nir.compat.ants import (
 )
 from itk_nir.compat.ants.arguments import kind_options
 from itk_nir.compat.options import engine_options
+from itk_nir.compat.printing import printing
 from itk_nir.engine.metrics import METRICS as ENGINE_METRICS
 from itk_nir.engine.metrics import MutualInformation
+from itk_nir.engine.progress import Progress
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import save_image
@@ -465,7 +467,7 @@ def test_what_the_options_become(
     )  # fmt: skip
     most = [(p.level, p.iterations) for p in seen if p.stage == "deformable"]
     assert set(most) == {(0, 7), (1, 5)}
-    assert "deformable level 2/2 iteration 5/5" in capsys.readouterr().out
+    assert "deformable level 2 of 2, iteration 5 of 5: metric" in capsys.readouterr().out
     kind, settings = register_options(
         {**{n: p.default for n, p in inspect.signature(registration).parameters.items()},
          "reg_iterations": [100, 70, 50, 20], "syn_metric": "CC", "syn_sampling": 3},
@@ -479,6 +481,25 @@ def test_what_the_options_become(
     for name in ("mask", "moving_mask"):
         with pytest.raises(InputError, match="mask: is empty"):
             registration(names["fixed"], names["moving"], **{name: empty})
+
+
+def test_verbose_tells_begin_and_end_of_a_level_once(
+    oblique: dict[int, Phantom], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A linear stage reports every map that it tries, several with one number."""
+    lines: list[str] = []
+    report = printing(None, lines.append, every=None)
+    for level, tried in enumerate(([0, 0, 0, 9, 18, 24, 24], [0, 24])):
+        for iteration in tried:
+            report(Progress("linear", level, 2, iteration, 25, 0.5, 0.5, 1.0, 0.0, 0.0))
+    assert [line.split(":")[0] for line in lines] == [
+        f"linear level {level} of 2, iteration {n} of 25" for level in (1, 2) for n in (1, 25)
+    ]
+    names = images(oblique[2])
+    registration(names["fixed"], names["moving"], "Rigid", verbose=True, **QUICK)
+    told = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "level" in line]
+    assert told
+    assert len(told) == len(set(told))
 
 
 def test_images_that_cannot_be_used(oblique: dict[int, Phantom]) -> None:

@@ -31,8 +31,8 @@ from itk_nir.compat.elastix import (
 )
 from itk_nir.compat.elastix.options import OF_SURFACES, OVERLAP, POINTS, REPLACED, STANDING_IN
 from itk_nir.compat.elastix.reading import read_maps
-from itk_nir.compat.elastix.registration import printing
 from itk_nir.compat.options import engine_options
+from itk_nir.compat.printing import printing
 from itk_nir.engine.metrics import NCC, MutualInformation, WeightedSum
 from itk_nir.engine.progress import Progress
 from itk_nir.errors import InputError, OptionError

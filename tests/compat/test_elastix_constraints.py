@@ -35,6 +35,32 @@ SEARCH = {
 SPLINE = {"Transform": "BSplineTransform", "Metric": "AdvancedNormalizedCorrelation"}
 
 
+def test_what_a_result_says_is_no_parameter_of_a_registration() -> None:
+    """A map that was edited from a result, or from elastix' own, is understood; it is no start."""
+    fixed, moving = shifted((2.0, 1.0))
+    for kind in ("translation", "rigid", "affine", "bspline"):
+        given = itk.ParameterObject.New()
+        given.AddParameterMap(given.GetDefaultParameterMap(kind, 1))
+        given.SetParameter(0, "MaximumNumberOfIterations", "2")
+        _, theirs = itk.elastix_registration_method(fixed, moving, parameter_object=given)
+        _, ours = registration_method(fixed, moving, given, iterations=2, **QUICK)
+        wanted = dict(given.GetParameterMap(0))
+        for written in (theirs, ours):
+            edited = {**written.GetParameterMap(0), **wanted}
+            assert "TransformParameters" in edited or kind == "bspline"
+            assert understand([{name: list(values) for name, values in edited.items()}]).kinds
+
+
+def test_the_order_of_angles_counts_where_one_is_held() -> None:
+    euler = {"Transform": ["EulerTransform"], "ComputeZYX": ["true"]}
+    assert understand([euler]).unused == ("ComputeZYX",)
+    assert understand([{**euler, "ComputeZYX": ["false"], "Scales": ["1e10", "1", "1", "1", "1", "1"]}]).constraints
+    with pytest.raises(OptionError, match="ComputeZYX of map 0: 'true' cannot"):
+        understand([{**euler, "Scales": ["1e10", "1", "1", "1", "1", "1"]}])
+    with pytest.raises(OptionError, match="ComputeZYX: 'maybe'"):
+        understand([{**euler, "ComputeZYX": ["maybe"]}])
+
+
 def shifted(shift: tuple[float, float]) -> tuple[Any, Any]:
     """One image twice, the second of which lies somewhere else."""
     grids = [Geometry.make(PHANTOM.geometry.size, (1.5, 1.2), (10.0 + x, -7.0 + y)) for x, y in ((0, 0), shift)]
@@ -268,3 +294,9 @@ def test_points_may_be_the_container_of_a_point_set() -> None:
     for row in ((1.0, 2.0), (3.0, 4.0)):
         points.GetPoints().CastToSTLContainer().push_back(row)
     np.testing.assert_array_equal(read_points(points.GetPoints(), PHANTOM.geometry, "points"), [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize("wrong", [[["1", "2"]], [[1j, 2]], [[10**400, 0]], [[1, 2], [3]]])
+def test_points_that_are_no_real_numbers(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"points: is a file, an itk.PointSet or .N, 2. numbers"):
+        read_points(wrong, PHANTOM.geometry, "points")

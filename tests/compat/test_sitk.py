@@ -1013,3 +1013,41 @@ def test_the_page_runs_and_lists_every_method(tmp_path: Path, monkeypatch: pytes
     text = (DOCS / "coming_from_simpleitk.md").read_text(encoding="utf-8")
     for method, (what, meaning) in OPTIONS.items():
         assert f"| `{method}` | {what} | {meaning} |" in text
+
+
+def test_the_method_prints_its_settings() -> None:
+    """SimpleITK's own lines come first and in its order."""
+
+    def names(method: Any) -> list[str]:
+        return re.findall(r"^  (\w+):", str(method), re.MULTILINE)
+
+    theirs = names(sitk.ImageRegistrationMethod())
+    R = ImageRegistrationMethod(**QUICK)
+    assert names(R)[: names(R).index("Transform")] == theirs[: theirs.index("Transform")]
+    R.SetMetricAsCorrelation()
+    R.SetOptimizerAsGradientDescent(1.0, 37)
+    R.SetShrinkFactorsPerLevel([4, 2])
+    R.SetSmoothingSigmasPerLevel([2, 1])
+    R.SetOptimizerWeights([1, 1, 0])
+    R.SetMetricSamplingPercentage(0.1, 7)
+    R.SetMetricFixedMask(sitk.Image(5, 4, sitk.sitkUInt8))
+    R.SetInitialTransform(sitk.Euler2DTransform())
+    R.AddCommand(sitk.sitkIterationEvent, lambda: None)
+    text = str(R)
+    for line in (
+        "Metric: ncc", "Optimizer: GradientDescent", "OptimizerIterations: 37", "ShrinkFactorsPerLevel: [4, 2]",
+        "SmoothingSigmasPerLevel: [2.0, 1.0]", "OptimizerWeights: [1.0, 1.0, 0.0]", "MetricSamplingSeed: 7",
+        "MetricSamplingPercentagePerLevel: [0.1]", "MetricFixedMask: image of size [5, 4]", "MetricMovingMask: (none)",
+        "Interpolator: Linear", "  Event: IterationEvent Command: Command", "NumberOfThreads: 1", "Preset: fast",
+    ):  # fmt: skip
+        assert f"  {line}\n" in text, line
+    assert " Euler2DTransform (" in text
+
+
+def test_threads_are_told_as_by_simpleitk() -> None:
+    usual = sitk.ImageRegistrationMethod().GetNumberOfThreads()
+    R = ImageRegistrationMethod()
+    assert R.GetNumberOfThreads() == usual > 0
+    R.SetNumberOfThreads(3)
+    assert R.GetNumberOfThreads() == 3
+    assert ImageRegistrationMethod(threads=5).GetNumberOfThreads() == 5

@@ -197,6 +197,14 @@ def test_linear_stages_are_one_search_of_the_largest() -> None:
 def test_masks_and_axes_of_their_own_make_two_registrations() -> None:
     (one,) = plan(*LINEAR, *DEFORMABLE, "-x", "[a,b]").calls
     assert (one.masks, one.linear, one.deformable) == (("a", "b"), "rigid", True)
+    for none in ("[ NOMASK,NOMASK ]", "[NULL,NULL,NULL]", "nomask", "[,,]"):
+        (one,) = plan(*LINEAR, "-x", none).calls
+        assert one.masks == (None, None)
+    for third in ("NULL", "NOMASK", ""):
+        (one,) = plan(*LINEAR, "-x", f"[a,b,{third}]").calls
+        assert one.masks == ("a", "b")
+    with pytest.raises(OptionError, match="give FIXED or"):
+        plan(*LINEAR, "-x", "[a,b,c]")
     first, second = plan(*LINEAR, *DEFORMABLE, "-x", "NULL", "-x", "[a,NULL]").calls
     assert (first.masks, first.linear, first.deformable) == ((None, None), "rigid", False)
     assert (second.masks, second.linear, second.deformable) == (("a", None), "none", True)

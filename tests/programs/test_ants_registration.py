@@ -338,6 +338,8 @@ def test_pairs_and_masks_of_the_scripts() -> None:
     assert [s.masks for s in request.stages] == [(None, None), (None, None), ("a", "b")]
     request, _ = read_script(script("-x", "[ a, NULL ]"), quick=False)
     assert {s.masks for s in request.stages} == {("a", None)}
+    request, _ = read_script(script("-x", "a,NOMASK,NULL"), quick=False)
+    assert {s.masks for s in request.stages} == {("a", None)}
 
 
 @pytest.mark.parametrize(
@@ -345,6 +347,7 @@ def test_pairs_and_masks_of_the_scripts() -> None:
     [
         (["-t", "q"], "no type q"),
         (["-x", "a", "-x", "b"], "2 -x and 3 stages"),
+        (["-x", "a,b,c"], "give FIXED or"),
         (["-f", "g.nii.gz"], "2 -f and 1 -m"),
         (["-r", "0"], "-r is a whole number of at least 1"),
         (["-p", "e"], "-p is"),

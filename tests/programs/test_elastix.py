@@ -271,6 +271,46 @@ def test_old_parameter_files_are_understood(kind: str, tmp_path: Path) -> None:
     assert {"FinalGridSpacing", "FixedImagePixelType", "Scales", "ErodeMask"} <= set(request.unused)
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_comments_in_any_encoding(mark: bytes, end: bytes, tmp_path: Path) -> None:
+    """ITK reads bytes: comments are in any encoding, and a line ends where it ends for ITK."""
+    for name, lines in (
+        ("p.txt", [b"// caf\xe9, 3 \xb5m, 90\xb0 \x85 \xe2\x80\xa8 on", b'(Transform "EulerTransform") // \xe9']),
+        ("p.toml", [b"# caf\xe9 \x85 \xe2\x80\xa8 on", b'Transform = "EulerTransform" # \xe9']),
+    ):
+        (tmp_path / name).write_bytes(mark + end.join(lines) + end)
+        assert read_entries(tmp_path / name) == {"Transform": ["EulerTransform"]}
+    (tmp_path / "p.txt").write_bytes(b'(Transform "EulerTransform")\n\0\n')
+    with pytest.raises(InputError, match="is no text"):
+        read_entries(tmp_path / "p.txt")
+
+
+def test_a_transform_with_a_byte_order_mark_is_known(registered: Path, tmp_path: Path) -> None:
+    raw = (registered / "TransformParameters.0.txt").read_bytes()
+    start = raw.index(b"(Transform ")
+    end = raw.index(b"\n", start) + 1
+    (tmp_path / "t.txt").write_bytes(b"\xef\xbb\xbf" + raw[start:end] + raw[:start] + raw[end:])
+    point = np.zeros((1, 2))
+    expected = load_transform(registered / "TransformParameters.0.txt").map(point)
+    np.testing.assert_array_equal(load_transform(tmp_path / "t.txt").map(point), expected)
+
+
+def test_a_format_that_cannot_be_written_is_told(folder: Path, registered: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text(EULER + '\n(ResultImageFormat "bmp")\n')
+    files = ["-f", str(folder / "f.mha"), "-m", str(folder / "m.mha"), "-out", str(tmp_path)]
+    with pytest.raises(OptionError, match=r"ResultImageFormat: 'bmp' cannot be written; it may be nii, nii\.gz"):
+        elastix.main([*files, "-p", str(tmp_path / "p.txt")])
+    entries = read_entries(registered / "TransformParameters.0.txt")
+    (tmp_path / "tp.txt").write_text(as_text({**entries, "ResultImageFormat": ["bmp"]}))
+    (tmp_path / "points.txt").write_text("index\n1\n10 12\n")
+    words = ["-out", str(tmp_path), "-tp", str(tmp_path / "tp.txt")]
+    for asked in (["-in", str(folder / "m.mha")], ["-def", "all"], ["-jac", "all"]):
+        with pytest.raises(OptionError, match="ResultImageFormat: 'bmp' cannot be written"):
+            transformix.main([*words, *asked])
+    assert transformix.main([*words, "-def", str(tmp_path / "points.txt")]) == 0  # which writes no image
+
+
 def test_asked_for_information(capsys: pytest.CaptureFixture[str]) -> None:
     for program in (elastix, transformix):
         name = program.__name__.rsplit(".", 1)[-1]

@@ -102,7 +102,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
         "as many as aff_shrink_factors; the levels are smoothed as their size asks for, whatever they are",
     ),
     "write_composite_transform": ("honoured", "Composite.h5 and InverseComposite.h5 in place of the single files"),
-    "verbose": ("honoured", "prints one line a level"),
+    "verbose": ("honoured", "prints a line where a level begins and one at its last iteration"),
     "multivariate_extras": (
         "honoured",
         "further pairs as channels, `(metric, fixed, moving, weight, number)` each, on the grids of the first pair, "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from itk_nir.compat.ants.arguments import further_pairs, kind_options, linear_levels, register_options
 from itk_nir.compat.ants.files import load_initial_transform, warped_images, write_files
 from itk_nir.compat.ants.options import DEFAULT_METRIC, OPTIONS, Kind
+from itk_nir.compat.printing import printing
 from itk_nir.errors import InputError
 from itk_nir.images import Volume, in_their_planes, load_image, to_ants
 from itk_nir.places import named_files
@@ -24,7 +26,6 @@ from itk_nir.saving import TRANSFORMS, check_output_prefix
 from itk_nir.warping import in_place
 
 if TYPE_CHECKING:
-    from itk_nir.engine.progress import Callback, Progress
     from itk_nir.geometry import Geometry
     from itk_nir.result import RegistrationResult
 
@@ -180,7 +181,7 @@ def registration(
         if options.get(name) is not None:
             options[name] = load_image(options[name], name.replace("_", " "))
     if verbose:
-        options["callback"] = _printing(options.get("callback"))
+        options["callback"] = printing(options.get("callback"), partial(print, flush=True), every=None)
     a, b = load_image(fixed, "fixed image"), load_image(moving, "moving image")
     extras = further_pairs(given)
     levels = linear_levels(given, kind, a.geometry, options.get("preset", kind.preset))
@@ -304,18 +305,3 @@ def _of_type(like: Any, array: NDArray[Any], geometry: Geometry) -> Any:
     image = to_ants(array.astype(to), geometry)
     # ANTsPy makes floats of doubles.
     return image if image.pixeltype == kind else image.clone(kind)
-
-
-def _printing(callback: Callback | None) -> Callback:
-    """A callback that prints a line when a level begins or ends, and then calls `callback`."""
-
-    def report(progress: Progress) -> bool | None:
-        if progress.iteration in (0, progress.iterations - 1):
-            print(
-                f"{progress.stage} level {progress.level + 1}/{progress.levels} iteration {progress.iteration + 1}/"
-                f"{progress.iterations} metric {progress.metric:.4f} {progress.seconds:.1f} s",
-                flush=True,
-            )
-        return None if callback is None else callback(progress)
-
-    return report

@@ -152,6 +152,11 @@ def constraint_of(parameters: ParameterMap, where: str) -> Constraint:
             f"elastix parameter AutomaticTransformInitializationMethod {where}: {method!r} cannot be had where "
             f"parameters are held still or searched; it may be {', '.join(INITIALISATIONS)}"
         )
+    if flag_of(parameters, "ComputeZYX", False) and found.binds:
+        raise OptionError(
+            f"elastix parameter ComputeZYX {where}: 'true' cannot be had where parameters are held still or searched; "
+            "remove it, and give the angles of the order that it is without it"
+        )
     return found
 
 

@@ -16,7 +16,7 @@ from itk_nir.compat.elastix.resampling import as_pixel_type
 from itk_nir.compat.elastix.run import Outcome
 from itk_nir.compat.elastix.stages import stage_map
 from itk_nir.errors import InputError
-from itk_nir.images import check_image_name, save_image
+from itk_nir.images import save_image
 from itk_nir.places import check_outputs, named_files, refuse_inputs
 from itk_nir.transforms.formats.elastix import ParameterMap, as_text, as_toml, parameter_maps
 from itk_nir.transforms.formats.elastix.parameters import INITIAL, NONE, as_numbers, grid_entries, in_order
@@ -106,6 +106,8 @@ def check_output_folder(folder: str | os.PathLike[str], request: Request, *input
     ------
     InputError
         No such folder or one that is not writable, or an output that is an input.
+    OptionError
+        A format of images that no writer knows.
     """
     if not Path(folder).is_dir():
         raise InputError(f"output_directory {folder}: no such folder; create it first")
@@ -114,12 +116,10 @@ def check_output_folder(folder: str | os.PathLike[str], request: Request, *input
         if output.parameters:
             names.append(f"{_OWN}.{number}.{'toml' if output.toml else 'txt'}")
         if output.image is not None:
+            output.resampling.check_format()
             names.append(f"{output.image}.{number}.{output.resampling.image_format}")
     files = [Path(os.path.abspath(folder)) / name for name in names]
     check_outputs(files, f"output_directory {folder}")
-    for path in files:
-        if path.suffix not in (".txt", ".toml"):
-            check_image_name(path)
     refuse_inputs(files, named_files(*inputs))
 
 

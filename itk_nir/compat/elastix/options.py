@@ -191,6 +191,11 @@ NO_MEANING: dict[str, tuple[str, ...]] = {
         "FinalGridSpacingInPhysicalUnits", "FinalGridSpacingInVoxels", "GridSpacingSchedule", "FinalGridSpacing",
         "BSplineTransformSplineOrder", "PassiveEdgeWidth", "UpsampleGridOption",
     ),
+    "result": (
+        "ComputeZYX", "NumberOfParameters", "TransformParameters", "Size", "Index", "Spacing", "Origin", "Direction",
+        "GridSize", "GridIndex", "GridSpacing", "GridOrigin", "GridDirection", "DeformationFieldFileName",
+        "DeformationFieldInterpolationOrder",
+    ),
     "files": (
         "WriteIterationInfo", "WriteResultImageAfterEachResolution", "WriteResultImageAfterEachIteration",
         "WriteTransformParametersEachResolution", "WriteTransformParametersEachIteration",
@@ -212,6 +217,7 @@ INSTEAD: dict[str, str] = {
     "graph": "the histogram of mutual information, `NumberOfHistogramBins`",
     "levels": "`shrink_factors=`, `smoothing_sigmas=`",
     "grid": "`grid_spacing=`",
+    "result": "an initial transform that is given as such; the grid is that of the fixed image",
     "files": "only what the end is made of is written; `callback=` sees every iteration",
     "memory": "always float; `device=`",
 }

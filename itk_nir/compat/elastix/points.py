@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itk_nir.errors import InputError
-from itk_nir.geometry import Geometry
+from itk_nir.geometry import Geometry, real_numbers
 
 F64 = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ def read_points(source: Any, grid: Geometry, role: str) -> F64:
     Raises
     ------
     InputError
-        No such file, or none of elastix'.
+        No such file, or none of elastix'; what is no array of real numbers.
     """
     d = grid.dimension
     if hasattr(source, "GetPoints"):
@@ -50,8 +50,8 @@ def read_points(source: Any, grid: Geometry, role: str) -> F64:
         return np.array(rows, float).reshape(-1, d)
     if not isinstance(source, (str, os.PathLike)):
         try:
-            return np.array(source, float)
-        except (TypeError, ValueError) as error:
+            return real_numbers(source)
+        except ValueError as error:
             raise InputError(f"{role}: is a file, an itk.PointSet or (N, {d}) numbers, got {source!r}") from error
     points, are_indices = read_point_file(Path(source), d, role)
     return grid.index_to_physical(points) if are_indices else points

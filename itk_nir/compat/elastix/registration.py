@@ -18,12 +18,13 @@ from itk_nir.compat.elastix.resampling import as_pixel_type
 from itk_nir.compat.elastix.run import Outcome, run
 from itk_nir.compat.elastix.stages import is_deformable
 from itk_nir.compat.options import Device
+from itk_nir.compat.printing import printing
 from itk_nir.errors import OptionError
 from itk_nir.images import to_itk
 from itk_nir.options import whole_number
 
 if TYPE_CHECKING:
-    from itk_nir.engine.progress import Callback, Progress
+    from itk_nir.engine.progress import Callback
     from itk_nir.settings import Settings
 
 
@@ -269,36 +270,3 @@ def _check_keywords(options: Mapping[str, Any], number_of_threads: Any) -> None:
     number = whole_number(number_of_threads)
     if number is None or number < 0:
         raise OptionError(f"number_of_threads is a whole number, 0 for all, got {number_of_threads!r}")
-
-
-def printing(callback: Callback | None, say: Callable[[str], None]) -> Callback:
-    """Make a callback that tells every tenth iteration of a level and its last one, and then calls another.
-
-    A linear stage reports every map that an iteration tries, and leaves numbers out: of ten, the first is told, once.
-
-    Parameters
-    ----------
-    callback : callable or None
-        The other one.
-    say : callable
-        Takes a line.
-
-    Returns
-    -------
-    callable
-    """
-
-    latest: tuple[object, ...] | None = None
-
-    def report(now: Progress) -> bool | None:
-        nonlocal latest
-        last = now.iteration == now.iterations - 1
-        before, latest = latest, (now.stage, now.level, now.levels, now.iterations, now.iteration // 10, last)
-        if latest != before:
-            say(
-                f"{now.stage} level {now.level + 1} of {now.levels}, iteration {now.iteration + 1} of "
-                f"{now.iterations}: metric {now.metric:.4f}"
-            )
-        return None if callback is None else callback(now)
-
-    return report

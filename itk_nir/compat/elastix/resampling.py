@@ -13,6 +13,7 @@ from itk_nir.compat.elastix.options import INTERPOLATORS, PIXELS, REPLACED
 from itk_nir.errors import OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, to_sitk
+from itk_nir.images.writing import ENDINGS
 
 #: Entries of a parameter map that say how an image is resampled; they go from the request into the result.
 ENTRIES = (
@@ -88,6 +89,20 @@ class Resampling:
             image_format=_first(parameters, "ResultImageFormat", "mhd").lstrip("."),
             compress=_first(parameters, "CompressResultImage", "false") == "true",
         )
+
+    def check_format(self) -> None:
+        """Refuse an ending that tells no image format that can be written.
+
+        Raises
+        ------
+        OptionError
+            Such an ending.
+        """
+        if f".{self.image_format.lower()}" not in ENDINGS:
+            raise OptionError(
+                f"elastix parameter ResultImageFormat: {self.image_format!r} cannot be written; it may be "
+                f"{', '.join(ending[1:] for ending in ENDINGS)}"
+            )
 
 
 def _first(parameters: Mapping[str, Sequence[str]], name: str, default: str) -> str:

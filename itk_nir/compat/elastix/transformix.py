@@ -62,10 +62,12 @@ def transformix(
     InputError
         Parameters, an image or points that cannot be used, or a folder that does not exist.
     OptionError
-        An interpolator or pixel type that cannot be had.
+        An interpolator, pixel type or format that cannot be had.
     """
     chain = read_chain(parameters)
     how = Resampling.of(chain.parameters)
+    if image is not None or determinant or matrix or (points is not None and os.fspath(points) == "all"):
+        how.check_format()
     where = Path(os.path.abspath(folder))
     moving = None if image is None else load_image(image, "input image")
     if moving is not None and moving.dimension != chain.dimension:

@@ -20,6 +20,7 @@ from itk_nir.compat.options import (
 from itk_nir.compat.sitk.exhaustive import best_position
 from itk_nir.compat.sitk.measure import similarity
 from itk_nir.compat.sitk.options import OPTIONS, Setup, register_options
+from itk_nir.compat.sitk.printing import printed
 from itk_nir.compat.sitk.run import Run
 from itk_nir.compat.sitk.setters import ConfiguredRegistration
 from itk_nir.compat.sitk.transforms import TransformModel, as_composite, checked_transform
@@ -113,6 +114,10 @@ class ImageRegistrationMethod(ConfiguredRegistration):
 
             return refuse
         raise AttributeError(f"ImageRegistrationMethod has no method {name!r}{nearest_name(name, theirs)}")
+
+    def __str__(self) -> str:
+        masks = self._fixed_mask, self._moving_mask
+        return printed(self, self._setup, masks, [event for event, _ in self._commands])
 
     # --- transforms --------------------------------------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ OPTIONS: dict[str, OptionSupport] = {
     "SetInterpolator": approximated(
         "the metric interpolates linearly; others are taken with a warning (resample with what you like afterwards)"
     ),
-    "SetNumberOfThreads": honoured("0 means all"),
+    "SetNumberOfThreads": honoured("0 means all; where none was set, the method tells SimpleITK's global default"),
     "SetNumberOfWorkUnits": approximated("work is cut by the size of the images, whatever the number"),
     "SetGlobalDefault…": refused("settings of the whole process are not touched; use SetNumberOfThreads"),
     "AddCommand": honoured("Start, MultiResolutionIteration, Iteration, Progress, Abort, End, Any"),
@@ -262,6 +262,8 @@ class Setup:
         CPU threads; 0 for all that the process may use.
     exhaustive : Grid, optional
         What an exhaustive search goes over, in place of any other optimiser.
+    optimiser : str
+        SimpleITK's name of the one that was set; the engine's own works in place of any.
     scales, weights : tuple of float
         Of the parameters; empty for ones.
     """
@@ -278,6 +280,7 @@ class Setup:
     sigmas_in_mm: bool = True
     threads: int = 0
     exhaustive: Grid | None = None
+    optimiser: str = "the engine's own"
     scales: tuple[float, ...] = ()
     weights: tuple[float, ...] = ()
 
@@ -316,6 +319,7 @@ class Setup:
         if not 0 <= step < float("inf"):
             raise OptionError(f"{name}: maximumStepSizeInPhysicalUnits is not negative (mm), got {step!r}")
         self.iterations, self.largest_step, self.exhaustive = iterations, float(step), None
+        self.optimiser = name.removeprefix("SetOptimizerAs")
 
 
 def register_options(setup: Setup, deformable: bool, fixed: Geometry) -> dict[str, Any]:

@@ -229,8 +229,10 @@ class ConfiguredRegistration(ObservedRegistration):
         self._setup.threads = number
 
     def GetNumberOfThreads(self) -> int:
-        """What was given, 0 before."""
-        return self._setup.threads
+        """What was given, else SimpleITK's global default, which is only told: the work uses all that it may."""
+        import SimpleITK as sitk
+
+        return self._setup.allowed_threads or int(sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
 
     def SetNumberOfWorkUnits(self, n: int) -> None:
         """Work is cut by the size of the images, whatever the number."""

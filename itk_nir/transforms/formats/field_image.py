@@ -271,7 +271,7 @@ def read_field(path: Path, label: str, spaces: Spaces | None = None) -> Displace
         with quiet():
             reader.ReadImageInformation()
     except RuntimeError as error:
-        raise InputError(f"{label}: neither a transform file nor an image ({one_line(error)})") from error
+        raise _unreadable(label, error) from error
     d = reader.GetDimension()
     if d == 4 and reader.GetSize()[3] in (2, 3) and reader.GetNumberOfComponents() == 1:
         raise InputError(
@@ -302,7 +302,7 @@ def read_field(path: Path, label: str, spaces: Spaces | None = None) -> Displace
                 image = reader.Execute()
             vectors = sitk.GetArrayFromImage(image).astype(np.float32)
         except RuntimeError as error:
-            raise InputError(f"{label}: neither a transform file nor an image ({one_line(error)})") from error
+            raise _unreadable(label, error) from error
     try:
         field = DisplacementField(geometry, vectors)
     except InputError as error:
@@ -311,6 +311,13 @@ def read_field(path: Path, label: str, spaces: Spaces | None = None) -> Displace
     if asked.convention != DISPLACEMENTS:
         _question(field, label)
     return field
+
+
+def _unreadable(label: str, error: Exception) -> InputError:
+    return InputError(
+        f"{label}: neither a transform file nor an image ({one_line(error)}); give a transform file (.h5, .tfm, .mat, "
+        ".txt, ...) or a displacement field (.nii.gz, .nrrd, .mha, ...)"
+    )
 
 
 def _refuse_damaged(path: Path, label: str) -> None:

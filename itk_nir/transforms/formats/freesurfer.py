@@ -72,7 +72,7 @@ def read_lta(path: Path, spaces: Spaces, label: str) -> CompositeTransform:
 
 
 def _parse(text: str, label: str) -> _Lta:
-    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    lines = [line.split("#")[0].strip() for line in text.split("\n")]
     if not text.endswith("\n"):
         raise InputError(f"{label}: its last line is not complete, as of a truncated file; get a fresh copy")
     entries = dict(re.findall(r"^(type|nxforms)\s*=\s*(-?\d+)$", "\n".join(lines), re.MULTILINE))

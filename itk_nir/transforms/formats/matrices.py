@@ -66,13 +66,13 @@ def text_of(path: Path) -> str | None:
     -------
     str or None
         None for a long file, or one that is no text. Names of files in it may be in any encoding: bytes that are no
-        UTF-8 are kept as surrogates.
+        UTF-8 are kept as surrogates. Every line ends with a line feed.
     """
     with open(path, "rb") as file:
         raw = file.read(_LONGEST + 1)
     if len(raw) > _LONGEST or b"\0" in raw:
         return None
-    return raw.decode("utf-8", "surrogateescape")
+    return re.sub(r"\r\n?", "\n", raw.decode("utf-8", "surrogateescape"))
 
 
 def is_matrix_file(path: Path) -> bool:
@@ -117,7 +117,7 @@ def read_matrix_file(path: Path, spaces: Spaces, label: str) -> CompositeTransfo
     text = text_of(path)
     if text is None:
         raise InputError(f"{label}: is no text with a matrix; give a transform file of another kind its own ending")
-    comments = "\n".join(line for line in text.splitlines() if line.lstrip().startswith("#")).lower()
+    comments = "\n".join(line for line in text.split("\n") if line.lstrip().startswith("#")).lower()
     told = _told(path, comments, label)
     rows = _lines(text)
     if told == "afni" and len(rows) > 1 and all(len(row) == 12 for row in rows):
@@ -199,7 +199,7 @@ def read_xfm(path: Path, label: str) -> CompositeTransform:
     text = text_of(path)
     if text is None or not text.startswith("MNI Transform File"):
         raise InputError(f"{label}: damaged or no MNI transform file (its first line is 'MNI Transform File')")
-    lines = text.splitlines()
+    lines = text.split("\n")
     body = " ".join(line for line in lines[1:] if not line.lstrip().startswith("%"))
     kinds = re.findall(r"Transform_Type\s*=\s*(\w+)\s*;", body)
     if kinds != ["Linear"]:
@@ -226,7 +226,8 @@ def read_xfm(path: Path, label: str) -> CompositeTransform:
 
 
 def _lines(text: str) -> list[list[str]]:
-    kept = (line.strip() for line in text.splitlines())
+    # Not `splitlines`: a comment may hold what Python takes for the end of a line.
+    kept = (line.strip() for line in text.split("\n"))
     return [re.split(r"[\s,;]+", line.rstrip(",;")) for line in kept if line and not line.startswith("#")]
 
 

@@ -51,7 +51,7 @@ def is_elastix_file(path: str | os.PathLike[str]) -> bool:
     bool
         Whether it has an entry ``Transform``.
     """
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         return re.search(r"^\s*(\(\s*Transform\s|Transform\s*=)", file.read(1 << 22), re.MULTILINE) is not None
 
 

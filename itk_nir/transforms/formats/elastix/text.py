@@ -16,6 +16,8 @@ _COMMENT = re.compile(r'("[^"]*")|//.*')
 _TOML_ENTRY = re.compile(r'^\s*"?([A-Za-z0-9_-]+)"?\s*=\s*(.*?)\s*$')
 #: One value of TOML as elastix writes it, with the comma behind it.
 _TOML_VALUE = re.compile(r"""\s*(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([^\s,"'\[\]#]+))\s*(?:,|$)""")
+#: Where a line ends. Python knows more such places, all of which may stand within a comment.
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _ESCAPE = re.compile(r'\\(["\\])')
 
 
@@ -39,13 +41,14 @@ def read_entries(path: Path) -> ParameterMap:
     """
     if not path.is_file():
         raise InputError(f"elastix: {path}: no such file; check the path")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"elastix: {path}: is no text; give a parameter file of elastix") from error
+    raw = path.read_bytes()
+    if b"\0" in raw:
+        raise InputError(f"elastix: {path}: is no text; give a parameter file of elastix")
+    # A comment may be in any encoding, and so may the name of a file.
+    text = raw.decode("utf-8-sig", "surrogateescape")
     toml = path.suffix.lower() == ".toml"
     parameters: ParameterMap = {}
-    for line in _toml_lines(text) if toml else text.splitlines():
+    for line in _toml_lines(text) if toml else _LINE_END.split(text):
         stripped = line.strip() if toml else _COMMENT.sub(lambda m: m[1] or "", line).strip()
         if not stripped:
             continue
@@ -70,7 +73,7 @@ def _toml_lines(text: str) -> list[str]:
     """The lines without comments, with those of an array joined."""
     lines: list[str] = []
     depth = 0
-    for line in text.splitlines():
+    for line in _LINE_END.split(text):
         bare = re.sub(r"""("(?:[^"\\]|\\.)*"|'[^']*')|#.*""", lambda m: m[1] or "", line)
         outside = re.sub(r"""("(?:[^"\\]|\\.)*"|'[^']*')""", "", bare)
         if depth > 0:
