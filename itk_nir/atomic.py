@@ -21,9 +21,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from itk_nir.companions import companions
 from itk_nir.errors import InputError, ItkNirError, WriteError
 from itk_nir.locks import file_number, host, lock, turn
-from itk_nir.places import companions, refuse_other_kind
+from itk_nir.places import refuse_other_kind
 
 #: What the names of hidden folders begin and end with.
 _START, _END, _UNREADY = ".itk-nir-", ".part", ".new"

@@ -18,6 +18,7 @@ from itk_nir.engine.labels import Labels
 from itk_nir.engine.landmarks import PRECISION, Landmarks
 from itk_nir.engine.metrics import channel_metrics, look_at_images
 from itk_nir.errors import InputError, OptionError
+from itk_nir.geometry import real_numbers
 from itk_nir.images import Volume
 from itk_nir.options import shown
 from itk_nir.points import load_points
@@ -247,8 +248,8 @@ def _points(fixed: Volume, moving: Volume, ours: Any, theirs: Any, weights: Any)
     if weights is None:
         return p, q, np.ones(len(p))
     try:
-        w = np.asarray(weights, float)
-    except (TypeError, ValueError) as error:
+        w = real_numbers(weights)
+    except ValueError as error:
         raise InputError(f"landmark_weights: are numbers, got {weights!r}") from error
     if w.shape != (len(p),):
         raise InputError(f"landmark_weights has shape {w.shape}, but there are {len(p)} landmarks; give one for each")
@@ -265,8 +266,8 @@ def _read_points(source: Any, image: Volume, role: str) -> F64:
         role = f"{role} {os.fspath(source)}"
     else:
         try:
-            points = np.array(source, float)
-        except (TypeError, ValueError) as error:
+            points = real_numbers(source).copy()  # what the caller changes later is none of the result
+        except ValueError as error:
             raise InputError(
                 f"{role}: is an (N, {d}) array of LPS mm or a file of points, got {type(source).__name__}"
             ) from error

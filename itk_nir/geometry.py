@@ -16,8 +16,73 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from itk_nir.caching import cached_property
+from itk_nir.errors import InputError, one_line
 
 FloatArray = NDArray[np.float64]
+
+
+def real_numbers(values: ArrayLike) -> FloatArray:
+    """Values as float64, where they are real numbers: text and dates are not taken for some.
+
+    Parameters
+    ----------
+    values : array_like
+        What the caller gives.
+
+    Returns
+    -------
+    ndarray
+        A copy only where it has to be.
+
+    Raises
+    ------
+    ValueError
+        What is no array of real numbers.
+    """
+    try:
+        found = np.asarray(values)
+        if found.dtype.kind not in "biufO":
+            raise ValueError(f"they are of type {found.dtype}")
+        return np.asarray(found, float)
+    except (TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(one_line(error)) from error
+
+
+def checked_points(points: ArrayLike, dimension: int, *, rows: bool = True) -> FloatArray:
+    """Points as numbers that can be mapped.
+
+    Parameters
+    ----------
+    points : array_like
+        What the caller gives.
+    dimension : int
+        2 or 3.
+    rows : bool
+        They are ``(N, d)``; else ``(..., d)``. An empty list is no points.
+
+    Returns
+    -------
+    ndarray
+        float64.
+
+    Raises
+    ------
+    InputError
+        Another shape, or what is no finite real number.
+    """
+    shape = f"({'N' if rows else '...'}, {dimension})"
+    try:
+        p = real_numbers(points)
+    except ValueError as error:
+        raise InputError(f"points are real numbers of shape {shape}, and these are not: {one_line(error)}") from error
+    if p.shape == (0,):
+        p = p.reshape(0, dimension)
+    if p.shape[-1:] != (dimension,) or (rows and p.ndim != 2):
+        raise InputError(f"{'' if rows else f'{dimension}D '}points have shape {shape}, got {p.shape}")
+    if not np.isfinite(p).all():
+        count = int((~np.isfinite(p)).any(axis=-1).sum())
+        raise InputError(f"{count} of the points have a coordinate that is NaN or infinite; leave them out")
+    return p
 
 
 @dataclass(frozen=True)

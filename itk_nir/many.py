@@ -21,12 +21,12 @@ from itk_nir.errors import InputError, ItkNirError, OptionError
 from itk_nir.expectation import expected_card_memory, expected_memory, free_memory
 from itk_nir.images import load_channels
 from itk_nir.options import nearest_name, shown, whole_number
-from itk_nir.places import named_files
+from itk_nir.places import InputFiles, named_files
 from itk_nir.problem import checked_words
 from itk_nir.registration import register
 from itk_nir.report import Report
 from itk_nir.result import RegistrationResult
-from itk_nir.saving import check_result
+from itk_nir.saving import check_result, result_files, shared_file
 from itk_nir.settings import ARGUMENTS, make_settings
 from itk_nir.transforms.save import check_format
 from itk_nir.workers import Answer, Workers
@@ -118,7 +118,8 @@ def register_many(
         ``(fixed, moving)``, or a mapping with arguments of `itk_nir.register` that hold for this pair alone, and:
         ``"output"``, a prefix for its files (as of `RegistrationResult.save`): its worker writes them and only the
         report comes back; ``"format"``, whose files they are. Taken one by one as they are needed, at most twice
-        `in_flight` ahead of what has been given out.
+        `in_flight` ahead of what has been given out. No pair may write over what another one reads: of a list or tuple
+        all pairs are looked at, else those that have been taken.
     device : str
         As of `itk_nir.register`; the pairs in flight share it.
     in_flight : int, optional
@@ -175,7 +176,10 @@ def register_many(
         raise OptionError(f"in_flight is a whole number of at least 1, got {shown(in_flight)}")
     total = len(pairs) if isinstance(pairs, Sized) else None
     shared = {**arguments, "device": device}
-    return _results(iter(pairs), total, shared, (in_flight, threads), where, settings, callback)
+    taken = _Taken()
+    for pair in pairs if isinstance(pairs, (list, tuple)) else ():
+        taken.inputs.add(_files_of(_merged_or_none(pair, shared) or {}))
+    return _results(iter(pairs), total, shared, (in_flight, threads), where, settings, callback, taken)
 
 
 def _checked(arguments: Mapping[str, Any]) -> Settings:
@@ -202,6 +206,7 @@ def _checked(arguments: Mapping[str, Any]) -> Settings:
 def _results(
     pairs: Iterator[Any], total: int | None, shared: dict[str, Any], wanted: tuple[int | None, int | None],
     device: torch.device, settings: Settings, callback: Callable[[int, int | None, PairResult], Any] | None,
+    taken: _Taken,
 ) -> Iterator[PairResult]:  # fmt: skip
     """The results, as they come."""
     try:
@@ -213,9 +218,8 @@ def _results(
     if threads is not None:
         shared["threads"] = threads
     done = 0
-    prefixes: dict[str, int] = {}
     source = _numbered(first, pairs)
-    found = _here(source, shared, prefixes) if count == 1 else _in_workers(source, shared, prefixes, count)
+    found = _here(source, shared, taken) if count == 1 else _in_workers(source, shared, taken, count)
     try:
         for one in found:
             done += 1
@@ -325,24 +329,44 @@ def _merged_or_none(pair: Any, shared: Mapping[str, Any]) -> dict[str, Any] | No
         return None
 
 
-def _call(index: int, pair: Any, shared: Mapping[str, Any], prefixes: dict[str, int]) -> dict[str, Any]:
-    """The arguments of a pair, whose files no other pair of the call writes.
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    """What the pairs of a call write, by file whose it is, and what they read."""
+
+    files: dict[str, int] = field(default_factory=dict)
+    inputs: InputFiles = field(default_factory=InputFiles)
+
+
+def _files_of(call: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files that a pair reads: a word such as "rigid" is none, though there may be a folder of that name."""
+    words = (*_WORDS, "preset", "device")
+    return named_files(*(value for name, value in call.items() if name in ARGUMENTS and name not in words))
+
+
+def _call(index: int, pair: Any, shared: Mapping[str, Any], taken: _Taken) -> dict[str, Any]:
+    """The arguments of a pair, whose files no other pair of the call writes or reads.
 
     Raises
     ------
     OptionError, InputError
-        What cannot be a pair, or an output of another one.
+        What cannot be a pair, or an output that is an output or an input of another one.
     """
     call = _merged(pair, shared)
-    output = call.get("output")
+    taken.inputs.add(_files_of(call))
+    output, kind = call.get("output"), call.get("format", "itk")
+    check_format(kind, 3)
     if output is not None:
         if not isinstance(output, (str, os.PathLike)):
             raise OptionError(f"output is the start of the names of files, got {shown(output)}")
         name = os.fsdecode(output)
-        whole = os.path.abspath(name) + ("/" if name.endswith(("/", os.sep)) else "")
-        before = prefixes.setdefault(whole, index)
-        if before != index:
-            raise InputError(f"output {name}: is that of pair {before} too, whose files it would replace; give another")
+        files = result_files(name, kind)
+        shared_too = shared_file(files, taken.files, index)
+        if shared_too is not None:
+            file, before = shared_too
+            raise InputError(
+                f"output {name}: its file {file} is that of pair {before} too, which it would replace; give another"
+            )
+        taken.inputs.refuse(files)
     return call
 
 
@@ -367,7 +391,7 @@ def _registered(call: dict[str, Any]) -> _Done:
     began = time.perf_counter()
     output, kind = call.pop("output", None), call.pop("format", "itk")
     if output is not None:
-        check_result(output, kind, (), named_files(*(v for k, v in call.items() if k in ARGUMENTS)))
+        check_result(output, kind, (), _files_of(call))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = register(**call)
@@ -397,12 +421,12 @@ def register_in_worker(call: dict[str, Any]) -> Any:
 
 
 def _here(
-    pairs: Iterator[tuple[int, Any]], shared: Mapping[str, Any], prefixes: dict[str, int]
+    pairs: Iterator[tuple[int, Any]], shared: Mapping[str, Any], taken: _Taken
 ) -> Generator[PairResult, None, None]:
     """One pair after the other, in this process."""
     for index, pair in pairs:
         try:
-            found = _registered(_call(index, pair, shared, prefixes)).of(index, pair)
+            found = _registered(_call(index, pair, shared, taken)).of(index, pair)
         except Exception as error:
             trace = "" if isinstance(error, ItkNirError) else traceback.format_exc()
             error.__traceback__ = None  # it holds the images
@@ -412,7 +436,7 @@ def _here(
 
 
 def _in_workers(
-    pairs: Iterator[tuple[int, Any]], shared: Mapping[str, Any], prefixes: dict[str, int], count: int
+    pairs: Iterator[tuple[int, Any]], shared: Mapping[str, Any], taken: _Taken, count: int
 ) -> Generator[PairResult, None, None]:
     """Several pairs at a time, each in a worker; as many more wait, so that no worker does."""
     workers = Workers(count, ("itk_nir.many",))
@@ -426,7 +450,7 @@ def _in_workers(
                     more = False
                     continue
                 try:
-                    workers.submit(index, register_in_worker, _call(index, pair, shared, prefixes))
+                    workers.submit(index, register_in_worker, _call(index, pair, shared, taken))
                     waiting[index] = pair
                     del pair
                     continue

@@ -31,7 +31,7 @@ from itk_nir.engine.sampling import Field, SampledField, Target, sample_field
 from itk_nir.engine.settings import SamplingSettings
 from itk_nir.engine.torch_state import engine_state
 from itk_nir.errors import InputError, OptionError, one_line
-from itk_nir.geometry import Geometry
+from itk_nir.geometry import Geometry, checked_points
 from itk_nir.options import converted, truth_value
 from itk_nir.places import check_input, check_name, shown
 from itk_nir.report import as_json
@@ -125,9 +125,9 @@ class NeuralField:
         Raises
         ------
         InputError
-            Points of another shape.
+            Points of another shape, or what is no finite real number.
         """
-        p = self._checked(points)
+        p = checked_points(points, self.geometry.dimension)
         moved: F64 = self.linear.map(p + self.displacement(p))
         return moved if self.start is None else self.start.map(moved)
 
@@ -149,20 +149,13 @@ class NeuralField:
         Raises
         ------
         InputError
-            Points of another shape.
+            Points of another shape, or what is no finite real number.
         OptionError
             `inverse` is neither True nor False.
         """
-        p, back = self._checked(points), truth_value(inverse, "inverse")
+        p, back = checked_points(points, self.geometry.dimension), truth_value(inverse, "inverse")
         with engine_state(self.trained.device):
             return self.trained.displacement(self.frame.points(p), back) * self.frame.unit
-
-    def _checked(self, points: ArrayLike) -> F64:
-        p = np.asarray(points, float)
-        d = self.geometry.dimension
-        if p.ndim != 2 or p.shape[1] != d:
-            raise InputError(f"points have shape (N, {d}), got {p.shape}")
-        return p
 
     def sample(
         self, *, max_interpolation_error: float | None = None, field_spacing: int | None = None

@@ -194,7 +194,7 @@ def check(settings: Any) -> None:
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, str):
                 if what.choices and part not in what.choices:
-                    hint = nearest_name(part, what.choices)
+                    hint = getattr(what.choices, "hint", functools.partial(nearest_name, known=what.choices))(part)
                     raise OptionError(f"{name} must be {what.limits()}, got {shown(value)}{hint}")
             elif isinstance(part, (int, float)) and not isinstance(part, bool) and not what.allows(part):
                 wanted = what.limits() or "a finite number"
@@ -230,7 +230,7 @@ def converted(owner: type, name: str, value: Any) -> Any:
     """A user's value in the type that the field `name` of the settings class `owner` has.
 
     Whole numbers and numbers of every kind are welcome (NumPy's too), lists and arrays where a tuple is wanted, and one
-    number where a value for each level is (it becomes a tuple of one, see `spread`).
+    number where any number of them is (it becomes a tuple of one, see `spread`).
 
     Parameters
     ----------
@@ -252,9 +252,8 @@ def converted(owner: type, name: str, value: Any) -> Any:
         A value of another type.
     """
     hint = _hints(owner)[name]
-    what = options_in(owner).get(name)
-    single = what is not None and what.per_level and isinstance(value, (numbers.Real, np.number))
-    ok, out = _convert(hint, (value,) if single else value)
+    several = typing.get_origin(hint) is tuple and typing.get_args(hint)[1:] == (...,)
+    ok, out = _convert(hint, (value,) if several and isinstance(value, (numbers.Real, np.number)) else value)
     if not ok:
         raise OptionError(f"option {name!r} is {_in_words(hint)}, got {shown(value)}")
     return out

@@ -8,10 +8,11 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from itk_nir.companions import HEADER, companions, parts_of
 from itk_nir.errors import InputError, escaped
 
 #: A name that begins so is the address of something that is no file: ``https://``, ``s3://``, ``file://``.
@@ -25,6 +26,8 @@ _BEGINS = {
     ".nhdr": b"NRRD",
     ".png": b"\x89PNG",
 }
+#: An entry of a list of transforms as ANTs writes them: ``[file,1]``.
+_BRACKETED = re.compile(r"\[\s*(.*?)\s*\]", re.DOTALL)
 _KINDS = (
     (stat.S_ISDIR, "folder"),
     (stat.S_ISFIFO, "named pipe"),
@@ -32,25 +35,6 @@ _KINDS = (
     (stat.S_ISCHR, "device"),
     (stat.S_ISBLK, "device"),
 )
-#: Bytes of a text header that are searched for the names of other files.
-_HEADER = 1 << 16
-#: How the headers of images, and elastix' parameter files, name other files.
-_NAMED = {
-    ".mhd": re.compile(rb"^ElementDataFile\s*=[ \t]*(\S.*?)[ \t]*\r?$", re.MULTILINE),
-    ".nhdr": re.compile(rb"^data ?file:[ \t]*(\S.*?)[ \t]*\r?$", re.MULTILINE),
-    ".txt": re.compile(rb'^\((?:InitialTransformParameters?FileName|DeformationFieldFileName) "([^"]*)"\)', re.M),
-    ".toml": re.compile(rb'^(?:InitialTransformParameters?FileName|DeformationFieldFileName) = "([^"]*)"', re.M),
-}
-#: Endings of files that lie beside one of another ending and belong to it.
-_BESIDE = {
-    ".hdr": (".img", ".img.gz"),
-    ".img": (".hdr",),
-    ".hdr.gz": (".img", ".img.gz"),
-    ".img.gz": (".hdr", ".hdr.gz"),
-    ".mhd": (".raw", ".zraw"),
-    ".nhdr": (".raw", ".raw.gz"),
-}
-
 #: What is written beside a file by its ending: the voxels of a header, or the header of voxels.
 _WRITTEN_BESIDE = {".hdr": ".img", ".img": ".hdr", ".img.gz": ".hdr.gz", ".mhd": ".zraw", ".nhdr": ".raw.gz"}
 #: What the header of a NIfTI or Analyze pair begins with, its own length, or gzip's files.
@@ -236,7 +220,7 @@ def _refuse_other_beside(path: Path) -> None:
     head = b""
     if header.is_file() and os.access(header, os.R_OK):
         with open(header, "rb") as file:
-            head = file.read(_HEADER)
+            head = file.read(HEADER)
     named = ending in (".mhd", ".nhdr")
     if not (os.fsencode(voxels.name) in head if named else head.startswith(_PAIR_BEGINS)):
         raise InputError(
@@ -245,8 +229,67 @@ def _refuse_other_beside(path: Path) -> None:
         )
 
 
+class InputFiles:
+    """Files, and folders of files, that are read: a table in which outputs are looked up.
+
+    Parameters
+    ----------
+    files : iterable of path
+        As of `add`.
+    """
+
+    def __init__(self, files: Iterable[str | os.PathLike[str]] = ()) -> None:
+        self._there: dict[tuple[int, int], str] = {}
+        self._folders: dict[str, str] = {}
+        self.add(files)
+
+    def add(self, files: Iterable[str | os.PathLike[str]]) -> None:
+        """Add more of them, with what belongs to each.
+
+        Parameters
+        ----------
+        files : iterable of path
+            The files and folders.
+        """
+        for file in files:
+            source = os.fspath(file)
+            for part in parts_of(source, set()):
+                identity = _identity(part)
+                if identity is not None:
+                    self._there.setdefault(identity, source)
+                if os.path.isdir(part):
+                    self._folders.setdefault(os.path.join(os.path.realpath(part), ""), source)
+
+    def refuse(self, outputs: Iterable[str | os.PathLike[str]]) -> None:
+        """Refuse to write over what is read: under its own name or another, or what belongs to it.
+
+        Parameters
+        ----------
+        outputs : iterable of path
+            The files to be written.
+
+        Raises
+        ------
+        InputError
+            The output that is an input, and which.
+        """
+        for output in outputs:
+            for part in (os.fspath(output), *companions(os.fspath(output))):
+                identity = _identity(part)
+                if identity is None:
+                    continue
+                real = os.path.realpath(part)
+                within = (source for folder, source in self._folders.items() if real.startswith(folder))
+                found = self._there.get(identity) or next(within, None)
+                if found is not None:
+                    what = "is an input itself" if found == part else f"is the input {shown(found)}, or a part of it"
+                    raise InputError(
+                        f"{shown(part)}: {what}, and would be replaced; choose another name for the output"
+                    )
+
+
 def refuse_inputs(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse to write over what is read: under its own name or another, or what belongs to it.
+    """Refuse to write over what is read, see `InputFiles.refuse`.
 
     Parameters
     ----------
@@ -260,25 +303,29 @@ def refuse_inputs(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[st
     InputError
         The output that is an input, and which.
     """
-    there: dict[tuple[int, int], str] = {}
-    folders: list[tuple[str, str]] = []
-    for source in inputs:
-        for part in _parts_of(os.fspath(source), set()):
-            identity = _identity(part)
-            if identity is not None:
-                there.setdefault(identity, os.fspath(source))
-            if os.path.isdir(part):
-                folders.append((os.path.join(os.path.realpath(part), ""), os.fspath(source)))
-    for output in outputs:
-        for part in (os.fspath(output), *companions(os.fspath(output))):
-            identity = _identity(part)
-            real = os.path.realpath(part)
-            found = there.get(identity) if identity is not None else None
-            if found is None and identity is not None:
-                found = next((source for folder, source in folders if real.startswith(folder)), None)
-            if found is not None:
-                what = "is an input itself" if found == part else f"is the input {shown(found)}, or a part of it"
-                raise InputError(f"{shown(part)}: {what}, and would be replaced; choose another name for the output")
+    InputFiles(inputs).refuse(outputs)
+
+
+def bracketed(word: str) -> list[str]:
+    """Give the parts of an entry of ANTs' lists of transforms.
+
+    Parameters
+    ----------
+    word : str
+        The entry.
+
+    Returns
+    -------
+    list of str
+        None of them where it is not in brackets, or a file exists under the whole of it.
+
+    Examples
+    --------
+    >>> bracketed("[ x_0GenericAffine.mat, 1 ]"), bracketed("x_0GenericAffine.mat")
+    (['x_0GenericAffine.mat', '1'], [])
+    """
+    found = _BRACKETED.fullmatch(word.strip())
+    return [] if found is None or os.path.exists(word) else [part.strip() for part in found[1].split(",")]
 
 
 def named_files(*values: Any) -> tuple[str, ...]:
@@ -287,7 +334,8 @@ def named_files(*values: Any) -> tuple[str, ...]:
     Parameters
     ----------
     *values : object
-        Paths are taken, lists and tuples looked into, everything else is left out.
+        Paths are taken, also those within the brackets of ``"[file,1]"``; lists and tuples are looked into, everything
+        else is left out.
 
     Returns
     -------
@@ -305,8 +353,9 @@ def named_files(*values: Any) -> tuple[str, ...]:
             found += named_files(*value)
         elif isinstance(value, (str, os.PathLike)):
             text = os.fspath(value)
-            if isinstance(text, str) and "\0" not in text and os.path.exists(text):
-                found.append(os.path.abspath(text))
+            if isinstance(text, str) and "\0" not in text:
+                text = next(iter(bracketed(text)), text)
+                found += [os.path.abspath(text)] if os.path.exists(text) else []
     return tuple(dict.fromkeys(found))
 
 
@@ -400,54 +449,6 @@ def _identity(path: str) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino
-
-
-def _parts_of(path: str, seen: set[str]) -> Iterator[str]:
-    """A file and those that it names or that belong to it."""
-    if path in seen:
-        return
-    seen.add(path)
-    yield path
-    yield from companions(path)
-    pattern = _NAMED.get(os.path.splitext(path)[1].lower())
-    if pattern is None or not os.path.isfile(path):
-        return
-    with open(path, "rb") as file:
-        head = file.read(_HEADER)
-    folder = os.path.dirname(path)
-    for match in pattern.finditer(head):
-        value = os.fsdecode(match[1])
-        if value in ("", "LOCAL", "NoInitialTransform"):
-            continue
-        # A list of files follows line by line; a pattern of numbers has its numbers behind it.
-        listed = os.fsdecode(head[match.end() :]).split("\n") if value.split()[0] == "LIST" else [value]
-        for line in (one.strip() for one in listed):
-            name = line.split(" ")[0] if "%" in line else line
-            if not name:
-                continue
-            if "%" in name:
-                yield from map(str, Path(folder or ".").glob(re.sub(r"%\d*d", "*", name)))
-            else:
-                yield from _parts_of(os.path.join(folder, name), seen)
-
-
-def companions(path: str) -> Iterator[str]:
-    """Give the files that belong to another by their names: the voxels of a ``.mhd``.
-
-    Parameters
-    ----------
-    path : str
-        A file.
-
-    Yields
-    ------
-    str
-        Names; the files need not exist.
-    """
-    for ending, others in _BESIDE.items():
-        if path.lower().endswith(ending):
-            for other in others:
-                yield path[: -len(ending)] + other
 
 
 def check_output_file(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:

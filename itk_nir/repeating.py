@@ -74,6 +74,12 @@ def repeat(
             f"{', '.join(wrong)}: {name} says it already, and another value makes another registration; leave it out, "
             "or use register"
         )
+    more = sorted(a for a, value in anew.items() if a not in _HOW and value is not None and arguments[a] is None)
+    if more:
+        raise OptionError(
+            f"{', '.join(more)}: {'was' if len(more) == 1 else 'were'} not given to the registration of {name}, and "
+            "would make another one of it; leave it out, or use register"
+        )
     missing = sorted(set(calls.objects_in(call)) - set(anew))
     if missing:
         raise InputError(f"{name}: {', '.join(missing)} was in memory, not a file; give it again: {missing[0]}=...")
@@ -86,10 +92,12 @@ def repeat(
     problem = Problem.prepare(settings=settings, **{k: v for k, v in arguments.items() if k in known})
     then, now = values.get("inputs", {}), inputs_of(problem)
     unlike = sorted(k for k in {*then, *now} if then.get(k) != now.get(k))
+    # A mask is a lesion's too: what was given is what can be mended.
+    unlike = [k for k in unlike if arguments.get(k, k) is not None] or unlike
     if unlike:
         raise InputError(
-            f"{name}: {', '.join(unlike)} is not what it was then (other voxels, another grid or other points); give "
-            "the right file"
+            f"{name}: {', '.join(unlike)} {'is' if len(unlike) == 1 else 'are'} not what it was then (other voxels, "
+            "another grid or other points); give the right file"
         )
     others = [f"{k} {v} (now {versions().get(k)})" for k, v in values["versions"].items() if versions().get(k) != v]
     if others:

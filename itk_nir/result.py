@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from itk_nir.caching import cached_property
 from itk_nir.engine.sampling import SampledField
 from itk_nir.errors import InputError, warn_renamed
-from itk_nir.geometry import Geometry
+from itk_nir.geometry import Geometry, checked_points
 from itk_nir.images import Volume, like
 from itk_nir.neural_field import NeuralField
 from itk_nir.options import truth_value
@@ -337,13 +337,11 @@ class RegistrationResult:
         Raises
         ------
         InputError
-            Points of another shape.
+            Points of another shape, or what is no finite real number.
         OptionError
             `inverse` is neither True nor False.
         """
-        p = np.asarray(points, float)
-        if p.ndim != 2 or p.shape[1] != self.mapping.dimension:
-            raise InputError(f"points have shape (N, {self.mapping.dimension}), got {p.shape}")
+        p = checked_points(points, self.mapping.dimension)
         if truth_value(inverse, "inverse"):
             return self.mapping.inverse().map(p)
         return self.mapping.map(p) if self.field is None else self.field.map(p)

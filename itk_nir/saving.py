@@ -60,6 +60,52 @@ def file_names(kind: str, *more: str) -> tuple[str, ...]:
     return tuple(name.replace("#", "0") for name in names)
 
 
+def result_files(prefix: str | os.PathLike[str], kind: str, *more: str) -> list[Path]:
+    """Give the files of a result, as of `file_names`.
+
+    Parameters
+    ----------
+    prefix : path
+        Start of the names of all files.
+    kind : str
+        One of `itk_nir.transforms.save.FORMATS`.
+    *more : str
+        What follows the prefix in the names of other files that will be written with them.
+
+    Returns
+    -------
+    list of Path
+    """
+    folder, start = split_prefix(prefix)
+    return [folder / f"{start}{name}" for name in file_names(kind, *more)]
+
+
+def shared_file(files: Iterable[Path], owners: dict[str, int], owner: int) -> tuple[Path, int] | None:
+    """Find a file that two results would write; where there is none, the files are noted.
+
+    Parameters
+    ----------
+    files : iterable of Path
+        Those of a result, as of `result_files`.
+    owners : dict of str to int
+        The files of the others, by where they really lie, and whose they are.
+    owner : int
+        Whose result it is.
+
+    Returns
+    -------
+    tuple of (Path, int) or None
+        The file and whose it is too.
+    """
+    # A folder may have several names; a link in the place of the file itself is replaced by it.
+    real = {os.path.join(os.path.realpath(file.parent), file.name): file for file in files}
+    for where, file in real.items():
+        if owners.get(where, owner) != owner:
+            return file, owners[where]
+    owners.update(dict.fromkeys(real, owner))
+    return None
+
+
 def check_output_prefix(
     prefix: str | os.PathLike[str], names: Iterable[str] = (), inputs: Iterable[str | os.PathLike[str]] = ()
 ) -> None:

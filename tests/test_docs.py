@@ -39,6 +39,7 @@ def test_a_metric_of_ones_own(phantom_2d: Phantom) -> None:
 def test_pages_on_metrics_and_verdicts(phantom_2d: Phantom, page: str) -> None:
     grid = phantom_2d.geometry
     names = {"fixed": to_sitk(phantom_2d.fixed, grid), "moving": to_sitk(phantom_2d.moving, grid)}
+    names |= {f"{name}_t2": 255.0 - image for name, image in names.items()}
     report = run_blocks(page, names)["result"].report
     assert report.verdict.grade == "good"
 

@@ -206,6 +206,14 @@ def test_start_of_simpleitk_s_initialiser_for_landmarks(phantom: Phantom) -> Non
         ({"fixed_landmarks": [], "moving_landmarks": []}, InputError, r"fixed_landmarks: has shape \(0,\)"),
         ({"fixed_landmarks": np.zeros((0, 2)), "moving_landmarks": [[0, 0]]}, InputError, "holds no points"),
         ({"fixed_landmarks": [[0, np.nan]], "moving_landmarks": [[0, 0]]}, InputError, "NaN"),
+        ({"fixed_landmarks": [["1", "2"]], "moving_landmarks": [[0, 0]]}, InputError, "is an .N, 2. array of LPS mm"),
+        ({"fixed_landmarks": [[0, 0]], "moving_landmarks": [[1j, 0]]}, InputError, "is an .N, 2. array of LPS mm"),
+        ({"fixed_landmarks": [[10**400, 0]], "moving_landmarks": [[0, 0]]}, InputError, "is an .N, 2. array of LPS mm"),
+        (
+            {"fixed_landmarks": [[0, 0]], "moving_landmarks": [[0, 0]], "landmark_weights": ["1"]},
+            InputError,
+            "landmark_weights: are numbers",
+        ),
         ({"fixed_landmarks": "no.csv", "moving_landmarks": [[0, 0]]}, InputError, "no such file"),
         (
             {"fixed_landmarks": [[0, 0]], "moving_landmarks": [[0, 0]], "landmark_weights": [0]},

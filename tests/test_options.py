@@ -40,6 +40,7 @@ class Made:
     share: float = option(0.5, "a share", at_least=0, below=1)
     scale: float = option(1.0, "a scale", above=0, infinite=True)
     sizes: tuple[int, ...] = option((2, 1), "sizes", at_least=1, per_level=True, public=True)
+    labels: tuple[int, ...] = option((), "labels", at_least=1)
     weights: tuple[float, ...] = option((0.5, 0.1), "weights", at_least=0, at_most=9, per_level=True)
     pair: tuple[float, float] = option((0.9, 0.99), "two rates")
     word: str = option("one", "a word", choices=("one", "two"))
@@ -206,6 +207,7 @@ def test_choices_are_looked_up_when_they_are_needed() -> None:
         ("sizes", [4, 2], (4, 2)),
         ("sizes", np.array([4, 2]), (4, 2)),
         ("sizes", (np.int64(4), 2), (4, 2)),
+        ("labels", 2, (2,)),
         ("weights", 1, (1.0,)),
         ("weights", np.float32(0.5), (0.5,)),
         ("weights", np.array([1, 2]), (1.0, 2.0)),

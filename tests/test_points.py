@@ -56,6 +56,10 @@ def test_missing_point_files(tmp_path: Path) -> None:
     table = load_points(tmp_path / "p.csv")
     with pytest.raises(InputError, match="coordinates"):
         save_points(table, np.zeros((2, 2)), tmp_path / "r.csv")
+    for wrong in ([["1", "2"]], [[1, np.nan]], [[1j, 2]]):
+        with pytest.raises(InputError, match="points"):
+            save_points(table, wrong, tmp_path / "r.csv")
+    assert not (tmp_path / "r.csv").exists()
     with pytest.raises(InputError, match="does not exist"):
         save_points(table, table.points, tmp_path / "no" / "r.csv")
 
@@ -319,3 +323,16 @@ def test_small_units_keep_their_digits(tmp_path: Path) -> None:
     np.testing.assert_allclose(table.points, p, rtol=1e-12)
     save_points(table, p, tmp_path / "q.csv")
     np.testing.assert_allclose(load_points(tmp_path / "q.csv").points, p, atol=1e-11)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_names_of_older_programs(mark: bytes, end: bytes, tmp_path: Path) -> None:
+    """A table whose names are Latin-1, of which not every byte is UTF-8."""
+    lines = [b"x,y,z,t,label,comment", b"1,2,3,0,1,caf\xe9 \xb5", b"4,5,6,0,2,90\xb0"]
+    (tmp_path / "p.csv").write_bytes(mark + end.join(lines) + end)
+    points = load_points(tmp_path / "p.csv").points
+    np.testing.assert_array_equal(points, [[1, 2, 3], [4, 5, 6]])
+    lines = [b"# caf\xe9", b"# CoordinateSystem = LPS", b"# columns = id,x,y,z,label", b"1,1,2,3,caf\xe9"]
+    (tmp_path / "p.fcsv").write_bytes(mark + end.join(lines) + end)
+    np.testing.assert_array_equal(load_points(tmp_path / "p.fcsv").points, [[1, 2, 3]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +15,7 @@ import pytest
 
 import itk_nir
 from itk_nir.errors import WorkerDied
+from itk_nir.images import save_image
 from itk_nir.many import shares
 from itk_nir.phantom import brain_phantom
 
@@ -123,6 +125,26 @@ def test_in_this_process(pair: tuple[Any, Any]) -> None:
     assert list(many) == []
 
 
+def test_no_file_is_written_twice(pair: tuple[Any, Any], tmp_path: Path) -> None:
+    """Neither through another name of the folder nor by prefixes whose files overlap."""
+    fixed, moving = pair
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    outputs = ["real/a", "link/a", "real/aInverse", "real/b"]
+    pairs = [{"fixed": fixed, "moving": moving, "output": tmp_path / name} for name in outputs]
+    found = list(itk_nir.register_many(pairs, in_flight=1, **QUICK))
+    assert [one.ok for one in found] == [True, False, False, True]
+    assert re.search(r"its file \S+aWarped.nii.gz is that of pair 0 too", str(found[1].error))
+    assert re.search(r"its file \S+aInverseComposite.h5 is that of pair 0 too", str(found[2].error))
+
+
+def test_a_format_that_does_not_exist_is_refused_without_an_output(pair: tuple[Any, Any]) -> None:
+    fixed, moving = pair
+    [one] = itk_nir.register_many([{"fixed": fixed, "moving": moving, "format": "bogus"}], in_flight=1, **QUICK)
+    assert isinstance(one.error, itk_nir.OptionError)
+    assert "bogus" in str(one.error)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -161,3 +183,37 @@ def test_shares_of_cores_and_card() -> None:
         if "in_flight" in given:
             given = {**given, "room": np.inf}
         assert shares(**{**arguments, **given}) == wanted, given
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_no_pair_writes_over_what_another_one_reads(lazy: bool, pair: tuple[Any, Any], tmp_path: Path) -> None:
+    """Of a list in both directions, of an iterator what was read before; the other pairs go on."""
+    files = [str(tmp_path / name) for name in ("a_Warped.nii.gz", "m.nii.gz", "b_Warped.nii.gz")]
+    for file, (array, grid) in zip(files, (*pair, pair[0]), strict=True):
+        save_image(array, grid, file)
+    before = [Path(file).read_bytes() for file in files]
+    pairs = [
+        {"fixed": files[2], "moving": files[1], "output": tmp_path / "a_"},
+        {"fixed": files[0], "moving": files[1], "output": tmp_path / "b_"},
+        {"fixed": files[0], "moving": files[1], "output": tmp_path / "c_"},
+    ]
+    given = iter(pairs[1:]) if lazy else pairs
+    found = list(itk_nir.register_many(given, in_flight=1, **QUICK))
+    assert [one.ok for one in found] == ([True, True] if lazy else [False, False, True])
+    assert all("and would be replaced" in str(one.error) for one in found[:-1] if not one.ok)
+    if not lazy:
+        assert [Path(file).read_bytes() for file in files] == before
+    else:
+        back = {"fixed": files[1], "moving": files[1], "output": tmp_path / "a_"}
+        refused = list(itk_nir.register_many(iter([*pairs[2:], back]), in_flight=1, **QUICK))[1]
+        assert "and would be replaced" in str(refused.error)
+        assert Path(files[0]).read_bytes() == before[0]
+
+
+def test_a_folder_called_as_a_word_is_no_input(
+    pair: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs = [{"fixed": pair[0], "moving": pair[1], "output": "none/"}]
+    for _ in range(2):
+        assert [one.error for one in itk_nir.register_many(pairs, in_flight=1, **QUICK)] == [None]

@@ -88,6 +88,30 @@ def test_a_mapping_that_is_no_report_is_refused() -> None:
         itk_nir.repeat({"metrics": None})
 
 
+def test_small_arrays_in_memory_are_no_part_of_a_report(phantom_2d: Phantom) -> None:
+    """They are images, to be given again; and half precision, which few programs know, is saved as float32."""
+    fixed, moving = ((a.astype(np.float16), phantom_2d.geometry) for a in (phantom_2d.fixed, phantom_2d.moving))
+    assert fixed[0].size < 10_000
+    masks = {"fixed_mask": (np.ones(fixed[0].shape, np.uint8), phantom_2d.geometry)}
+    quick: dict[str, Any] = {"preset": "fast", "iterations": 2, "threads": 1, "device": "cpu"}
+    result = itk_nir.register(fixed, moving, **masks, **quick)
+    told = result.report.as_dict()["call"]["arguments"]
+    assert told["fixed"] == told["moving"] == told["fixed_mask"] == {"object": "numpy.ndarray"}
+    with pytest.raises(itk_nir.InputError, match="fixed, fixed_mask, moving was in memory, not a file"):
+        itk_nir.repeat(result)
+    again = itk_nir.repeat(result, fixed=fixed, moving=moving, **masks)
+    np.testing.assert_array_equal(again.warped_array, result.warped_array)
+
+
+@pytest.mark.parametrize("kind", ["itk", "ants", "elastix", "slicer"])
+def test_half_precision_is_saved_as_float32(phantom_2d: Phantom, kind: Any, tmp_path: Path) -> None:
+    fixed, moving = ((a.astype(np.float16), phantom_2d.geometry) for a in (phantom_2d.fixed, phantom_2d.moving))
+    result = itk_nir.register(fixed, moving, preset="fast", iterations=2, threads=1, device="cpu")
+    saved = itk_nir.images.load_image(result.save(tmp_path / "x_", kind)["warped"], "warped")
+    assert saved.pixel_type == np.float32
+    np.testing.assert_array_equal(saved.array, result.warped_pixels[0].astype(np.float32))
+
+
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [

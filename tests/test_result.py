@@ -131,6 +131,39 @@ def test_points_and_inverses(d: int) -> None:
     np.testing.assert_allclose(mapped_by(result.inverse_transform.GetInverseTransform(), p), q, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([(1, 2), (1,)], r"points are real numbers of shape \(N, 2\), and these are not"),
+        ([("a", 2)], "points are real numbers"),
+        (["ab"], "points are real numbers"),
+        ([(1 + 2j, 3)], "they are of type complex128"),
+        ([(1, None)], "1 of the points have a coordinate that is NaN"),
+        ([(1.0, np.nan), (2, 3), (np.inf, 1)], "2 of the points have a coordinate that is NaN or infinite"),
+        ([(1, 2, 3)], r"points have shape \(N, 2\), got \(1, 3\)"),
+        ((1, 2), r"points have shape \(N, 2\), got \(2,\)"),
+    ],
+)
+def test_points_that_cannot_be(points: Any, message: str) -> None:
+    result = made(2)
+    for inverse in (False, True):
+        with pytest.raises(InputError, match=message):
+            result.transform_points(points, inverse)
+    if points == (1, 2):  # one point, which these take
+        return
+    assert result.displacement is not None
+    for map_ in (result.mapping.map, result.affine.map, result.displacement.map, result.displacement.displacement):
+        with pytest.raises(InputError, match=message.replace("N,", r"\.\.\.,")):
+            map_(points)
+
+
+def test_no_points_are_no_points() -> None:
+    result = made(2)
+    for nothing in ([], np.zeros((0, 2))):
+        for map_ in (result.transform_points, result.mapping.map, result.affine.map):
+            assert map_(nothing).shape == (0, 2)
+
+
 @BOTH
 def test_one_grid_covers_fixed_space_and_its_image(d: int) -> None:
     import itk

@@ -104,8 +104,13 @@ def _files(options: argparse.Namespace) -> list[str]:
 
 
 def _apply_to_points(options: argparse.Namespace) -> None:
-    if options.labels or options.interpolation != "auto" or options.pixel_type:
-        raise InputError("--points takes no --labels, --interpolation or --pixel-type; leave them out")
+    images = {
+        "--labels": options.labels, "--interpolation": options.interpolation != "auto",
+        "--pixel-type": options.pixel_type, "--fill": options.fill is not None, "--nan": options.nan != "error",
+    }  # fmt: skip
+    if any(images.values()):
+        flags = ", ".join(flag for flag, given in images.items() if given)
+        raise InputError(f"--points takes no {flags}: that is about images; leave it out")
     from itk_nir.loading import load_transform
     from itk_nir.places import check_output_file
     from itk_nir.points import beyond, load_points, save_points

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,9 @@ REGISTER_FLAGS: dict[str, str | None] = {
     "checkpoint_seconds": "--checkpoint-seconds",
 }
 
+#: Numbers as flags and ANTs' programs take them, which Python may read as one in hexadecimal: ``0x1``, ``4x2x1``.
+_BY_X = re.compile(r"\d[\d.]*(x\d[\d.]*)+")
+
 #: What a bare word means as a value or within one, in small or capital letters.
 _WORDS = {
     "true": True,
@@ -94,10 +98,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name in PUBLIC_OPTIONS:
         flag, target = "--" + name.replace("_", "-"), f"option_{name}"
         if name == "symmetric":
-            actions[name] = group.add_argument(flag, dest=target, action="store_const", const=True)
+            actions[name] = group.add_argument(
+                flag, dest=target, action="store_const", const=True, default=argparse.SUPPRESS
+            )
         else:
             kind = metric_names if name.endswith("metric") else level_values
-            actions[name] = group.add_argument(flag, dest=target, type=kind, metavar="VALUE")
+            actions[name] = group.add_argument(flag, dest=target, type=kind, metavar="VALUE", default=argparse.SUPPRESS)
     plain = parser.format_help
 
     def format_help() -> str:
@@ -106,8 +112,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         for name, (value, what) in described("default").items():
             if name in actions and what is not None:
                 limits = what.limits()
-                default = (",".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
-                text = f"{what.help}{f' ({limits})' if limits else ''}; default: {default}"
+                text = f"{what.help}{f' ({limits})' if limits else ''}"
+                # No values are no value that could be typed: the text says what holds where the flag is left out.
+                if value != ():
+                    text += f"; default: {','.join(map(str, value)) if isinstance(value, tuple) else value}"
                 actions[name].help = text.replace("`", "").replace("%", "%%")
         return plain()
 
@@ -148,9 +156,9 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def given_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The public options that the user gave a flag for."""
-    given = {name: getattr(options, f"option_{name}") for name in PUBLIC_OPTIONS}
-    return {name: value for name, value in given.items() if value is not None}
+    """The public options that the user gave a flag for, also those with the value ``none``."""
+    given = vars(options)
+    return {name: given[f"option_{name}"] for name in PUBLIC_OPTIONS if f"option_{name}" in given}
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -261,8 +269,8 @@ def parse_settings(
     Parameters
     ----------
     assignments : sequence of str
-        ``"NAME=VALUE"`` each. A value is a Python literal; true, false, none, inf and nan are words for theirs;
-        anything else is text. The dashes of a name are underscores.
+        ``"NAME=VALUE"`` each. A value is a Python literal, or numbers with x between; true, false, none, inf and nan
+        are words for theirs; anything else is text. The dashes of a name are underscores.
     option : str
         The flag that they came with, for messages.
     flags : mapping of str to str or None
@@ -294,7 +302,10 @@ def parse_settings(
             instead = "is not an option of the command line" if flag is None else f"give it as {flag} {text}"
             raise OptionError(f"{option} {assignment}: {name} is no setting of a preset, {instead}")
         try:
-            settings[name] = metric_names(text) if text.lower() == "none" and name.endswith("metric") else _value(text)
+            if text.lower() == "none" and name.endswith("metric"):
+                settings[name] = metric_names(text)
+            else:
+                settings[name] = level_values(text) if _BY_X.fullmatch(text) else _value(text)
         except (RecursionError, MemoryError):  # of Python's parser, which says so for deep nesting
             raise OptionError(f"{option} {name}=...: the value is nested too deeply to be read") from None
     return settings

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from itk_nir.cli.arguments import positive
-from itk_nir.cli.batch_table import Row, add_row, finished, read_rows, summary_line, write_summary
+from itk_nir.cli.batch_table import Row, add_row, check_across, finished, read_rows, summary_line, write_summary
 from itk_nir.cli.console import FAILED, SELF_CHECK_FAILED, SUCCESS, UNSUPPORTED, report_line, say, tell
 from itk_nir.cli.signals import requests
 from itk_nir.errors import InputError, SelfCheckWarning, escaped, one_line
@@ -46,14 +46,15 @@ def run(options: argparse.Namespace) -> int:
     """Register the pairs, print one line each, write the summary; the exit status."""
     rows = read_rows(options)
     folder = Path(options.output)
-    _check_summary(folder)
+    _check_summary(folder, options.table)
+    reports = [finished(row) if options.resume else None for row in rows]
+    left = [row for row, report in zip(rows, reports, strict=True) if report is None]
+    check_across(options.table, left, rows)
     from itk_nir.many import register_many
 
-    lines, left = [], []
-    for row in rows:
-        report = finished(row) if options.resume else None
+    lines = []
+    for row, report in zip(rows, reports, strict=True):
         if report is None:
-            left.append(row)
             continue
         seconds = report.get("seconds", {}).get("total")
         lines.append(summary_line(row, "skipped", report, seconds=seconds, error="", warnings=""))
@@ -74,18 +75,19 @@ def run(options: argparse.Namespace) -> int:
     return next(status for status in (FAILED, SELF_CHECK_FAILED, UNSUPPORTED, SUCCESS) if status in statuses)
 
 
-def _check_summary(folder: Path) -> None:
+def _check_summary(folder: Path, table: str) -> None:
     """Refuse a summary that could not be written, before the work.
 
     Raises
     ------
     InputError
-        As of `itk_nir.saving.check_output_prefix`, or a file of that name that is no summary.
+        As of `itk_nir.saving.check_output_prefix`, among it the table itself, or a file of that name that is no
+        summary.
     """
     from itk_nir.saving import check_output_prefix
 
     path = folder / SUMMARY_NAME
-    check_output_prefix(f"{folder}/", [SUMMARY_NAME])
+    check_output_prefix(f"{folder}/", [SUMMARY_NAME], [table])
     if path.is_file() and path.read_bytes()[:11] not in (b"line,fixed,", b""):
         raise InputError(f"{path}: is there already and is no summary of this program; move it away")
 

@@ -102,14 +102,18 @@ def read_rows(options: argparse.Namespace) -> list[Row]:
 
             hint = nearest_name(name, flags)
             raise InputError(f"{table}: unknown column {name!r}{hint}; its columns are options of `itk-nir register`")
-    rows, prefixes = [], dict[str, int]()
+    from itk_nir.saving import result_files, shared_file
+
+    rows, owners = [], dict[str, int]()
     for number, (line, cells) in enumerate(lines, 1):
         given = {name: cell for name, cell in zip(names, cells, strict=True) if cell}
         try:
             row = _row(line, number, given, flags, parser, options)
-            before = prefixes.setdefault(os.path.abspath(row.output + "x"), line)
-            if before != line:
-                raise InputError(f"output {row.name}: is that of line {before} too; give another")
+            shared = shared_file(result_files(row.output, row.kind), owners, line)
+            if shared is not None:
+                raise InputError(
+                    f"output {row.name}: its file {shared[0]} is that of line {shared[1]} too; give another"
+                )
         except ItkNirError as error:
             raise InputError(f"{table}, line {line}: {one_line(error)}") from error
         rows.append(row)
@@ -172,8 +176,7 @@ def _row(
         # What may be given several times is a list of them here.
         several = cell.split(";") if isinstance(flags[name].default, list) or name == "initial_transform" else [cell]
         for text in several:
-            path = os.path.join(folder, text.strip()) if name in FILES else text.strip()
-            words.append(f"{flag}={path}")
+            words.append(f"{flag}={_placed(folder, text.strip(), name) if name in FILES else text.strip()}")
     parser.parse_args(words, own)
     check_images(own)
     call = {"fixed": own.fixed, "moving": own.moving, "preset": settings_of(own.preset, all_options(own))}
@@ -187,11 +190,44 @@ def _row(
     return Row(line, name, output, own.format, call)
 
 
+def _placed(folder: str, text: str, column: str) -> str:
+    """The file of a cell beside the table; of transforms ``[file,1]`` and ``identity`` too."""
+    from itk_nir.places import bracketed
+
+    path = os.path.join(folder, text)
+    if column != "initial_transform" or os.path.exists(path):
+        return path
+    if text.lower() == "identity":
+        return text
+    file, *rest = bracketed(text) or [text]
+    return path if file == text else f"[{','.join([os.path.join(folder, file), *rest])}]"
+
+
+def check_across(table: str, written: Sequence[Row], rows: Sequence[Row]) -> None:
+    """Refuse rows that would write over what another row reads.
+
+    Raises
+    ------
+    InputError
+        The line, the file and the input.
+    """
+    from itk_nir.places import InputFiles, named_files
+    from itk_nir.saving import result_files
+
+    inputs = InputFiles(named_files(*(row.call.get(column) for row in rows for column in FILES)))
+    for row in written:
+        try:
+            inputs.refuse(result_files(row.output, row.kind))
+        except InputError as error:
+            raise InputError(f"{table}, line {row.line}: {one_line(error)}") from error
+
+
 def finished(row: Row) -> dict[str, Any] | None:
     """The report of a pair that was registered before, as it would be now: the same call, inputs that are older than
     the report, and files that are as it says; else None.
     """
     from itk_nir.atomic import split_prefix
+    from itk_nir.places import named_files
     from itk_nir.saving import REPORT, file_names
 
     folder, start = split_prefix(row.output)
@@ -207,8 +243,7 @@ def finished(row: Row) -> dict[str, Any] | None:
         return None
     if not right or stopped or _what_counts(then) != _what_counts(_call_now(row)):
         return None
-    files = [name for value in then["arguments"].values() for name in (value if isinstance(value, list) else [value])]
-    read = [name for name in files if isinstance(name, str) and os.path.exists(name)]
+    read = named_files(*(then["arguments"].get(name) for name in FILES))
     if any(os.path.getmtime(name) > made for name in read):
         return None
     found: dict[str, Any] = report["metrics"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import Any
 
 from itk_nir.cli.arguments import add_common, add_options, settings_of
 from itk_nir.cli.console import SUCCESS, UNUSABLE, say, tell
 from itk_nir.cli.register import add_inputs, all_options, check_images, inputs_of
-from itk_nir.errors import escaped
+from itk_nir.errors import OptionError, escaped
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -31,9 +32,10 @@ def run(options: argparse.Namespace) -> int:
     from itk_nir.checking import check
 
     check_images(options)
-    found = check(
-        options.fixed, options.moving, preset=settings_of(options.preset, all_options(options)), **inputs_of(options)
-    )
+    given, preset = all_options(options), options.preset
+    with contextlib.suppress(OptionError):  # `check` tells it, beside everything else that is wrong
+        preset, given = settings_of(preset, given), {}
+    found = check(options.fixed, options.moving, preset=preset, **given, **inputs_of(options))
     for finding in found.findings:
         tell(escaped(f"{finding.severity}: {finding}"))
     if not found.ok:

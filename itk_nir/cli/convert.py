@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> None:
     from itk_nir.saving import check_transform_output
     from itk_nir.transforms.save import save_transform
 
-    check_transform_output(options.output, options.format, named_files(options.transform, options.reference))
+    read = named_files(options.transform, options.reference, options.moving)
+    check_transform_output(options.output, options.format, read)
     if options.format == "ants":
         note_if_folder(options.output)
     reference, moving = grid_of(options.reference, "reference image"), grid_of(options.moving, "moving image")

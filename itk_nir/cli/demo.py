@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from itk_nir.cli.arguments import add_common, sizes
 from itk_nir.cli.console import names, progress, require_matplotlib, say, summary, tell
+from itk_nir.errors import OptionError
 
 if TYPE_CHECKING:
     from itk_nir.phantom import Phantom
     from itk_nir.result import RegistrationResult
+
+#: Voxels along every axis, at least.
+_LEAST_SIZE = 16
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -38,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
     from itk_nir.phantom import brain_phantom
     from itk_nir.saving import PICTURE, check_output_prefix, file_names
 
+    _check_size(options.size, options.dimension)
     require_matplotlib()
     folder = Path(options.output)
     prefix = f"{folder}/"
@@ -74,6 +79,21 @@ def run(options: argparse.Namespace) -> None:
     _print_errors(before, after)
     _print_dice(phantom, result)
     tell(f"\nwrote {names(paths.values())}")
+
+
+def _check_size(size: tuple[int, ...] | None, dimension: int) -> None:
+    """Refuse the size of a phantom that nothing can be seen in.
+
+    Raises
+    ------
+    OptionError
+        Another number of axes than the phantom has, or too few voxels along one.
+    """
+    if size is not None and (len(size) != dimension or min(size) < _LEAST_SIZE):
+        raise OptionError(
+            f"--size {','.join(map(str, size))}: give {dimension} numbers (--dimension {dimension}), each at least "
+            f"{_LEAST_SIZE}"
+        )
 
 
 def _true_errors(phantom: Phantom, result: RegistrationResult) -> tuple[Any, Any]:

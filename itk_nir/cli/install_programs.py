@@ -12,6 +12,7 @@ from itk_nir.atomic import all_or_none
 from itk_nir.cli.console import names, tell
 from itk_nir.cli.programs import table
 from itk_nir.errors import InputError, escaped
+from itk_nir.places import check_outputs, shown
 
 #: A line of every file, by which we know our own.
 MARK = "# This file was written by itk-nir install-programs."
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     Raises
     ------
     InputError
-        A file of one of these names that is not ours.
+        A folder that is a file or cannot be written to, or a file of one of these names that is not ours.
     """
     folder = Path(options.folder)
     files = launchers(sys.executable, windows=os.name == "nt")
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> None:
             f"{names(foreign)} in {escaped(str(folder))} {'is' if len(foreign) == 1 else 'are'} not of itk-nir; choose "
             "another folder, or replace them with --force"
         )
+    check_outputs([folder / name for name in files], f"folder {shown(folder)}")
     with all_or_none(folder) as stage:
         for name, text in files.items():
             (stage / name).write_text(text, encoding="utf-8", newline="")

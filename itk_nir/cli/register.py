@@ -41,7 +41,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_outputs(parser)
     add_common(parser)
     add_options(parser)
-    parser.set_defaults(defaults={a.dest: a.default for a in parser._actions})
+    # What is then there was typed: a flag may have been typed with the value that it has without.
+    usual = {a.dest: a.default for a in parser._actions if a.default is not argparse.SUPPRESS}
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    parser.set_defaults(usual=usual)
     return parser
 
 
@@ -150,9 +154,14 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Register the images, write all files or none, and print one line about the result; the exit status."""
+    usual = vars(options).pop("usual")
+    typed = set(vars(options)) - {"run", "debug"}
+    options = argparse.Namespace(**{**usual, **vars(options)})
+    if "checkpoint_seconds" in typed and options.checkpoint is None:
+        raise OptionError("--checkpoint-seconds: is about --checkpoint FOLDER; give that too, or leave it out")
     if options.from_report is not None:
         began = time.perf_counter()
-        return _finished(options, _repeated(options), began)
+        return _finished(options, _repeated(options, typed), began)
     check_images(options)
     given = all_options(options)
     fixed = _checked_output(options)
@@ -222,7 +231,7 @@ _WITH_A_REPORT = (
 )  # fmt: skip
 
 
-def _repeated(options: argparse.Namespace) -> RegistrationResult:
+def _repeated(options: argparse.Namespace, typed: set[str]) -> RegistrationResult:
     """The registration of a report once more.
 
     Raises
@@ -230,8 +239,7 @@ def _repeated(options: argparse.Namespace) -> RegistrationResult:
     OptionError
         A flag that would make another registration of it.
     """
-    given = {name for name, usual in options.defaults.items() if name != "help" and getattr(options, name) != usual}
-    others = given - {*_WITH_A_REPORT, "from_report", "output", "format", "strict", "picture", "debug"}
+    others = typed - {*_WITH_A_REPORT, "from_report", "output", "format", "strict", "picture"}
     if others:
         flags = sorted("--" + name.removeprefix("option_").replace("_", "-") for name in others)
         raise OptionError(f"{', '.join(flags)}: --from-report says it already; leave it out")
@@ -241,7 +249,7 @@ def _repeated(options: argparse.Namespace) -> RegistrationResult:
         from itk_nir.repeating import repeat
 
         ops.return_blocks_from(8 << 20)
-        anew = {name: getattr(options, name) for name in given & set(_WITH_A_REPORT)}
+        anew = {name: getattr(options, name) for name in typed & set(_WITH_A_REPORT)}
         if "initial_transform" in anew:
             anew["initial_transform"] = one_or_list(anew["initial_transform"])
         return repeat(options.from_report, callback=requests().stopping(callback), **anew)

@@ -67,6 +67,24 @@ def to_itk_vectors(vectors: NDArray[Any], geometry: Geometry, component: str) ->
     return image
 
 
+def storable(array: NDArray[Any]) -> NDArray[Any]:
+    """Values in a type that SimpleITK and files of images have.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        Real numbers of any shape.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool as uint8, float16 as float32, what is wider than 64 bits as float64; in this machine's byte order.
+    """
+    wider = {"b1": np.uint8, "f2": np.float32, "f12": np.float64, "f16": np.float64}
+    kind = array.dtype.kind + str(array.dtype.itemsize)
+    return array.astype(wider.get(kind, array.dtype.newbyteorder("=")), copy=False)
+
+
 def to_sitk(array: NDArray[Any], geometry: Geometry) -> Any:
     """Make a ``SimpleITK.Image`` that has memory of its own.
 
@@ -80,7 +98,7 @@ def to_sitk(array: NDArray[Any], geometry: Geometry) -> Any:
     Returns
     -------
     SimpleITK.Image
-        Of the array's type (bool becomes uint8).
+        Of the array's type (bool becomes uint8, float16 float32).
 
     Examples
     --------
@@ -90,9 +108,7 @@ def to_sitk(array: NDArray[Any], geometry: Geometry) -> Any:
     """
     import SimpleITK as sitk
 
-    if array.dtype == np.bool_:
-        array = array.astype(np.uint8)
-    image = sitk.GetImageFromArray(array, isVector=array.ndim == geometry.dimension + 1)
+    image = sitk.GetImageFromArray(storable(array), isVector=array.ndim == geometry.dimension + 1)
     image.SetSpacing(geometry.spacing)
     image.SetOrigin(geometry.origin)
     image.SetDirection(geometry.rotation.ravel().tolist())

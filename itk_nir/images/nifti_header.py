@@ -17,8 +17,9 @@ _COLOURS = {128: 3, 2304: 4}
 _NOT_REAL = {
     1: "single bits", 32: "complex64", 1792: "complex128", 2048: "complex256", 1536: "float128"
 }  # fmt: skip
-#: Intents of the fifth axis: its values belong together.
-_VECTORS = (1005, 1006, 1007, 2003, 2004)
+#: The intent of symmetric matrices, and all intents of the fifth axis: its values belong together.
+SYMMETRIC = 1005
+_VECTORS = (SYMMETRIC, 1006, 1007, 2003, 2004)
 #: Slopes and intercepts below this are none to ITK.
 _LEAST = float(np.finfo(np.float64).eps)
 #: How much longer than 1 the square of a quaternion's vector part may be by rounding.
@@ -114,6 +115,11 @@ class Header:
         while len(shape) > 3 and shape[-1] == 1:
             del shape[-1]
         return tuple(shape[:2] if vectors and shape[2:] == [1] else shape)
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether the values of a voxel are a symmetric matrix."""
+        return len(self.shape) == 5 and self.intent == SYMMETRIC
 
     @property
     def components(self) -> int:

@@ -17,7 +17,7 @@ from itk_nir.images.nifti import read_voxels, scaled
 from itk_nir.images.nifti_grid import orientation
 from itk_nir.images.nifti_header import Header
 from itk_nir.images.quiet import quiet
-from itk_nir.images.volume import ReadOptions, Volume, check_layout, excess, not_real
+from itk_nir.images.volume import ReadOptions, Volume, check_layout, excess, not_real, tensors
 
 
 def read_nifti(file: Path, label: str, options: ReadOptions) -> Volume | None:
@@ -53,6 +53,8 @@ def read_nifti(file: Path, label: str, options: ReadOptions) -> Volume | None:
                 if "complex" in name
                 else InputError(f"{label}: has voxels of type {name}, which cannot be read; convert them to float32")
             )
+        if header.has_tensors:
+            raise tensors(label)
         size = header.size
         check_layout(label, len(size), header.components, options.several, size[3] if len(size) == 4 else 0)
 

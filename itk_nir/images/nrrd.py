@@ -3,6 +3,7 @@ not say where the voxels lie."""
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from itk_nir.errors import InputError
 from itk_nir.findings import Finding, warning
 from itk_nir.images.metaimage import other_units
+from itk_nir.images.volume import tensors
 
 #: Bytes of one value, by any of the names that a type has.
 _WIDTHS = {
@@ -61,9 +63,12 @@ def check_nrrd(file: Path, label: str) -> tuple[Finding, ...]:
     at, mark = min(ends, default=(len(raw), b""))
     if not raw.startswith(b"NRRD"):
         raise InputError(f"{label}: no NRRD header, or a damaged one; get a fresh copy")
-    fields = dict(_field(line) for line in raw[:at].decode("latin1").splitlines() if ":" in line)
+    # Not `splitlines`: it also ends a line at a byte 0x85, which is part of a letter in UTF-8.
+    fields = dict(_field(line) for line in raw[:at].decode("latin1").split("\n") if ":" in line)
+    if "-matrix" in fields.get("kinds", "").lower():
+        raise tensors(label)
     found = _oddities(fields, label)
-    named = fields.get("data file", fields.get("datafile", ""))
+    named = os.fsdecode(fields.get("data file", fields.get("datafile", "")).encode("latin1"))
     if fields.get("encoding", "").lower() not in ("gzip", "gz") or " " in named or "%" in named or named == "LIST":
         return found
     data, start = (file.parent / named, 0) if named else (file, at + len(mark))

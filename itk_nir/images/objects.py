@@ -24,8 +24,10 @@ from itk_nir.images.volume import (
     Volume,
     check_layout,
     check_memory,
+    check_no_tensors,
     check_pixels,
     not_real,
+    tensors,
 )
 
 
@@ -73,6 +75,8 @@ def read_itk(image: Any, role: str, options: ReadOptions) -> Volume:
         raise InputError(f"{role}: is an object of ITK of type {type(image).__name__}, no image; convert it to one")
     if "complex" in type(image).__name__ or re.match("itkImageC[FD]", type(image).__name__):
         raise not_real(role, "complex")
+    if re.match("itkImage(SSRT|DT)", type(image).__name__):
+        raise tensors(role)
     check_layout(role, int(image.GetImageDimension()), int(image.GetNumberOfComponentsPerPixel()), options.several)
     region = image.GetBufferedRegion()
     if not region.GetNumberOfPixels():
@@ -258,6 +262,7 @@ def read_nibabel(image: Any, role: str, options: ReadOptions) -> Volume:
         An image that cannot be used.
     """
     shape, components = nibabel_layout(image)
+    check_no_tensors(image, role)
     check_layout(role, len(shape), components, options.several, shape[3] if len(shape) == 4 else 0)
     array = nibabel_values(image, role)
     affine, findings, code = nibabel_affine(image, role)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from itk_nir.companions import companions
 from itk_nir.errors import InputError, one_line
 from itk_nir.findings import Finding
 from itk_nir.geometry import Geometry
@@ -39,8 +40,17 @@ from itk_nir.images.objects import (
 )
 from itk_nir.images.quiet import quiet
 from itk_nir.images.reading import READERS, load_pixels
-from itk_nir.images.volume import ReadOptions, Volume, check_memory, check_pixels, not_real, unreadable
-from itk_nir.places import companions, itk_name
+from itk_nir.images.volume import (
+    ReadOptions,
+    Volume,
+    check_memory,
+    check_no_tensors,
+    check_pixels,
+    not_real,
+    tensors,
+    unreadable,
+)
+from itk_nir.places import itk_name
 
 #: What is looked at before ITK reads a file: ending -> check(file, label).
 _CHECKS = {".mha": check_metaimage, ".mhd": check_metaimage, ".nrrd": check_nrrd, ".nhdr": check_nrrd}
@@ -262,6 +272,8 @@ def _file_of_volumes(file: Path, label: str, resample_shear: bool) -> Series | N
     if is_nifti(file) and file.is_file():
         header, data = read_header(file, label)
         if header is not None:
+            if header.has_tensors:
+                raise tensors(label)
             several = header.components > header.colours > 1  # vectors of colours are nobody's
             known = len(header.size) == 4 and header.dtype is not None and not several
             return _nifti_series(file, header, data, label, resample_shear) if known else None
@@ -427,6 +439,7 @@ def _of_ants(image: Any, role: str, resample_shear: bool) -> Series:
 
 def _of_nibabel(image: Any, role: str, resample_shear: bool) -> Series:
     shape, _ = nibabel_layout(image)
+    check_no_tensors(image, role)
     array = nibabel_values(image, role)
     check_pixels(role, array.dtype)
     affine, findings, code = nibabel_affine(image, role)

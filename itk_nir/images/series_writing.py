@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from itk_nir.atomic import replacing
 from itk_nir.errors import InputError
 from itk_nir.geometry import Geometry
-from itk_nir.images.convert import ants_values, to_nibabel
+from itk_nir.images.convert import ants_values, storable, to_nibabel
 from itk_nir.images.itk_classes import itk_matrix, scalar_image
 from itk_nir.images.values import as_pixels
 
@@ -156,7 +156,7 @@ def write_series(
         raw: Any = stack.enter_context(open(temporary, "wb"))
         file: Any = None
         for array in volumes:
-            array = np.ascontiguousarray(array.astype(np.uint8) if array.dtype == np.bool_ else array)
+            array = np.ascontiguousarray(storable(array))
             array = array.astype(array.dtype.newbyteorder("<"), copy=False)
             if file is None:
                 if name.endswith((".nii", ".nii.gz")):

@@ -195,6 +195,8 @@ def checked_fill(fill: Any, dtype: np.dtype[Any], name: str = "fill") -> float |
         No number, or one that such pixels cannot hold.
     """
     try:
+        if isinstance(fill, (bool, np.bool_)):
+            raise TypeError
         value = float(fill)
     except (TypeError, ValueError, OverflowError):
         raise OptionError(f"{name} is a number, got {fill!r}") from None

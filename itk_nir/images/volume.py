@@ -14,6 +14,7 @@ from itk_nir.caching import cached_property
 from itk_nir.errors import InputError, one_line
 from itk_nir.findings import Finding, warning
 from itk_nir.geometry import Geometry
+from itk_nir.images.nifti_header import SYMMETRIC
 from itk_nir.images.planes import Plane
 
 
@@ -161,6 +162,47 @@ def not_real(label: str, pixel: str) -> InputError:
     InputError
     """
     return InputError(f"{label}: has pixels of type {pixel}; take the magnitude or the real part first")
+
+
+def tensors(label: str) -> InputError:
+    """The error for an image of tensors.
+
+    Parameters
+    ----------
+    label : str
+        What opens the message.
+
+    Returns
+    -------
+    InputError
+    """
+    return InputError(
+        f"{label}: is an image of tensors (symmetric matrices), which are to be turned with the image, by their "
+        "logarithm; ANTs' antsApplyTransforms -e 2 does it; to register, give a scalar image made of it (FA, say)"
+    )
+
+
+def check_no_tensors(image: Any, role: str) -> None:
+    """Refuse an image of nibabel's whose header says that its values are symmetric matrices.
+
+    Parameters
+    ----------
+    image : nibabel.spatialimages.SpatialImage
+        The image.
+    role : str
+        What opens the message.
+
+    Raises
+    ------
+    InputError
+        It says so.
+    """
+    try:
+        intent = int(image.header["intent_code"])
+    except (TypeError, KeyError, ValueError):  # a header without it
+        return
+    if intent == SYMMETRIC and image.ndim == 5:
+        raise tensors(role)
 
 
 def check_memory(label: str, size: Sequence[int], itemsize: int) -> None:

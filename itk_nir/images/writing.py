@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from itk_nir.atomic import refuse_cut, refuse_if_full, replacing
 from itk_nir.errors import InputError, WriteError, one_line
 from itk_nir.geometry import Geometry
-from itk_nir.images.convert import to_sitk
+from itk_nir.images.convert import storable, to_sitk
 from itk_nir.places import itk_name
 
 #: Endings of the image formats that can be written.
@@ -110,7 +110,7 @@ def save_image(
     >>> load_image(file, "image").geometry.spacing
     (0.5, 2.0)
     """
-    target = Path(path)
+    target, array = Path(path), storable(array)
     check_image_name(target)
     with replacing(target) as temporary:
         if target.name.lower().endswith((".nii", ".nii.gz")) and max(geometry.size) <= _NIFTI_LONGEST:
@@ -133,7 +133,7 @@ def _write_nifti(array: NDArray[Any], geometry: Geometry, path: Path, compressio
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     struct.pack_into(f"={geometry.dimension}h", header, 42, *geometry.size)
     struct.pack_into("=2h", header, _CODES, space_code, space_code)  # ITK's are 1
-    stored = np.dtype(np.uint8) if array.dtype == np.bool_ else array.dtype.newbyteorder("=")
+    stored = array.dtype
     parts = np.moveaxis(array, -1, 0) if vector else [array]
     voxels = (np.ascontiguousarray(part, stored).reshape(-1).view(np.uint8) for part in parts)
     _write_bytes(path, header, voxels, max(1, compression) if path.name.lower().endswith(".gz") else 0)

@@ -132,3 +132,5 @@ def test_apply_points_takes_no_image_options(pair: dict[str, str], tmp_path: Pat
     arguments = ["apply", "--points", "p.csv", "--transform", pair["transform"], "--output", str(tmp_path / "q.csv")]
     assert main([*arguments, "--labels"]) == 2
     assert "--points" in error_line(capsys)
+    assert main([*arguments, "--fill", "0", "--nan", "mask"]) == 2
+    assert "--points takes no --fill, --nan: " in error_line(capsys)

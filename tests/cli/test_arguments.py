@@ -69,6 +69,8 @@ def test_every_argument_of_register_has_its_flag_or_none() -> None:
         ("{[]: 1}", "{[]: 1}"),
         ("", ""),
         ("a=b", "a=b"),
+        ("0x1", (0, 1)),
+        ("0x1x0", (0, 1, 0)),
     ],
 )
 def test_words_and_text_in_values(text: str, value: object) -> None:
@@ -133,6 +135,9 @@ def test_flags_are_options_of_register(pair: dict[str, str], tmp_path: Path) -> 
         ),
         (["--metric", "lnc"], "'mind', got 'lnc', did you mean 'lncc'?"),
         (["--smoothness=-1"], "smoothness must be at least 0"),
+        (["--iterations", "none"], "option 'iterations' is a tuple of whole numbers, got None"),
+        (["--checkpoint-seconds", "60"], "--checkpoint-seconds: is about --checkpoint FOLDER"),
+        (["--initial-transform", str(Path(__file__))], "give a transform file (.h5, .tfm, .mat, .txt, ...) or a"),
     ],
 )
 def test_flags_that_cannot_be(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import itk_nir
 from itk_nir.cli import main
 from itk_nir.images import save_image
 from itk_nir.phantom import brain_phantom
+from itk_nir.transforms.formats.itk_h5 import write_h5
 from tests.cli.commands import error_line, read
 
 #: Over at once, in this process.
@@ -109,7 +111,7 @@ def test_a_table_and_what_is_left_of_it(images: Path, tmp_path: Path, capsys: py
         ("fixed,moving,linear\na,b,turned\n", "line 2: argument --linear: invalid choice"),
         ("fixed,moving,radius\na,b,-1\n", "line 2: radius"),
         ("fixed,moving,symmetric\na,b,perhaps\n", "line 2: symmetric: is yes or no"),
-        ("fixed,moving,output\na,b,c_\na,d,./c_\n", "line 3: output ./c_: is that of line 2 too"),
+        ("fixed,moving,output\na,b,c_\na,d,./c_\n", "c_Warped.nii.gz is that of line 2 too"),
         ("fixed,moving,output\na,b,a\x00\n", "line 2: "),
     ],
 )
@@ -128,3 +130,41 @@ def test_a_summary_of_somebody_else(images: Path, tmp_path: Path, capsys: pytest
     assert "is no summary of this program" in error_line(capsys)
     assert main(["batch", str(tmp_path / "none.csv"), "--output", str(tmp_path / "out")]) == 2
     assert "no such file" in error_line(capsys)
+
+
+def test_no_line_writes_over_what_another_one_reads(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither images nor the table; with ``--resume`` a line that is not run again is no danger."""
+    first = "fixed,moving,output\nfixed.nii.gz,moving.nii.gz,p_\n"
+    given = table(images, first)
+    assert main(["batch", given, "--output", str(images), *FLAGS]) == 0
+    capsys.readouterr()
+    kept = (images / "p_Warped.nii.gz").read_bytes()
+    given = table(images, first + "p_Warped.nii.gz,moving.nii.gz,r_\n")
+    assert main(["batch", given, "--output", str(images), "--iterations", "3", *FLAGS[:4], *FLAGS[6:]]) == 2
+    assert "pairs.csv, line 2: " in (told := error_line(capsys))
+    assert "and would be replaced" in told
+    assert (images / "p_Warped.nii.gz").read_bytes() == kept
+    assert main(["batch", given, "--output", str(images), "--resume", *FLAGS]) == 0
+    assert "1 registered, 1 skipped" in capsys.readouterr().out
+    (images / "pairs.csv").rename(images / "summary.csv")
+    assert main(["batch", str(images / "summary.csv"), "--output", str(images), *FLAGS]) == 2
+    assert "is an input itself" in error_line(capsys)
+
+
+def test_initial_transforms_of_a_table_in_another_folder(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shift = np.eye(3)
+    shift[0, 2] = 2.0
+    write_h5(itk_nir.load_transform(shift), images / "s.h5")
+    words = {"a": '"[s.h5,1]"', "b": "identity", "c": "s.h5"}
+    rows = "".join(f"fixed.nii.gz,moving.nii.gz,{name}_,{word}\n" for name, word in words.items())
+    table(images, "fixed,moving,output,initial_transform\n" + rows)
+    assert main(["batch", "images/pairs.csv", "--output", "out", *FLAGS]) == 0
+    starts = [json.loads(Path(f"out/{n}_report.json").read_text())["metrics"]["call"]["arguments"] for n in "abc"]
+    assert [start["initial_transform"] for start in starts] == [f"[{images}/s.h5,1]", "identity", f"{images}/s.h5"]
+    # What a report says of a file means the same in another folder.
+    assert main(["register", "--from-report", "out/a_report.json", "--output", "again_"]) == 0

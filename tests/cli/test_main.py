@@ -11,7 +11,7 @@ from itk_nir.cli import main
 from itk_nir.cli.arguments import FORMATS, INTERPOLATIONS, PRESETS
 from itk_nir.cli.slicer import main as slicer
 from itk_nir.transforms import save as formats
-from tests.cli.commands import console, process
+from tests.cli.commands import console, error_line, process
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,9 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert f"itk-nir {command}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"itk-nir {command}" in told
+    assert "default: none" not in told, "which could not be typed"
 
 
 @pytest.mark.parametrize(
@@ -121,3 +123,47 @@ def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["presets", "fast"]) == 0
     fast = capsys.readouterr().out
     assert all(f"  {name} = " in fast for name in settings.options_of("fast"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dimension", "2", "--size", "64,64,64"], "give 2 numbers (--dimension 2), each at least 16"),
+        (["--size", "64"], "give 3 numbers (--dimension 3), each at least 16"),
+        (["--size", "15,64,64"], "--size 15,64,64: give 3 numbers"),
+    ],
+)
+def test_sizes_of_a_demo(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--output", str(tmp_path / "demo"), *arguments]) == 2
+    assert message in error_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_no_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A self-test replaces its own pages alone, and says so before it; programs go into a folder."""
+    other = tmp_path / "other.json"
+    other.write_text('{"passed": true}', encoding="utf-8")
+    selftest = ["selftest", "--device", "cpu", "--quiet"]
+    assert main([*selftest, "--json", str(other)]) == 2
+    assert "other.json: is there already and is of no self-test" in error_line(capsys)
+    assert main([*selftest, "--json", str(tmp_path / "none" / "x.json")]) == 2
+    assert "does not exist; create it first" in error_line(capsys)
+    (tmp_path / "own.json").write_text('{"passed": false, "ops": [], "registrations": []}', encoding="utf-8")
+    for size in ("40,39", "48,48,47", "100", "9,9,9,9"):
+        assert main([*selftest, "--size", size, "--json", str(tmp_path / "own.json")]) == 2
+        assert f"2 numbers of at least 40 or 3 numbers of at least 48, got {size};" in error_line(capsys)
+    assert main(["install-programs", str(other)]) == 2
+    assert "other.json is a file; choose another folder" in error_line(capsys)
+    assert other.read_text(encoding="utf-8") == '{"passed": true}'
+
+
+def test_check_tells_wrong_options_and_wrong_files(
+    pair: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = ["--fixed", pair["fixed"], "--moving", pair["moving"]]
+    assert main(["check", *images, "--set", "foo=1", "--fixed-mask", str(tmp_path / "none.nii.gz")]) == 2
+    told = capsys.readouterr().out.splitlines()
+    assert ["unknown option 'foo'" in told[0], "none.nii.gz" in told[1]] == [True, True]
+    assert all(line.startswith("error: ") for line in told)

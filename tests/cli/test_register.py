@@ -198,3 +198,38 @@ def test_a_file_name_of_two_lines_does_not_cut_the_message(
     missing = tmp_path / "two\nlines.nii.gz"
     assert main(register_arguments({**pair, "fixed": str(missing)}, tmp_path / "case_")) == 2
     assert "two\\nlines.nii.gz: no such file" in error_line(capsys)
+
+
+def test_one_label_and_a_report_that_says_it_already(pair: dict[str, str], tmp_path: Path, capsys) -> None:
+    """One number where there may be several; flags beside a report, also those that change nothing, are refused."""
+    labels = ["--fixed-labels", pair["fixed_labels"], "--moving-labels", pair["moving_labels"], "--labels", "2"]
+    assert main(register_arguments(pair, tmp_path / "a_", *labels, *STILL)) == 0
+    report = str(tmp_path / "a_report.json")
+    assert json.loads(Path(report).read_text())["metrics"]["settings"]["deformable"]["labels"] == [2]
+    again = ["register", "--from-report", report, "--output", str(tmp_path / "b_")]
+    capsys.readouterr()
+    assert main([*again, "--seed", "0", "--linear", "affine", "--preset", "default", "--nan", "error"]) == 2
+    assert "--linear, --nan, --preset, --seed: --from-report says it already" in error_line(capsys)
+    assert main([*again, "--fixed-mask", pair["fixed_labels"]]) == 2
+    told = error_line(capsys)
+    assert "error: fixed_mask: was not given to the registration" in told
+    assert "lesion" not in told
+    assert main([*again, "--fixed", pair["moving"]]) == 2
+    assert "fixed is not what it was then" in error_line(capsys)
+    assert not list(tmp_path.glob("b_*"))
+
+
+def test_a_start_in_brackets_is_an_input(pair: dict[str, str], tmp_path: Path, capsys) -> None:
+    start = tmp_path / "a_Composite.h5"
+    Path(pair["transform"]).rename(start)
+    before = start.read_bytes()
+    assert main(register_arguments(pair, tmp_path / "a_", "--initial-transform", f"[{start},1]", *STILL)) == 2
+    assert "and would be replaced" in error_line(capsys)
+    assert main(["convert", f"[{start},1]", str(start)]) == 2
+    assert "and would be replaced" in error_line(capsys)
+    fixed, moving = pair["fixed"], pair["moving"]
+    np.savetxt(tmp_path / "m.txt", np.eye(4))
+    flirt = ["--convention", "fsl", "--reference", fixed, "--moving", moving]
+    assert main(["convert", str(tmp_path / "m.txt"), moving, *flirt]) == 2
+    assert "is an input itself" in error_line(capsys)
+    assert start.read_bytes() == before

@@ -385,6 +385,17 @@ def test_names_that_are_no_text_are_read_in_any_locale(tmp_path: Path) -> None:
         assert done.stderr == ""
 
 
+@pytest.mark.parametrize("name", ["\u00e9.raw.gz", "\u00c5se.raw.gz"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_packed_voxels_under_a_name_that_is_no_ascii(name: str, end: bytes, tmp_path: Path) -> None:
+    """One byte of the second name is the end of a line in Latin-1."""
+    sitk.WriteImage(to_sitk(VALUES, GRID), str(tmp_path / "f.nhdr"), useCompression=True)
+    (tmp_path / "f.raw.gz").rename(tmp_path / name)
+    lines = (tmp_path / "f.nhdr").read_bytes().replace(b"f.raw.gz", name.encode()).split(b"\n")
+    (tmp_path / "f.nhdr").write_bytes(end.join([lines[0], b"# caf\xe9 \x85 on", *lines[1:]]))
+    np.testing.assert_array_equal(load_image(tmp_path / "f.nhdr", "fixed image").array, VALUES)
+
+
 def test_a_detached_header_under_such_a_name_is_refused(tmp_path: Path) -> None:
     sitk.WriteImage(to_sitk(VALUES, GRID), str(tmp_path / "f.nhdr"))
     path = os.path.join(os.fsencode(tmp_path), b"f\xff.nhdr")
@@ -435,3 +446,12 @@ def test_a_failed_reader_gives_standard_error_back(tmp_path: Path, capfd: pytest
     refused(tmp_path / "f.nrrd")
     os.write(2, b"kept")
     assert capfd.readouterr().err == "kept"
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+@pytest.mark.parametrize("dtype", ["bool", "float16", "longdouble", ">f4", ">u2"])
+def test_types_that_files_lack_are_written_in_a_wider_one(dtype: str, ending: str, tmp_path: Path) -> None:
+    grid = Geometry.make([4, 3], spacing=[0.5, 2.0])
+    array = (np.arange(12).reshape(3, 4) % 2).astype(dtype)
+    save_image(array, grid, tmp_path / f"x{ending}")
+    np.testing.assert_array_equal(load_image(tmp_path / f"x{ending}", "image").array, array.astype(np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,33 @@ def test_a_sheared_pair_is_registered_on_request(phantom_2d: Any) -> None:
     assert set(np.unique(load_image(warped, "warped", native=True).array)) <= set(np.unique(p.fixed_labels))
     with pytest.raises(itk_nir.OptionError, match="resample_shear is True or False"):
         itk_nir.register(fixed, moving, resample_shear="yes", **quick)  # type: ignore[arg-type]
+
+
+def test_images_of_tensors_are_refused(tmp_path: Path) -> None:
+    """Each would have to be turned with the image; colours and vectors are taken."""
+    import itk
+    import nibabel
+
+    image = itk.Image[itk.SymmetricSecondRankTensor[itk.D, 3], 3].New()
+    image.SetRegions([4, 5, 6])
+    image.Allocate()
+    stored = nibabel.Nifti1Image(np.ones((4, 5, 6, 1, 6), np.float32), np.eye(4))
+    stored.header.set_intent("symmetric matrix", (3,))
+    nibabel.save(stored, tmp_path / "t.nii.gz")
+    several = nibabel.Nifti1Image(np.ones((4, 5, 6, 2, 6), np.float32), np.eye(4))
+    several.header.set_intent("symmetric matrix", (3,))
+    nibabel.save(several, tmp_path / "several.nii")
+    (tmp_path / "t.nrrd").write_bytes(
+        b"NRRD0004\ntype: float\ndimension: 4\nspace: left-posterior-superior\nsizes: 6 2 2 2\n"
+        b"space directions: none (1,0,0) (0,1,0) (0,0,1)\nkinds: 3D-symmetric-matrix domain domain domain\n"
+        b"endian: little\nencoding: raw\nspace origin: (0,0,0)\n\n" + bytes(4 * 48)
+    )
+    for tensors in (image, stored, several, tmp_path / "t.nii.gz", tmp_path / "several.nii", tmp_path / "t.nrrd"):
+        with pytest.raises(InputError, match="is an image of tensors"):
+            itk_nir.apply(tensors, np.eye(4))
+    for tensors in (image, stored, tmp_path / "t.nii.gz", tmp_path / "t.nrrd"):
+        with pytest.raises(InputError, match="is an image of tensors"):
+            load_channels(tensors, "fixed image")
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf support")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,12 @@ def test_whole_numbers_are_rounded_and_clipped() -> None:
 def test_fill_values_that_pixels_cannot_hold(fill: object, kind: str) -> None:
     with pytest.raises(OptionError, match="fill"):
         checked_fill(fill, np.dtype(kind))
+
+
+@pytest.mark.parametrize("fill", [True, False, np.bool_(True)])
+def test_a_truth_value_is_no_fill_value(fill: Any) -> None:
+    with pytest.raises(OptionError, match="fill is a number, got"):
+        checked_fill(fill, np.dtype(np.float32))
 
 
 def test_fill_values_and_types() -> None:

@@ -195,6 +195,15 @@ def test_damaged_matrices(tmp_path: Path) -> None:
         assert str(error.value).startswith(f"transform {path}: ")
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_comments_of_matrices_in_any_encoding(end: bytes, tmp_path: Path) -> None:
+    """Python ends a line at U+2028 and others as well, which are part of a comment."""
+    rows = [" ".join(f"{v:.15g}" for v in row).encode() for row in RAS]
+    path = tmp_path / "m.txt"
+    path.write_bytes(end.join([b"# caf\xe9, 3 \xb5m \x85 \xe2\x80\xa8 on", *rows, b""]))
+    np.testing.assert_allclose(read_transform(path, convention="ras").map(points()), lps(RAS, points()), atol=1e-9)
+
+
 # --- FreeSurfer, MINC ------------------------------------------------------------------------------------------------
 
 LTA = """# transform file {name}
