@@ -365,7 +365,7 @@ def auto(data: Path) -> Iterator[Line]:
         yield Line(what, {}, picked, verdict, time.perf_counter() - began)
 
 
-def _picked(fixed: Path, moving: Path, options: dict[str, Any]) -> tuple[str, str]:
+def _picked(fixed: Any, moving: Any, options: dict[str, Any]) -> tuple[str, str]:
     """The metric and the reason: as the images are looked at, and, where they pass for one contrast, after a level."""
     import itk_nir
     from itk_nir.engine.choice import SAME, choose_metric
@@ -388,7 +388,16 @@ def _picked(fixed: Path, moving: Path, options: dict[str, Any]) -> tuple[str, st
     return report.metric, report.metric_reason
 
 
-def _auto_pairs(data: Path) -> Iterator[tuple[str, Path, Path, bool, dict[str, Any]]]:
+def coarser(file: Path, spacing: float) -> sitk.Image:
+    """An image smoothed and sampled with larger voxels, mm."""
+    image = sitk.SmoothingRecursiveGaussian(sitk.ReadImage(str(file), sitk.sitkFloat32), 0.45 * spacing)
+    size = [int(n * s / spacing) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
+    still = sitk.Transform(image.GetDimension(), sitk.sitkIdentity)
+    where = image.GetOrigin(), [spacing] * len(size), image.GetDirection()
+    return sitk.Resample(image, size, still, sitk.sitkLinear, *where, 0.0)
+
+
+def _auto_pairs(data: Path) -> Iterator[tuple[str, Any, Any, bool, dict[str, Any]]]:
     none = {"linear": "none"}
     folder = data / "brain_contrasts"
     for a, b in itertools.product(("T1", "T2", "FLAIR"), repeat=2):
@@ -396,6 +405,13 @@ def _auto_pairs(data: Path) -> Iterator[tuple[str, Path, Path, bool, dict[str, A
         yield f"contrasts p07 {a} ← p19 {b}", folder / f"p07_{a}.nii.gz", folder / f"p19_{b}.nii.gz", same, none
         if a != b:
             yield f"contrasts p07 {a} ← p07 {b}", folder / f"p07_{a}.nii.gz", folder / f"p07_{b}.nii.gz", False, {}
+    brains = data / "brain_t1"
+    for spacing in (1.5, 2.0):
+        for a, b, same in (("T1", "T1", True), ("T2", "T2", True), ("T1", "FLAIR", False), ("FLAIR", "T1", False)):
+            one, two = (coarser(folder / f"{name}.nii.gz", spacing) for name in (f"p07_{a}", f"p19_{b}"))
+            yield f"contrasts p07 {a} ← p19 {b}, voxels of {spacing:g} mm", one, two, same, none
+        one, two = (coarser(brains / f"{who}_t1.nii.gz", spacing) for who in ("sub07", "sub08"))
+        yield f"brain_t1 sub07 ← sub08, voxels of {spacing:g} mm", one, two, True, {}
     folder = data / "head_templates"
     for a, b in itertools.permutations(("t1", "t2", "pd", "ct"), 2):
         same = {a, b} == {"t2", "pd"}

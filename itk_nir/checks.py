@@ -26,6 +26,10 @@ SAMPLES = 16
 #: The share of its largest cross-section from which on the end of an object is a cut.
 CUT_SHARE = 0.5
 
+#: Share of the range of an object below which a voxel is background, and how its range is told: by this percentile of
+#: what differs from the background, of so many samples along each axis.
+FAINT, RANGE_PERCENTILE, RANGE_SAMPLES = 0.01, 99, 64
+
 #: The share of it that a border of an image may have of an object that lies within the image.
 TOUCH_SHARE = 0.05
 
@@ -224,7 +228,19 @@ def cut_by_borders(first: NDArray[Any], second: NDArray[Any]) -> tuple[list[str]
 def _filled_ends(image: NDArray[Any]) -> list[tuple[float, float]]:
     """How much of its largest cross-section the object fills of both borders across each axis of the array."""
     borders = [image.take(end, axis=axis) for axis in range(image.ndim) for end in (0, -1)]
-    foreground = image != np.median(np.concatenate([b.ravel() for b in borders]))
+    background = float(np.median(np.concatenate([b.ravel() for b in borders])))
+    steps = tuple(slice(None, None, 1 + n // RANGE_SAMPLES) for n in image.shape)
+    apart = np.abs(image[steps].astype(np.float64) - background)
+    seen = apart[apart > 0]
+    # Tails of smoothing and of interpolation belong to no object; a few very bright voxels do not tell the range.
+    faint = FAINT * float(np.percentile(seen, RANGE_PERCENTILE)) if seen.size else 0.0
+    foreground = (image > background + faint) | (image < background - faint)
+    for plane in borders:
+        rim = plane[(plane > background + faint) | (plane < background - faint)]
+        # One value alone is what a resampled image is filled with beyond another one, unless the object has it too.
+        if rim.size and rim.min() == rim.max():
+            within = foreground & (image != rim[0])
+            foreground = within if 2 * within.sum() >= foreground.sum() else foreground
     areas = [(area, max(1, int(area.max()))) for area in _cross_sections(foreground)]
     return [(area[0] / largest, area[-1] / largest) for area, largest in areas]
 

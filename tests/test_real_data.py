@@ -50,8 +50,8 @@ def carried(result: RegistrationResult, labels: sitk.Image, reference: sitk.Imag
     return np.asarray(sitk.GetArrayFromImage(moved))
 
 
-def coarser(image: sitk.Image, factor: int, labels: bool = False) -> sitk.Image:
-    size = [n // factor for n in image.GetSize()]
+def coarser(image: sitk.Image, factor: float, labels: bool = False) -> sitk.Image:
+    size = [int(n / factor) for n in image.GetSize()]
     spacing = [s * factor for s in image.GetSpacing()]
     if not labels:
         image = sitk.SmoothingRecursiveGaussian(sitk.Cast(image, sitk.sitkFloat32), spacing[0] * 0.4)
@@ -176,3 +176,15 @@ def test_abdomens_by_a_metric_that_holds_them_worse_than_nothing(data: Path) -> 
     assert any("the start was kept" in w for w in report.warnings)
     assert report.verdict is not None
     assert report.verdict.grade == "doubtful"
+
+
+@pytest.mark.parametrize("spacing", [1.5, 2.0])
+def test_one_contrast_and_two_at_coarser_voxels(data: Path, spacing: float) -> None:
+    """Brains of two people: T1 and T1 was called unlike at 1.5 and 2 mm, which cost up to 0.15 Dice."""
+
+    def picked(fixed: str, moving: str) -> str:
+        pair = [coarser(sitk.ReadImage(str(f)), spacing) for f in needed(data, fixed, moving)]
+        return itk_nir.register(*pair, iterations=(40, 0, 0)).report.metric
+
+    assert picked("brain_t1/sub07_t1.nii.gz", "brain_t1/sub08_t1.nii.gz") == "lncc"
+    assert picked("brain_contrasts/p07_FLAIR.nii.gz", "brain_contrasts/p19_T1.nii.gz") != "lncc"

@@ -222,7 +222,7 @@ def test_the_callers_own_start_is_kept() -> None:
         ((0.1, 1), "a weight between the two cannot be had"),
         ((0, 2), "restrict must be at least 0 and at most 1"),
         ("0x1", "option 'restrict' is a tuple of"),
-        (1, "option 'restrict' is a tuple of"),
+        (1, "restrict has one value for each axis of the fixed image, 2 of them, got 1"),
     ],
 )
 def test_what_it_cannot_be(restrict: Any, message: str) -> None:

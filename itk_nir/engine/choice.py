@@ -35,6 +35,7 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.images import Pair
+from itk_nir.engine.inside import INSIDE, INSIDE_SIZE, NOISY_INSIDE, Inside, inside_size, limits_on, objects_of
 from itk_nir.engine.lattice import Banded, banded_from_dense
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
@@ -59,7 +60,7 @@ UNLIKE_LINEAR = "nmi"
 #: The resolutions: voxels of the longest axis, about; the agreement in sign from which on two images show one contrast;
 #: and how alike (mean r²) the windows must be for that to count: as alike as those of aligned images at the second, of
 #: images of one object at the third.
-RESOLUTIONS = ((28, 0.98, 0.0), (56, 0.95, 0.65), (112, 0.95, 0.6))
+RESOLUTIONS = ((28, 0.98, 0.0), (56, 0.95, 0.65), (INSIDE_SIZE, 0.95, 0.6))
 
 #: Which of them NMI is taken at.
 INFORMATION_SIZE = RESOLUTIONS[1][0]
@@ -70,9 +71,6 @@ SIGMA, NOISY_SIGMA = 0.5, 0.9
 #: Windows that there must be to judge by.
 FEWEST = 30
 
-#: Of the histogram that objects are told from their background by.
-BINS = 128
-
 #: NMI of unlike contrasts (at the second resolution) above which the deformation is stiffened, with this power of the
 #: ratio.
 ALIKE, STIFFENING, STIFFEST = 0.26, 8.0, 100.0
@@ -80,7 +78,7 @@ ALIKE, STIFFENING, STIFFEST = 0.26, 8.0, 100.0
 #: NMI inside of the objects alone (at the third resolution) below which nothing is stiffened: brains of two people that
 #: an affine map has laid over each other stand out from the background alike, which is most of the whole NMI, and have
 #: less than 0.02 inside; MR contrasts of one head have 0.09 and more there, CT and MR of a template 0.06.
-INSIDE_SIZE, INSIDE_ALIKE = RESOLUTIONS[2][0], 0.04
+INSIDE_ALIKE = 0.04
 
 #: The share of the similarity of unlike contrasts that a deformation gains where there is nothing to move, at most:
 #: edges of two contrasts differ by themselves, and a field follows.
@@ -89,53 +87,6 @@ CONTRAST_GAIN = 0.03
 #: The same at the voxels of the finest level, where there is more of such edges, and more that only a deformation
 #: brings together: 2 to 7 % were gained between contrasts of one person, 26 % and more where tissue is deformed.
 CONTRAST_GAIN_FINEST = 0.13
-
-
-@dataclass(frozen=True)
-class Inside:
-    """What the windows inside of objects, against their backgrounds, show after the first level of the deformation.
-
-    Parameters
-    ----------
-    alike : float
-        LNCC² of the whole images from which on their outlines lie on each other: a brain in a head has 0.7.
-    sign : float
-        Agreement in sign below which they are unlike: T1 and FLAIR of two people have 0.92 and less, two FLAIR images
-        0.90, T1 or T2 of two people 0.96 and more.
-    told, least : float
-        Mean r² above which they are alike whatever their signs (fetal brains have 0.44 with a sign of 0.90, T1 and
-        FLAIR 0.30 at most), and below which nothing is told: noise has 0.05.
-    moved : float
-        Share of the matches of a search that lead back from which on windows are unlike because parts of the images
-        moved away: organs that slide have 0.95 and more, T1 and FLAIR 0.78 at most.
-    """
-
-    alike: float = 0.8
-    sign: float = 0.94
-    told: float = 0.3
-    least: float = 0.08
-    moved: float = 0.9
-
-    def unlike(self, sign: float, told: float) -> bool:
-        """Whether windows inside of objects are those of unlike contrasts.
-
-        Parameters
-        ----------
-        sign : float
-            How well they agree in sign, 0 to 1.
-        told : float
-            Their mean r².
-
-        Returns
-        -------
-        bool
-        """
-        return sign < self.sign and self.least < told < self.told
-
-
-#: Of images whose outlines the first level has laid on each other; and of noisy ones, smoothed by `NOISY_SIGMA`:
-#: sections of T1 and FLAIR have a sign of 0.88 and less, phantoms with noise of 20 % 0.91 and more.
-INSIDE, NOISY_INSIDE = Inside(), Inside(sign=0.9, told=0.45)
 
 #: The mean LNCC² that images of one contrast reach at the first level of the deformation, at least; and the iterations
 #: of that level from which on it has been given the chance.
@@ -327,9 +278,10 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
             f"where 2D images of one contrast have {LEAST_TOLD} and more"
         )
     else:
-        apart = _apart_inside(brought(INSIDE_SIZE), pair, INSIDE)
+        size = inside_size(pair)
+        apart = _apart_inside(brought(size), pair, INSIDE)
         if apart and is_noisy(pair):  # in windows of a plane, noise may look like another contrast
-            smoother = _Resolution(pair, normalised, INSIDE_SIZE, threads, displacement, NOISY_SIGMA)
+            smoother = _Resolution(pair, normalised, size, threads, displacement, NOISY_SIGMA)
             apart = _apart_inside(smoother, pair, NOISY_INSIDE)
         if not apart or find_matches(pair, True, threads).consistent >= INSIDE.moved:
             return None
@@ -346,6 +298,7 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
 
 def _apart_inside(brought: _Resolution, pair: Pair, limits: Inside) -> list[tuple[float, float]]:
     """Agreement in sign and mean r² inside of the objects, of the channels whose windows there are unlike."""
+    limits = limits_on(limits, pair, max(brought.channels.images[0].fixed.shape))
     windows = (brought.agreement(k, inside=True) for k in range(len(pair.channels)))
     return [(sign, told) for sign, told, n in windows if n >= FEWEST and limits.unlike(sign, told)]
 
@@ -414,7 +367,7 @@ class _Resolution:
     """Both images of every channel on one coarse grid, under the linear map of the pair."""
 
     def __init__(
-        self, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], size: int, threads: int,
+        self, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], size: float, threads: int,
         displacement: Displacement | None, sigma: float = SIGMA,
     ) -> None:  # fmt: skip
         grids = LevelGrids.whole(pair, size)
@@ -433,7 +386,7 @@ class _Resolution:
         f, m = images.fixed, self.view(images.moving)
         w = torch.ones_like(f) if self.weight is None else (self.weight > 0.5).float()
         if inside:
-            w = w * _objects(f) * _objects(m)
+            w = w * objects_of(f) * objects_of(m)
         boxes = [_windows(n, images.radius) for n in f.shape[::-1]]
         powers = torch.stack([w, w * f, w * m, w * f * f, w * m * m, w * f * m])
         count, f1, m1, ff, mm, fm = ops.separable(powers, boxes, self.threads)
@@ -454,31 +407,9 @@ class _Resolution:
         if inside:
             weight = torch.ones_like(self.channels.images[0].fixed) if weight is None else weight
             for images in self.channels.images:
-                weight = weight * _objects(images.fixed) * _objects(self.view(images.moving))
+                weight = weight * objects_of(images.fixed) * objects_of(self.view(images.moving))
         metric = self.channels.metric([(1.0, METRICS["nmi"])] * len(self.channels.images), weight)
         return float(metric(self.view)) if metric.count >= 1 else 0.0
-
-
-def _objects(image: Tensor) -> Tensor:
-    """1 where an image is on the other side of a threshold than most of its border, else 0.
-
-    The threshold has the largest variance between its sides (Otsu, IEEE Trans. Syst. Man Cybern. 9, 62-66, 1979).
-    """
-    values = image.double()
-    low, high = (float(end) for end in torch.stack(values.aminmax()).cpu())
-    if low == high:
-        return torch.zeros_like(image)
-    bins = ((values - low) * (BINS / (high - low))).long().clamp_(max=BINS - 1)
-    counts = torch.bincount(bins.reshape(-1), minlength=BINS).cpu().numpy()
-    edges = np.linspace(low, high, BINS + 1)
-    below, middles = np.cumsum(counts)[:-1], (edges[:-1] + edges[1:]) / 2
-    total = np.cumsum(counts * middles)
-    share = below / counts.sum()
-    between = (share * total[-1] - total[:-1]) ** 2 / np.maximum(share * (1 - share), 1e-12)
-    above = values > float(edges[1 + int(between.argmax())])
-    ends = [above.select(axis, end).reshape(-1) for axis, n in enumerate(above.shape) if n > 1 for end in (0, -1)]
-    background = bool(torch.cat(ends).double().mean() > 0.5) if ends else False
-    return (above != background).to(image.dtype)
 
 
 @lru_cache(maxsize=32)

@@ -35,6 +35,10 @@ LEAST_EXTENT = 0.1
 #: Share of the positions of one map that another has to have as well for the two to be compared over these.
 LEAST_SHARED = 0.5
 
+#: Growth of volumes from one map to another up to which they are compared so: one that magnifies pushes out of the
+#: other image what it cannot match.
+MOST_GROWTH = 1.01
+
 #: Gain over shared positions that counts, as a share of the metric: less is what noise and interpolation make.
 LEAST_GAIN = 0.005
 
@@ -423,6 +427,9 @@ def is_better_where_both(level: LinearLevel, before: F64, after: F64, metrics: S
     bool
         Also what landmarks and labels ask for counts.
     """
+    growth = np.divide(*(abs(np.linalg.det(m[:-1, :-1])) for m in (after, before)))
+    if growth > MOST_GROWTH:
+        return False
     near = [level.under(m, metrics) for m in (before, after)]
     own, asked = [n.plain() for n in near], [n.asked() for n in near]
     # Mutual information rises and falls with the background that is left out: that of the shared positions alone errs.

@@ -11,7 +11,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from itk_nir.engine import choice as choosing
-from itk_nir.engine.choice import INSIDE, STIFFEST, UNLIKE, Choice, choose_metric, once_aligned, unlike_after_all
+from itk_nir.engine.choice import STIFFEST, UNLIKE, Choice, choose_metric, once_aligned, unlike_after_all
+from itk_nir.engine.inside import INSIDE, INSIDE_SIZE
 from itk_nir.geometry import Geometry
 from itk_nir.phantom import Phantom, brain_phantom
 from tests.engine.pairs import pair_of, unlike, volume
@@ -232,3 +233,23 @@ def test_mask_that_shows_few_windows_leaves_the_choice_to_the_whole_images(brain
         assert choice.metric == picked
         assert "inside of the masks; of the whole images: " in choice.reason
         assert choice.smoothness == 1
+
+
+@pytest.mark.parametrize("size", [(96, 116, 96), (107, 128, 107)])
+def test_one_contrast_is_none_of_two_where_details_lie_apart(size: tuple[int, int, int]) -> None:
+    """The first level leaves details apart that a grid of all voxels sees: T1 brains of 1.5 mm were called unlike."""
+    p = brain_phantom(3, size)
+    white = 134.0
+    flipped = np.where(p.moving > white, white - 0.3 * (p.moving - white), p.moving)
+    other, same = (pair_of(p.fixed, moving, p.geometry) for moving in (flipped, p.moving))
+    assert unlike_after_all(same, 0.9, Resting()) is None
+    assert unlike_after_all(other, 0.9, Resting()) is not None
+
+
+def test_limits_inside_of_objects_follow_the_grid() -> None:
+    assert INSIDE.at(INSIDE_SIZE) == INSIDE.at(2 * INSIDE_SIZE) == INSIDE
+    signs = [INSIDE.at(n).sign for n in (112, 87, 73, 62, 55)]
+    assert signs == sorted(signs)
+    for n, two, one in ((87, 0.925, 0.990), (73, 0.954, 0.997), (62, 0.980, 0.998), (55, 0.990, 0.998)):
+        assert INSIDE.at(n).unlike(two, 0.3)
+        assert not INSIDE.at(n).unlike(one, 0.3)

@@ -329,3 +329,24 @@ def test_a_border_that_cuts_through_what_the_other_image_shows_whole() -> None:
     assert cut_by_borders(disc[:47], disc) == ([], []), "a face that small is an end"
     noisy = disc + 0.01 * np.random.default_rng(0).standard_normal(disc.shape)
     assert cut_by_borders(noisy[:30], noisy) == ([], []), "the background has no one value"
+
+
+@pytest.mark.parametrize("kind", ["tail", "rim", "wedge", "air"])
+def test_what_is_no_object_is_cut_by_no_border(kind: str) -> None:
+    """Tails of smoothing and what a resampled image is filled with beyond another one, beside the background."""
+    y, x = np.mgrid[:60, :50]
+    apart = (x - 25) ** 2 + (y - 28) ** 2
+    disc = np.where(apart < 400, 100.0 + (7 * x + 3 * y) % 40, 0.0)
+    odd = disc + 10
+    if kind == "tail":
+        odd = disc + 100 * np.exp(-((x - 33) ** 2 + (y - 28) ** 2) / 30.0)
+    elif kind == "rim":
+        odd[:, :3] = 0
+    elif kind == "wedge":
+        odd[30:, :3] = 0
+    else:
+        odd = disc - 1000
+        odd[:, :2] = -1024
+    assert cut_by_borders(odd, disc) == ([], [])
+    assert cut_by_borders(disc, odd) == ([], [])
+    assert cut_by_borders(odd[:30], disc)[0] == ["y"], "the object itself is still cut"
