@@ -148,7 +148,8 @@ def judge(
         )
     elif end.images and end.mutual_information < LEAST_INFORMATION:
         reasons.append(f"the images tell next to nothing of each other (NMI {end.mutual_information:.3f})")
-    if end.overlap < LEAST_OVERLAP:
+    # Empty surroundings that the moving image does not have are no part that is missing.
+    if max(end.overlap, end.object_overlap or 0.0) < LEAST_OVERLAP:
         reasons.append(f"the moving image covers {100 * end.overlap:.0f} % of what counts of the fixed image")
     if folded_percent is not None and folded_percent > MOST_FOLDS:
         reasons.append(f"{folded_percent:.2f} % of the voxels are folded")

@@ -274,6 +274,26 @@ def test_strict_where_all_is_well(phantom_2d: Phantom, tmp_path: Path, capsys: p
     assert "good" in capsys.readouterr().out
 
 
+def test_empty_surroundings_that_the_moving_image_lacks_are_no_part_that_is_missing() -> None:
+    start = Measures(0.1, 0.05, 1.0)
+    whole = Measures(0.8, 0.4, 0.15, object_overlap=0.99)
+    assert judge(start, replace(whole, metric=8.0, mutual_information=4.0), **FINE).grade == "good"
+    part = replace(whole, metric=8.0, mutual_information=4.0, object_overlap=0.3)
+    assert "covers 15 % of what counts" in str(judge(start, part, **FINE))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the overlap, and of a start that was kept
+def test_the_object_of_a_large_image_is_covered_by_a_tight_one() -> None:
+    p = brain_phantom(2, (96, 112))
+    wide = np.pad(p.fixed, 120)
+    grid = Geometry.make(wide.shape[::-1], p.geometry.spacing, p.geometry.origin - 120 * np.array(p.geometry.spacing))
+    result = itk_nir.register((wide, grid), (p.moving, p.geometry), preset="fast", threads=1)
+    end = result.report.evidence["end"]
+    assert end.overlap < 0.2
+    assert end.object_overlap == pytest.approx(1, abs=0.05)
+    assert result.report.verdict.grade == "good"
+
+
 def test_what_a_turn_takes_out_of_the_image_is_no_sign_of_a_wrong_map() -> None:
     """Over the positions that both maps have the right one is better, which decides unless it lost half of them."""
     start, end = Measures(0.82, 0.20, 1.0), Measures(0.99, 0.28, 0.8)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine.images import Pair
+from itk_nir.engine.inside import objects_of
 from itk_nir.engine.labels import LevelLabels
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
@@ -106,6 +107,9 @@ class Comparison:
         both: Tensor = parts[0][-1]
         for *_, w in parts[1:]:
             both = both * w
+        shown = objects_of(self.channels.images[0].fixed)
+        if self.pair.fixed_counts is not None:
+            shown = shown * (self.grids.fixed_mask(self.pair.fixed_counts) > 0.5)
         chosen = self.channels.metric(self.metrics, both)
         information = self.channels.metric([(w, METRICS["nmi"]) for w, _ in self.metrics], both)
         out = []
@@ -115,7 +119,8 @@ class Comparison:
                 values = [float(m(view)) if m.count >= 1 else 0.0 for m in (chosen, information)]
                 distance, overlap = self._known(linear, field, view)
                 share, images = float(weight.sum()) / self.most, look_at_images(self.metrics)
-                out.append(Measures(values[0], values[1], share, distance, overlap, images))
+                seen = float((weight * shown).sum() / shown.sum()) if bool(shown.any()) else None
+                out.append(Measures(values[0], values[1], share, distance, overlap, images, seen))
         return out
 
     def _known(self, linear: F64, field: Field | None, view: View) -> tuple[float | None, float | None]:

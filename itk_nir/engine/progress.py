@@ -128,6 +128,8 @@ class Measures:
         Mean soft Dice of the labels, each counting the same; None without any.
     images : bool
         Whether the images were to be made alike at all (metric ``"none"``: they were not).
+    object_overlap : float or None
+        The overlap of what the fixed image shows against its background alone; None where that is not known.
     """
 
     metric: float
@@ -136,6 +138,7 @@ class Measures:
     landmark_voxels: float | None = None
     label_overlap: float | None = None
     images: bool = True
+    object_overlap: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,6 +60,10 @@ AROUND, BEYOND = 8, 12
 #: The least share of the positions that must be the same for the images to be the same but for changes.
 LEAST_SHARE = 0.5
 
+#: Blocks of so many voxels a side, and how large a share of these are the edges, of which `LEAST_SHARE` must be the same
+#: too. Objects 3.6 voxels apart in strong noise differ at 62 % of their edges and at 37 % of all positions.
+EDGE_BLOCK, EDGES = 3, 0.1
+
 #: Positions of the first glance, about, and the least that anything can be told of.
 GLANCE, LEAST_COUNT = 20_000, 1000
 
@@ -118,7 +122,26 @@ def free_to_move(pair: Pair) -> Tensor | None:
         difference = _difference(fixed, moving, same)
         if difference is None or not _white(difference):
             return None
-    return dilated(changed, AROUND)
+    free = dilated(changed, AROUND)
+    return None if any(_lies_apart(fixed, moving, free, counts) for fixed, moving in normalised) else free
+
+
+def _lies_apart(fixed: Tensor, moving: Tensor, free: Tensor, counts: Tensor) -> bool:
+    """Whether it is at the edges of both images that things differ: there things lie apart, and have not changed.
+
+    Empty surroundings do not tell the one from the other, however much of the image they are. What changed has edges in
+    one image alone.
+    """
+    block = tuple(min(EDGE_BLOCK, n) for n in fixed.shape)
+    means = (functional.avg_pool3d(x[None, None].float(), block)[0, 0] for x in (fixed, moving, free, counts))
+    *images, share, counted = (mean.cpu().double().numpy() for mean in means)
+    axes = [axis for axis, n in enumerate(share.shape) if n > 1]
+    inside = counted == 1
+    if not axes or not inside.any():
+        return False
+    steepness = np.minimum(*(sum(np.gradient(image, axis=axis) ** 2 for axis in axes) for image in images))[inside]
+    edges = share[inside][steepness >= np.quantile(steepness, 1 - EDGES)]
+    return float(edges.mean()) > 1 - LEAST_SHARE
 
 
 def at_control_points(free: Tensor, axes: list[Axis]) -> Tensor:
