@@ -60,8 +60,8 @@ AROUND, BEYOND = 8, 12
 #: The least share of the positions that must be the same for the images to be the same but for changes.
 LEAST_SHARE = 0.5
 
-#: Blocks of so many voxels a side, and how large a share of these are the edges, of which `LEAST_SHARE` must be the same
-#: too. Objects 3.6 voxels apart in strong noise differ at 62 % of their edges and at 37 % of all positions.
+#: Blocks of so many voxels a side, and how large a share of these are the edges, of which `LEAST_SHARE` must be the
+#: same too. Objects 3.6 voxels apart in strong noise differ at 62 % of their edges and at 37 % of all positions.
 EDGE_BLOCK, EDGES = 3, 0.1
 
 #: Positions of the first glance, about, and the least that anything can be told of.
