@@ -204,7 +204,8 @@ def cut_by_borders(first: NDArray[Any], second: NDArray[Any]) -> tuple[list[str]
 
     The object fills one border across an axis to more than `CUT_SHARE` of its largest cross-section and keeps away from
     the border at the other end, and from all borders of the other image. Where anything but the background touches
-    those, both are views of a part, and nothing is said.
+    those, both are views of a part, and nothing is said; nor where a border is filled by a tail, or by what an image was
+    filled with beyond another one (`_without_faint`).
 
     Parameters
     ----------
@@ -216,31 +217,49 @@ def cut_by_borders(first: NDArray[Any], second: NDArray[Any]) -> tuple[list[str]
     tuple of list of str
         ``"x"``, ``"y"``, ``"z"`` of `first`, and of `second`.
     """
+    images = first, second
+    backgrounds = [float(np.median(np.concatenate([b.ravel() for b in _borders(image)]))) for image in images]
+    found = _cut_axes(*(image != background for image, background in zip(images, backgrounds, strict=True)))
+    if any(found):
+        sure = _cut_axes(*(_without_faint(*known) for known in zip(images, backgrounds, strict=True)))
+        found = tuple([axis for axis in axes if axis in there] for axes, there in zip(found, sure, strict=True))
+    return found[0], found[1]
+
+
+def _cut_axes(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[list[str], ...]:
+    """The axes of both foregrounds across which one border alone cuts through what the other shows whole."""
     d, both = first.ndim, (_filled_ends(first), _filled_ends(second))
     cut: list[list[str]] = [[], []]
     for ends, other, found in zip(both, reversed(both), cut, strict=True):
         if max(map(max, other)) <= TOUCH_SHARE:
             across = [k for k, e in enumerate(ends) if max(e) > CUT_SHARE and min(e) <= TOUCH_SHARE]
             found += ["xyz"[d - 1 - axis] for axis in across]
-    return cut[0], cut[1]
+    return tuple(cut)
 
 
-def _filled_ends(image: NDArray[Any]) -> list[tuple[float, float]]:
-    """How much of its largest cross-section the object fills of both borders across each axis of the array."""
-    borders = [image.take(end, axis=axis) for axis in range(image.ndim) for end in (0, -1)]
-    background = float(np.median(np.concatenate([b.ravel() for b in borders])))
+def _borders(image: NDArray[Any]) -> list[NDArray[Any]]:
+    return [image.take(end, axis=axis) for axis in range(image.ndim) for end in (0, -1)]
+
+
+def _without_faint(image: NDArray[Any], background: float) -> NDArray[np.bool_]:
+    """The foreground without tails of smoothing and of interpolation, and without what an image was filled with."""
     steps = tuple(slice(None, None, 1 + n // RANGE_SAMPLES) for n in image.shape)
     apart = np.abs(image[steps].astype(np.float64) - background)
     seen = apart[apart > 0]
-    # Tails of smoothing and of interpolation belong to no object; a few very bright voxels do not tell the range.
+    # A few very bright voxels do not tell the range.
     faint = FAINT * float(np.percentile(seen, RANGE_PERCENTILE)) if seen.size else 0.0
     foreground = (image > background + faint) | (image < background - faint)
-    for plane in borders:
+    for plane in _borders(image):
         rim = plane[(plane > background + faint) | (plane < background - faint)]
         # One value alone is what a resampled image is filled with beyond another one, unless the object has it too.
         if rim.size and rim.min() == rim.max():
             within = foreground & (image != rim[0])
             foreground = within if 2 * within.sum() >= foreground.sum() else foreground
+    return np.asarray(foreground)
+
+
+def _filled_ends(foreground: NDArray[np.bool_]) -> list[tuple[float, float]]:
+    """How much of its largest cross-section the object fills of both borders across each axis of the array."""
     areas = [(area, max(1, int(area.max()))) for area in _cross_sections(foreground)]
     return [(area[0] / largest, area[-1] / largest) for area, largest in areas]
 
