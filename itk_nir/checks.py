@@ -204,8 +204,8 @@ def cut_by_borders(first: NDArray[Any], second: NDArray[Any]) -> tuple[list[str]
 
     The object fills one border across an axis to more than `CUT_SHARE` of its largest cross-section and keeps away from
     the border at the other end, and from all borders of the other image. Where anything but the background touches
-    those, both are views of a part, and nothing is said; nor where a border is filled by a tail, or by what an image was
-    filled with beyond another one (`_without_faint`).
+    those, both are views of a part, and nothing is said; nor where a border is filled by a tail, or by what an image
+    was filled with beyond another one (`_without_faint`).
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from itk_nir.engine.progress import NO_OVERLAP, Measures
+from itk_nir.engine.progress import LEAST_SHARED, NO_OVERLAP, Measures
 
 Grade = Literal["good", "doubtful", "worse than the start"]
 
@@ -19,9 +19,6 @@ LABEL_TOLERANCE, LANDMARK_TOLERANCE = 0.005, 0.25
 
 #: Overlap below which a result is doubtful, and mutual information below which two images tell nothing of each other.
 LEAST_OVERLAP, LEAST_INFORMATION = 0.4, 0.01
-
-#: Share of the overlap of the start that the result keeps where the two are compared over what they share.
-LEAST_SHARED = 0.5
 
 #: Mean inverse error, in voxels, above which a result is doubtful, and the share of folded voxels in percent.
 MOST_INVERSE_ERROR, MOST_FOLDS = 0.5, 0.1

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine.images import Pair
-from itk_nir.engine.linear_level import LEAST_SHARED, LinearLevel, is_better_where_both
+from itk_nir.engine.linear_level import LinearLevel, is_better_where_both
 from itk_nir.engine.linear_map import Comparing, LinearMap, Measuring, corners_from_centre
 from itk_nir.engine.metrics import Metric
-from itk_nir.engine.progress import Callback, Progress
+from itk_nir.engine.progress import LEAST_SHARED, Callback, Progress
 from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.settings import LinearSettings
 

@@ -24,6 +24,7 @@ from itk_nir.engine.level_grids import LevelGrids, at_nearest, inside_image, shr
 from itk_nir.engine.linear_map import LinearMap
 from itk_nir.engine.linear_voxels import LinearVoxels
 from itk_nir.engine.metrics import LevelMetric, Metric
+from itk_nir.engine.progress import LEAST_SHARED
 from itk_nir.engine.views import View
 
 F64 = NDArray[np.float64]
@@ -31,9 +32,6 @@ F64 = NDArray[np.float64]
 #: The least share of the fixed image that the moving one is held to fill, whatever a map makes of it.
 LEAST_EXTENT = 0.1
 
-
-#: Share of the positions of one map that another has to have as well for the two to be compared over these.
-LEAST_SHARED = 0.5
 
 #: Growth of volumes from one map to another up to which they are compared so: one that magnifies pushes out of the
 #: other image what it cannot match.

@@ -14,6 +14,9 @@ from itk_nir.errors import warn_renamed
 #: The overlap below which images lie apart: a map that leaves no more is no start, and no metric under it is evidence.
 NO_OVERLAP = 0.05
 
+#: Share of the positions of one map that another has to have as well for the two to be compared over these.
+LEAST_SHARED = 0.5
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -25,10 +25,10 @@ from itk_nir.compat.elastix.linear_parameters import (
 )
 from itk_nir.compat.elastix.stages import RESULT_CLASSES, Stage
 from itk_nir.engine.linear_descent import ROUND
-from itk_nir.engine.linear_level import LEAST_SHARED, LinearLevel, is_better_where_both, value
+from itk_nir.engine.linear_level import LinearLevel, is_better_where_both, value
 from itk_nir.engine.linear_map import corners_from_centre
 from itk_nir.engine.metrics import Metric, channel_metrics
-from itk_nir.engine.progress import Progress
+from itk_nir.engine.progress import LEAST_SHARED, Progress
 from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.torch_state import engine_state
 from itk_nir.errors import OptionError
