@@ -14,7 +14,7 @@ import numpy as np
 from itk_nir.engine.settings import ASKED
 from itk_nir.images.objects import is_pair
 from itk_nir.options import rebuilt
-from itk_nir.places import bracketed
+from itk_nir.places import with_file
 from itk_nir.settings import Settings, make_settings, options_of
 
 #: Arguments that say how a registration is run, not what comes out; and the settings, which stand by themselves.
@@ -149,9 +149,7 @@ def _plain(value: Any, file: bool = False) -> Any:
         return value if math.isfinite(value) else {"number": str(value)}
     if isinstance(value, (str, os.PathLike)):
         text = os.fsdecode(value)
-        name, *rest = (file and bracketed(text)) or [text]
-        whole = os.path.abspath(name) if file and os.path.exists(name) else name
-        return whole if name == text else f"[{','.join([whole, *rest])}]"
+        return with_file(text, lambda name: os.path.abspath(name) if os.path.exists(name) else name) if file else text
     if is_pair(value):  # an image: its voxels are no part of a report, however few they are
         value = value[0]
     elif isinstance(value, np.ndarray) and value.size <= _MOST and value.dtype.kind in "fiub":

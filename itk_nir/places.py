@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +326,24 @@ def bracketed(word: str) -> list[str]:
     """
     found = _BRACKETED.fullmatch(word.strip())
     return [] if found is None or os.path.exists(word) else [part.strip() for part in found[1].split(",")]
+
+
+def with_file(word: str, file: Callable[[str], str]) -> str:
+    """Give a word with its file named anew, which may stand in ANTs' brackets.
+
+    Parameters
+    ----------
+    word : str
+        A file, or an entry as of `bracketed`.
+    file : callable
+        The new name of a file.
+
+    Returns
+    -------
+    str
+    """
+    name, *rest = bracketed(word) or [word]
+    return f"[{','.join([file(name), *rest])}]" if name != word else file(name)
 
 
 def named_files(*values: Any) -> tuple[str, ...]:

@@ -192,15 +192,12 @@ def _row(
 
 def _placed(folder: str, text: str, column: str) -> str:
     """The file of a cell beside the table; of transforms ``[file,1]`` and ``identity`` too."""
-    from itk_nir.places import bracketed
+    from itk_nir.places import with_file
 
     path = os.path.join(folder, text)
     if column != "initial_transform" or os.path.exists(path):
         return path
-    if text.lower() == "identity":
-        return text
-    file, *rest = bracketed(text) or [text]
-    return path if file == text else f"[{','.join([os.path.join(folder, file), *rest])}]"
+    return text if text.lower() == "identity" else with_file(text, lambda name: os.path.join(folder, name))
 
 
 def check_across(table: str, written: Sequence[Row], rows: Sequence[Row]) -> None:

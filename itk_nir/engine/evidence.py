@@ -53,6 +53,7 @@ class Comparison:
     channels: LevelChannels
     still: Tensor
     most: float
+    shown: Tensor
     labels: LevelLabels | None
 
     def __init__(self, pair: Pair, metrics: Sequence[tuple[float, Metric]], threads: int = 1) -> None:
@@ -64,6 +65,7 @@ class Comparison:
         mask = pair.fixed_counts
         counted = float(fixed.numel() if mask is None else (self.grids.fixed_mask(mask) > 0.5).sum())
         self.most = max(1.0, counted)
+        self.shown = objects_of(fixed) if mask is None else objects_of(fixed) * (self.grids.fixed_mask(mask) > 0.5)
         self.labels = None
         if pair.known is not None:
             weight = None if mask is None else self.grids.fixed_mask(mask)
@@ -107,9 +109,6 @@ class Comparison:
         both: Tensor = parts[0][-1]
         for *_, w in parts[1:]:
             both = both * w
-        shown = objects_of(self.channels.images[0].fixed)
-        if self.pair.fixed_counts is not None:
-            shown = shown * (self.grids.fixed_mask(self.pair.fixed_counts) > 0.5)
         chosen = self.channels.metric(self.metrics, both)
         information = self.channels.metric([(w, METRICS["nmi"]) for w, _ in self.metrics], both)
         out = []
@@ -119,7 +118,7 @@ class Comparison:
                 values = [float(m(view)) if m.count >= 1 else 0.0 for m in (chosen, information)]
                 distance, overlap = self._known(linear, field, view)
                 share, images = float(weight.sum()) / self.most, look_at_images(self.metrics)
-                seen = float((weight * shown).sum() / shown.sum()) if bool(shown.any()) else None
+                seen = float((weight * self.shown).sum() / self.shown.sum()) if bool(self.shown.any()) else None
                 out.append(Measures(values[0], values[1], share, distance, overlap, images, seen))
         return out
 

@@ -9,7 +9,7 @@ resampled onto that grid on request.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,20 @@ class Placed:
     geometry: Geometry
     findings: tuple[Finding, ...] = ()
     sheared: NDArray[np.float64] | None = None
+
+    def told(self, oriented: bool) -> Placed:
+        """The same of an image that says, or does not, how the object lies, see `Geometry.oriented`.
+
+        Parameters
+        ----------
+        oriented : bool
+            Whether it does.
+
+        Returns
+        -------
+        Placed
+        """
+        return replace(self, geometry=replace(self.geometry, oriented=oriented))
 
 
 def is_usable(matrix: NDArray[np.float64], axes: int = 3) -> bool:

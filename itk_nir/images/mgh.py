@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +69,10 @@ def read_mgh(file: Path, label: str, options: ReadOptions) -> Volume:
     stored = np.frombuffer(held, dtype, wanted // dtype.itemsize).reshape(size[::-1])
     array = stored.astype(dtype.newbyteorder("="))
     matrix, findings = _matrix(raw, size, label)
-    placed = place(size, RAS_TO_LPS @ matrix, label, options.resample_shear)
+    placed = place(size, RAS_TO_LPS @ matrix, label, options.resample_shear).told(not findings)
     array = straightened(array, placed, options.labels)
     found = (*findings, *placed.findings)
-    geometry = replace(placed.geometry, oriented=not findings)
-    return Volume(array, geometry, label, "path", array.dtype, found)
+    return Volume(array, placed.geometry, label, "path", array.dtype, found)
 
 
 def _matrix(raw: bytes, size: list[int], label: str) -> tuple[NDArray[np.float64], tuple[Finding, ...]]:

@@ -97,8 +97,7 @@ def read_nifti(file: Path, label: str, options: ReadOptions) -> Volume | None:
                 )
             )
     array = straightened(array, placed, options.labels)
-    geometry = replace(placed.geometry, oriented=oriented)
-    return Volume(array, geometry, label, "path", dtype, tuple(findings), code)
+    return Volume(array, placed.told(oriented).geometry, label, "path", dtype, tuple(findings), code)
 
 
 def geometry_of_itk(file: Path, header: Header) -> Geometry | None:

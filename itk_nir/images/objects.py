@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import sys
 import zlib
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -266,11 +265,10 @@ def read_nibabel(image: Any, role: str, options: ReadOptions) -> Volume:
     check_layout(role, len(shape), components, options.several, shape[3] if len(shape) == 4 else 0)
     array = nibabel_values(image, role)
     affine, findings, code = nibabel_affine(image, role)
-    placed = place(shape, RAS_TO_LPS @ affine, role, options.resample_shear)
+    placed = place(shape, RAS_TO_LPS @ affine, role, options.resample_shear).told(code > 0)
     found = (*findings, *placed.findings)
     straight = straightened(array, placed, options.labels)
-    geometry = replace(placed.geometry, oriented=code > 0)
-    return Volume(straight, geometry, role, "nibabel", array.dtype, found, code or 1)
+    return Volume(straight, placed.geometry, role, "nibabel", array.dtype, found, code or 1)
 
 
 def nibabel_layout(image: Any) -> tuple[tuple[int, ...], int]:

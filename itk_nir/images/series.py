@@ -339,8 +339,7 @@ def _nifti_series(file: Path, header: Header, data: Path, label: str, resample_s
     # As ITK: what is scaled is float32, unless it was wider before.
     dtype = np.dtype(np.float32) if header.is_scaled and native.kind != "f" else native
     where = orientation(header, label)
-    placed = place(header.size[:3], where.matrix, label, resample_shear)
-    placed = replace(placed, geometry=replace(placed.geometry, oriented=where.source != "neither"))
+    placed = place(header.size[:3], where.matrix, label, resample_shear).told(where.source != "neither")
     source = _Source(
         label, "path", dtype, placed, _nifti_time(file, header), header.size[3], where.findings, where.code or 1
     )  # fmt: skip
@@ -443,8 +442,7 @@ def _of_nibabel(image: Any, role: str, resample_shear: bool) -> Series:
     array = nibabel_values(image, role)
     check_pixels(role, array.dtype)
     affine, findings, code = nibabel_affine(image, role)
-    placed = place(shape[:3], RAS_TO_LPS @ affine, role, resample_shear)
-    placed = replace(placed, geometry=replace(placed.geometry, oriented=code > 0))
+    placed = place(shape[:3], RAS_TO_LPS @ affine, role, resample_shear).told(code > 0)
     zooms = image.header.get_zooms()
     nifti = isinstance(image.header, sys.modules["nibabel.nifti1"].Nifti1Header)
     units, origin = (int(image.header["xyzt_units"]), float(image.header["toffset"])) if nifti else (0, 0.0)
