@@ -70,18 +70,26 @@ def checked_points(points: ArrayLike, dimension: int, *, rows: bool = True) -> F
     InputError
         Another shape, or what is no finite real number.
     """
-    shape = f"({'N' if rows else '...'}, {dimension})"
+    p = _rows(points, dimension, "N" if rows else "...")
+    if rows and p.ndim != 2:
+        raise InputError(f"points have shape (N, {dimension}), got {p.shape}")
+    if not np.isfinite(p).all():
+        count = int((~np.isfinite(p)).any(axis=-1).sum())
+        raise InputError(f"{count} of the points have a coordinate that is NaN or infinite; leave them out")
+    return p
+
+
+def _rows(points: ArrayLike, dimension: int, leading: str = "...") -> FloatArray:
+    """Points of any kind as float64 ``(..., d)``, none for an empty list; NaN may stand for what lies nowhere."""
+    shape = f"({leading}, {dimension})"
     try:
         p = real_numbers(points)
     except ValueError as error:
         raise InputError(f"points are real numbers of shape {shape}, and these are not: {one_line(error)}") from error
     if p.shape == (0,):
-        p = p.reshape(0, dimension)
-    if p.shape[-1:] != (dimension,) or (rows and p.ndim != 2):
-        raise InputError(f"{'' if rows else f'{dimension}D '}points have shape {shape}, got {p.shape}")
-    if not np.isfinite(p).all():
-        count = int((~np.isfinite(p)).any(axis=-1).sum())
-        raise InputError(f"{count} of the points have a coordinate that is NaN or infinite; leave them out")
+        return p.reshape(0, dimension)
+    if p.shape[-1:] != (dimension,):
+        raise InputError(f"{dimension}D points have shape {shape}, got {p.shape}")
     return p
 
 
@@ -239,7 +247,7 @@ class Geometry:
         ndarray
             ``(..., d)`` LPS mm.
         """
-        return np.asarray(index, float) @ self.matrix[:-1, :-1].T + self.matrix[:-1, -1]
+        return _rows(index, self.dimension) @ self.matrix[:-1, :-1].T + self.matrix[:-1, -1]
 
     def physical_to_index(self, points: ArrayLike) -> FloatArray:
         """Physical points as voxel indices.
@@ -254,7 +262,7 @@ class Geometry:
         ndarray
             ``(..., d)`` continuous indices, ``(x, y[, z])``.
         """
-        return np.asarray(points, float) @ self.inverse_matrix[:-1, :-1].T + self.inverse_matrix[:-1, -1]
+        return _rows(points, self.dimension) @ self.inverse_matrix[:-1, :-1].T + self.inverse_matrix[:-1, -1]
 
     def physical_to_field(self, points: ArrayLike) -> FloatArray:
         """Physical points as field coordinates: along the image axes, one unit for all axes.
@@ -269,7 +277,7 @@ class Geometry:
         ndarray
             ``(..., d)`` field coordinates: 0 is the centre, and the largest extent (voxel edges counted) is -1 to 1.
         """
-        return (np.asarray(points, float) - self.centre) @ self.rotation / self.half_extent
+        return (_rows(points, self.dimension) - self.centre) @ self.rotation / self.half_extent
 
     def field_to_physical(self, coordinates: ArrayLike) -> FloatArray:
         """Field coordinates as physical points.
@@ -284,7 +292,7 @@ class Geometry:
         ndarray
             ``(..., d)`` LPS mm.
         """
-        return np.asarray(np.asarray(coordinates, float) * self.half_extent @ self.rotation.T + self.centre)
+        return np.asarray(_rows(coordinates, self.dimension) * self.half_extent @ self.rotation.T + self.centre)
 
     def contains(self, points: ArrayLike) -> NDArray[np.bool_]:
         """Whether each physical point lies within the grid, half a voxel around the outer centres included.

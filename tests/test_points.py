@@ -26,6 +26,20 @@ def test_points_keep_their_other_columns(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p.csv", "q.csv"]
 
 
+@pytest.mark.parametrize("method", ["physical_to_index", "index_to_physical", "physical_to_field", "field_to_physical"])
+def test_a_grid_refuses_what_are_no_points(method: str) -> None:
+    convert = getattr(Geometry.make([8, 9, 10], [1.0, 2.0, 3.0]), method)
+    for given in ([[1, 2], [3]], "abc", [["a", "b", "c"]], None):
+        with pytest.raises(InputError, match=r"real numbers of shape \(..., 3\)|points have shape \(..., 3\)"):
+            convert(given)
+    for given in ([[1, 2]], 5, [[1, 2, 3, 4]]):
+        with pytest.raises(InputError, match=r"3D points have shape \(\.\.\., 3\), got"):
+            convert(given)
+    assert convert([]).shape == (0, 3)
+    assert convert(np.zeros((4, 5, 3))).shape == (4, 5, 3)
+    assert np.isnan(convert([1, 2, np.nan])).any()
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [

@@ -94,6 +94,14 @@ def test_flirt(flips: tuple[bool, bool], tmp_path: Path) -> None:
         itk_nir.load_transform(tmp_path / "m.mat", grids[0], convention="fsl")
 
 
+def test_a_matrix_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    """Editors of Windows write one."""
+    path = tmp_path / "m.txt"
+    path.write_text("".join(" ".join(map(str, row)) + "\n" for row in RAS.tolist()), encoding="utf-8-sig")
+    found = itk_nir.load_transform(path, convention="ras")
+    np.testing.assert_allclose(found.map(points()), lps(RAS, points()), atol=1e-8)
+
+
 def test_flirt_of_an_image_that_may_have_no_orientation_is_questioned(tmp_path: Path) -> None:
     """FSL does not turn x round where both codes are 0, and our grid does not tell that they are."""
     np.savetxt(tmp_path / "m.mat", np.eye(4))

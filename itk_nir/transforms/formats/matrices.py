@@ -66,13 +66,13 @@ def text_of(path: Path) -> str | None:
     -------
     str or None
         None for a long file, or one that is no text. Names of files in it may be in any encoding: bytes that are no
-        UTF-8 are kept as surrogates. Every line ends with a line feed.
+        UTF-8 are kept as surrogates, and a byte order mark is left out. Every line ends with a line feed.
     """
     with open(path, "rb") as file:
         raw = file.read(_LONGEST + 1)
     if len(raw) > _LONGEST or b"\0" in raw:
         return None
-    return re.sub(r"\r\n?", "\n", raw.decode("utf-8", "surrogateescape"))
+    return re.sub(r"\r\n?", "\n", raw.decode("utf-8-sig", "surrogateescape"))
 
 
 def is_matrix_file(path: Path) -> bool:
