@@ -35,7 +35,16 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.images import Pair
-from itk_nir.engine.inside import INSIDE, INSIDE_SIZE, NOISY_INSIDE, Inside, inside_size, limits_on, objects_of
+from itk_nir.engine.inside import (
+    INSIDE,
+    INSIDE_SIZE,
+    NOISY_INSIDE,
+    Inside,
+    Windows,
+    inside_size,
+    limits_on,
+    objects_of,
+)
 from itk_nir.engine.lattice import Banded, banded_from_dense
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
@@ -183,18 +192,17 @@ def choose_metric(pair: Pair, threads: int = 1, displacement: Displacement | Non
     at_size = cache(lambda size: _Resolution(pair, normalised, size, threads, displacement))
     shares: list[float] = []
     for size, least_sign, least_alike in RESOLUTIONS:
-        found = (at_size(size).agreement(k) for k in range(len(pair.channels)))
-        sign, alike, windows = min(found, key=lambda s: s[0])
-        if windows < FEWEST:
-            few = f"only {windows} windows could be compared"
+        seen = min((at_size(size).agreement(k) for k in range(len(pair.channels))), key=lambda windows: windows.sign)
+        if seen.number < FEWEST:
+            few = f"only {seen.number} windows could be compared"
             if not pair.masked:
                 return Choice(SAME, SAME, few)
             whole = choose_metric(pair.without_masks(), threads, displacement)
             return replace(whole, found=f"{few} inside of the masks; of the whole images: {whole.found}", alike=0.0)
-        if alike < least_alike:
+        if seen.told < least_alike:
             continue
-        shares.append(100 * (1 + sign) / 2)
-        if sign < least_sign:
+        shares.append(100 * (1 + seen.sign) / 2)
+        if seen.sign < least_sign:
             break
     else:
         return Choice(SAME, SAME, f"one contrast: {_in_words(shares)}")
@@ -269,14 +277,13 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
             f"the first level of the deformation by {SAME} ended at {similarity:.2f}, where images of one contrast "
             f"reach {LEAST_ALIKE} and more"
         )
-    elif similarity < INSIDE.alike:
-        told = _brought_together(brought, pair)
-        if told >= LEAST_TOLD:
-            return None
+    elif similarity < INSIDE.alike and (told := _brought_together(brought, pair)) < LEAST_TOLD:
         found = (
             f"after the first level of the deformation by {SAME}, the mean square of the correlation is {told:.2f}, "
             f"where 2D images of one contrast have {LEAST_TOLD} and more"
         )
+    elif similarity < INSIDE.alike and pair.fixed_geometry.dimension != 2:
+        return None
     else:
         size = inside_size(pair)
         apart = _apart_inside(brought(size), pair, INSIDE)
@@ -285,10 +292,9 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
             apart = _apart_inside(smoother, pair, NOISY_INSIDE)
         if not apart or find_matches(pair, True, threads).consistent >= INSIDE.moved:
             return None
-        sign, told = apart[0]
         found = (
-            f"after the first level of the deformation by {SAME}, the correlation of {50 * (1 + sign):.1f} % of those "
-            f"inside of what the images show has one sign, and its mean square is {told:.2f}"
+            f"after the first level of the deformation by {SAME}, the correlation of {50 * (1 + apart[0].sign):.1f} % "
+            f"of those inside of what the images show has one sign, and its mean square is {apart[0].told:.2f}"
         )
     # A deformation that was found by likeness has made them alike: how stiff the next is goes by what they were before.
     alike = _alike(lambda size: _Resolution(pair, normalised, size, threads, None))[1]
@@ -296,11 +302,11 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
     return replace(_unlike(nmi, alike, f"unlike contrasts: the windows agree in sign, but {found}"), shown=True)
 
 
-def _apart_inside(brought: _Resolution, pair: Pair, limits: Inside) -> list[tuple[float, float]]:
-    """Agreement in sign and mean r² inside of the objects, of the channels whose windows there are unlike."""
+def _apart_inside(brought: _Resolution, pair: Pair, limits: Inside) -> list[Windows]:
+    """What the windows inside of the objects show, of the channels that are unlike there."""
     limits = limits_on(limits, pair, max(brought.channels.images[0].fixed.shape))
     windows = (brought.agreement(k, inside=True) for k in range(len(pair.channels)))
-    return [(sign, told) for sign, told, n in windows if n >= FEWEST and limits.unlike(sign, told)]
+    return [seen for seen in windows if seen.number >= FEWEST and limits.unlike(seen)]
 
 
 def _brought_together(brought: Callable[[int], _Resolution], pair: Pair) -> float:
@@ -308,7 +314,7 @@ def _brought_together(brought: Callable[[int], _Resolution], pair: Pair) -> floa
     if pair.fixed_geometry.dimension != 2:
         return 1.0
     windows = (brought(INFORMATION_SIZE).agreement(k) for k in range(len(pair.channels)))
-    return min((told for _, told, n in windows if n >= FEWEST), default=1.0)
+    return min((seen.told for seen in windows if seen.number >= FEWEST), default=1.0)
 
 
 def once_aligned(choice: Choice, pair: Pair, threads: int = 1) -> Choice:
@@ -379,9 +385,8 @@ class _Resolution:
         self.view = View(u, index, vector, threads=threads)
         self.weight = counting_weight(pair, grids, u, moving, index, vector, threads)
 
-    def agreement(self, channel: int, *, inside: bool = False) -> tuple[float, float, int]:
-        """How well the windows of a channel agree in sign (0 to 1), their mean r², and how many there are; or those
-        inside of what both images show against their backgrounds alone."""
+    def agreement(self, channel: int, *, inside: bool = False) -> Windows:
+        """What the windows of a channel show; or those inside of what both images show against their backgrounds."""
         images = self.channels.images[channel]
         f, m = images.fixed, self.view(images.moving)
         w = torch.ones_like(f) if self.weight is None else (self.weight > 0.5).float()
@@ -395,11 +400,13 @@ class _Resolution:
         counts = (w > 0.5) & (variances[0] > 1e-3) & (variances[1] > 1e-3)
         windows = int(counts.sum())
         if windows == 0:
-            return 0.0, 0.0, 0
-        r = ((fm - f1 * m1 / count) / count / (variances[0] * variances[1]).clamp(min=1e-12).sqrt())[counts].double()
-        r = r.clamp(-1, 1)
+            return Windows(0.0, 0.0, 0.0, 0)
+        spread = (variances[0] * variances[1]).clamp(min=1e-12).sqrt()
+        r = ((fm - f1 * m1 / count) / count / spread)[counts].double().clamp(-1, 1)
         square = r.square()
-        return float(abs((r.sign() * square).sum()) / square.sum().clamp(min=1e-12)), float(square.mean()), windows
+        edges = square * spread[counts].double()
+        signs = [float(abs((r.sign() * weight).sum()) / weight.sum().clamp(min=1e-12)) for weight in (square, edges)]
+        return Windows(signs[0], signs[1], float(square.mean()), windows)
 
     def mutual_information(self, *, inside: bool = False) -> float:
         """NMI of the channels, their mean; or inside of what both images show against their backgrounds alone."""

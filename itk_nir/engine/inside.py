@@ -23,6 +23,29 @@ BINS = 128
 
 
 @dataclass(frozen=True)
+class Windows:
+    """What the windows of two images show of each other.
+
+    Parameters
+    ----------
+    sign : float
+        How well their correlations agree in sign, 0 to 1, weighted by r².
+    edges : float
+        The same, weighted by the contrast of the windows, too: edges count for more than what hardly varies, where a
+        slow change of the illumination may decide the sign.
+    told : float
+        Their mean r².
+    number : int
+        How many there are.
+    """
+
+    sign: float
+    edges: float
+    told: float
+    number: int
+
+
+@dataclass(frozen=True)
 class Inside:
     """What the windows inside of objects, against their backgrounds, show after the first level of the deformation.
 
@@ -36,6 +59,10 @@ class Inside:
     told, least : float
         Mean r² above which they are alike whatever their signs (fetal brains have 0.44 with a sign of 0.90, T1 and
         FLAIR 0.30 at most), and below which nothing is told: noise has 0.05.
+    opposed : float
+        Agreement in sign below which windows are unlike however much they tell, by either weight: 2D phantoms whose
+        contrasts are not a monotone function of each other have 0.53 and less where most of their edges are opposed,
+        one contrast under unlike illuminations 0.84 and more by the edges.
     moved : float
         Share of the matches of a search that lead back from which on windows are unlike because parts of the images
         moved away: organs that slide have 0.95 and more, T1 and FLAIR 0.78 at most.
@@ -45,23 +72,24 @@ class Inside:
     sign: float = 0.94
     told: float = 0.3
     least: float = 0.08
+    opposed: float = 0.7
     moved: float = 0.9
 
-    def unlike(self, sign: float, told: float) -> bool:
+    def unlike(self, seen: Windows) -> bool:
         """Whether windows inside of objects are those of unlike contrasts.
 
         Parameters
         ----------
-        sign : float
-            How well they agree in sign, 0 to 1.
-        told : float
-            Their mean r².
+        seen : Windows
+            What they show.
 
         Returns
         -------
         bool
         """
-        return sign < self.sign and self.least < told < self.told
+        if seen.told >= self.told:
+            return max(seen.sign, seen.edges) < self.opposed
+        return seen.sign < self.sign and self.least < seen.told
 
     def at(self, voxels: float) -> Inside:
         """The limits on a coarser grid, whose windows hold more: all signs agree better there, and tell more.

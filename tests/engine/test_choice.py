@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 
+from itk_nir import register
 from itk_nir.engine import choice as choosing
 from itk_nir.engine.choice import STIFFEST, UNLIKE, Choice, choose_metric, once_aligned, unlike_after_all
-from itk_nir.engine.inside import INSIDE, INSIDE_SIZE
+from itk_nir.engine.inside import INSIDE, INSIDE_SIZE, Windows
 from itk_nir.geometry import Geometry
 from itk_nir.phantom import Phantom, brain_phantom
 from tests.engine.pairs import pair_of, unlike, volume
@@ -194,11 +195,54 @@ def test_how_stiff_it_gets_does_not_go_by_what_a_deformation_made_alike() -> Non
     assert usual.smoothness > 3
 
 
+def inside(sign: float, told: float, edges: float | None = None) -> Windows:
+    return Windows(sign, sign if edges is None else edges, told, 1000)
+
+
 @pytest.mark.parametrize(("sign", "told"), [(0.96, 0.2), (0.9, 0.32), (0.5, 0.05)])
 def test_inside_of_one_contrast(sign: float, told: float) -> None:
     """Agreement in sign, structure that is told all the same, and nothing but noise."""
-    assert not INSIDE.unlike(sign, told)
-    assert INSIDE.unlike(0.9, 0.2)
+    assert not INSIDE.unlike(inside(sign, told))
+    assert INSIDE.unlike(inside(0.9, 0.2))
+
+
+@pytest.mark.parametrize(("sign", "edges", "opposed"), [(0.5, 0.5, True), (0.45, 0.84, False), (0.85, 0.6, False)])
+def test_windows_that_tell_much_inside_must_oppose_each_other_by_either_weight(
+    sign: float, edges: float, opposed: bool
+) -> None:
+    """Illuminations decide the sign of flat windows, and a part of an image that of its edges."""
+    assert INSIDE.unlike(inside(sign, 0.4, edges)) is opposed
+
+
+def several_objects(seed: int) -> tuple[Array, Array]:
+    """Four discs with a spot and a slow texture, and the same deformed, mm = pixels; the intensities of one image."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:128, :128] - 63.5
+    texture = gaussian_filter(rng.standard_normal((128, 128)), 12, mode="wrap")
+    texture *= 35 / texture.std()
+    bend = [gaussian_filter(rng.standard_normal((128, 128)), 12, mode="wrap") for _ in range(2)]
+    bend = [3.0 * u / np.abs(u).max() for u in bend]
+
+    def at(dx: Array | float, dy: Array | float) -> Array:
+        out = np.zeros((128, 128))
+        for cx, cy in ((-28, -25), (25, -28), (-25, 27), (28, 24)):
+            disc = np.hypot(x + dx - cx, y + dy - cy) < 18
+            spot = np.hypot(x + dx - cx - 4, y + dy - cy + 3) < 6
+            out += disc * (90 + map_coordinates(texture, [y + dy + 63.5, x + dx + 63.5], order=1) + 60 * spot)
+        return gaussian_filter(out, 1.0)
+
+    return at(0.0, 0.0), at(bend[0], bend[1])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_objects_whose_insides_oppose_each_other_are_unlike(seed: int) -> None:
+    """All outlines agree in sign, and windows inside tell much; most of them the other way round."""
+    fixed, moving = several_objects(seed)
+    geometry = Geometry.make([128, 128], [1.0, 1.0])
+    waves = np.where(moving > 5, 128 + 115 * np.sin(9 * moving / np.percentile(moving, 99.5)), 0.0)
+    for image, expected in ((moving, "lncc"), (waves, UNLIKE)):
+        result = register((fixed, geometry), (image, geometry), preset="fast", linear="none", threads=1)
+        assert result.report.metric == expected, result.report.metric_reason
 
 
 def test_least_alike_channel_decides(brains: dict[int, Phantom]) -> None:
@@ -251,5 +295,5 @@ def test_limits_inside_of_objects_follow_the_grid() -> None:
     signs = [INSIDE.at(n).sign for n in (112, 87, 73, 62, 55)]
     assert signs == sorted(signs)
     for n, two, one in ((87, 0.925, 0.990), (73, 0.954, 0.986), (62, 0.980, 0.998), (55, 0.990, 0.994)):
-        assert INSIDE.at(n).unlike(two, 0.3)
-        assert not INSIDE.at(n).unlike(one, 0.3)
+        assert INSIDE.at(n).unlike(inside(two, 0.3))
+        assert not INSIDE.at(n).unlike(inside(one, 0.3))
