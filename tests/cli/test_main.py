@@ -21,6 +21,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"itk-nir {__version__}\n"
 
 
+def test_the_package_is_the_command() -> None:
+    """Where the folder of programs is not on the PATH."""
+    done = process("-m", "itk_nir", "--version")
+    assert (done.returncode, done.stdout) == (0, f"itk-nir {__version__}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

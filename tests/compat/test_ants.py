@@ -574,3 +574,33 @@ def test_restricted_transformation(oblique: dict[int, Phantom]) -> None:
     names = images(oblique[2])
     with pytest.raises(OptionError, match="restrict has one value for each axis"):
         registration(names["fixed"], names["moving"], restrict_transformation=(0, 1, 0))
+
+
+def test_warps_of_all_images_can_be_added_up(phantom_2d: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where an image, such as the template itself, moves so little that a coarse grid would hold its field."""
+    names = images(phantom_2d)
+    template, other = names["fixed"], names["moving"]
+    warps = []
+
+    def register(fixed: Any, moving: Any, **options: Any) -> dict[str, Any]:
+        found = registration(fixed, moving, **options, **QUICK)
+        warps.append(ants.image_read(found["fwdtransforms"][0]))
+        return found
+
+    monkeypatch.setattr(ants, "registration", register)
+    built = ants.build_template(initial_template=template, image_list=[template, other], iterations=1)
+    assert built.shape == template.shape
+    assert [ants.image_physical_space_consistency(warp, template) for warp in warps] == [True, True]
+
+
+def test_a_grid_that_is_asked_for_is_kept(phantom_2d: Phantom) -> None:
+    names = images(phantom_2d)
+    for asked in ({"field_spacing": 2}, {"field_spacing": None}, {"max_interpolation_error": 10.0}):
+        found = registration(names["fixed"], names["fixed"], "SyNOnly", **QUICK, **asked)
+        assert ants.image_read(found["fwdtransforms"][0]).shape < names["fixed"].shape
+
+
+def test_no_seed_is_what_antspy_calls_none() -> None:
+    given = {n: p.default for n, p in inspect.signature(registration).parameters.items()}
+    assert register_options(given, {"random_seed": None}) == register_options(given, {})
+    assert register_options(given, {"random_seed": None, "seed": 3})[1]["seed"] == 3

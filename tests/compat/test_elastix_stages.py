@@ -199,6 +199,8 @@ def test_the_class_has_the_methods_of_itk_elastix(tmp_path: Path) -> None:
     assert method.GetNumberOfFixedMasks() == 0
     with pytest.raises(AttributeError, match="did you mean SetParameterObject"):
         method.SetParameterObjekt(parameters)
+    with pytest.raises(AttributeError, match=r"has no 'Clone'$"):  # and no private name
+        method.Clone()
     with pytest.raises(OptionError, match="the log level cannot be had"):
         method.SetLogLevel(3)
 

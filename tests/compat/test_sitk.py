@@ -935,6 +935,7 @@ SETTERS_UNDER_ANOTHER_NAME = {
         (lambda R: R.SetSmoothingSigmasPerLevel([-1]), OptionError, "not negative"),
         (lambda R: R.SetNumberOfThreads(-1), OptionError, "SetNumberOfThreads"),
         (lambda R: R.SetNumberOfWorkUnits(2.5), OptionError, "SetNumberOfWorkUnits takes a whole number"),
+        (lambda R: R.SetInterpolator("linear"), OptionError, "such as sitk.sitkLinear, got 'linear'"),
         (lambda R: R.GetMetricNumberOfValidPoints(), OptionError, "GetMetricNumberOfValidPoints is refused"),
         (
             lambda R: R.SetVirtualDomain([1, 1], [0, 0], [1, 1], [1, 0, 0]),

@@ -166,6 +166,23 @@ def test_a_spline_in_place_becomes_what_was_found(flat: Phantom, within: bool) -
     assert np.linalg.norm(moved_points - points - truth, axis=1).mean() < 0.5 * before
 
 
+def test_a_spline_that_cannot_hold_the_result_is_warned_of(flat: Phantom, recwarn: pytest.WarningsRecorder) -> None:
+    """The domain of a new B-spline is a cube of 1 mm at the origin, whatever the image."""
+    fixed, moving = pair(flat)
+    R = ImageRegistrationMethod(**QUICK, iterations=1)
+    new = sitk.BSplineTransform(2, 3)
+    R.SetInitialTransform(new)
+    with pytest.warns(UserWarning, match="the domain of the BSplineTransform covers 0% of the fixed image"):
+        R.Execute(fixed, moving)
+    recwarn.clear()
+    R.SetInitialTransform(sitk.BSplineTransform(2, 3), inPlace=False)  # which stays as it was
+    R.Execute(fixed, moving)
+    for shown in (fixed, sitk.Shrink(fixed, [4, 4])):
+        R.SetInitialTransform(sitk.BSplineTransformInitializer(shown, [4, 4]))
+        R.Execute(fixed, moving)
+    assert not [str(w.message) for w in recwarn if "domain" in str(w.message)]
+
+
 def test_the_virtual_domain_is_the_fixed_grid(flat: Phantom) -> None:
     fixed, moving = pair(flat)
     R = ImageRegistrationMethod(**QUICK)

@@ -187,10 +187,12 @@ def register_options(given: Mapping[str, Any], extra: Mapping[str, Any]) -> tupl
     if "restrict" in stages and "restrict" in extra:
         raise OptionError("restrict_transformation and restrict are the same option; give one of them")
     options = {**stages, **extra}
-    if "random_seed" in options:
+    # None is what ANTsPy has where nothing is given.
+    seed = options.pop("random_seed", None)
+    if seed is not None:
         if "seed" in options:
             raise OptionError("random_seed and seed are the same option; give one of them")
-        options["seed"] = options.pop("random_seed")
+        options["seed"] = seed
     return kind, options
 
 
@@ -336,6 +338,34 @@ def linear_levels(given: Mapping[str, Any], kind: Kind, fixed: Geometry, preset:
         "linear_size": linear_sizes(fixed, [factor for factor, _ in kept]),
         "linear_iterations": limited(own, len(kept), [most for _, most in kept]),
     }
+
+
+def field_grid(kind: Kind, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The displacement field on the grid of the fixed image, where the caller says nothing of its grid.
+
+    Parameters
+    ----------
+    kind : Kind
+        What the type of transform asks for.
+    options : mapping of str to object
+        Options as of `register_options`.
+
+    Returns
+    -------
+    dict of str to object
+        ``field_spacing``; empty where there is no field or it is chosen already.
+
+    Notes
+    -----
+    Left to itself, a smooth field lies on a coarser grid. ANTs' warps all lie on that of the fixed image, so that they
+    can be added up, as ``ants.build_template`` does it.
+    """
+    from itk_nir.settings import options_of
+
+    if not kind.deformable or {"field_spacing", "max_interpolation_error"} & set(options):
+        return {}
+    chosen = options_of(options.get("preset", kind.preset)).get("field_spacing", 1)
+    return {"field_spacing": 1} if chosen is None else {}
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

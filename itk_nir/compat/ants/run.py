@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itk_nir.compat.ants.arguments import further_pairs, kind_options, linear_levels, register_options
+from itk_nir.compat.ants.arguments import field_grid, further_pairs, kind_options, linear_levels, register_options
 from itk_nir.compat.ants.files import load_initial_transform, warped_images, write_files
 from itk_nir.compat.ants.options import DEFAULT_METRIC, OPTIONS, Kind
 from itk_nir.compat.printing import printing
@@ -196,7 +196,7 @@ def registration(
         mask=None if mask is None else load_image(mask, "mask"),
         moving_mask=None if moving_mask is None else load_image(moving_mask, "moving mask"),
         initial_transform=initial_transform,
-        options=levels | options,
+        options=field_grid(kind, options) | levels | options,
     )
     prefix = outprefix or tempfile.mkdtemp(prefix="itk_nir_") + os.sep
     precision = "float" if singleprecision else "double"

@@ -114,7 +114,8 @@ class ElastixRegistrationMethod:
         made = self._methods()
         if name in made:
             return made[name]
-        close = difflib.get_close_matches(name, [*made, *dir(type(self))], n=1)
+        public = [n for n in dir(type(self)) if not n.startswith("_")]
+        close = difflib.get_close_matches(name, [*made, *public], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise AttributeError(f"ElastixRegistrationMethod has no {name!r}{hint}")
 

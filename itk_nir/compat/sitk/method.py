@@ -23,6 +23,7 @@ from itk_nir.compat.sitk.options import OPTIONS, Setup, register_options
 from itk_nir.compat.sitk.printing import printed
 from itk_nir.compat.sitk.run import Run
 from itk_nir.compat.sitk.setters import ConfiguredRegistration
+from itk_nir.compat.sitk.splines import check_domain
 from itk_nir.compat.sitk.transforms import TransformModel, as_composite, checked_transform
 from itk_nir.compat.sitk.weights import stage_for
 from itk_nir.errors import InputError, ItkNirError, OptionError, RegistrationCancelled
@@ -232,6 +233,8 @@ class ImageRegistrationMethod(ConfiguredRegistration):
         model, after = self._transforms(a)
         if self._setup.exhaustive is not None:
             return self._search(a, b, model, after)
+        if self._in_place and model.name == "BSplineTransform":
+            check_domain(model.optimised, a.geometry)
         linear, held = stage_for(model.name, model.linear, self._setup.weights, model.own_matrix, a.geometry)
         options = register_options(self._setup, model.deformable, a.geometry) | held
         arguments = register_arguments(self._setup.preset, options)

@@ -208,12 +208,15 @@ class ConfiguredRegistration(ObservedRegistration):
         """``sitk.sitkLinear``; another one is taken with a warning: the metric interpolates linearly all the same."""
         import SimpleITK as sitk
 
-        if interpolator != sitk.sitkLinear:
+        number = whole_number(interpolator)
+        if number is None:
+            raise OptionError(f"SetInterpolator takes a constant such as sitk.sitkLinear, got {interpolator!r}")
+        if number != sitk.sitkLinear:
             warn_caller(
                 f"SetInterpolator({interpolator!r}): the metric interpolates linearly here, whatever the interpolator; "
                 "resample with what you like afterwards"
             )
-        self._interpolator = int(interpolator)
+        self._interpolator = number
 
     def GetInterpolator(self) -> int:
         """What was given, ``sitk.sitkLinear`` before."""

@@ -8,10 +8,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from itk_nir.errors import warn_caller
+from itk_nir.geometry import Geometry
+
 #: Points ``(..., d)`` to vectors ``(..., d)``, LPS mm.
 Displacement = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 #: Samples a cell of the mesh and axis, and how many there may be in all.
 _PER_CELL, _MOST_SAMPLES = 4, 1_000_000
+#: Share of the fixed image that a domain covers at least. ``BSplineTransformInitializer`` gives 1, also where it was
+#: shown a coarser image, and the domain of a new ``BSplineTransform``, a cube of 1 mm, covers next to nothing.
+_COVERED, _SAMPLES = 0.9, 16
+
+
+def check_domain(spline: Any, grid: Geometry) -> None:
+    """Warn where a B-spline that shall become the result covers only a part of the fixed image.
+
+    Parameters
+    ----------
+    spline : SimpleITK.BSplineTransform
+        Beyond its domain it moves nothing.
+    grid : Geometry
+        The fixed image's.
+    """
+    d = grid.dimension
+    # In the middle of as many parts of each axis, so that a domain that ends at the outermost voxels counts as whole.
+    axes = [(np.arange(_SAMPLES) + 0.5) / _SAMPLES * n - 0.5 for n in grid.size]
+    index = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, d)
+    direction = np.asarray(spline.GetTransformDomainDirection(), float).reshape(d, d)
+    at = (grid.index_to_physical(index) - spline.GetTransformDomainOrigin()) @ direction
+    inside = (at >= 0) & (at <= spline.GetTransformDomainPhysicalDimensions())
+    share = float(inside.all(axis=-1).mean())
+    if share < _COVERED:
+        warn_caller(
+            f"SetInitialTransform: the domain of the BSplineTransform covers {share:.0%} of the fixed image, and "
+            "beyond it a spline moves nothing; make it by sitk.BSplineTransformInitializer(fixed, mesh)"
+        )
 
 
 def spline_parameters(spline: Any, displacement: Displacement) -> tuple[float, ...]:
