@@ -439,6 +439,13 @@ def _auto_pairs(data: Path) -> Iterator[tuple[str, Any, Any, bool, dict[str, Any
     for a, b in itertools.permutations(("He", "CD31-3", "proSPC-4"), 2):
         folder = data / "histology_lung"
         yield f"histology_lung {a} ← {b}", folder / f"{a}.nii.gz", folder / f"{b}.nii.gz", False, {}
+    for a, b in itertools.permutations(("He", "CD31-3", "proSPC-4"), 2):
+        one, two = (coarser(folder / f"{name}.nii.gz", 2.0) for name in (a, b))
+        yield f"histology_lung {a} ← {b}, half as many pixels", one, two, False, {}
+    one, two = (coarser(data / "merfish_um" / f"{side}.mha", 30.0) for side in ("fixed", "moving"))
+    yield "merfish_um, half as many pixels", one, two, True, {}
+    one, two = (coarser(data / "chest_xray" / f"{name}_t1.nii.gz", 2.0) for name in ("cxr1", "cxr2"))
+    yield "chest_xray cxr1 ← cxr2, half as many pixels", one, two, True, {}
 
 
 def both(data: Path) -> Iterator[Line]:
