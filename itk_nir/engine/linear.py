@@ -59,6 +59,10 @@ FINEST = {2: 1024, 3: 128}
 #: By which share of a measure the map that was found must be worse than the start for that to be told.
 NOTABLE = 0.005
 
+#: The share of the similarity of mirrored images that the map which was found must reach, else which is right is
+#: doubted. Where all is right it reaches 0.98 and more, however symmetric; where not, 0.93 at most.
+MIRRORED_DOUBT = 0.95
+
 
 @dataclass(frozen=True)
 class LinearResult:
@@ -192,7 +196,7 @@ def optimise_linear(
         if tried
         else (None, cancelled)
     )
-    similarity, doubts = found[0], () if start is None else start.doubts
+    similarity, doubts = found[0], () if start is None else (*start.doubts, *_more_alike_mirrored(judged, base, start))
     if whole is not None:
         base, doubts = whole
         similarity = value(judged, base, metrics)
@@ -203,6 +207,20 @@ def optimise_linear(
     base = without_held_axes(base, pair.fixed_geometry, restrict)
     matrix = given if base is begin else pair.linear @ base
     return LinearResult(matrix, similarity, cancelled, tuple(notes), whole is not None, doubts)
+
+
+def _more_alike_mirrored(level: LinearLevel, found: F64, start: Start) -> tuple[str, ...]:
+    """The doubt that a mirrored image is clearly more alike than under the map that was found."""
+    if start.mirrored == 0:
+        return ()
+    alike = value(level, found, [(1.0, MutualInformation())] * len(level.pair.channels))
+    if start.mirrored * MIRRORED_DOUBT <= alike:
+        return ()
+    section = level.pair.fixed_geometry.dimension == 2
+    return (
+        f"the moving image is more alike mirrored (mutual information {start.mirrored:.2f} against {alike:.2f}); if "
+        f"{'its section was turned over' if section else 'its left and right are swapped'}, mirror it first",
+    )
 
 
 def _without_images(

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import linear_starts
-from itk_nir.engine.images import Pair
+from itk_nir.engine.images import Channel, Pair
 from itk_nir.engine.level_grids import is_resized, mean_scale
 from itk_nir.engine.linear_candidates import informations
 from itk_nir.engine.linear_descent import LinearDescent
-from itk_nir.engine.linear_level import LinearLevel, agreed
+from itk_nir.engine.linear_level import LinearLevel, agreed, value
 from itk_nir.engine.linear_starts import Mass
 from itk_nir.engine.metrics import Metric, MutualInformation, NoMetric
 from itk_nir.engine.progress import NO_OVERLAP, Callback
@@ -34,13 +34,13 @@ TURNED_GAIN, GREAT_TURN = 0.9, 30.0
 #: 2 times and more.
 RESIZED_GAIN = 0.6
 
-#: The same for a section that was turned over, as it happens on a microscope's slide; from the second share on, that
-#: is taken for possible.
-MIRRORED_GAIN, MIRRORED_DOUBT = 0.8, 0.95
+#: The same for a section that was turned over, as it happens on a microscope's slide.
+MIRRORED_GAIN = 0.8
 
 #: Ends that are at least so alike as the best one and lie more than so many voxels of the level from it are its rivals.
-#: So many of them are followed further, by ever freer maps up to that which is wanted, and at the last level: small
-#: differences of size and shape hide which is right. One that was less alike before must then be more by this factor.
+#: So many of them, and where the best one turns far the best one that does not, are followed further, by ever freer
+#: maps up to that which is wanted, and at the last level: differences of size and shape hide which is right. One that
+#: was less alike before must then be more by this factor.
 CLOSE, ELSEWHERE, RIVALS, CLEARLY = 0.85, 4.0, 4, 1.08
 
 #: The share of the similarity of a best end that turns the images far from which on a rival leaves open which is right.
@@ -73,12 +73,15 @@ class Start:
         What was found odd, one sentence each.
     doubts : tuple of str
         What speaks against it.
+    mirrored : float
+        The mutual information with a mirrored image where that is more alike, and no symmetry explains it; else 0.
     """
 
     matrix: F64
     cancelled: bool = False
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    mirrored: float = 0.0
 
     @property
     def resizes(self) -> bool:
@@ -135,8 +138,9 @@ def find_start(
     if pair.known is not None and pair.known.landmarks is not None:
         on_landmarks = pair.known.landmarks.matrix(kind, pair.linear)
         starts += [] if on_landmarks is None else [without_held_axes(on_landmarks, pair.fixed_geometry, restrict)]
-    section = turns and images and pair.known is None and pair.fixed_geometry.dimension == 2
-    if section:
+    unknown = turns and images and pair.known is None
+    section = unknown and pair.fixed_geometry.dimension == 2
+    if unknown:
         starts += search.most_alike(linear_starts.mirrored(pair, *masses))
     tried = search.follow(starts)
     if turns and images and not search.cancelled:
@@ -158,15 +162,16 @@ def find_start(
         best, doubts = search.against_rivals(best, plain)
         back = search.turned_back(best, masses[0])
         best, doubts = back, doubts if back is best else ()
-    over = max((t for t in tried if t.mirrored), key=lambda t: t.similarity, default=None)
-    if over is None or over.similarity * MIRRORED_DOUBT <= likely.similarity:
-        return Start(best.matrix, cancelled, tuple(notes), doubts)
-    told = f"is more alike mirrored (mutual information {over.similarity:.2f} against {likely.similarity:.2f})"
-    if kind == "affine" and over.similarity * MIRRORED_GAIN > likely.similarity:
-        notes.append(f"linear stage: the moving image {told}: the section was turned over, and the map mirrors it")
-        return Start(over.matrix, cancelled, tuple(notes))
-    doubt = f"the moving image {told}; if its section was turned over, mirror it first"
-    return Start(best.matrix, cancelled, tuple(notes), (*doubts, doubt))
+    if cancelled:
+        return Start(best.matrix, True, tuple(notes))
+    over, least, most = search.more_alike_mirrored(best, likely, [t for t in tried if t.mirrored])
+    if section and kind == "affine" and most * MIRRORED_GAIN > least:
+        notes.append(
+            f"linear stage: the moving image is more alike mirrored (mutual information {most:.2f} against {least:.2f})"
+            ": the section was turned over, and the map mirrors it"
+        )
+        return Start(over.matrix, False, tuple(notes))
+    return Start(best.matrix, False, tuple(notes), doubts, most)
 
 
 def settled_by_landmarks(pair: Pair, kind: str, settings: LinearSettings, restrict: Sequence[float]) -> F64 | None:
@@ -341,11 +346,14 @@ class _Search:
     def against_rivals(self, best: _Tried, others: Sequence[_Tried]) -> tuple[_Tried, tuple[str, ...]]:
         """The best end, or one elsewhere that turns out to be the right one; and what speaks against it."""
         close = sorted((t for t in others if t.held() >= CLOSE * best.held()), key=lambda t: -t.held())
-        ends = [best, *close]
+        # A rigid map of what differs in shape may be less alike by far where the headers are right.
+        still = [t for t in others if not t.turned] if best.turned and self.may_resize else []
+        still = sorted(still, key=lambda t: -t.held())[:1]
+        ends = [best, *still, *close]
         differ = _that_differ(self.pair, [t.matrix for t in ends], self.apart)
         if len(differ) == 1:
             return best, ()
-        seen = [(ends[k], self.further(ends[k])) for k in differ[: 1 + RIVALS]]
+        seen = [(ends[k], self.further(ends[k])) for k in differ[: 1 + len(still) + RIVALS]]
 
         def counts(pair: tuple[_Tried, _Tried]) -> float:
             before, after = pair
@@ -355,8 +363,8 @@ class _Search:
         # Followed on from the end itself, unless what is right lies far from there, which rigid steps would not reach.
         best = end if self.same_place(end, now) else now
         as_good = [
-            t for _, t in seen
-            if t.held() >= AS_GOOD * now.held() and not self.same_place(t, now)
+            t for before, t in seen
+            if before in close and t.held() >= AS_GOOD * now.held() and not self.same_place(t, now)
         ]  # fmt: skip
         if not (now.turned and as_good):
             return best, ()
@@ -379,6 +387,30 @@ class _Search:
         ends = [end.base, *(t for t, a in zip(turned, alike, strict=True) if a >= ALIKE_TURNED_BACK * least)]
         base = min(ends, key=linear_starts.angle)
         return end if base is end.base else replace(end, base=base, turned=linear_starts.angle(base) > GREAT_TURN)
+
+    def more_alike_mirrored(
+        self, best: _Tried, likely: _Tried, mirrored: Sequence[_Tried]
+    ) -> tuple[_Tried, float, float]:
+        """The most alike of mirrored ends, and how alike the best end and it are after freer maps, since shapes that
+        differ hide which of the two is right; the latter 0 unless it is more alike, and no symmetry explains it."""
+        over = max(mirrored, key=lambda t: t.similarity, default=best)
+        if over is best or over.similarity <= likely.similarity:
+            return over, 0.0, 0.0
+        here, there = self.further(best), self.further(over)
+        least = max(here.similarity, self.symmetry(here, there))
+        return over, here.similarity, there.similarity if there.similarity > least else 0.0
+
+    def symmetry(self, end: _Tried, over: _Tried) -> float:
+        """How alike the fixed image is to itself by the mirror image that lies between two ends: as much as two images
+        of an object are where it does not show which of its sides is which."""
+        pair, channels = self.pair, tuple(Channel(c.fixed, c.fixed, *2 * [c.fixed_intensity]) for c in self.pair.more)
+        itself = replace(
+            pair, moving=pair.fixed, moving_geometry=pair.fixed_geometry, moving_intensity=pair.fixed_intensity,
+            moving_weight=pair.fixed_weight, moving_lesion=pair.fixed_lesion, more=channels,
+            linear=linear_starts.as_they_lie(pair),
+        )  # fmt: skip
+        search = replace(self, pair=itself, normalised=[(fixed, fixed) for fixed, _ in self.normalised])
+        return value(search.last, np.linalg.inv(end.matrix) @ over.matrix, self.metrics)
 
     @property
     def may_resize(self) -> bool:

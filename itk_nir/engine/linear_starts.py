@@ -94,7 +94,7 @@ def shifted(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
     return out
 
 
-def along_principal_axes(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
+def along_principal_axes(pair: Pair, fixed: Mass, moving: Mass, mirror: bool = False) -> list[F64]:
     """The rotations about the centre of mass that lay the principal axes of the two masses on each other.
 
     Parameters
@@ -103,6 +103,8 @@ def along_principal_axes(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
         The images.
     fixed, moving : Mass
         Of `masses`.
+    mirror : bool
+        Those that mirror, in their place.
 
     Returns
     -------
@@ -115,7 +117,7 @@ def along_principal_axes(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
     out = []
     for signs in product((1.0, -1.0), repeat=d):
         turn = theirs @ np.diag(signs) @ ours.T
-        if np.linalg.det(turn) > 0:
+        if (np.linalg.det(turn) < 0) == mirror:
             out.append(about(turn, fixed.centre, _back(pair, moving.centre)))
     return out
 
@@ -231,24 +233,31 @@ def on_each_other(pair: Pair, ratio: float, fixed: Mass, moving: Mass) -> F64:
 
 
 def mirrored(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
-    """Rotations about the centre of mass of a section that was turned over.
+    """Rotations about the centre of mass of an image that is mirrored.
+
+    A section may have been turned over and lie anyhow. A volume that lost what its header said of its axes has them in
+    some order and direction, or its principal axes belong on those of the other one.
 
     Parameters
     ----------
     pair : Pair
-        Two sections.
+        The images.
     fixed, moving : Mass
         Of `masses`.
 
     Returns
     -------
     list of ndarray
-        ``(3, 3)`` LPS, with a determinant of -1, the centres of mass on each other.
+        ``(d + 1, d + 1)`` LPS, with a determinant below 0, the centres of mass on each other.
     """
-    axes = pair.fixed_geometry.rotation
-    over = axes @ np.diag([-1.0, 1.0]) @ axes.T
+    d, axes = pair.fixed_geometry.dimension, pair.fixed_geometry.rotation
+    over = axes @ np.diag([-1.0] + [1.0] * (d - 1)) @ axes.T
     back = about(over, fixed.centre, fixed.centre)
-    return [turn @ back for turn in turned(pair, fixed, moving)]
+    if d == 2:
+        return [turn @ back for turn in turned(pair, fixed, moving)]
+    still = about(np.eye(d), fixed.centre, _back(pair, moving.centre))
+    turns = [still, *(still @ turn for turn in by_right_angles(pair, fixed))]
+    return [turn @ back for turn in turns] + along_principal_axes(pair, fixed, moving, mirror=True)
 
 
 def about(turn: F64, fixed_point: F64, moving_point: F64) -> F64:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 import itk_nir
@@ -180,3 +181,62 @@ def test_many_maps_are_measured_as_each_of_them(
     assert np.quantile(compared, 0.9) < 1e-6
     # Rounding may decide whether a position on the edge of a mask counts.
     assert max(compared) < (1e-6 if mask is None else 0.01)
+
+
+def organs(d: int, seed: int) -> np.ndarray:
+    """An ellipsoid with balls in it, ``[z,] y, x``, which no mirror image of it is like."""
+    random = np.random.default_rng(seed)
+    n = 96 if d == 2 else 48
+    axes = np.meshgrid(*d * [np.linspace(-1, 1, n)], indexing="ij")
+    radii = np.array([0.66, 0.88] if d == 2 else [0.8, 0.7, 0.9])
+    body = sum((a / r) ** 2 for a, r in zip(axes, radii, strict=True)) < 1
+    image = 100.0 * body
+    for _ in range(9 if d == 2 else 14):
+        v = random.standard_normal(d)
+        at = radii * v * random.uniform(0, 0.7) / np.linalg.norm(v)
+        ball = sum((a - c) ** 2 for a, c in zip(axes, at, strict=True)) < random.uniform(0.1, 0.25) ** 2
+        image[ball & body] = random.uniform(40, 220)
+    return np.asarray(ndimage.gaussian_filter(image, 0.8), np.float32)
+
+
+def mirror_doubts(fixed: Any, moving: Any) -> list[str]:
+    verdict = itk_nir.register(fixed, moving, preset="fast", iterations=1).report.verdict
+    assert verdict is not None
+    return [reason for reason in verdict.reasons if "more alike mirrored" in reason]
+
+
+@pytest.mark.filterwarnings("ignore::itk_nir.VerdictWarning")
+def test_volume_that_is_mirrored_is_doubted() -> None:
+    image = organs(3, 0)
+    turn = Rotation.from_rotvec([0.1, 0.0, 0.1]).as_matrix()
+    grid = Geometry.make([48, 48, 48], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0], np.eye(3))
+    moved = Geometry.make([48, 48, 48], [2.1, 1.9, 2.0], [5.0, -3.0, 4.0], turn)
+    assert not mirror_doubts((image, grid), (image, moved))
+    for axis in (0, 2):
+        (doubt,) = mirror_doubts((image, grid), (np.ascontiguousarray(np.flip(image, axis)), moved))
+        assert "left and right are swapped" in doubt
+
+
+@pytest.mark.filterwarnings("ignore::itk_nir.VerdictWarning")
+@pytest.mark.parametrize("seed", [3, 4])
+def test_symmetric_object_is_not_taken_for_mirrored(seed: int) -> None:
+    """What differs between its sides lies on the other side in the moving image; the sides are more alike than the two
+    images."""
+    image = organs(2, seed)
+    sides = 0.5 * (image + image[:, ::-1]) + 0.6 * image
+    noise = 50 * np.random.default_rng(0).standard_normal(image.shape)
+    fixed, moving = (np.ascontiguousarray(i, np.float32) for i in (sides, sides[:, ::-1] + noise))
+    grid = Geometry.make([96, 96], [2.0, 2.0], [0.0, 0.0], np.eye(2))
+    assert not mirror_doubts((fixed, grid), (moving, grid))
+
+
+@pytest.mark.filterwarnings("ignore::itk_nir.VerdictWarning")
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_object_that_is_stretched_so_that_its_axes_change_places_is_not_turned(seed: int) -> None:
+    image = organs(2, seed)
+    grid, other = (
+        Geometry.make([96, 96], spacing, -47.5 * np.array(spacing), np.eye(2)) for spacing in ([1.0, 1.0], [0.8, 1.24])
+    )
+    result = itk_nir.register((image, grid), (image, other), preset="fast", iterations=1)
+    x = grid.grid()[image > 0]
+    assert np.linalg.norm(result.affine.map(x) - x * other.spacing, axis=1).mean() < 1.5
