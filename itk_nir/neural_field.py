@@ -47,6 +47,8 @@ SUFFIX = ".safetensors"
 KEY, LAYOUT = "itk-nir", 3
 #: The layout before it, whose fields are measured in LPS mm along the axes as they are stored.
 PLAIN_LAYOUT = 2
+#: That of fields over a part of the fixed grid.
+PART_LAYOUT = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,14 +274,16 @@ class NeuralField:
         if not target.parent.is_dir():
             raise InputError(f"{target}: the folder {target.parent} does not exist; create it first")
         description, tensors = engine_named(self.kind).describe(self.trained)
+        part = _part_of(self.frame.geometry, self.trained.geometry)
         header = {
-            "layout": LAYOUT,
+            "layout": PART_LAYOUT if part else LAYOUT,
             "itk-nir": __version__,
             "geometry": dataclasses.asdict(self.geometry),
             "unit": self.frame.unit if self.frame.canonical else None,
             "linear": self.linear.matrix.tolist(),
             "kind": self.kind,
             "field": description,
+            **part,
             "about": as_json(self.about),
         }
         if self.start is not None:
@@ -346,14 +350,14 @@ def load_field(path: str | os.PathLike[str], *, device: str = "cpu", threads: in
         ) from error  # fmt: skip
     if header is None:
         raise InputError(f"trained field {file}: a {SUFFIX} file of another program; give one that itk-nir saved")
-    if header.get("layout") not in (PLAIN_LAYOUT, LAYOUT):
+    if header.get("layout") not in (PLAIN_LAYOUT, LAYOUT, PART_LAYOUT):
         raise InputError(
             f"trained field {file}: written in layout {header.get('layout')} by itk-nir {header.get('itk-nir')}, this "
-            f"is {__version__} with layout {LAYOUT}; install the version that wrote it"
+            f"is {__version__} with layouts up to {PART_LAYOUT}; install the version that wrote it"
         )
     try:
         stored = _geometry(header["geometry"])
-        unit = header["unit"] if header["layout"] == LAYOUT else None
+        unit = None if header["layout"] == PLAIN_LAYOUT else header["unit"]
         frame = Frame.plain(stored) if unit is None else Frame.of(stored, float(unit))
         start = None
         if "start" in header:
@@ -362,7 +366,8 @@ def load_field(path: str | os.PathLike[str], *, device: str = "cpu", threads: in
             )  # fmt: skip
         engine = engine_named(header["kind"])
         with engine_state(where):
-            trained = engine.restore(header["field"], tensors, frame.geometry, device=where, threads=count)
+            grid = frame.geometry.crop(*header["part"]) if "part" in header else frame.geometry
+            trained = engine.restore(header["field"], tensors, grid, device=where, threads=count)
         linear = LinearTransform(np.array(header["linear"]))
         return NeuralField(header["kind"], trained, linear, frame, start, header["about"])
     except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
@@ -383,6 +388,13 @@ def _header(file: Path) -> dict[str, Any] | None:
     if not isinstance(header, dict):
         raise ValueError("its header is no table")
     return header
+
+
+def _part_of(whole: Geometry, part: Geometry) -> dict[str, Any]:
+    """First voxel and size of the part of the fixed grid that was looked at, where that is not all of it."""
+    if part.size == whole.size:
+        return {}
+    return {"part": [np.rint(whole.physical_to_index(part.origin)).astype(int).tolist(), list(part.size)]}
 
 
 def _geometry(value: Mapping[str, Any]) -> Geometry:

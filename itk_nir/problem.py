@@ -10,27 +10,31 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from itk_nir.checks import beyond_cuts, check_dimensions, check_pair, cut_by_borders, holes, match_labels, match_mask
+from itk_nir.checks import check_dimensions, check_pair, match_labels, match_mask
 from itk_nir.correspondences import Given, read_given
 from itk_nir.engine.execution import device_named, thread_count
 from itk_nir.engine.frame import AxisOrder, Frame
-from itk_nir.engine.images import Pair, as_volume, background
+from itk_nir.engine.images import Pair, as_volume
 from itk_nir.engine.metrics import channel_metrics
 from itk_nir.engine.region_labels import regions_in
 from itk_nir.engine.restriction import check_length
+from itk_nir.engine.sampling import Target
 from itk_nir.engine.torch_state import quietly
 from itk_nir.errors import InputError, OptionError
 from itk_nir.findings import Finding, texts
+from itk_nir.geometry import Geometry
 from itk_nir.images import Volume, checked_fill, flattened, in_their_planes, load_channels, load_image
 from itk_nir.images.missing import checked_nan, outside_missing
 from itk_nir.intensities import check_contrast, for_registration, without_missing_voxels
 from itk_nir.loading import load_transform
 from itk_nir.options import shown, truth_value, whole_number
+from itk_nir.padding import Part, cropped, grid_of, on_frame, picture, usable
 from itk_nir.resample import resample_array
 from itk_nir.settings import Settings
 from itk_nir.stored_axes import restriction
 from itk_nir.transforms.composition import field_then_linear
 from itk_nir.transforms.model import CompositeTransform
+from itk_nir.without_counterpart import told_cut_by_borders, with_cuts, with_holes
 
 F64 = NDArray[np.float64]
 
@@ -78,6 +82,8 @@ class Problem:
         Value of warped images outside the moving image; its background for None.
     clock : float
         ``time.perf_counter()`` when it all began.
+    fixed_part, moving_part : tuple of slice or None
+        What of the array of each image is looked at, where there is a frame of one value around (`itk_nir.padding`).
     """
 
     fixed: Volume
@@ -101,6 +107,8 @@ class Problem:
     doubts: tuple[str, ...]
     fill: float | None
     clock: float
+    fixed_part: Part | None = None
+    moving_part: Part | None = None
 
     @classmethod
     @quietly
@@ -231,22 +239,31 @@ class Problem:
         _check_lesions(masks, lesions, settings)
         drawn = [v for v in (*masks, *lesions) if v is not None]
         masks = without_missing_voxels(masks[0], a, fixed_more), without_missing_voxels(masks[1], b, moving_more)
+        parts: tuple[Part | None, Part | None] = (None, None)
+        if settings.deformable.kind == "deformable":
+            regions = [v for v in (rigid, volume) if v is not None]
+            parts = (
+                usable(picture([a, *fixed_more]), masks[0], lesions[0], regions),
+                usable(picture([b, *moving_more]), masks[1], lesions[1], []),
+            )
+        seen = cropped(a, parts[0]), cropped(b, parts[1])
         if not more:
-            check_contrast(a, masks[0])
-            check_contrast(b, masks[1])
+            for image, mask, part in zip(seen, masks, parts, strict=True):
+                check_contrast(image, None if mask is None else cropped(mask, part))
         doubts: tuple[str, ...] = ()
         if settings.deformable.kind == "deformable":
-            lesions = _with_holes(masks[0], lesions[0]), _with_holes(masks[1], lesions[1])
-            (whole, cut_fixed), (other, cut_moving) = _with_cuts(a, lesions[0]), _with_cuts(b, lesions[1])
+            lesions = with_holes(masks[0], lesions[0]), with_holes(masks[1], lesions[1])
+            (whole, cut_fixed), (other, cut_moving) = map(with_cuts, (a, b), lesions, parts)
             lesions = whole, other
             # Who gives a mask knows.
-            doubts = () if drawn else (*cut_fixed, *cut_moving, *_cut_by_borders(a, b))
-        notes = [*check_pair(a, b, start, linear=linear), *notes]
+            doubts = () if drawn else (*cut_fixed, *cut_moving, *told_cut_by_borders(*seen))
+        framed = [*on_frame(a, parts[0]), *on_frame(b, parts[1])]
+        notes = [*check_pair(*seen, start, linear=linear), *framed, *notes]
         if strict_input and (odd := texts(notes)):
             raise InputError(f"{odd[0]} ({len(odd)} warning(s) in all; strict_input makes them errors)")
         return cls(
             a, b, more, *masks, *lesions, rigid, volume, given, start, settings, linear, deformable, seed, where, count,
-            tuple(notes), doubts, fill, clock,
+            tuple(notes), doubts, fill, clock, *parts,
         )  # fmt: skip
 
     @property
@@ -274,41 +291,73 @@ class Problem:
         """
         frame = self.frame
         linear = np.eye(self.fixed.dimension + 1)
+        ours, here = frame.axes, self.fixed_part
+        # Seen through a start, the frame of the moving image is what its extent leaves out.
+        there = self.moving_part if self.tail is None else None
         # What a detector got wrong in single voxels, and uneven light, are not looked at.
-        source, mask, lesion = for_registration(self.moving), self.moving_mask, self.moving_lesion
-        others = [for_registration(m) for _, m in self.more]
+        source, *others = (for_registration(cropped(m, there)) for m in (self.moving, *(m for _, m in self.more)))
+        mask, lesion = (None if v is None else cropped(v, there) for v in (self.moving_mask, self.moving_lesion))
         if self.tail is not None:
             source, mask = self._moving_through(self.tail, source)
             others = [self._seen_through(self.tail, m) for m in others]
             lesion = None if lesion is None else self._seen_through(self.tail, lesion)
         elif self.start is not None:
             linear = frame.matrix(field_then_linear(self.start).transforms[-1].matrix)  # type: ignore[union-attr]
-        ours, theirs = frame.axes, AxisOrder.of(source.geometry)
+        theirs = AxisOrder.of(source.geometry)
         rigid, volume = (
-            None if v is None else self._tensor(v, ours, v.array.dtype)
+            None if v is None else self._tensor(cropped(v, here), ours, v.array.dtype)
             for v in (self.rigid_regions, self.volume_regions)
         )
         pair = Pair.make(
-            self._tensor(for_registration(self.fixed), ours),
-            frame.geometry,
+            self._tensor(for_registration(cropped(self.fixed, here)), ours),
+            self._fixed_grid(),
             self._tensor(source, theirs),
             frame.placed(theirs.geometry(source.geometry)),
             linear,
-            None if self.fixed_mask is None else self._tensor(self.fixed_mask, ours),
+            None if self.fixed_mask is None else self._tensor(cropped(self.fixed_mask, here), ours),
             None if mask is None else self._tensor(mask, theirs),
             [
-                (self._tensor(for_registration(f), ours), self._tensor(m, theirs))
+                (self._tensor(for_registration(cropped(f, here)), ours), self._tensor(m, theirs))
                 for (f, _), m in zip(self.more, others, strict=True)
             ],
             # Seen through a transform, a voxel that has any part in the lesion belongs to it.
-            None if self.fixed_lesion is None else self._tensor(self.fixed_lesion, ours) > 0,
+            None if self.fixed_lesion is None else self._tensor(cropped(self.fixed_lesion, here), ours) > 0,
             None if lesion is None else self._tensor(lesion, theirs) > 0,
         )
         pair = replace(pair, regions=regions_in(rigid, volume))
         if self.given is None:
             return pair
-        known = self.given.for_engine(self.fixed, self.moving, self.tail, self.settings, self.device, frame)
+        given = self.given
+        if given.maps is not None:
+            given = replace(given, maps=(cropped(given.maps[0], here), cropped(given.maps[1], there)))
+        known = given.for_engine(self.fixed, self.moving, self.tail, self.settings, self.device, frame)
         return replace(pair, known=known)
+
+    def _fixed_grid(self) -> Geometry:
+        """The grid of what is looked at of the fixed image, voxel by voxel on that of the frame."""
+        whole, axes = self.frame.geometry, self.frame.axes
+        if self.fixed_part is None:
+            return whole
+        seen = self.frame.placed(axes.geometry(grid_of(self.fixed.geometry, self.fixed_part)))
+        return whole.crop(np.rint(whole.physical_to_index(seen.origin)).astype(int).tolist(), seen.size)
+
+    def target(self, pair: Pair) -> Target:
+        """Where the map of the field must land to be of use.
+
+        Parameters
+        ----------
+        pair : Pair
+            With the linear map that follows the field.
+
+        Returns
+        -------
+        Target
+            The whole moving image, its frame included.
+        """
+        moving, frame = pair.moving_geometry, self.frame
+        if self.tail is None and self.moving_part is not None:
+            moving = frame.placed(AxisOrder.of(self.moving.geometry).geometry(self.moving.geometry))
+        return Target.of(frame.geometry, moving, pair.linear, last=self.tail is None)
 
     def _tensor(self, image: Volume, axes: AxisOrder, dtype: Any = np.float32) -> torch.Tensor:
         array = np.ascontiguousarray(axes.canonical(image.array), dtype)
@@ -317,6 +366,10 @@ class Problem:
     def _moving_through(self, start: CompositeTransform, moving: Volume) -> tuple[Volume, Volume | None]:
         """The moving image (and its mask) seen through the caller's transform, on the fixed grid."""
         ones = np.ones_like(self.moving.array) if self.moving_mask is None else self.moving_mask.array
+        if self.moving_part is not None:
+            picture_alone = np.zeros_like(ones)
+            picture_alone[self.moving_part] = ones[self.moving_part]
+            ones = picture_alone
         seen = self._seen_through(start, replace(self.moving, array=ones), "nearest").array > 0.5
         if not seen.any():
             raise InputError(
@@ -386,39 +439,6 @@ def _check_lesions(
                 f"{lesion.name}: leaves nothing of its image{'' if mask is None else ' inside the mask'}; it must be "
                 "above 0 inside the lesion alone"
             )
-
-
-def _with_holes(mask: Volume | None, lesion: Volume | None) -> Volume | None:
-    """The lesion, and what the mask encloses but leaves out: "all but the lesion" is how masks of lesions are drawn."""
-    if mask is None:
-        return lesion
-    found = holes(mask.array)
-    if not found.any():
-        return lesion
-    both = found if lesion is None else found | (lesion.array > 0.5)
-    return replace(mask, array=both.astype(np.float32))
-
-
-def _with_cuts(image: Volume, lesion: Volume | None) -> tuple[Volume | None, list[str]]:
-    """The lesion, and what lies beyond a plane in which the object of an image was cut off; what there is to tell."""
-    value = background(as_volume(torch.from_numpy(image.array)))
-    if value is None:
-        return lesion, []
-    beyond, axes = beyond_cuts(image.array != value)
-    if not axes:
-        return lesion, []
-    both = beyond if lesion is None else beyond | (lesion.array > 0.5)
-    return replace(image, array=both.astype(np.float32)), [_cut_off(image, axes) + "; what lies beyond was left out"]
-
-
-def _cut_by_borders(fixed: Volume, moving: Volume) -> list[str]:
-    """What there is to tell of an image whose border cuts through what the other one shows whole."""
-    found = zip((fixed, moving), cut_by_borders(fixed.array, moving.array), strict=True)
-    return [_cut_off(image, axes) + " by its border" for image, axes in found if axes]
-
-
-def _cut_off(image: Volume, axes: list[str]) -> str:
-    return f"the images share only part of what they show: {image.name} is cut off across {' and '.join(axes)}"
 
 
 def _check_regions(role: str, settings: Settings, deformable: bool, start: CompositeTransform | None) -> None:

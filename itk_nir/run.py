@@ -41,7 +41,7 @@ from itk_nir.engine.linear_search import Start, find_start
 from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of, of_one_contrast
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.engine.regions import kept
-from itk_nir.engine.sampling import SampledField, Target, sample_field
+from itk_nir.engine.sampling import SampledField, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.engine.unchanged import free_to_move
 from itk_nir.findings import texts
@@ -153,8 +153,7 @@ class Run:
         ops.release_memory()  # many small arrays are done with, a few large ones follow
         done = self._compare(began, pair, done)
         sampled = sample_field(
-            done.field, problem.settings.sampling, pair.counted,
-            Target.of(pair.fixed_geometry, pair.moving_geometry, pair.linear, last=problem.tail is None), self.frame,
+            done.field, problem.settings.sampling, pair.counted, problem.target(pair), self.frame,
         )  # fmt: skip
         self._took("sampling")
         report = self._report(

@@ -19,6 +19,7 @@ from itk_nir.engine.images import Intensity
 from itk_nir.errors import InputError, OptionError
 from itk_nir.geometry import Geometry
 from itk_nir.images import reading, save_image, to_itk, to_sitk
+from itk_nir.neural_field import load_field
 from itk_nir.phantom import Phantom
 from itk_nir.problem import Problem
 from itk_nir.settings import make_settings
@@ -315,3 +316,77 @@ def test_checksums_are_the_same_on_a_thread_and_without_one(monkeypatch: pytest.
     monkeypatch.setattr(identity, "inputs_of", fails)
     with pytest.raises(MemoryError, match="none left"):
         identity.inputs_soon(p)()
+
+
+# --- frames of one value ---------------------------------------------------------------------------------------------
+
+
+def pictures(d: int, pad: int = 0) -> tuple[Any, Any]:
+    """Two textures that reach their borders, the moving one shifted by (1, ...) voxels, in frames of 0."""
+    out = []
+    for shift in (0.0, 1.0):
+        at = [np.arange(n) - shift for n in [40, 36, 20][:d]]
+        x = np.meshgrid(*at, indexing="ij")
+        array = 100 + sum(20 * np.sin(v / (2.1 + 0.4 * k) + 0.3 * x[0]) for k, v in enumerate(x))
+        grid = Geometry.make(array.shape[::-1], [1.0] * d)
+        array = np.pad(array, pad)
+        out.append(to_sitk(array.astype(np.float32), grid.crop([-pad] * d, array.shape[::-1])))
+    return out[0], out[1]
+
+
+@BOTH
+def test_a_frame_of_one_value_is_left_out(d: int) -> None:
+    plain, framed = (Problem.prepare(*pictures(d, pad), FEW, device="cpu", threads=1) for pad in (0, 6))
+    assert plain.fixed_part is None
+    assert framed.fixed_part == framed.moving_part == tuple(slice(6, 6 + n) for n in [40, 36, 20][:d])
+    assert [str(f).count("a frame of one value") for f in framed.findings] == [1, 1]
+    a, b = plain.pair(), framed.pair()
+    assert torch.equal(a.fixed, b.fixed)
+    assert torch.equal(a.moving, b.moving)
+
+
+def test_the_result_covers_the_frame() -> None:
+    given = {"preset": "fast", "linear": "affine", "threads": 1, "device": "cpu"}
+    plain = itk_nir.register(*pictures(2), **given)
+    with pytest.warns(UserWarning, match="a frame of one value"):
+        framed = itk_nir.register(*pictures(2, 6), **given)
+    assert framed.warped.GetSize() == pictures(2, 6)[0].GetSize()
+    u, v = (r.mapping.displacement_on(r.fixed.geometry).vectors for r in (plain, framed))
+    np.testing.assert_allclose(v[6:-6, 6:-6], u, atol=0.05)
+
+
+def test_the_field_of_a_framed_pair_is_saved_with_its_part_of_the_grid(tmp_path: Path) -> None:
+    fixed, moving = pictures(2, 6)
+    for image in (fixed, moving):
+        image.SetDirection([0.8, 0.6, 0.6, -0.8])
+    with pytest.warns(UserWarning, match="a frame of one value"):
+        result = itk_nir.register(fixed, moving, preset="fast", linear="none", threads=1, device="cpu")
+    again = load_field(result.save_field(tmp_path / "field.safetensors"))
+    points = again.geometry.grid().reshape(-1, 2)[::7]
+    mapped = [result.transform.TransformPoint(p) for p in points.tolist()]
+    np.testing.assert_allclose(again.map(points), mapped, atol=0.02)
+
+
+def test_masks_and_labels_of_a_framed_pair() -> None:
+    """They are cropped as the images are."""
+    maps = []
+    for margin in (0, 6):
+        fixed, moving = pictures(2, margin)
+        mask = np.zeros(sitk.GetArrayViewFromImage(fixed).shape, np.uint8)
+        mask[margin + 3 : -margin - 3, margin + 3 : -margin - 3] = 1
+        drawn = [sitk.GetImageFromArray(mask * (1 + (sitk.GetArrayFromImage(i) > 100))) for i in (fixed, moving)]
+        for image, like in zip(drawn, (fixed, moving), strict=True):
+            image.CopyInformation(like)
+        given = {"fixed_mask": drawn[0] > 0, "fixed_labels": drawn[0], "moving_labels": drawn[1]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            result = itk_nir.register(fixed, moving, preset="fast", threads=1, device="cpu", **given)
+        u = result.mapping.displacement_on(result.fixed.geometry).vectors
+        maps.append(u[margin : u.shape[0] - margin, margin : u.shape[1] - margin])
+    np.testing.assert_allclose(maps[1], maps[0], atol=0.05)
+
+
+def test_the_border_around_an_object_is_no_frame() -> None:
+    p = prepared(2)
+    assert p.fixed_part is None
+    assert p.moving_part is None

@@ -20,6 +20,7 @@ from itk_nir.engine.images import sizes, voxel_map
 from itk_nir.engine.lattice import Ends
 from itk_nir.engine.level_grids import inside_image
 from itk_nir.engine.settings import SamplingSettings
+from itk_nir.engine.whole_grid import on_whole_grid
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -252,11 +253,12 @@ def sample_field(
     settings : SamplingSettings
         How fine.
     inside : Tensor, optional
-        ``(Z, Y, X)`` bool on the fixed grid: the voxels that the reported numbers are taken over; all when left out.
+        ``(Z, Y, X)`` bool on the field's grid: the voxels that the reported numbers are taken over; all when left out.
     target : Target, optional
         The moving image: the inverse's error is taken over the voxels that land in it; over all when left out.
     frame : Frame, optional
-        What the field is measured in; LPS mm along the axes as they are stored when left out.
+        What the field is measured in, on whose grid it is evaluated, of which its own may be a part; LPS mm along the
+        axes as they are stored when left out.
 
     Returns
     -------
@@ -264,6 +266,7 @@ def sample_field(
     """
     threads = field.threads
     frame = Frame.plain(field.geometry) if frame is None else frame
+    field, inside = on_whole_grid(field, inside, frame.geometry)
     if inside is None:
         inside = torch.ones(*[1, *field.geometry.shape][-3:], dtype=torch.bool, device=field.device)
     geometry = field.geometry

@@ -128,7 +128,9 @@ def find_stepwise(
     """
     d = problem.fixed.dimension
     with engine_state(problem.device):
-        pair = replace(problem.pair(), linear=np.eye(d + 1))
+        # As elastix has it, all of both images counts, frames around them too.
+        whole = replace(problem, fixed_part=None, moving_part=None)
+        pair = replace(whole.pair(), linear=np.eye(d + 1))
         search = _Search(pair, problem, callback, len(constraints))
         done = LinearTransform.identity(d) if start is None else start
         out: list[Stage] = []
