@@ -11,7 +11,10 @@ from itk_nir.phantom import brain_phantom
 from tests.engine.pairs import pair_of
 
 
-@pytest.mark.parametrize(("size", "margin", "noise"), [((96, 112), 60, 30), ((96, 112), 60, 40), ((112, 134), 40, 20)])
+@pytest.mark.parametrize(
+    ("size", "margin", "noise"),
+    [((96, 112), 60, 30), ((96, 112), 60, 40), ((112, 134), 40, 20), ((96, 112), 30, 60)],
+)
 def test_objects_that_lie_apart_in_empty_surroundings_are_not_unchanged(
     size: tuple[int, int], margin: int, noise: float
 ) -> None:
