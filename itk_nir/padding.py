@@ -24,6 +24,9 @@ REACHES = 0.9
 #: Planes that a frame has at least at a border: a single one is what resampling leaves there.
 FEWEST_PLANES = 2
 
+#: The outermost plane of a picture has more values than these: a box on a background, evenly bright, is no picture.
+FEW_VALUES = 4
+
 #: Voxels that a picture has at least along each axis.
 _SMALLEST = 4
 
@@ -158,8 +161,8 @@ def _frame(array: NDArray[Any]) -> NDArray[np.int64]:
     for axis, both in enumerate(empty):
         for end, planes in enumerate(both):
             if planes >= FEWEST_PLANES:
-                value = array.take(-end, axis).flat[0]
-                found[axis, end] = planes * (np.mean(inside.take(-end, axis) != value) >= REACHES)
+                value, plane = array.take(-end, axis).flat[0], inside.take(-end, axis)
+                found[axis, end] = planes * (np.mean(plane != value) >= REACHES and len(np.unique(plane)) > FEW_VALUES)
     return found
 
 

@@ -386,7 +386,13 @@ def test_masks_and_labels_of_a_framed_pair() -> None:
     np.testing.assert_allclose(maps[1], maps[0], atol=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:.*is binary")
 def test_the_border_around_an_object_is_no_frame() -> None:
     p = prepared(2)
+    assert p.fixed_part is None
+    assert p.moving_part is None
+    boxes = np.zeros((2, 40, 40), np.float32)
+    boxes[0, 8:30, 8:30], boxes[1, 1:34, 1:30] = 1, 1
+    p = Problem.prepare(*[to_sitk(b, Geometry.make((40, 40))) for b in boxes], FEW, device="cpu", threads=1)
     assert p.fixed_part is None
     assert p.moving_part is None

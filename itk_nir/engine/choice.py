@@ -53,7 +53,6 @@ from itk_nir.engine.metrics import METRICS
 from itk_nir.engine.noise import is_noisy
 from itk_nir.engine.search import find_matches
 from itk_nir.engine.views import View
-from itk_nir.engine.white_noise import flat_below
 
 F64 = NDArray[np.float64]
 
@@ -77,9 +76,6 @@ INFORMATION_SIZE = RESOLUTIONS[1][0]
 
 #: Smoothing of the images there, in its voxels; and where noise would hide what they share.
 SIGMA, NOISY_SIGMA = 0.5, 0.9
-
-#: Variance of the normalised images up to which a window is flat.
-LEAST_VARIANCE = 1e-3
 
 #: Windows that there must be to judge by.
 FEWEST = 30
@@ -422,10 +418,7 @@ class _Resolution:
         count, f1, m1, ff, mm, fm = ops.separable(powers, boxes, self.threads)
         count = count.clamp(min=1e-6)
         variances = [(square - total * total / count) / count for square, total in ((ff, f1), (mm, m1))]
-        # Inside of objects there is no noisy air.
-        noises = (0.0, 0.0) if inside else (images.fixed_noise, images.moving_noise)
-        least = [flat_below(v[w > 0.5], noise, LEAST_VARIANCE) for v, noise in zip(variances, noises, strict=True)]
-        counts = (w > 0.5) & (variances[0] > least[0]) & (variances[1] > least[1])
+        counts = (w > 0.5) & (variances[0] > 1e-3) & (variances[1] > 1e-3)
         windows = int(counts.sum())
         if windows == 0:
             return Windows(0.0, 0.0, 0.0, 0)

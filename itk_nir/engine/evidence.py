@@ -19,8 +19,7 @@ from itk_nir.engine.inside import objects_of
 from itk_nir.engine.labels import LevelLabels
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
-from itk_nir.engine.metrics import METRICS, Metric, look_at_images, of_one_contrast
-from itk_nir.engine.noise import is_noisy
+from itk_nir.engine.metrics import METRICS, Metric, look_at_images
 from itk_nir.engine.progress import Measures
 from itk_nir.engine.sampling import Field
 from itk_nir.engine.views import View
@@ -32,9 +31,6 @@ SIZE = 96
 
 #: Radius of windowed metrics there, voxels.
 RADIUS = 4
-
-#: Smoothing of the images there, in its voxels; and where noise would hide what images of one contrast share.
-SIGMA, NOISY_SIGMA = 0.5, 0.9
 
 
 class Comparison:
@@ -63,8 +59,7 @@ class Comparison:
     def __init__(self, pair: Pair, metrics: Sequence[tuple[float, Metric]], threads: int = 1) -> None:
         self.pair, self.metrics, self.threads = pair, metrics, threads
         self.grids = LevelGrids.whole(pair, SIZE)
-        sigma = NOISY_SIGMA if of_one_contrast(metrics) and is_noisy(pair) else SIGMA
-        self.channels = LevelChannels.of(pair, self.grids, pair.normalised(), sigma, RADIUS, threads)
+        self.channels = LevelChannels.of(pair, self.grids, pair.normalised(), 0.5, RADIUS, threads)
         fixed = self.channels.images[0].fixed
         self.still = fixed.new_zeros(3, *fixed.shape)
         mask = pair.fixed_counts

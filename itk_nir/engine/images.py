@@ -18,7 +18,6 @@ from torch import Tensor
 from itk_nir.engine.filling import continued
 from itk_nir.engine.lattice import Domain
 from itk_nir.engine.region_labels import Region
-from itk_nir.engine.white_noise import noise_deviation
 from itk_nir.geometry import Geometry
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ class Intensity:
         First and last index ``(x, y, z)`` of the foreground.
     range : tuple of float
         Between which all but the outermost 0.2 % of the foreground on either side lie, and the background.
-    noise : float
-        Standard deviation of the white noise (`noise_deviation`) of what the mask marks, or else of everything.
     """
 
     background: float | None
@@ -53,7 +50,6 @@ class Intensity:
     deviation: float
     box: tuple[F64, F64]
     range: tuple[float, float]
-    noise: float
 
     @classmethod
     def of(cls, image: Tensor, weight: Tensor | None, lesion: Tensor | None = None) -> Intensity:
@@ -88,8 +84,7 @@ class Intensity:
         ends = _range(values, value)
         mean = float(values.mean(dtype=torch.float64))
         square = sum(float(some.double().sub_(mean).square_().sum()) for some in values.split(1 << 20))
-        noise = noise_deviation(image, _without(weight, lesion))
-        return cls(value, mean, max(math.sqrt(square / max(1, len(values) - 1)), 1e-12), box, ends, noise)
+        return cls(value, mean, max(math.sqrt(square / max(1, len(values) - 1)), 1e-12), box, ends)
 
     def normalised(self, image: Tensor) -> Tensor:
         """Zero mean and unit variance over the foreground.

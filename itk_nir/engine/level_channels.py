@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from itk_nir.engine.images import Intensity, Pair
+from itk_nir.engine.images import Pair
 from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.metrics import LevelImages, LevelMetric, Metric, WeightedSum, weighted_sum
 from itk_nir.engine.views import LinearView, View
-from itk_nir.engine.white_noise import variance_left
 from itk_nir.errors import OptionError, warn_caller
 from itk_nir.options import shown
 
@@ -62,7 +61,6 @@ class LevelChannels:
         -------
         LevelChannels
         """
-        smoothing = grids.smoothing(pair, sigma)
         axes = grids.voxel_map(pair, pair.linear)[0][:, :3]
         out = []
         for channel, (fixed, moving) in zip(pair.channels, normalised, strict=True):
@@ -77,8 +75,6 @@ class LevelChannels:
                     moving_in_fixed_units=channel.moving_in_fixed_units,
                     axes=axes,
                     dimension=pair.fixed_geometry.dimension,
-                    fixed_noise=_variance(channel.fixed_intensity) * variance_left(smoothing[0]),
-                    moving_noise=_variance(channel.moving_intensity) * variance_left(smoothing[1]),
                 )
             )
         return cls(tuple(out))
@@ -123,7 +119,6 @@ class LevelChannels:
                 replace(
                     i, fixed=target, moving=i.fixed, fixed_range=i.moving_range, moving_range=i.fixed_range,
                     moving_in_fixed_units=_inverted(*i.moving_in_fixed_units), axes=None,
-                    fixed_noise=i.moving_noise, moving_noise=i.fixed_noise,
                 )
                 for i, target in zip(self.images, targets, strict=True)
             )
@@ -205,11 +200,6 @@ class _FromOutside:
             self.seen.add("gradient")
 
         asked.register_hook(look)
-
-
-def _variance(intensity: Intensity) -> float:
-    """Of the noise, in the units of normalised images."""
-    return (intensity.noise / intensity.deviation) ** 2
 
 
 def _prepared(metric: Metric, images: LevelImages) -> LevelMetric:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.images import Pair, shrink, sizes, spacings, voxel_map
-from itk_nir.engine.lattice import Banded, Domain, gaussian_matrix
+from itk_nir.engine.lattice import Domain, gaussian_matrix
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -146,27 +146,9 @@ class LevelGrids:
         tuple of Tensor
             Fixed and moving image of the level, ``(z, y, x)``.
         """
-        there, back = self.smoothing(pair, sigma)
-        return _separably(fixed, there, threads), _separably(moving, back, threads)
-
-    def smoothing(self, pair: Pair, sigma: float) -> tuple[list[Banded], list[Banded]]:
-        """What `images` smooths and samples both images by, a matrix an axis.
-
-        Parameters
-        ----------
-        pair : Pair
-            Gives the grids.
-        sigma : float
-            Of the Gaussian, in voxels of the level.
-
-        Returns
-        -------
-        fixed, moving : list of Banded
-            Along ``x, y, z``.
-        """
         return (
-            _smoothing(pair.fixed_geometry, self.fixed, self.factors, sigma),
-            _smoothing(pair.moving_geometry, self.moving, self.moving_factors, sigma),
+            smoothed_samples(fixed, pair.fixed_geometry, self.fixed, self.factors, sigma, threads),
+            smoothed_samples(moving, pair.moving_geometry, self.moving, self.moving_factors, sigma, threads),
         )
 
     def fixed_mask(self, mask: Tensor) -> Tensor:
@@ -346,17 +328,10 @@ def smoothed_samples(
     Tensor
         ``(len z, len y, len x)``.
     """
-    return _separably(image, _smoothing(geometry, positions, factors, sigma), threads)
-
-
-def _smoothing(geometry: Geometry, positions: list[F64], factors: tuple[int, ...], sigma: float) -> list[Banded]:
-    return [
+    matrices = [
         gaussian_matrix(n, p, sigma * f if f > 1 or sigma > 0.75 else 0.0)
         for n, p, f in zip(sizes(geometry), positions, factors, strict=True)
     ]
-
-
-def _separably(image: Tensor, matrices: list[Banded], threads: int) -> Tensor:
     return ops.separable(image[None], matrices, threads)[0].contiguous()
 
 

@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from itk_nir.engine import ops
 from itk_nir.engine.images import Channel, Pair, sizes, spacings
-from itk_nir.engine.lattice import Banded, Domain, gaussian_matrix
+from itk_nir.engine.lattice import Domain, gaussian_matrix
 from itk_nir.engine.level_grids import LevelGrids, mean_scale
 from itk_nir.engine.linear_descent import LinearDescent
 from itk_nir.engine.linear_level import LinearLevel, Near
@@ -61,31 +62,36 @@ class FineGrids(LevelGrids):
     width: float
     moving_width: float
 
-    def smoothing(self, pair: Pair, sigma: float) -> tuple[list[Banded], list[Banded]]:
-        """What `images` smooths and samples both images by, a matrix an axis.
+    def images(self, pair: Pair, fixed: Tensor, moving: Tensor, sigma: float, threads: int) -> tuple[Tensor, Tensor]:
+        """Both (normalised) images at this level.
 
         Parameters
         ----------
         pair : Pair
             Gives the grids.
+        fixed, moving : Tensor
+            ``(Z, Y, X)`` normalised images.
         sigma : float
             Not looked at: the widths of the grids are taken.
+        threads : int
+            CPU threads.
 
         Returns
         -------
-        fixed, moving : list of Banded
-            Along ``x, y, z``.
+        tuple of Tensor
+            Fixed and moving image of the level, ``(z, y, x)``.
         """
 
-        def smoothed(geometry: Geometry, at: list[F64], width: float) -> list[Banded]:
-            return [
+        def smoothed(image: Tensor, geometry: Geometry, at: list[F64], width: float) -> Tensor:
+            matrices = [
                 gaussian_matrix(n, p, width / s)
                 for n, p, s in zip(sizes(geometry), at, spacings(geometry), strict=True)
             ]
+            return ops.separable(image[None], matrices, threads)[0].contiguous()
 
         return (
-            smoothed(pair.fixed_geometry, self.fixed, self.width),
-            smoothed(pair.moving_geometry, self.moving, self.moving_width),
+            smoothed(fixed, pair.fixed_geometry, self.fixed, self.width),
+            smoothed(moving, pair.moving_geometry, self.moving, self.moving_width),
         )
 
 

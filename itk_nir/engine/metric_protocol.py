@@ -14,9 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from itk_nir.engine.ops.box_sums import box_sum
 from itk_nir.engine.views import View
-from itk_nir.engine.white_noise import FLAT, flat_below
 from itk_nir.errors import OptionError
 from itk_nir.options import shown
 
@@ -50,8 +48,6 @@ class LevelImages:
     centres : Tensor or None
         ``(Z, Y, X)``, 0 or 1: where windows may be centred, which is where the fixed image counts and in lesions, so
         that what lies around a lesion is seen by as many windows as elsewhere; None for where it counts.
-    fixed_noise, moving_noise : float
-        The variance of the white noise that smoothing has left in either image.
 
     Attributes
     ----------
@@ -71,8 +67,6 @@ class LevelImages:
     axes: NDArray[np.float64] | None = None
     dimension: int = 3
     centres: Tensor | None = None
-    fixed_noise: float = 0.0
-    moving_noise: float = 0.0
     memo: dict[Any, Any] = field(default_factory=dict, init=False)
 
     def ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -105,30 +99,6 @@ class LevelImages:
         out = replace(self, weight=weight, centres=centres)
         object.__setattr__(out, "memo", self.memo)
         return out
-
-    def flat_below(self, least: float) -> float:
-        """The variance up to which windows of the fixed image show nothing, see `white_noise.flat_below`.
-
-        All windows are looked at, wherever the images count, so that the similarities under two maps compare.
-
-        Parameters
-        ----------
-        least : float
-            That of windows without noise.
-
-        Returns
-        -------
-        float
-        """
-        if FLAT * self.fixed_noise <= least:
-            return least
-        if ("flat", least) not in self.memo:
-            images = torch.ones_like(self.fixed), self.fixed, self.fixed.square()
-            count, total, square = (box_sum(image, self.radius) for image in images)
-            variances = square.div_(count).sub_(total.div_(count).square_())
-            self.memo["flat", least] = flat_below(variances, self.fixed_noise, least)
-        found: float = self.memo["flat", least]
-        return found
 
     def inside(self) -> Tensor:
         """Where the fixed image counts.

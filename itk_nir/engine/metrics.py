@@ -78,7 +78,7 @@ class LNCC:
     Parameters
     ----------
     epsilon : float
-        Variance up to which a window of the normalised images is flat (see `LevelImages.flat_below`), and an addend.
+        Variance below which a window of the normalised images counts as flat.
 
     References
     ----------
@@ -103,8 +103,8 @@ class LNCC:
         -------
         LevelMetric
         """
-        i, least = images, self.epsilon
-        lncc = ops.Lncc.make(i.fixed, i.weight, i.radius, least, i.threads, i.centres, i.flat_below(least))
+        i = images
+        lncc = ops.Lncc.make(i.fixed, i.weight, i.radius, self.epsilon, i.threads, i.centres)
         return LevelLNCC(i.moving, lncc)
 
 

@@ -253,7 +253,7 @@ class Lncc:
     radius : int
         Of the window, voxels.
     epsilon : float
-        Added to the variances of a window, in squared units of intensity.
+        Variance below which a window counts as flat, in squared units of intensity.
     threads : int
         Of the native op.
     count : float
@@ -263,8 +263,6 @@ class Lncc:
     centres : Tensor or None
         ``(Z, Y, X)``, 0 or 1: where windows may be centred, see `reference.centred_beyond`; None for where the weight
         is above one half.
-    flat : float
-        Variance up to which a window is flat and does not count; at least `epsilon`.
     """
 
     fixed: Tensor
@@ -275,18 +273,17 @@ class Lncc:
     count: float
     prepared: Any
     centres: Tensor | None = None
-    flat: float = 0.0
 
     @classmethod
     def make(
         cls, fixed: Tensor, weight: Tensor | None, radius: int, epsilon: float, threads: int = 1,
-        centres: Tensor | None = None, flat: float = 0.0,
+        centres: Tensor | None = None,
     ) -> Lncc:  # fmt: skip
         """Make the local sums of a fixed image.
 
         Parameters
         ----------
-        fixed, weight, radius, epsilon, threads, centres, flat
+        fixed, weight, radius, epsilon, threads, centres
             See the attributes.
 
         Returns
@@ -299,11 +296,9 @@ class Lncc:
             prepared = native.LnccFixed(fixed, weight, radius, epsilon, threads)
             if weight is not None and centres is not None:
                 _count_beyond(prepared, prepared.weight, centres)
-            if flat > epsilon:
-                _count_none_below(prepared, flat)
-            return cls(fixed, weight, radius, epsilon, threads, prepared.count, prepared, centres, flat)
-        _, count = reference.lncc(fixed, fixed, weight, radius, epsilon, centres, flat)
-        return cls(fixed, weight, radius, epsilon, threads, float(count), None, centres, flat)
+            return cls(fixed, weight, radius, epsilon, threads, prepared.count, prepared, centres)
+        _, count = reference.lncc(fixed, fixed, weight, radius, epsilon, centres)
+        return cls(fixed, weight, radius, epsilon, threads, float(count), None, centres)
 
     def __call__(self, moving: Tensor) -> Tensor:
         """Mean squared local correlation with a moving image.
@@ -321,9 +316,7 @@ class Lncc:
         if self.prepared is not None:
             result: Tensor = native_for(moving).Lncc.apply(moving, self.prepared, self.threads)
             return result
-        total, count = reference.lncc(
-            self.fixed, moving, self.weight, self.radius, self.epsilon, self.centres, self.flat
-        )
+        total, count = reference.lncc(self.fixed, moving, self.weight, self.radius, self.epsilon, self.centres)
         return total / count.clamp(min=1)
 
 
@@ -336,11 +329,3 @@ def _count_beyond(prepared: Any, weight: Tensor, centres: Tensor) -> None:
     inverse = 1 / torch.where(more, variance + epsilon * count, torch.ones_like(count))
     prepared.inverse_variance.copy_(torch.where(more, inverse, prepared.inverse_variance))
     prepared.count += float(more.sum())
-
-
-def _count_none_below(prepared: Any, flat: float) -> None:
-    """Let no window count whose variance is `flat` at most, in the place where those say it that count."""
-    inverse = prepared.inverse_variance
-    fewer = (inverse > 0) & (inverse * (flat + prepared.epsilon) >= prepared.inverse_count)
-    inverse.masked_fill_(fewer, 0)
-    prepared.count -= float(fewer.sum())

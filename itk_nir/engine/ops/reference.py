@@ -118,13 +118,12 @@ def warp(moving: Tensor, displacement: Tensor, grid_to_moving: Tensor, displacem
 
 
 def lncc(
-    fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsilon: float, centres: Tensor | None = None,
-    flat: float = 0.0,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    fixed: Tensor, moving: Tensor, weight: Tensor | None, radius: int, epsilon: float, centres: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Sum of the squared local correlation over all windows that count, and how many do.
 
     A window counts where the weight of its centre is above one half, or `centred_beyond` says so, and the fixed
-    variance is above `epsilon` and `flat`;
+    variance is above `epsilon`;
     ``cc = (sum w (f - f̄)(m - m̄))² / ((sum w (f - f̄)² + ε n) (sum w (m - m̄)² + ε n))`` with ``n = sum w`` [1]_.
 
     Parameters
@@ -135,15 +134,17 @@ def lncc(
         ``(Z, Y, X)``, 0 to 1; None where every voxel counts.
     radius : int
         Of the window, voxels.
-    epsilon, flat : float
+    epsilon : float
         In squared units of intensity.
     centres : Tensor or None
         See `centred_beyond`.
 
     Returns
     -------
-    total, count : Tensor
-        Scalars, the sum of ``cc`` and the number of windows that count.
+    total : Tensor
+        Scalar, the sum of ``cc``.
+    count : Tensor
+        Scalar, the number of windows that count.
 
     References
     ----------
@@ -158,7 +159,7 @@ def lncc(
     vm = (box_sum(w * moving * moving, radius) - sm * sm * inverse).clamp(min=0)
     cross = box_sum(w * fixed * moving, radius) - sf * sm * inverse
     centre = w > 0.5 if centres is None else (w > 0.5) | centred_beyond(w, centres, radius)
-    counts = (count > 0.5) & (vf > max(epsilon, flat) * count) & centre
+    counts = (count > 0.5) & (vf > epsilon * count) & centre
     safe = torch.where(counts, (vf + epsilon * count) * (vm + epsilon * count), torch.ones_like(vf))
     cc = torch.where(counts, cross * cross / safe, torch.zeros_like(vf))
     return cc.sum(), counts.sum()
