@@ -380,7 +380,8 @@ def _picked(fixed: Any, moving: Any, options: dict[str, Any]) -> tuple[str, str]
         start = find_start(pair, problem.linear, settings.linear, threads=THREADS)
         pair = replace(pair, linear=pair.linear @ start.matrix)
     choice = choose_metric(pair, THREADS)
-    if choice.metric != SAME:
+    # Sections are looked at once more under the map of their linear stage, as a registration does it.
+    if choice.metric != SAME and (problem.fixed.dimension == 3 or problem.linear == "none"):
         return choice.metric, choice.reason
     first, *others = settings.deformable.iterations
     level = replace(settings, deformable=replace(settings.deformable, iterations=(first, *(0 for _ in others))))
