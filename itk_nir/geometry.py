@@ -350,6 +350,22 @@ class Geometry:
         origin = self.index_to_physical(np.asarray(start, float))
         return Geometry.make(size, self.spacing, origin, self.direction)
 
+    def start_of(self, part: Geometry) -> list[int]:
+        """Where a sub-grid begins, see `crop`.
+
+        Parameters
+        ----------
+        part : Geometry
+            With the same spacing and direction, its voxels on voxels of this grid.
+
+        Returns
+        -------
+        list of int
+            Index of its first voxel, ``(x, y[, z])``.
+        """
+        found: list[int] = np.rint(self.physical_to_index(part.origin)).astype(int).tolist()
+        return found
+
     def same_grid(self, other: Geometry, tolerance: float = 1e-3) -> bool:
         """Whether every voxel of the two grids coincides to `tolerance` of a voxel.
 

@@ -394,7 +394,7 @@ def _part_of(whole: Geometry, part: Geometry) -> dict[str, Any]:
     """First voxel and size of the part of the fixed grid that was looked at, where that is not all of it."""
     if part.size == whole.size:
         return {}
-    return {"part": [np.rint(whole.physical_to_index(part.origin)).astype(int).tolist(), list(part.size)]}
+    return {"part": [whole.start_of(part), list(part.size)]}
 
 
 def _geometry(value: Mapping[str, Any]) -> Geometry:

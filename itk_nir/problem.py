@@ -339,7 +339,7 @@ class Problem:
         if self.fixed_part is None:
             return whole
         seen = self.frame.placed(axes.geometry(grid_of(self.fixed.geometry, self.fixed_part)))
-        return whole.crop(np.rint(whole.physical_to_index(seen.origin)).astype(int).tolist(), seen.size)
+        return whole.crop(whole.start_of(seen), seen.size)
 
     def target(self, pair: Pair) -> Target:
         """Where the map of the field must land to be of use.

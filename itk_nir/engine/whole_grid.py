@@ -35,7 +35,7 @@ class OnWholeGrid:
 
     field: Field
     geometry: Geometry
-    first: tuple[int, int, int]
+    first: tuple[int, ...]
 
     @property
     def device(self) -> torch.device:
@@ -138,8 +138,7 @@ def on_whole_grid(field: Field, inside: Tensor | None, whole: Geometry) -> tuple
     part = field.geometry
     if part.size == whole.size:
         return field, inside
-    start = np.rint(whole.physical_to_index(part.origin)).astype(int).tolist()
-    first = (*start, 0)[:3]
+    first = (*whole.start_of(part), 0)[:3]
     if inside is None:
         inside = torch.ones(sizes(part)[::-1], dtype=torch.bool, device=field.device)
     out = inside.new_zeros(sizes(whole)[::-1])
