@@ -108,8 +108,6 @@ def free_to_move(pair: Pair) -> Tensor | None:
         return None
     changed = torch.zeros_like(counts)
     normalised = pair.normalised()
-    if not all(_lies_best(fixed, moving, counts) for fixed, moving in normalised):
-        return None
     for fixed, moving in normalised:
         difference = _difference(fixed, moving, counts)
         if difference is None:
@@ -129,6 +127,8 @@ def free_to_move(pair: Pair) -> Tensor | None:
         difference = _difference(fixed, moving, same)
         if difference is None or not _white(difference):
             return None
+    if not all(_lies_best(fixed, moving, counts) for fixed, moving in normalised):
+        return None
     free = dilated(changed, AROUND)
     return None if any(_lies_apart(fixed, moving, free, counts) for fixed, moving in normalised) else free
 
