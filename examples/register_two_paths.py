@@ -22,6 +22,8 @@ OUTPUT = Path(__file__).resolve().parent / "output"
 
 
 def main(arguments: list[str]) -> None:
+    if len(arguments) not in (0, 3):
+        sys.exit("give FIXED MOVING PREFIX, or nothing for the brain phantom")
     fixed, moving, prefix = arguments or phantom_files()
 
     result = itk_nir.register(fixed, moving, preset="fast")

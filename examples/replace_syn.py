@@ -26,7 +26,9 @@ from itk_nir.phantom import brain_phantom
 
 def images(arguments: list[str]) -> tuple[Any, Any]:
     """Two ``itk.Image``: from the paths given, or the phantom's."""
-    if len(arguments) == 2:
+    if len(arguments) not in (0, 2):
+        sys.exit("give FIXED MOVING, or nothing for the brain phantom")
+    if arguments:
         return itk.imread(arguments[0], itk.F), itk.imread(arguments[1], itk.F)
     phantom = brain_phantom(3, (80, 96, 80))
     return to_itk(phantom.fixed, phantom.geometry), to_itk(phantom.moving, phantom.moving_geometry)

@@ -48,6 +48,8 @@ def on_the_phantom() -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (1, 5):
+        sys.exit("give FIXED MOVING MOVING_LABELS OUTPUT, or nothing for the brain phantom")
     if sys.argv[1:]:
         on_files(*sys.argv[1:])
     else:

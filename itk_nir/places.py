@@ -487,6 +487,8 @@ def check_output_file(path: str | os.PathLike[str], inputs: Iterable[str | os.Pa
     """
     label = f"output {shown(path)}"
     check_name(path, label)
+    if os.fsdecode(path) == "-":
+        raise InputError(f"{label}: nothing is written to standard output; give a file name (./- for such a file)")
     if os.fsdecode(path).endswith(("/", os.sep)):
         raise InputError(f"{label}: is the name of a folder; give that of a file")
     if not Path(path).parent.is_dir():

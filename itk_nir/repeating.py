@@ -105,6 +105,27 @@ def repeat(
     return register(preset=settings, **arguments)
 
 
+def arguments_in(report: str | os.PathLike[str] | Report | RegistrationResult | Mapping[str, Any]) -> dict[str, Any]:
+    """Read what a registration was given, from its report.
+
+    Parameters
+    ----------
+    report : path, Report, RegistrationResult or mapping
+        As for `repeat`.
+
+    Returns
+    -------
+    dict of str to object
+        Argument of `itk_nir.register` -> its value: an absolute path where it was a file.
+
+    Raises
+    ------
+    InputError
+        No report that says so.
+    """
+    return _call(*_values(report))[1]
+
+
 def _call(name: str, values: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """What the registration was called with, and of that the arguments; of a report that may have been edited.
 

@@ -168,6 +168,13 @@ def named(folder: Path, name: str, text: str) -> str:
     return str(folder / name)
 
 
+def test_standard_output_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="nothing is written to standard output; give a file name"):
+        check_output_file("-")
+    check_output_file("./-")
+
+
 def test_an_output_that_is_an_input(tmp_path: Path) -> None:
     image = named(tmp_path, "f.nii.gz", "x")
     (tmp_path / "soft").symlink_to("f.nii.gz")

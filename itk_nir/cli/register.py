@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from itk_nir.cli.arguments import (
@@ -243,15 +244,16 @@ def _repeated(options: argparse.Namespace, typed: set[str]) -> RegistrationResul
     if others:
         flags = sorted("--" + name.removeprefix("option_").replace("_", "-") for name in others)
         raise OptionError(f"{', '.join(flags)}: --from-report says it already; leave it out")
-    _checked_output(options)
+    from itk_nir.repeating import arguments_in, repeat
+
+    anew = {name: getattr(options, name) for name in typed & set(_WITH_A_REPORT)}
+    if "initial_transform" in anew:
+        anew["initial_transform"] = one_or_list(anew["initial_transform"])
+    _checked_output(options, [options.from_report, *(arguments_in(options.from_report) | anew).values()])
     with progress() as callback:
         from itk_nir.engine import ops
-        from itk_nir.repeating import repeat
 
         ops.return_blocks_from(8 << 20)
-        anew = {name: getattr(options, name) for name in typed & set(_WITH_A_REPORT)}
-        if "initial_transform" in anew:
-            anew["initial_transform"] = one_or_list(anew["initial_transform"])
         return repeat(options.from_report, callback=requests().stopping(callback), **anew)
 
 
@@ -266,7 +268,7 @@ def _picture(result: RegistrationResult) -> dict[str, tuple[str, bytes]]:
         return {"picture": (PICTURE, picture(result, Path(folder) / PICTURE).read_bytes())}
 
 
-def _checked_output(options: argparse.Namespace) -> Any:
+def _checked_output(options: argparse.Namespace, more_files: Sequence[Any] = ()) -> Any:
     """Refuse what cannot be written, before the work rather than after it; the fixed image, read where it had to be."""
     from itk_nir.places import named_files
     from itk_nir.saving import PICTURE, check_result
@@ -277,7 +279,7 @@ def _checked_output(options: argparse.Namespace) -> Any:
     )  # fmt: skip
     read = [getattr(options, name) for name, flag in REGISTER_FLAGS.items() if flag is not None and name not in words]
     more = (PICTURE,) if options.picture else ()
-    check_result(options.output, options.format, more, named_files(*read))
+    check_result(options.output, options.format, more, named_files(*read, *more_files))
     note_if_folder(options.output)
     if options.picture:
         require_matplotlib()

@@ -219,6 +219,21 @@ def test_one_label_and_a_report_that_says_it_already(pair: dict[str, str], tmp_p
     assert not list(tmp_path.glob("b_*"))
 
 
+def test_from_report_refuses_to_write_over_what_it_reads_before_any_work(
+    pair: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report itself, and a file that only the report names."""
+    moving = tmp_path / "b_Warped.nii.gz"
+    Path(pair["moving"]).rename(moving)
+    assert main(register_arguments({**pair, "moving": str(moving)}, tmp_path / "a_", *STILL)) == 0
+    report = str(tmp_path / "a_report.json")
+    monkeypatch.setattr("itk_nir.repeating.repeat", lambda *a, **k: pytest.fail("it was registered first"))
+    for prefix in ("a_", "b_"):
+        capsys.readouterr()
+        assert main(["register", "--from-report", report, "--output", str(tmp_path / prefix)]) == 2
+        assert "is an input" in error_line(capsys)
+
+
 def test_a_start_in_brackets_is_an_input(pair: dict[str, str], tmp_path: Path, capsys) -> None:
     start = tmp_path / "a_Composite.h5"
     Path(pair["transform"]).rename(start)
