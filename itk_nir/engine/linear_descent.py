@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,60 @@ from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.settings import LinearSettings
 
 F64 = NDArray[np.float64]
+Kept = TypeVar("Kept")
 
 #: Evaluations after which it is looked anew at which positions both images have.
 ROUND = 10
+
+
+class BestOfRounds(Generic[Kept]):
+    """The best map of the rounds of a descent: each round begins where the one before ended, and may have lost.
+
+    Parameters
+    ----------
+    level : Comparing
+        What compares the images.
+    metrics : sequence of (float, Metric)
+        Weight and metric of each channel.
+    first : object
+        What stands for the map of the first round, such as its parameters.
+    """
+
+    def __init__(self, level: Comparing, metrics: Sequence[tuple[float, Metric]], first: Kept) -> None:
+        self.level: Comparing = level
+        self.metrics: Sequence[tuple[float, Metric]] = metrics
+        self.kept: Kept = first
+        self.cost: float = np.inf
+        self._matrix: F64 | None = None
+        self._most_shared: float = 0.0
+
+    def gain(self, near: Measuring, matrix: F64, which: Kept) -> float:
+        """How much less the map of a round costs than the best before; kept where it costs no more.
+
+        Parameters
+        ----------
+        near : Measuring
+            The level under the map.
+        matrix : ndarray
+            ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
+        which : object
+            What stands for the map.
+
+        Returns
+        -------
+        float
+            Infinite for the first map, and where a map that costs more is better at the positions that both have.
+        """
+        self._most_shared = max(self._most_shared, near.share)
+        cost = 1 - near.agreed()
+        gained = self.cost - cost
+        level, before, enough = self.level, self._matrix, near.share > LEAST_SHARED * self._most_shared
+        if gained < 0 and before is not None and enough and isinstance(level, LinearLevel):
+            # What is lost may be the corners that a turn takes out of the other image.
+            gained = np.inf if is_better_where_both(level, before, matrix, self.metrics) else gained
+        if gained >= 0:
+            self.cost, self.kept, self._matrix = cost, which, matrix
+        return gained
 
 
 class LinearDescent:
@@ -114,20 +166,14 @@ class LinearDescent:
             change = model.matrix(b) - model.matrix(a)
             return float(np.linalg.norm(change[:, :3] @ corners + change[:, 3:], axis=0).max())
 
-        best, kept, done, ended, cancelled, most = np.inf, base, 0, False, False, 0.0
+        rounds = BestOfRounds(here, self.metrics, base)
+        done, ended, cancelled = 0, False, False
         while True:
             near = here.under(base, self.metrics)
-            most = max(most, near.share)
-            cost = 1 - near.agreed()
-            gained = best - cost
-            if gained < 0 and near.share > LEAST_SHARED * most and isinstance(here, LinearLevel):
-                # What is lost may be the corners that a turn takes out of the other image.
-                gained = np.inf if is_better_where_both(here, kept, base, self.metrics) else gained
             self.following = self.pair.linear @ base
-            if gained >= 0:
-                best, kept = cost, base
+            gained = rounds.gain(near, base, base)
             if ended or cancelled or done >= evaluations or near.share == 0 or gained <= 1e-6:
-                return kept, best, cancelled
+                return rounds.kept, rounds.cost, cancelled
 
             def function(x: Tensor, near: Measuring = near) -> tuple[float, Tensor]:
                 at = x.detach().requires_grad_()

@@ -24,11 +24,11 @@ from itk_nir.compat.elastix.linear_parameters import (
     translation_of,
 )
 from itk_nir.compat.elastix.stages import RESULT_CLASSES, Stage
-from itk_nir.engine.linear_descent import ROUND
-from itk_nir.engine.linear_level import LinearLevel, is_better_where_both, value
+from itk_nir.engine.linear_descent import ROUND, BestOfRounds
+from itk_nir.engine.linear_level import LinearLevel, value
 from itk_nir.engine.linear_map import corners_from_centre
 from itk_nir.engine.metrics import Metric, channel_metrics
-from itk_nir.engine.progress import LEAST_SHARED, Progress
+from itk_nir.engine.progress import Progress
 from itk_nir.engine.quasi_newton import minimise
 from itk_nir.engine.torch_state import engine_state
 from itk_nir.errors import OptionError
@@ -235,23 +235,15 @@ class _Search:
     ) -> list[float]:  # fmt: skip
         """Quasi-Newton steps over the free parameters, none of which makes the images less alike."""
         free = _free(one, len(values))
-        best, kept, done, ended, most_shared = np.inf, values, 0, False, 0.0
+        rounds = BestOfRounds(here, self.metrics, values)
+        done, ended = 0, False
         corners = torch.from_numpy(corners_from_centre(self.grid)).float()
         while True:
             model = _Map(one.kind, values, free, centre, before, self.frame)
             near = here.under(self.frame.matrix(model.begin), self.metrics)
-            most_shared = max(most_shared, near.share)
-            cost = 1 - near.agreed()
-            gained = best - cost
-            if gained < 0 and near.share > LEAST_SHARED * most_shared:
-                # What is lost may be the corners that a turn takes out of the other image.
-                was = self.frame.matrix(_Map(one.kind, kept, free, centre, before, self.frame).begin)
-                better = is_better_where_both(here, was, self.frame.matrix(model.begin), self.metrics)
-                gained = np.inf if better else gained
-            if gained >= 0:
-                best, kept = cost, values
+            gained = rounds.gain(near, self.frame.matrix(model.begin), values)
             if ended or self.cancelled or done >= most or near.share == 0 or gained <= 1e-6 or not free:
-                return kept
+                return rounds.kept
 
             def reach(a: torch.Tensor, b: torch.Tensor, model: _Map = model) -> float:
                 (m, s), (n, t) = model.parts(a), model.parts(b)
