@@ -37,6 +37,7 @@ from itk_nir.engine.frame import Frame
 from itk_nir.engine.images import Pair
 from itk_nir.engine.journal import LINEAR, Entry, Journal
 from itk_nir.engine.linear import BY_WHOLE_IMAGES, optimise_linear
+from itk_nir.engine.linear_metrics import without_descriptors
 from itk_nir.engine.linear_search import Start, find_start
 from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of, of_one_contrast
 from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
@@ -323,7 +324,7 @@ class Run:
             pair,
             problem.linear,
             settings.linear,
-            self.metrics if metric == "same" else self._channel_metrics(pair, metric),
+            without_descriptors(self.metrics) if metric == "same" else self._channel_metrics(pair, metric),
             start=start,
             threads=problem.threads,
             callback=self._share(0.05, share - 0.05),

@@ -160,3 +160,18 @@ def test_what_the_finest_level_gains_counts_between_unlike_contrasts(share: floa
         assert run.Run._gained_in_detail(SimpleNamespace(least_gain=share), done) == kept  # type: ignore[arg-type]
     nothing = SimpleNamespace(similarity_start=None, similarity=None)
     assert not run.Run._gained_in_detail(SimpleNamespace(least_gain=share), nothing)  # type: ignore[arg-type]
+
+
+def test_descriptors_of_a_sum_are_left_to_the_deformation(images: tuple[Any, Any]) -> None:
+    """As of what ``metric="auto"`` picks: they would hold the linear map where edges happen to meet."""
+    call = CALL | {"linear": "affine", "deformable": False}
+    ours, without, named = (
+        itk_nir.register(*images, **call, metric="0.6*nmi + 0.2*ncc + 0.2*mind", linear_metric=metric).report
+        for metric in ("same", "0.6*nmi + 0.2*ncc", "0.6*nmi + 0.2*ncc + 0.2*mind")
+    )
+    np.testing.assert_array_equal(ours.affine_matrix, without.affine_matrix)
+    assert not np.array_equal(ours.affine_matrix, named.affine_matrix)
+    alone, same = (
+        itk_nir.register(*images, **call, metric="mind", linear_metric=metric).report for metric in ("same", "mind")
+    )
+    np.testing.assert_array_equal(alone.affine_matrix, same.affine_matrix)

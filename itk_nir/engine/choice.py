@@ -130,7 +130,8 @@ class Choice:
         Whether the intensities of the one image tell little of those of the other: the contrasts are far apart, or the
         images are.
     alike : float
-        NMI of unlike contrasts; 0 for those that are not alike inside of what they show, and for one contrast.
+        NMI of unlike contrasts; 0 for those that are not alike inside of what they show or whose windows agree in sign,
+        and for one contrast.
     shown : bool
         Whether the first level of a deformation showed the images to be unlike, whose windows agree in sign.
     """
@@ -301,10 +302,9 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
             f"after the first level of the deformation by {SAME}, the correlation of {50 * (1 + apart[0].sign):.1f} % "
             f"of those inside of what the images show has one sign, and its mean square is {apart[0].told:.2f}"
         )
-    # A deformation that was found by likeness has made them alike: how stiff the next is goes by what they were before.
-    alike = _alike(lambda size: _Resolution(pair, normalised, size, threads, None))[1]
     nmi = brought(INFORMATION_SIZE).mutual_information()
-    return replace(_unlike(nmi, alike, f"unlike contrasts: the windows agree in sign, but {found}"), shown=True)
+    # Contrasts of one person that lie on each other do not agree in sign: here is something to move.
+    return replace(_unlike(nmi, 0.0, f"unlike contrasts: the windows agree in sign, but {found}"), shown=True)
 
 
 def _apart_inside(brought: _Resolution, pair: Pair, limits: Inside) -> list[Windows]:
@@ -351,10 +351,7 @@ def once_aligned(choice: Choice, pair: Pair, threads: int = 1) -> Choice:
     again = choose_metric(pair, threads)
     if again.metric != SAME:
         return replace(choice, alike=again.alike)
-    if not choice.shown:
-        return again
-    normalised = pair.normalised()
-    return replace(choice, alike=_alike(lambda size: _Resolution(pair, normalised, size, threads, None))[1])
+    return choice if choice.shown else again
 
 
 def _alike(at_size: Callable[[int], _Resolution]) -> tuple[float, float]:

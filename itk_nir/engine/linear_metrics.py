@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from itk_nir.engine.images import Pair
-from itk_nir.engine.metrics import LNCC, Metric, MutualInformation, WeightedSum
+from itk_nir.engine.metrics import LNCC, MIND, Metric, MutualInformation, WeightedSum
 from itk_nir.engine.ops.histogram import LEAST_BINS
 
 #: Variance below which a window of the squared local correlation counts as flat, in images of unit variance.
@@ -44,6 +44,35 @@ def with_filled_bins(pair: Pair, metrics: Sequence[tuple[float, Metric]]) -> lis
         for (weight, metric), both in zip(metrics, images, strict=True)
         for changed in [_each_part(metric, _with_fewest_bins)]
     ]
+
+
+def without_descriptors(metrics: Sequence[tuple[float, Metric]]) -> list[tuple[float, Metric]]:
+    """Sums without MIND, for a linear stage that has the metric of the deformation.
+
+    Descriptors are alike where structures lie on each other to a voxel or two, and differ about as much everywhere
+    else: they hold a map of few parameters wherever edges happen to meet. Other parts of a sum may know the way, but
+    vary far less: it is not mutual information that decides then, whatever little weight the descriptors have.
+
+    Parameters
+    ----------
+    metrics : sequence of (float, Metric)
+        Weight and metric of each channel, as the deformation has them.
+
+    Returns
+    -------
+    list of (float, Metric)
+        The same, but for sums that hold `MIND` and another metric: what else there is in them.
+    """
+    return [(weight, _without_descriptors(metric)) for weight, metric in metrics]
+
+
+def _without_descriptors(metric: Metric) -> Metric:
+    if not isinstance(metric, WeightedSum):
+        return metric
+    kept = tuple((weight, part) for weight, part in metric.parts if not isinstance(part, MIND))
+    if len(kept) in (0, len(metric.parts)):
+        return metric
+    return kept[0][1] if len(kept) == 1 else WeightedSum(kept)
 
 
 def steadied(metric: Metric) -> Metric:

@@ -385,7 +385,7 @@ class LinearSettings:
 
     linear_metric: str | Metric | tuple[str | Metric, ...] = option(
         "same",
-        "similarity metric of the linear stage, as `metric`; 'same' is that of the deformable stage",
+        "similarity metric of the linear stage, as `metric`; 'same': that of the deformable one, a sum without 'mind'",
         choices=MetricNames(METRICS, ("same", NONE)), public=True,
     )  # fmt: skip
     linear_size: tuple[int, ...] = option(

@@ -191,7 +191,8 @@ def test_a_field_finer_than_the_windows_tells_nothing(brains: dict[int, Phantom]
     assert unlike_after_all(pair_of(p.fixed, p.fixed, p.geometry), 0.65, Fine()) is None
 
 
-def test_how_stiff_it_gets_does_not_go_by_what_a_deformation_made_alike() -> None:
+def test_nothing_is_stiffened_where_a_deformation_showed_what_is_unlike() -> None:
+    """Contrasts of one person that lie on each other are told by their signs, before any deformation."""
     p = brain_phantom(2, (80, 96))
     pair = pair_of(p.fixed, unlike(p.fixed), p.geometry)
     away = replace(pair, linear=np.array([[1.0, 0, 25.0], [0, 1, 0], [0, 0, 1]]))
@@ -205,8 +206,10 @@ def test_how_stiff_it_gets_does_not_go_by_what_a_deformation_made_alike() -> Non
     found, usual = unlike_after_all(away, 0.4, Back()), unlike_after_all(pair, 0.4, Resting())
     assert found is not None
     assert usual is not None
-    assert (found.metric, found.smoothness) == (usual.metric, 1.0)
-    assert usual.smoothness > 3
+    assert (found.metric, found.smoothness) == (usual.metric, usual.smoothness) == (UNLIKE, 1.0)
+    same = pair_of(p.fixed, p.moving, p.geometry)
+    assert once_aligned(usual, same).smoothness == 1, "aligned by mutual information, the signs still agree"
+    assert once_aligned(usual, pair).smoothness > 3, "aligned, these do not"
 
 
 def inside(sign: float, told: float, edges: float | None = None) -> Windows:

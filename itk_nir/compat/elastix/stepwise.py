@@ -27,6 +27,7 @@ from itk_nir.compat.elastix.stages import RESULT_CLASSES, Stage
 from itk_nir.engine.linear_descent import ROUND, BestOfRounds
 from itk_nir.engine.linear_level import LinearLevel, value
 from itk_nir.engine.linear_map import corners_from_centre
+from itk_nir.engine.linear_metrics import without_descriptors
 from itk_nir.engine.metrics import Metric, channel_metrics
 from itk_nir.engine.progress import Progress
 from itk_nir.engine.quasi_newton import minimise
@@ -297,8 +298,10 @@ def _metrics(problem: Problem) -> Sequence[tuple[float, Metric]]:
     """Those of the linear stage; mutual information where the pair would have to decide."""
     settings = problem.settings
     metric: Any = settings.linear.linear_metric
-    if metric == "same":
+    same = metric == "same"
+    if same:
         metric = getattr(settings.deformable, "metric", "nmi")
     if metric == "auto":
         metric = "nmi"
-    return channel_metrics(metric, getattr(settings.deformable, "channel_weights", ()), 1 + len(problem.more))
+    found = channel_metrics(metric, getattr(settings.deformable, "channel_weights", ()), 1 + len(problem.more))
+    return without_descriptors(found) if same else found
