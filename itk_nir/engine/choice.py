@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
+from itk_nir.engine.empty_windows import empty, level_noise
 from itk_nir.engine.images import Pair
 from itk_nir.engine.inside import (
     INSIDE,
@@ -395,6 +396,7 @@ class _Resolution:
         displacement: Displacement | None, sigma: float = SIGMA,
     ) -> None:  # fmt: skip
         grids = LevelGrids.whole(pair, size)
+        self.pair, self.grids, self.sigma = pair, grids, sigma
         self.channels = LevelChannels.of(pair, grids, normalised, sigma, 2, threads)
         fixed, moving = self.channels.images[0].fixed, self.channels.images[0].moving
         self.threads = threads
@@ -416,6 +418,12 @@ class _Resolution:
         count = count.clamp(min=1e-6)
         variances = [(square - total * total / count) / count for square, total in ((ff, f1), (mm, m1))]
         counts = (w > 0.5) & (variances[0] > 1e-3) & (variances[1] > 1e-3)
+        if not inside:  # where there is no noisy air
+            nothing = [
+                empty(total / count, v, counts, partial(self._noise, channel, moving))
+                for total, v, moving in zip((f1, m1), variances, (False, True), strict=True)
+            ]
+            counts &= ~(nothing[0] | nothing[1])
         windows = int(counts.sum())
         if windows == 0:
             return Windows(0.0, 0.0, 0.0, 0)
@@ -425,6 +433,9 @@ class _Resolution:
         edges = square * spread[counts].double()
         signs = [float(abs((r.sign() * weight).sum()) / weight.sum().clamp(min=1e-12)) for weight in (square, edges)]
         return Windows(signs[0], signs[1], float(square.mean()), windows)
+
+    def _noise(self, channel: int, moving: bool) -> float:
+        return level_noise(self.pair, channel, self.grids, self.sigma, moving=moving)
 
     def mutual_information(self, *, inside: bool = False) -> float:
         """NMI of the channels, their mean; or inside of what both images show against their backgrounds alone."""

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from itk_nir.engine.empty_windows import telling
 from itk_nir.engine.images import Pair
 from itk_nir.engine.inside import objects_of
 from itk_nir.engine.labels import LevelLabels
@@ -31,6 +32,12 @@ SIZE = 96
 
 #: Radius of windowed metrics there, voxels.
 RADIUS = 4
+
+#: Smoothing of the images there, in its voxels.
+SIGMA = 0.5
+
+#: Variance of the normalised images up to which a window is flat.
+LEAST_VARIANCE = 1e-4
 
 
 class Comparison:
@@ -54,12 +61,14 @@ class Comparison:
     still: Tensor
     most: float
     shown: Tensor
+    telling: Tensor | None
     labels: LevelLabels | None
 
     def __init__(self, pair: Pair, metrics: Sequence[tuple[float, Metric]], threads: int = 1) -> None:
         self.pair, self.metrics, self.threads = pair, metrics, threads
         self.grids = LevelGrids.whole(pair, SIZE)
-        self.channels = LevelChannels.of(pair, self.grids, pair.normalised(), 0.5, RADIUS, threads)
+        self.channels = LevelChannels.of(pair, self.grids, pair.normalised(), SIGMA, RADIUS, threads)
+        self.telling = telling(pair, self.grids, self.channels, SIGMA, LEAST_VARIANCE)
         fixed = self.channels.images[0].fixed
         self.still = fixed.new_zeros(3, *fixed.shape)
         mask = pair.fixed_counts
@@ -109,7 +118,8 @@ class Comparison:
         both: Tensor = parts[0][-1]
         for *_, w in parts[1:]:
             both = both * w
-        chosen = self.channels.metric(self.metrics, both)
+        seen_by_windows = both if self.telling is None else both * self.telling
+        chosen = self.channels.metric(self.metrics, seen_by_windows)
         information = self.channels.metric([(w, METRICS["nmi"]) for w, _ in self.metrics], both)
         out = []
         with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from itk_nir.engine import ops
 from itk_nir.engine.images import Pair, shrink, sizes, spacings, voxel_map
-from itk_nir.engine.lattice import Domain, gaussian_matrix
+from itk_nir.engine.lattice import Banded, Domain, gaussian_matrix
 from itk_nir.geometry import Geometry
 
 F64 = NDArray[np.float64]
@@ -328,11 +328,26 @@ def smoothed_samples(
     Tensor
         ``(len z, len y, len x)``.
     """
-    matrices = [
+    return ops.separable(image[None], smoothing(geometry, positions, factors, sigma), threads)[0].contiguous()
+
+
+def smoothing(geometry: Geometry, positions: list[F64], factors: tuple[int, ...], sigma: float) -> list[Banded]:
+    """What `smoothed_samples` smooths and samples by.
+
+    Parameters
+    ----------
+    geometry, positions, factors, sigma
+        See there.
+
+    Returns
+    -------
+    list of Banded
+        Along ``x, y, z``.
+    """
+    return [
         gaussian_matrix(n, p, sigma * f if f > 1 or sigma > 0.75 else 0.0)
         for n, p, f in zip(sizes(geometry), positions, factors, strict=True)
     ]
-    return ops.separable(image[None], matrices, threads)[0].contiguous()
 
 
 def counting_weight(pair: Pair, grids: LevelGrids, displacement: Tensor, moving: Tensor, index: F64, vector: F64,

@@ -12,10 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import itk_nir
 from itk_nir.engine import deformable
+from itk_nir.engine.empty_windows import empty, level_noise, telling
 from itk_nir.engine.images import Pair, as_volume
+from itk_nir.engine.level_channels import LevelChannels
+from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.metrics import METRICS
 from itk_nir.engine.noise import noise_deviation, noise_share
+from itk_nir.geometry import Geometry
 from itk_nir.phantom import Phantom, brain_phantom
 from itk_nir.settings import make_settings
 from tests.engine.pairs import quick
@@ -149,3 +154,58 @@ def test_noise_hides_less(seed: int, share: float) -> None:
         gap = field.displacement(phantom.geometry.grid()[inside]) - phantom.displacement[inside]
         errors.append(float(np.linalg.norm(gap, axis=-1).mean()))
     assert errors[1] < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("deviation", [12, 25])
+def test_noisy_air_hides_no_volume(deviation: float) -> None:
+    """Windows that hold nothing but noise neither decide what the metric is nor whether the deformation is kept."""
+    p = brain_phantom(3, (36, 40, 36), seed=1, noise=0)
+    random = np.random.default_rng(0)
+    fixed, moving = (
+        (np.pad(image, 10) + deviation * random.normal(size=np.add(image.shape, 20))).astype(np.float32)
+        for image in (p.fixed, p.moving)
+    )
+    grid = Geometry.make(fixed.shape[::-1], p.geometry.spacing)
+    report = itk_nir.register((fixed, grid), (moving, grid), preset="fast", threads=1).report
+    assert report.metric == "lncc"
+    assert report.verdict.grade == "good"
+    assert report.evidence["end"].metric > report.evidence["linear"].metric + 0.01
+
+
+def test_which_windows_are_empty() -> None:
+    """Those of a noisy background; not those of texture inside, however fine, nor where all is noise."""
+    random = np.random.default_rng(0)
+    grid = Geometry.make((44, 42, 40))
+    noise = random.normal(size=grid.shape)
+    inside = np.zeros(grid.shape, bool)
+    inside[10:30, 10:32, 10:34] = True
+
+    def left(image: np.ndarray) -> torch.Tensor | None:
+        image = as_volume(torch.from_numpy(image.astype(np.float32)))
+        pair = Pair.make(image, grid, image, grid, np.eye(4))
+        grids = LevelGrids.whole(pair, 44)
+        return telling(pair, grids, LevelChannels.of(pair, grids, pair.normalised(), 0.5, 2, 1), 0.5, 1e-4)
+
+    found = left(noise + np.where(inside, 8, 0))  # inside of it is noise, too, but no background
+    assert found is not None
+    assert bool(found[inside].all())
+    air = torch.ones_like(found)
+    air[7:33, 7:35, 7:37] = 0  # beyond what windows of the object see
+    assert float(found[air > 0].mean()) < 0.1
+    assert left(np.where(inside, 100 + 8 * noise, 0)) is None  # a clean background
+    assert left(noise + np.where(inside, 100, 0)) is None  # of little noise
+    assert left(noise) is None
+    shown = torch.ones(4, 5, 6, dtype=torch.bool)
+    assert not empty(torch.rand(4, 5, 6), torch.ones(4, 5, 6), shown, lambda: 1.0).any()  # nothing would be left
+
+
+@pytest.mark.parametrize(("size", "sigma"), [(40, 0.0), (40, 0.9), (20, 0.5)])
+def test_the_noise_that_smoothing_leaves(size: int, sigma: float) -> None:
+    random = np.random.default_rng(0)
+    image = as_volume(torch.from_numpy(random.normal(size=(24, 40, 40)).astype(np.float32)))
+    grid = Geometry.make((40, 40, 24))
+    pair = Pair.make(image, grid, 3 * image, grid, np.eye(4))
+    grids = LevelGrids.whole(pair, size)
+    shown = LevelChannels.of(pair, grids, pair.normalised(), sigma, 3, 1).images[0]
+    for moving, level in enumerate((shown.fixed, shown.moving)):
+        assert level_noise(pair, 0, grids, sigma, moving=bool(moving)) == pytest.approx(float(level.var()), rel=0.2)
