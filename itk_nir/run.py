@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import asdict, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from itk_nir.engine.choice import (
 )
 from itk_nir.engine.deformable import UNALIKE, Alike
 from itk_nir.engine.descent import DONE
+from itk_nir.engine.evened import IN_EVEN_LIGHT, choice_in_even_light, evened, more_alike_evened, start_in_even_light
 from itk_nir.engine.evidence import Comparison
 from itk_nir.engine.execution import (
     device_name,
@@ -38,9 +38,9 @@ from itk_nir.engine.images import Pair
 from itk_nir.engine.journal import LINEAR, Entry, Journal
 from itk_nir.engine.linear import BY_WHOLE_IMAGES, optimise_linear
 from itk_nir.engine.linear_metrics import without_descriptors
-from itk_nir.engine.linear_search import Start, find_start
+from itk_nir.engine.linear_search import Start
 from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of, of_one_contrast
-from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
+from itk_nir.engine.progress import Callback, Measures, Optimised
 from itk_nir.engine.regions import kept
 from itk_nir.engine.sampling import SampledField, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
@@ -52,7 +52,7 @@ from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
 from itk_nir.stored_axes import for_engine, restriction
-from itk_nir.telling import metric_name, not_finite, on_landmarks, on_volume, versions
+from itk_nir.telling import Listener, metric_name, not_finite, on_landmarks, on_volume, versions
 from itk_nir.transforms.model import LinearTransform
 from itk_nir.verdict import Verdict, judge, known, worse
 
@@ -90,7 +90,7 @@ class Run:
 
     problem: Problem
     frame: Frame
-    callback: Callback | None
+    listener: Listener
     journal: Journal
     call: dict[str, Any]
     seconds: dict[str, float]
@@ -102,17 +102,18 @@ class Run:
     least_gain: float
     cancelled: bool
     told_before: int
-    fraction: float
 
     def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
-        self.problem, self.callback, self.journal, self.call = problem, callback, journal, call
+        self.problem, self.journal, self.call = problem, journal, call
+        self.listener = Listener(callback, problem.frame)
         self.frame, self.inputs = problem.frame, inputs_soon(problem)
         self.seconds = {"read": time.perf_counter() - problem.clock}
         self.notes, self.doubts, self.remarks = list(texts(problem.findings)), list(problem.doubts), list[str]()
         self.of_linear: tuple[str, ...] = ()  # doubts of the linear stage, which may be done once more
         self.settings, self.reason, self.least_gain = problem.settings, "", 0.0
-        self.cancelled, self.told_before, self.fraction = False, 0, 0.0
+        self.cancelled, self.told_before = False, 0
         self.start: Start | None = None
+        self.evened = False  # whether the images are seen without what changes slowly over them
         #: What ``metric="auto"`` stands for.
         self.choice: Choice | None = None
         #: The same, where the first level showed that images of one contrast are none.
@@ -136,7 +137,7 @@ class Run:
         began = pair = self._with_what_changed(problem.pair())
         self.landmarks = None if pair.known is None else pair.known.landmarks
         self.notes.extend(on_landmarks(self.landmarks))
-        unaligned, pair = pair, self._with_linear(pair)
+        pair = self._with_linear(pair)
         if not problem.deformable:
             self._compare(began, pair, None)
             affine = LinearTransform(self.frame.physical_matrix(pair.linear))
@@ -148,7 +149,7 @@ class Run:
 
         done = self._deformable(pair)
         if done.stop == UNALIKE:
-            pair = self._as_unlike(unaligned)
+            pair = self._as_unlike(began)
             done = self._deformable(pair)
         affine = LinearTransform(self.frame.physical_matrix(pair.linear))
         ops.release_memory()  # many small arrays are done with, a few large ones follow
@@ -169,7 +170,7 @@ class Run:
         about = {"preset": report.preset, "seed": report.seed, "device": report.device, "versions": report.versions}
         kind = problem.settings.deformable.kind
         trained = NeuralField(kind, done.field, affine, self.frame, problem.tail, about | {"settings": report.settings})
-        self._tell_end(done)
+        self.listener.tell_end(done, problem.clock)
         return self._with_what_was_given(
             RegistrationResult.of_field(problem.fixed, problem.moving, trained, sampled, report)
         )
@@ -194,10 +195,10 @@ class Run:
         if entry is not None:
             self._recall(entry.values)
             self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
-            return replace(pair, linear=np.array(entry.values["matrix"]))
+            return replace(self._seen(pair), linear=np.array(entry.values["matrix"]))
         self.start = self._start(pair)
         self._choose(pair if self.start is None else replace(pair, linear=pair.linear @ self.start.matrix))
-        return self._aligned(pair, self.start)
+        return self._aligned(self._seen(pair), self.start)
 
     def _aligned(self, pair: Pair, start: Start | None) -> Pair:
         """The pair with the map of the linear stage, by the metrics as they stand."""
@@ -218,6 +219,7 @@ class Run:
                 "matrix": pair.linear.tolist(), "similarity": self.similarity_linear, "reason": self.reason,
                 "least_gain": self.least_gain, "notes": self.notes[self.told_before :],
                 "doubts": list(self.doubts), "doubts of the stage": list(self.of_linear), "remarks": list(self.remarks),
+                "evened": self.evened,
                 "chosen": None if self.settings is self.problem.settings else chosen_metrics(self.settings),
             }  # fmt: skip
             self.journal.keep(LINEAR, lambda: Entry(values), write=True)
@@ -231,13 +233,18 @@ class Run:
         del self.notes[self.told_before :]
         self._settle(choice)
         # A run that was taken up behind its linear stage has not looked for a start.
-        return self._aligned(unaligned, self.start or self._start(unaligned))
+        return self._aligned(self._seen(unaligned), self.start or self._start(unaligned))
+
+    def _seen(self, pair: Pair) -> Pair:
+        """The images as the choice of a metric and what follows see them."""
+        return evened(pair, self.problem.threads) if self.evened else pair
 
     def _recall(self, values: dict[str, Any]) -> None:
         """What the linear stage of a run before found."""
         self.similarity_linear, self.reason, self.least_gain = (
             values["similarity"], values["reason"], values["least_gain"]
         )  # fmt: skip
+        self.evened = values["evened"]
         self.notes.extend(values["notes"])
         self.doubts, self.remarks = list(values["doubts"]), list(values["remarks"])
         self.of_linear = tuple(values["doubts of the stage"])
@@ -265,13 +272,15 @@ class Run:
         if problem.linear == "none" or problem.start is not None or pair.free is not None:
             return None
         settings = self._for_engine
-        found = find_start(
+        found = start_in_even_light(
             pair, problem.linear, settings.linear, images=settings.linear.linear_metric != NONE
             and look_at_images(self._channel_metrics(pair, settings.deformable.metric)), threads=problem.threads,
-            callback=self._share(0.0, 0.05), clock=problem.clock, restrict=restriction(settings),
+            callback=self.listener.share(0.0, 0.05), clock=problem.clock, restrict=restriction(settings),
             alone=not problem.deformable,
         )  # fmt: skip
         self.cancelled = found.cancelled
+        # A metric that was asked for by its name is one of the images as they are.
+        self.evened |= found.evened and settings.deformable.metric == AUTO
         return found
 
     def _choose(self, pair: Pair) -> None:
@@ -279,7 +288,10 @@ class Run:
         chosen = self.settings.deformable
         if not isinstance(chosen.metric, str) or chosen.metric != AUTO:
             return
-        choice = choose_metric(pair, self.problem.threads)
+        choice = None if self.evened else choose_metric(pair, self.problem.threads)
+        if choice is None or (choice.metric != SAME and more_alike_evened(pair, self.problem.threads)):
+            self.evened, choice = True, choice_in_even_light(pair, self.problem.threads)
+            pair = self._seen(pair)
         if choice.little_told and getattr(chosen, "search", "never") != "never":
             # Far apart, images of one contrast look as unlike ones do.
             found = find_matches(pair, False, self.problem.threads, restriction(self._for_engine))
@@ -327,7 +339,7 @@ class Run:
             without_descriptors(self.metrics) if metric == "same" else self._channel_metrics(pair, metric),
             start=start,
             threads=problem.threads,
-            callback=self._share(0.05, share - 0.05),
+            callback=self.listener.share(0.05, share - 0.05),
             clock=problem.clock,
             restrict=restriction(settings),
             alone=not problem.deformable,
@@ -346,7 +358,7 @@ class Run:
         begin = 0.0 if self.problem.linear == "none" else 0.1
         nothing = pair.free is not None and not bool(pair.free.any())
         # One evaluation, then out.
-        callback = (lambda _: True) if self.cancelled or nothing else self._share(begin, 0.95 - begin)
+        callback = (lambda _: True) if self.cancelled or nothing else self.listener.share(begin, 0.95 - begin)
         done = self._optimised(pair, callback, None if self.cancelled or nothing else self._alike(pair))
         if self.cancelled or nothing:
             done = _at_rest(done, pair)
@@ -386,6 +398,7 @@ class Run:
         self.shared = comparison.of(maps) if start is not linear and worse(end, start) else []
         if self.choice is None:  # it was asked for by its name
             self.doubts.extend(doubts_of_one_contrast(began, pair, field, self.metrics, self.problem.threads))
+        self.remarks.extend([IN_EVEN_LIGHT] if self.evened else [])
         self._took("verdict")
         return done
 
@@ -446,26 +459,6 @@ class Run:
     def _for_engine(self) -> Settings:
         """The settings as they stand, for the axes of the engine."""
         return for_engine(self.settings, self.frame.axes)
-
-    def _share(self, begin: float, length: float) -> Callback | None:
-        """The callback with its fraction as a share of the whole, and with a map of physical points."""
-        callback, frame = self.callback, self.frame
-        if callback is None:
-            return None
-
-        def tell(p: Progress) -> bool | None:
-            mapping = None if p.mapping is None else partial(frame.through, p.mapping)
-            # Stages may be done once more: there is no way back for what is told.
-            self.fraction = max(self.fraction, begin + length * p.fraction)
-            return callback(replace(p, fraction=self.fraction, mapping=mapping))
-
-        return tell
-
-    def _tell_end(self, done: Optimised) -> None:
-        if self.callback is not None:
-            metric, loss = (done.trace[-1].metric, done.trace[-1].loss) if done.trace else (0.0, 0.0)
-            seconds = time.perf_counter() - self.problem.clock
-            self.callback(Progress("sampling", 0, 1, 0, 1, metric, loss, 0.0, seconds, 1.0))
 
     def _took(self, stage: str) -> None:
         elapsed = time.perf_counter() - self.problem.clock - sum(self.seconds.values())

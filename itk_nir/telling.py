@@ -3,19 +3,80 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from itk_nir.engine.frame import Frame
 from itk_nir.engine.landmarks import Landmarks
 from itk_nir.engine.level_channels import WORST
-from itk_nir.engine.progress import Measures, Optimised
+from itk_nir.engine.progress import Callback, Measures, Optimised, Progress
 from itk_nir.errors import warn_caller
 from itk_nir.settings import Settings, options_of, public_options
 from itk_nir.version import __version__
+
+
+@dataclass
+class Listener:
+    """Who is told of the progress of a registration.
+
+    Parameters
+    ----------
+    callback : callable or None
+        The caller's own, see `itk_nir.register`.
+    frame : Frame
+        Of the engine's points.
+    fraction : float
+        Of the work, as it was told last.
+    """
+
+    callback: Callback | None
+    frame: Frame
+    fraction: float = 0.0
+
+    def share(self, begin: float, length: float) -> Callback | None:
+        """The callback for a stage, with its fraction as a share of the whole, and with a map of physical points.
+
+        Parameters
+        ----------
+        begin, length : float
+            Which share that is.
+
+        Returns
+        -------
+        callable or None
+        """
+        callback, frame = self.callback, self.frame
+        if callback is None:
+            return None
+
+        def tell(p: Progress) -> bool | None:
+            mapping = None if p.mapping is None else partial(frame.through, p.mapping)
+            # Stages may be done once more: there is no way back for what is told.
+            self.fraction = max(self.fraction, begin + length * p.fraction)
+            return callback(replace(p, fraction=self.fraction, mapping=mapping))
+
+        return tell
+
+    def tell_end(self, done: Optimised, clock: float) -> None:
+        """Tell of the end.
+
+        Parameters
+        ----------
+        done : Optimised
+            The deformation.
+        clock : float
+            ``time.perf_counter()`` when the registration began.
+        """
+        if self.callback is not None:
+            metric, loss = (done.trace[-1].metric, done.trace[-1].loss) if done.trace else (0.0, 0.0)
+            self.callback(Progress("sampling", 0, 1, 0, 1, metric, loss, 0.0, time.perf_counter() - clock, 1.0))
 
 
 def warn_of_expert_settings(preset: str | Settings, given: set[str]) -> None:

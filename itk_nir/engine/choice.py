@@ -179,7 +179,9 @@ class Displacement(Protocol):
         """
 
 
-def choose_metric(pair: Pair, threads: int = 1, displacement: Displacement | None = None) -> Choice:
+def choose_metric(
+    pair: Pair, threads: int = 1, displacement: Displacement | None = None, enough: float = 1.0
+) -> Choice:
     """Look at a pair, under the linear map that it has, and pick a metric.
 
     Parameters
@@ -190,6 +192,8 @@ def choose_metric(pair: Pair, threads: int = 1, displacement: Displacement | Non
         CPU threads; no result depends on it.
     displacement : Displacement, optional
         Before that map.
+    enough : float
+        The agreement in sign that is enough for one contrast where that asked for is more.
 
     Returns
     -------
@@ -204,12 +208,12 @@ def choose_metric(pair: Pair, threads: int = 1, displacement: Displacement | Non
             few = f"only {seen.number} windows could be compared"
             if not pair.masked:
                 return Choice(SAME, SAME, few)
-            whole = choose_metric(pair.without_masks(), threads, displacement)
+            whole = choose_metric(pair.without_masks(), threads, displacement, enough)
             return replace(whole, found=f"{few} inside of the masks; of the whole images: {whole.found}", alike=0.0)
         if seen.told < least_alike:
             continue
         shares.append(100 * (1 + seen.sign) / 2)
-        if seen.sign < least_sign:
+        if seen.sign < min(least_sign, enough):
             break
     else:
         return Choice(SAME, SAME, f"one contrast: {_in_words(shares)}")

@@ -75,6 +75,8 @@ class Start:
         What speaks against it.
     mirrored : float
         The mutual information with a mirrored image where that is more alike, and no symmetry explains it; else 0.
+    evened : bool
+        Whether it was found without what changes slowly over the images (`itk_nir.engine.evened`).
     """
 
     matrix: F64
@@ -82,6 +84,7 @@ class Start:
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     mirrored: float = 0.0
+    evened: bool = False
 
     @property
     def resizes(self) -> bool:
@@ -279,7 +282,7 @@ class _Search:
 
     def same_place(self, end: _Tried, other: _Tried) -> bool:
         """Whether two ends lie no farther from each other than a few more steps would bring them together."""
-        return _apart(self.pair, end.matrix, other.matrix) <= self.apart
+        return corner_distance(self.pair, end.matrix, other.matrix) <= self.apart
 
     def shifted_too(self, turns: Sequence[F64]) -> list[F64]:
         """The few that are most alike of many turns after shifts as well: centres of mass that do not belong on each
@@ -453,13 +456,26 @@ def _that_differ(pair: Pair, maps: Sequence[F64], least: float) -> list[int]:
     """Which of some maps lie more than a distance in mm from all of those before them."""
     kept: list[int] = []
     for k, one in enumerate(maps):
-        if all(_apart(pair, one, maps[j]) > least for j in kept):
+        if all(corner_distance(pair, one, maps[j]) > least for j in kept):
             kept.append(k)
     return kept
 
 
-def _apart(pair: Pair, a: F64, b: F64) -> float:
-    """How far two maps take a corner of the fixed image apart, mm."""
+def corner_distance(pair: Pair, a: F64, b: F64) -> float:
+    """How far two maps take a corner of the fixed image apart.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+    a, b : ndarray
+        ``(d + 1, d + 1)`` LPS, before the linear map of the pair.
+
+    Returns
+    -------
+    float
+        The largest of the distances, mm.
+    """
     corners = pair.fixed_geometry.corners()
     moved = [corners @ m[:-1, :-1].T + m[:-1, -1] for m in (a, b)]
     return float(np.linalg.norm(moved[0] - moved[1], axis=1).max())
