@@ -22,7 +22,7 @@ from itk_nir.geometry import real_numbers
 from itk_nir.images import Volume
 from itk_nir.options import shown
 from itk_nir.points import load_points
-from itk_nir.report import LandmarkDistances
+from itk_nir.report import LandmarkDistances, Report
 from itk_nir.resample import nearest_on, resample_array
 from itk_nir.settings import Settings
 from itk_nir.transforms.model import CompositeTransform
@@ -163,6 +163,28 @@ class Given:
             both = np.bincount(fixed.array[fixed.array == found], minlength=most)
             each.append(2 * both / np.maximum(1, ours + theirs))
         return {value: (float(each[0][k]), float(each[1][k])) for k, value in enumerate(self.values, 1)}
+
+    def reported(
+        self, report: Report, believed: NDArray[np.bool_], start: CompositeTransform | None, end: CompositeTransform,
+        threads: int,
+    ) -> Report:  # fmt: skip
+        """A report that says what became of the landmarks and labels.
+
+        Parameters
+        ----------
+        report : Report
+            Of the registration.
+        believed, start, end
+            As of `distances`.
+        threads : int
+            CPU threads.
+
+        Returns
+        -------
+        Report
+        """
+        labels = self.overlaps(start, end, threads)
+        return replace(report, landmarks=self.distances(believed, start, end), labels=labels)
 
 
 def read_given(

@@ -8,31 +8,26 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from itk_nir.checkpoint import chosen_metrics, with_chosen_metrics
 from itk_nir.engine import ops
+from itk_nir.engine.bias import Bias, believed_biases, biases_between, without_biases, without_trends
 from itk_nir.engine.choice import (
-    CONTRAST_GAIN_FINEST,
     ENOUGH_ITERATIONS,
     SAME,
     Choice,
     Displacement,
     choose_metric,
     doubts_of_one_contrast,
+    gained_in_detail,
     once_aligned,
     unlike_after_all,
 )
 from itk_nir.engine.deformable import UNALIKE, Alike
 from itk_nir.engine.descent import DONE
-from itk_nir.engine.evened import IN_EVEN_LIGHT, choice_in_even_light, evened, more_alike_evened, start_in_even_light
+from itk_nir.engine.evened import IN_EVEN_LIGHT, choice_in_even_light, evened, start_in_even_light
 from itk_nir.engine.evidence import Comparison
-from itk_nir.engine.execution import (
-    device_name,
-    peak_device_memory_mb,
-    peak_memory_mb,
-    reset_peak_device_memory,
-)
+from itk_nir.engine.execution import device_name, peak_device_memory_mb, peak_memory_mb, reset_peak_device_memory
 from itk_nir.engine.frame import Frame
 from itk_nir.engine.images import Pair
 from itk_nir.engine.journal import LINEAR, Entry, Journal
@@ -41,7 +36,7 @@ from itk_nir.engine.linear_metrics import without_descriptors
 from itk_nir.engine.linear_search import Start
 from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of, of_one_contrast
 from itk_nir.engine.progress import Callback, Measures, Optimised
-from itk_nir.engine.regions import kept
+from itk_nir.engine.regions import at_rest
 from itk_nir.engine.sampling import SampledField, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.engine.unchanged import free_to_move
@@ -52,7 +47,7 @@ from itk_nir.problem import Problem
 from itk_nir.report import Report, as_json
 from itk_nir.result import RegistrationResult
 from itk_nir.stored_axes import for_engine, restriction
-from itk_nir.telling import Listener, metric_name, not_finite, on_landmarks, on_volume, versions
+from itk_nir.telling import Listener, metric_name, not_finite, on_biases, on_landmarks, on_volume, versions
 from itk_nir.transforms.model import LinearTransform
 from itk_nir.verdict import Verdict, judge, known, worse
 
@@ -60,17 +55,10 @@ if TYPE_CHECKING:
     from itk_nir.engine.metrics import Metric
     from itk_nir.settings import Settings
 
-F64 = NDArray[np.float64]
-
 _log = logging.getLogger("itk_nir")
 
 #: The share of what images of one contrast are short of likeness that a deformation must gain.
 LEAST_GAIN = 0.01
-
-
-def _at_rest(done: Optimised, pair: Pair) -> Optimised:
-    """The same with no deformation, but for what rigid and volume-keeping regions need."""
-    return replace(done, field=kept(done.field.at_rest(), pair)[0], similarity=done.similarity_start)
 
 
 class Run:
@@ -119,6 +107,7 @@ class Run:
         #: The same, where the first level showed that images of one contrast are none.
         self.after_all: Choice | None = None
         self.similarity_linear: float | None = None
+        self.biases: tuple[Bias | None, ...] = ()  # smooth factors that the fixed images are divided by
         _log.debug(
             "registering %s onto %s: preset %s, device %s, %d threads, instruction set %s",
             problem.moving.name, problem.fixed.name, problem.settings.preset, problem.device, problem.threads,
@@ -195,10 +184,41 @@ class Run:
         if entry is not None:
             self._recall(entry.values)
             self.metrics = self._channel_metrics(pair, self.settings.deformable.metric)
-            return replace(self._seen(pair), linear=np.array(entry.values["matrix"]))
-        self.start = self._start(pair)
+            return replace(self._seen(without_biases(pair, self.biases)), linear=np.array(entry.values["matrix"]))
+        aligned = self._begun(pair)
+        if not self.cancelled and pair.free is None and look_at_images(self.metrics):
+            aligned = self._without_biases(pair, aligned)
+        return self._keep(aligned)
+
+    def _begun(self, pair: Pair, start: Start | None = None) -> Pair:
+        """The pair with the map of the linear stage, and the metrics settled, from the beginning."""
+        del self.notes[self.told_before :]
+        self.settings, self.choice, self.reason, self.least_gain = self.problem.settings, None, "", 0.0
+        self.evened, self.start = False, start or self._start(pair)
         self._choose(pair if self.start is None else replace(pair, linear=pair.linear @ self.start.matrix))
         return self._aligned(self._seen(pair), self.start)
+
+    def _without_biases(self, pair: Pair, aligned: Pair) -> Pair:
+        """The aligned pair; if there are smooth factors between images of one contrast, aligned once more without."""
+        threads, start, bare = self.problem.threads, self.start, replace(pair, linear=aligned.linear)
+        found = biases_between(bare, threads)
+        believed = believed_biases(bare, found, threads)
+        if start is not None and not self.evened and any(bias is not None and not bias.agrees for bias in found):
+            # They may have turned the images wrongly. Each without its own trend, these find their way.
+            upright = replace(pair, linear=self._begun(without_trends(pair)).linear)
+            if self.cancelled:
+                return aligned
+            believed = believed_biases(upright, biases_between(upright, threads), threads)
+            start = self.start if believed else start
+        elif not believed:
+            return aligned
+        self.biases = believed
+        aligned = self._begun(without_biases(pair, believed), start)
+        if believed and not (self.cancelled or self.evened):  # they show better what they are, now
+            bare = replace(pair, linear=aligned.linear)
+            self.biases = believed_biases(bare, biases_between(bare, threads), threads) or believed
+            aligned = without_biases(bare, self.biases)
+        return aligned
 
     def _aligned(self, pair: Pair, start: Start | None) -> Pair:
         """The pair with the map of the linear stage, by the metrics as they stand."""
@@ -214,12 +234,16 @@ class Run:
                     del self.notes[self.told_before :]
                     return self._aligned(pair, start)
             pair = aligned
+        return pair
+
+    def _keep(self, pair: Pair) -> Pair:
+        """The very pair, whose linear map and metrics are settled, and kept for a run that takes this one up."""
         if not self.cancelled:
             values = {
                 "matrix": pair.linear.tolist(), "similarity": self.similarity_linear, "reason": self.reason,
                 "least_gain": self.least_gain, "notes": self.notes[self.told_before :],
                 "doubts": list(self.doubts), "doubts of the stage": list(self.of_linear), "remarks": list(self.remarks),
-                "evened": self.evened,
+                "evened": self.evened, "biases": [None if b is None else b.as_values() for b in self.biases],
                 "chosen": None if self.settings is self.problem.settings else chosen_metrics(self.settings),
             }  # fmt: skip
             self.journal.keep(LINEAR, lambda: Entry(values), write=True)
@@ -228,26 +252,25 @@ class Run:
     def _as_unlike(self, unaligned: Pair) -> Pair:
         """The pair aligned anew, as unlike contrasts are, where the first level of a deformation showed that it is."""
         assert self.after_all is not None
-        choice = self.after_all
+        choice, self.biases = self.after_all, ()
         self.journal.forget_parts()
         del self.notes[self.told_before :]
         self._settle(choice)
         # A run that was taken up behind its linear stage has not looked for a start.
-        return self._aligned(self._seen(unaligned), self.start or self._start(unaligned))
+        return self._keep(self._aligned(self._seen(unaligned), self.start or self._start(unaligned)))
 
     def _seen(self, pair: Pair) -> Pair:
-        """The images as the choice of a metric and what follows see them."""
+        """The images, without what changes slowly over them where that is left out."""
         return evened(pair, self.problem.threads) if self.evened else pair
 
     def _recall(self, values: dict[str, Any]) -> None:
         """What the linear stage of a run before found."""
-        self.similarity_linear, self.reason, self.least_gain = (
-            values["similarity"], values["reason"], values["least_gain"]
-        )  # fmt: skip
-        self.evened = values["evened"]
+        self.similarity_linear, self.reason = values["similarity"], values["reason"]
+        self.least_gain, self.evened = values["least_gain"], values["evened"]
         self.notes.extend(values["notes"])
         self.doubts, self.remarks = list(values["doubts"]), list(values["remarks"])
         self.of_linear = tuple(values["doubts of the stage"])
+        self.biases = tuple(None if b is None else Bias.of_values(b) for b in values["biases"])
         if values["chosen"] is not None:
             self.settings = with_chosen_metrics(self.settings, values["chosen"])
 
@@ -255,16 +278,11 @@ class Run:
         """The result with what the warped image needs, and with what became of landmarks and labels in its report."""
         given, problem = self.problem.given, self.problem
         values = tuple(m for _, m in problem.more) if problem.moving.components > 1 else ()
-        result = replace(result, moving_values=values, fill=problem.fill)
-        if given is None:
-            return result
-        believed = np.ones(0, bool) if self.landmarks is None else self.landmarks.believed
-        report = replace(
-            result.report,
-            landmarks=given.distances(believed, problem.start, result.mapping),
-            labels=given.overlaps(problem.start, result.mapping, problem.threads),
-        )
-        return replace(result, report=report)
+        report = result.report
+        if given is not None:
+            believed = np.ones(0, bool) if self.landmarks is None else self.landmarks.believed
+            report = given.reported(report, believed, problem.start, result.mapping, problem.threads)
+        return replace(result, moving_values=values, fill=problem.fill, report=report)
 
     def _start(self, pair: Pair) -> Start | None:
         """Where the linear stage begins; None where it begins as the images lie, or there is none."""
@@ -288,15 +306,14 @@ class Run:
         chosen = self.settings.deformable
         if not isinstance(chosen.metric, str) or chosen.metric != AUTO:
             return
-        choice = None if self.evened else choose_metric(pair, self.problem.threads)
-        if choice is None or (choice.metric != SAME and more_alike_evened(pair, self.problem.threads)):
-            self.evened, choice = True, choice_in_even_light(pair, self.problem.threads)
-            pair = self._seen(pair)
+        found = None if self.evened else choose_metric(pair, self.problem.threads)
+        choice, self.evened = choice_in_even_light(pair, found, self.problem.threads)
+        pair = self._seen(pair)
         if choice.little_told and getattr(chosen, "search", "never") != "never":
             # Far apart, images of one contrast look as unlike ones do.
-            found = find_matches(pair, False, self.problem.threads, restriction(self._for_engine))
-            again = choose_metric(pair, self.problem.threads, found)
-            if again.metric == SAME and found.consistent >= CONSISTENT:
+            matches = find_matches(pair, False, self.problem.threads, restriction(self._for_engine))
+            again = choose_metric(pair, self.problem.threads, matches)
+            if again.metric == SAME and matches.consistent >= CONSISTENT:
                 choice = again
         self._settle(choice)
 
@@ -361,7 +378,7 @@ class Run:
         callback = (lambda _: True) if self.cancelled or nothing else self.listener.share(begin, 0.95 - begin)
         done = self._optimised(pair, callback, None if self.cancelled or nothing else self._alike(pair))
         if self.cancelled or nothing:
-            done = _at_rest(done, pair)
+            done = at_rest(done, pair)
         done = replace(done, stop=DONE) if nothing and not self.cancelled else done
         self.notes.extend(done.notes)
         self.doubts.extend(done.doubts)
@@ -398,7 +415,8 @@ class Run:
         self.shared = comparison.of(maps) if start is not linear and worse(end, start) else []
         if self.choice is None:  # it was asked for by its name
             self.doubts.extend(doubts_of_one_contrast(began, pair, field, self.metrics, self.problem.threads))
-        self.remarks.extend([IN_EVEN_LIGHT] if self.evened else [])
+        self.notes.extend([IN_EVEN_LIGHT] if self.evened else [])
+        self.notes.extend(on_biases(self.biases, self.problem.fixed.name, self.problem.moving.name))
         self._took("verdict")
         return done
 
@@ -416,7 +434,7 @@ class Run:
         else:
             # Of chance likeness there is always more to be had: where it leads depends on how the grids lie.
             chance = end.metric < little and pair.known is None
-        enough = gain >= least or self._gained_in_detail(done)
+        enough = gain >= least or gained_in_detail(self.least_gain, done.similarity_start, done.similarity)
         if enough and not chance and not against and not worse(end, linear, clearly=False):
             return done, end
         found = [*against, *worse(end, linear)]
@@ -427,17 +445,7 @@ class Run:
         else:
             much = "next to nothing" if gain > 0 else "nothing"
             self.remarks.append(f"a deformation would have gained {much}: the result is the linear map alone")
-        return _at_rest(done, pair), linear
-
-    def _gained_in_detail(self, done: Any) -> bool:
-        """Whether unlike contrasts became more alike, at the finest level, than they would with nothing to move.
-
-        The evidence is taken on a coarse grid, where what was brought together may be too small to be seen.
-        """
-        start, end = done.similarity_start, done.similarity
-        if not self.least_gain or start is None or end is None:
-            return False
-        return bool(end - start >= CONTRAST_GAIN_FINEST * abs(start))
+        return at_rest(done, pair), linear
 
     def _judge(self, sampled: SampledField | None) -> Verdict:
         """The verdict, and a warning where it is not good."""

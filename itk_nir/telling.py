@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from itk_nir.engine.bias import Bias
 from itk_nir.engine.frame import Frame
 from itk_nir.engine.landmarks import Landmarks
 from itk_nir.engine.level_channels import WORST
@@ -171,6 +173,30 @@ def on_volume(matrix: NDArray[np.float64], moving: str, fixed: str) -> list[str]
         f"{moving}: the linear stage makes it {much}, to lie on {fixed}. Where both show the same, they differ that "
         "much at different ages or in different units alone; where one shows less (a brain without its skull, and a "
         'whole head), give a mask of what both show, or linear="rigid"'
+    ]
+
+
+def on_biases(biases: Sequence[Bias | None], fixed: str, moving: str) -> list[str]:
+    """A note where one image is brighter in some places than the other, by a smooth factor.
+
+    Parameters
+    ----------
+    biases : sequence of Bias or None
+        One a channel.
+    fixed, moving : str
+        Names of the images.
+
+    Returns
+    -------
+    list of str
+        One sentence, or none.
+    """
+    largest = max((bias.most - bias.least for bias in biases if bias is not None), default=0.0)
+    if not largest:
+        return []
+    return [
+        f"{fixed}: beside {moving} it is up to {math.exp(largest):.2g} times as bright at one place as at another (a "
+        "bias field of either): the registration sees it divided by that; what is written keeps it"
     ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -103,14 +102,14 @@ def test_what_the_linear_stage_left_in_doubt_is_told_by_a_run_that_is_taken_up_b
         "checkpoint_seconds": 0.0,
         "callback": lambda p: p.stage == "deformable",
     }
-    monkeypatch.setattr(run, "find_start", doubtful)
+    monkeypatch.setattr(run, "start_in_even_light", doubtful)
     with pytest.warns(itk_nir.VerdictWarning, match="what speaks against the start"):
         itk_nir.register(*images, **CALL, **kept)
     monkeypatch.undo()
     with pytest.warns(itk_nir.VerdictWarning, match="what speaks against the start"):
         itk_nir.register(*images, **CALL, **kept | {"callback": None})
     # It was no start of what the whole images led to.
-    monkeypatch.setattr(run, "find_start", doubtful)
+    monkeypatch.setattr(run, "start_in_even_light", doubtful)
     monkeypatch.setattr(run, "optimise_linear", by_whole_images)
     kept["checkpoint"] = tmp_path / "whole"
     itk_nir.register(*images, **CALL, **kept)
@@ -126,6 +125,7 @@ def test_a_deformation_between_unlike_contrasts_is_as_stiff_as_the_aligned_image
     images: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, linear: str
 ) -> None:
     monkeypatch.setattr(run, "choose_metric", lambda *_: choice.Choice(choice.UNLIKE, choice.UNLIKE_LINEAR, "unlike"))
+    monkeypatch.setattr(run, "choice_in_even_light", lambda _, found, __: (found, False))
     monkeypatch.setattr(run, "once_aligned", lambda found, *_: replace(found, alike=2 * choice.ALIKE))
     report = itk_nir.register(*images, **CALL | {"linear": linear}).report
     stiff = linear != "none"
@@ -143,6 +143,7 @@ def test_one_contrast_that_a_coarse_start_hid_is_registered_as_one_contrast(
     named = itk_nir.register(*images, **call, metric="lncc", callback=lambda _: False)
     hidden = choice.Choice(choice.UNLIKE, choice.UNLIKE_LINEAR, "unlike")
     monkeypatch.setattr(run, "choose_metric", lambda *_: hidden)
+    monkeypatch.setattr(run, "choice_in_even_light", lambda _, found, __: (found, False))
     found = itk_nir.register(*images, **call, callback=lambda p: fractions.append(p.fraction))
     assert found.report.metric == choice.SAME
     assert found.report.metric_reason.startswith("one contrast: ")
@@ -156,10 +157,8 @@ def test_one_contrast_that_a_coarse_start_hid_is_registered_as_one_contrast(
 def test_what_the_finest_level_gains_counts_between_unlike_contrasts(share: float, gain: float, kept: bool) -> None:
     """What is brought together may be too small for the grid on which the evidence is taken."""
     for start in (0.1, -0.1):
-        done = SimpleNamespace(similarity_start=start, similarity=start + gain * abs(start))
-        assert run.Run._gained_in_detail(SimpleNamespace(least_gain=share), done) == kept  # type: ignore[arg-type]
-    nothing = SimpleNamespace(similarity_start=None, similarity=None)
-    assert not run.Run._gained_in_detail(SimpleNamespace(least_gain=share), nothing)  # type: ignore[arg-type]
+        assert choice.gained_in_detail(share, start, start + gain * abs(start)) == kept
+    assert not choice.gained_in_detail(share, None, None)
 
 
 def test_descriptors_of_a_sum_are_left_to_the_deformation(images: tuple[Any, Any]) -> None:

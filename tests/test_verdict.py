@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import itk_nir
-from itk_nir import run
 from itk_nir.cli import main
 from itk_nir.engine import choice, deformable
 from itk_nir.engine.progress import Optimised
@@ -208,7 +207,7 @@ def test_deformation_of_unlike_contrasts_that_gains_next_to_nothing_is_given_up(
     for name, given_up in (("unlike", False), ("unlike", True), ("like", True)):
         if given_up:
             monkeypatch.setattr(choice, "CONTRAST_GAIN", 10.0)
-            monkeypatch.setattr(run, "CONTRAST_GAIN_FINEST", 10.0)
+            monkeypatch.setattr(choice, "CONTRAST_GAIN_FINEST", 10.0)
         report = itk_nir.register(*pairs[name], **SOON, linear="none").report
         assert report.metric == ("lncc" if name == "like" else choice.UNLIKE)
         assert report.verdict is not None

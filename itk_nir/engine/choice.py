@@ -262,6 +262,27 @@ def doubts_of_one_contrast(
     )
 
 
+def gained_in_detail(least_gain: float, start: float | None, end: float | None) -> bool:
+    """Whether unlike contrasts became more alike, at the finest level, than they would with nothing to move.
+
+    The evidence is taken on a coarse grid, where what was brought together may be too small to be seen.
+
+    Parameters
+    ----------
+    least_gain : float
+        Of the choice: 0 for one contrast.
+    start, end : float or None
+        The similarity of that level, before and after; None where it is not known.
+
+    Returns
+    -------
+    bool
+    """
+    if not least_gain or start is None or end is None:
+        return False
+    return end - start >= CONTRAST_GAIN_FINEST * abs(start)
+
+
 def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, threads: int = 1) -> Choice | None:
     """What images are registered by that looked like one contrast and are not, after the first level.
 

@@ -48,13 +48,13 @@ FAR = 0.25
 #: with a ramp from one side to the other are 2.0 times and more; where an object was turned, 1.1 times at most.
 CLEARLY = 1.5
 
-#: How many times as alike images are without slow changes that are a nuisance. Unlike contrasts (heads with bias fields
-#: and without, stains, organs) are 0.91 times at most, since the outlines of what they show change slowly, too;
-#: radiographs and pictures like them with ramps 1.02 times and more.
-MORE_ALIKE = 1.0
+#: How many times as alike images that look like unlike contrasts must be without slow changes to be registered so.
+#: Unlike contrasts are 0.91 times at most (heads with bias fields and without, stains, organs), since the outlines of
+#: what they show change slowly as well, phantoms that lie apart 1.2 times; radiographs with ramps 1.47 times and more.
+MORE_ALIKE = 1.25
 
-#: The agreement in sign of windows in which slopes have a part: radiographs with ramps have 0.94 and more, where they
-#: have 0.98 without.
+#: The agreement in sign of windows in which slopes have a part, of images that are at least as alike without them:
+#: radiographs and pictures like them have 0.94 and more, phantoms of unlike contrasts that are as alike much less.
 ENOUGH = 0.9
 
 #: Voxels of the longest axis at which images are compared, about.
@@ -113,44 +113,40 @@ def start_in_even_light(
     return replace(again, evened=True, notes=(*again.notes, NOTE)) if alike[1] > CLEARLY * alike[0] else found
 
 
-def more_alike_evened(pair: Pair, threads: int = 1) -> bool:
-    """Tell whether images have clearly more in common without what changes slowly over them.
-
-    Parameters
-    ----------
-    pair : Pair
-        The images, with the map under which they are compared.
-    threads : int
-        CPU threads; no result depends on it.
-
-    Returns
-    -------
-    bool
-    """
-    alike = [_information(p, linear_starts.as_they_lie(p), threads) for p in (pair, evened(pair, threads))]
-    return alike[1] > MORE_ALIKE * alike[0]
-
-
-def choice_in_even_light(pair: Pair, threads: int = 1) -> Choice:
+def choice_in_even_light(pair: Pair, found: Choice | None, threads: int = 1) -> tuple[Choice, bool]:
     """Pick a metric for images that hide what they have in common behind slow changes.
 
     Parameters
     ----------
     pair : Pair
         The images as they are, with the map under which they are compared.
+    found : Choice or None
+        What is picked for them as they are; None where it is known that they hide something.
     threads : int
         CPU threads; no result depends on it.
 
     Returns
     -------
-    Choice
-        That for the evened images, or for one contrast where the images as they are agree in sign but for slopes.
+    choice : Choice
+        `found`, unless the evened images have as much in common: one contrast where the images as they are agree in
+        sign but for slopes, or what is picked for the evened ones where these have clearly more in common.
+    evened : bool
+        Whether they are to be registered evened, which is so in the latter case; the squared local correlation minds
+        slopes little.
     """
-    found = choose_metric(evened(pair, threads), threads)
-    if found.metric == SAME:
-        return found
-    again = choose_metric(pair, threads, enough=ENOUGH)
-    return again if again.metric == SAME else found
+    if found is not None and found.metric == SAME:
+        return found, False
+    even, hides = evened(pair, threads), True
+    if found is not None:
+        as_they_are, without = (_information(p, linear_starts.as_they_lie(p), threads) for p in (pair, even))
+        if without < as_they_are:
+            return found, False
+        hides = without > MORE_ALIKE * as_they_are
+    choice = choose_metric(even, threads) if found is None or hides else found
+    if choice.metric != SAME:
+        again = choose_metric(pair, threads, enough=ENOUGH)
+        choice = again if again.metric == SAME else choice
+    return choice, hides
 
 
 def _information(pair: Pair, matrix: F64, threads: int) -> float:

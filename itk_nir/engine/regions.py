@@ -25,6 +25,7 @@ from itk_nir.engine.lattice import Axis, Banded, gaussian_matrix
 from itk_nir.engine.ops import reference
 from itk_nir.engine.overlay import Overlay
 from itk_nir.engine.point_fits import nearest_rotation, rigid_fit
+from itk_nir.engine.progress import Optimised
 from itk_nir.engine.region_labels import Region
 from itk_nir.engine.restriction import held_axes
 from itk_nir.engine.velocity_field import VelocityField
@@ -298,6 +299,24 @@ class RegionPenalty:
 
 def _like(array: F64, tensor: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(tensor)
+
+
+def at_rest(done: Optimised, pair: Pair) -> Optimised:
+    """Take a deformation back, but for what rigid and volume-keeping regions need.
+
+    Parameters
+    ----------
+    done : Optimised
+        What a deformable stage returned.
+    pair : Pair
+        The images, their linear map and the regions.
+
+    Returns
+    -------
+    Optimised
+        With the similarity before the deformation.
+    """
+    return replace(done, field=kept(done.field.at_rest(), pair)[0], similarity=done.similarity_start)
 
 
 def kept(field: VelocityField, pair: Pair) -> tuple[VelocityField, tuple[str, ...]]:
