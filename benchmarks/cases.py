@@ -98,6 +98,15 @@ def motion(inside: np.ndarray, unit: float = 1.0, name: str = "mm") -> Callable[
     return score
 
 
+def coarser(file: Path, spacing: float) -> sitk.Image:
+    """An image smoothed and sampled with larger voxels, mm."""
+    image = sitk.SmoothingRecursiveGaussian(sitk.ReadImage(str(file), sitk.sitkFloat32), 0.45 * spacing)
+    size = [int(n * s / spacing) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
+    still = sitk.Transform(image.GetDimension(), sitk.sitkIdentity)
+    where = image.GetOrigin(), [spacing] * len(size), image.GetDirection()
+    return sitk.Resample(image, size, still, sitk.sitkLinear, *where, 0.0)
+
+
 def overlap_of(
     fixed: Any, moving: Any, labels: tuple[int, ...], inside: np.ndarray | None = None
 ) -> Callable[[np.ndarray], Figures]:

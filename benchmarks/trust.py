@@ -38,6 +38,7 @@ from cases import (
     around_hippocampus,
     array,
     carried,
+    coarser,
     correlations,
     do,
     each,
@@ -64,6 +65,7 @@ from rows_motion import anatomies, far, sections_of_tissue, sliding
 from rows_noise import noise
 from rows_programs import peers_programs, programs
 from rows_programs_epi import peers_programs_head, programs_epi, programs_head
+from rows_shaded import air, shaded
 from score import load_manifest, read_points
 from study import rotation_about_a_skew_axis
 
@@ -389,15 +391,6 @@ def _picked(fixed: Any, moving: Any, options: dict[str, Any]) -> tuple[str, str]
     return report.metric, report.metric_reason
 
 
-def coarser(file: Path, spacing: float) -> sitk.Image:
-    """An image smoothed and sampled with larger voxels, mm."""
-    image = sitk.SmoothingRecursiveGaussian(sitk.ReadImage(str(file), sitk.sitkFloat32), 0.45 * spacing)
-    size = [int(n * s / spacing) for n, s in zip(image.GetSize(), image.GetSpacing(), strict=True)]
-    still = sitk.Transform(image.GetDimension(), sitk.sitkIdentity)
-    where = image.GetOrigin(), [spacing] * len(size), image.GetDirection()
-    return sitk.Resample(image, size, still, sitk.sitkLinear, *where, 0.0)
-
-
 def _auto_pairs(data: Path) -> Iterator[tuple[str, Any, Any, bool, dict[str, Any]]]:
     none = {"linear": "none"}
     folder = data / "brain_contrasts"
@@ -556,7 +549,9 @@ ROWS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "itself": itself,
     "bias": bias,
     "noise": noise,
+    "air": air,
     "light": light,
+    "shaded": shaded,
     "seeds": seeds,
     "sections": sections,
     "auto": auto,

@@ -409,7 +409,7 @@ class Run:
         if pair.free is not None and self.problem.linear != "none":
             self.similarity_linear = linear.metric
         self.evidence = {"start": start, "linear": linear, "end": end}
-        self.doubts.extend(not_finite(self.evidence, done))
+        self.doubts.extend([*not_finite(self.evidence, done), *comparison.chance_in_air(linear, end)])
         field = None if done is None else done.field
         maps = (began.linear, None), (pair.linear, field)
         self.shared = comparison.of(maps) if start is not linear and worse(end, start) else []

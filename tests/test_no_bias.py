@@ -16,7 +16,7 @@ from itk_nir.phantom import LABELS, brain_phantom
 @pytest.mark.parametrize("preset", ["fast", "default", "accurate"])
 @pytest.mark.parametrize("d", [2, 3])
 def test_image_onto_itself_stays_put(preset: str, d: int) -> None:
-    p = brain_phantom(d, (40, 48, 40) if d == 3 else (72, 84), seed=2)
+    p = brain_phantom(d, (28, 34, 28) if d == 3 else (72, 84), seed=2)
     image = to_sitk(p.fixed, p.geometry)
     result = itk_nir.register(image, image, preset=preset)
     x = p.geometry.grid().reshape(-1, d)
@@ -59,10 +59,10 @@ def test_noise_hides_no_shift() -> None:
 @pytest.mark.parametrize("rising", [3.0, 8.0])
 def test_more_noise_where_it_is_bright_is_no_change(rising: float) -> None:
     moved = 0
-    for seed in range(8):
+    for seed in range(5):
         _, fixed, moving = noisy_copies(2, (128, 154), 0.01, seed=seed, rising=rising)
         moved += itk_nir.register(fixed, moving, preset="fast").report.jacobian_range != pytest.approx((1, 1), abs=1e-3)
-    assert moved <= 1
+    assert moved == 0
 
 
 def test_air_without_noise_is_no_change() -> None:
@@ -97,7 +97,7 @@ def test_a_change_frees_little_of_a_volume() -> None:
     [
         ("putamen", 0.2, 1), ("putamen", -0.1, 1), ("ventricle", 0.05, 1), ("ventricle", -0.1, 1),
         # Noise alone makes a tenth of these: the mean of some.
-        ("putamen", 0.05, 4), ("putamen", -0.05, 4),
+        ("putamen", 0.05, 3), ("putamen", -0.05, 3),
     ],
 )  # fmt: skip
 def test_a_change_of_volume_is_found_and_nothing_else(name: str, amount: float, draws: int) -> None:

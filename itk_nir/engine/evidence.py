@@ -20,7 +20,7 @@ from itk_nir.engine.inside import objects_of
 from itk_nir.engine.labels import LevelLabels
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids, counting_weight
-from itk_nir.engine.metrics import METRICS, Metric, look_at_images
+from itk_nir.engine.metrics import METRICS, Metric, look_at_images, mean_of
 from itk_nir.engine.progress import Measures
 from itk_nir.engine.sampling import Field
 from itk_nir.engine.views import View
@@ -131,6 +131,30 @@ class Comparison:
                 seen = float((weight * self.shown).sum() / self.shown.sum()) if bool(self.shown.any()) else None
                 out.append(Measures(values[0], values[1], share, distance, overlap, images, seen))
         return out
+
+    def chance_in_air(self, linear: Measures, end: Measures) -> tuple[str, ...]:
+        """The doubt that a deformation found chance likeness alone, where noisy air around an object is left out.
+
+        Images whose contrasts differ may agree in their outlines, which is all that noise leaves of them.
+
+        Parameters
+        ----------
+        linear, end : Measures
+            Without the deformation and with it.
+
+        Returns
+        -------
+        tuple of str
+            A sentence, or none.
+        """
+        little = mean_of(self.metrics, "little_evidence")
+        known = self.pair.known is not None or not linear.images
+        if self.telling is None or known or not linear.metric < little <= end.metric:
+            return ()
+        return (
+            "in noise, the images have little in common but for the deformation (metric "
+            f"{linear.metric:.2f} without it, little evidence below {little:.2f})",
+        )
 
     def _known(self, linear: F64, field: Field | None, view: View) -> tuple[float | None, float | None]:
         """The mean distance of the landmarks and the mean overlap of the labels, as far as there are any."""

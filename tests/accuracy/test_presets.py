@@ -8,6 +8,7 @@ stiffer than it was, fails too. So is the mismatch, one minus the similarity: wh
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,12 @@ import pytest
 import itk_nir
 from itk_nir.engine.ops import dispatch
 from itk_nir.images import to_sitk
-from itk_nir.phantom import brain_phantom
+from itk_nir.phantom import Phantom, brain_phantom
 
 #: (ops, size of the phantom, preset) → mean true error in the brain (mm), standard deviation of the log Jacobian there,
 #: one minus the similarity.
-#: The error before is 3.9 mm. Where the reference is slow the phantom is smaller, and in 3D one preset has to do; more
-#: iterations ("accurate") ask nothing else of it. The published design runs on torch's own operations everywhere; in
+#: The error before is 3.9 mm. Where the reference is slow the phantom is smaller, and one preset has to do in 2D and in
+#: 3D; the others ask nothing else of it. The published design runs on torch's own operations everywhere; in
 #: 3D, where it takes a minute, it is held on real brains (`test_real_data`).
 REACHED: dict[tuple[str, tuple[int, ...], str], tuple[float, float, float]] = {
     ("native", (80, 96), "fast"): (0.4206, 0.1054, 0.0324),
@@ -31,7 +32,6 @@ REACHED: dict[tuple[str, tuple[int, ...], str], tuple[float, float, float]] = {
     ("native", (54, 64, 54), "fast"): (0.9009, 0.1014, 0.0412),
     ("native", (54, 64, 54), "default"): (0.9074, 0.0829, 0.0413),
     ("native", (54, 64, 54), "accurate"): (0.6670, 0.0945, 0.0374),
-    ("reference", (60, 72), "fast"): (0.5047, 0.1073, 0.0340),
     ("reference", (60, 72), "default"): (0.4431, 0.0893, 0.0328),
     ("reference", (28, 32, 28), "fast"): (2.1708, 0.0743, 0.0297),
 }
@@ -39,9 +39,14 @@ REACHED: dict[tuple[str, tuple[int, ...], str], tuple[float, float, float]] = {
 MARGIN = 0.15
 
 
+@cache
+def phantom_of(size: tuple[int, ...]) -> Phantom:
+    return brain_phantom(len(size), size)
+
+
 def measure(kind: str, size: tuple[int, ...], preset: Any) -> tuple[float, float, float]:
     """Mean true error (mm), SD log J and mismatch of one registration with everything at its default."""
-    phantom = brain_phantom(len(size), size)
+    phantom = phantom_of(size)
     grid = phantom.geometry
     fixed, moving = to_sitk(phantom.fixed, grid), to_sitk(phantom.moving, grid)
     with pytest.MonkeyPatch.context() as patch:

@@ -21,7 +21,9 @@ from typing import Any
 FEW = {"preset": "fast", "iterations": (2, 1, 0), "search": "never"}
 STILL = {"linear": "none"}
 #: Expert settings of a linear stage that is over soon.
-BRIEF = {"linear_size": (12, 20), "linear_iterations": (4, 2), "linear_fine_iterations": 2}
+BRIEF = {
+    "linear_size": (12, 20), "linear_start_iterations": 1, "linear_iterations": (4, 2), "linear_fine_iterations": 2,
+}  # fmt: skip
 
 
 def groups() -> dict[str, dict[str, Callable[[Any], dict[str, Any]]]]:
@@ -57,10 +59,11 @@ def groups() -> dict[str, dict[str, Callable[[Any], dict[str, Any]]]]:
             "paper": _both(preset="paper", **STILL),
             "symmetric, diffusion": _both(symmetric=True, regulariser="diffusion", **STILL),
             "displacement, cancelled": _both(transform_model="displacement", cancel=2, **STILL),
-            "restrict, labels": _both(restrict=(1, 0), labels=True, **STILL),
-            "regions, landmarks": _both(regions=True, landmarks=True, **STILL),
+            "restrict, labels, regions, landmarks": _both(
+                restrict=(1, 0), labels=True, regions=True, landmarks=True, **STILL
+            ),
             "search": _both(search="always", **STILL),
-            "search, if a part was missed": _both(search="auto", iterations=(8, 4, 0), **STILL),
+            "search, if a part was missed": _both(search="auto", iterations=(4, 2, 0), **STILL),
             "network, reloaded": _reloaded,
         },
     }

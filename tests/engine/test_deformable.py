@@ -260,15 +260,16 @@ def shift_in_voxels(a: Optimised, b: Optimised, points: tuple[np.ndarray, np.nda
 
 @pytest.mark.slow
 @BOTH
-@pytest.mark.parametrize("scale", [2.0, 0.37])
-def test_unit_of_length_does_not_matter(make_case: Callable[..., Any], d: int, scale: float) -> None:
+def test_unit_of_length_does_not_matter(make_case: Callable[..., Any], d: int) -> None:
     """Every term of the loss is dimensionless: other spacings, the same deformation in voxels, the same loss."""
     penalised = quick(smoothness=(0.1, 0.1), jacobian_weight=0.5, jacobian_margin=0.9, velocity_smoothness=(0.5, 0.5))
-    cases = [make_case(d, N[d], spacing=(1.0, 1.2, 1.1)[:d], scale=s) for s in (1.0, scale)]
-    results = [optimise(case.pair, penalised) for case in cases]
-    for a, b in zip(*(r.trace[:5] for r in results), strict=True):
-        assert b.loss == pytest.approx(a.loss, abs=2e-5)
-    assert shift_in_voxels(*results, tuple(case.points() for case in cases)) < 0.02
+    case, *others = (make_case(d, N[d], spacing=(1.0, 1.2, 1.1)[:d], scale=s) for s in (1.0, 2.0, 0.37))
+    result = optimise(case.pair, penalised)
+    for other in others:
+        found = optimise(other.pair, penalised)
+        for a, b in zip(result.trace[:5], found.trace[:5], strict=True):
+            assert b.loss == pytest.approx(a.loss, abs=2e-5)
+        assert shift_in_voxels(result, found, (case.points(), other.points())) < 0.02
 
 
 def test_large_gradients_of_the_displacement_are_hardly_penalised_more(make_case: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,9 @@ def test_an_image_is_continued_without_an_edge(shape: tuple[int, ...]) -> None:
 # --- lesions ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def phantom() -> Phantom:
-    return brain_phantom(3, (56, 66, 56), seed=3)
+@cache
+def brain(d: int) -> Phantom:
+    return brain_phantom(d, (64, 76) if d == 2 else (56, 66, 56), seed=3)
 
 
 def registered(phantom: Phantom, fixed: np.ndarray, moving: np.ndarray, **options: Any) -> tuple[np.ndarray, Any]:
@@ -57,68 +58,76 @@ def registered(phantom: Phantom, fixed: np.ndarray, moving: np.ndarray, **option
     return np.linalg.norm(result.mapping.displacement_on(grid).vectors - phantom.displacement, axis=-1), result
 
 
-@pytest.fixture(scope="module")
-def plain(phantom: Phantom) -> np.ndarray:
-    return registered(phantom, phantom.fixed, phantom.moving)[0]
+def ball_of(phantom: Phantom, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """A ball of that many mm in a grid, and where it is."""
+    centre = np.array([28.0, 5.0, 15.0])[: phantom.geometry.dimension]
+    return np.linalg.norm(phantom.geometry.grid() - centre, axis=-1) <= radius, centre
 
 
-def spoilt(phantom: Phantom, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The image of a side with a ball of 20 mm in it; the ball; the fixed voxels within 10 mm of it."""
-    points, centre = phantom.geometry.grid(), np.array([28.0, 5.0, 15.0])
-    ball = np.linalg.norm(points - centre, axis=-1) <= 10
-    image = (phantom.fixed if side == "fixed" else phantom.moving).copy()
-    image[ball] = 250
+def left_out(phantom: Phantom, side: str, how: str) -> dict[str, Any]:
+    """The option that says that the ball of 20 mm is not to be looked at."""
+    ball, _ = ball_of(phantom, 10)
+    return {f"{side}_{how}": to_sitk((ball if how == "lesion" else ~ball).astype(np.uint8), phantom.geometry)}
+
+
+@cache
+def around_a_ball(d: int, side: str = "", how: str = "", value: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """The error of a pair with a ball of 20 mm in the image of a side, mm, and the map; without a side, of the pair."""
+    phantom = brain(d)
+    images = {"fixed": phantom.fixed.copy(), "moving": phantom.moving.copy()}
+    if side:
+        images[side][ball_of(phantom, 10)[0]] = value
+    given = left_out(phantom, side, how) if side else {}
+    error, result = registered(phantom, images["fixed"], images["moving"], **given)
+    return error, result.mapping.displacement_on(phantom.geometry).vectors
+
+
+@pytest.mark.parametrize(
+    ("d", "side", "how"),
+    [(2, "fixed", "lesion"), (2, "fixed", "mask"), (2, "moving", "lesion"), (2, "moving", "mask"),
+     (3, "fixed", "lesion"), (3, "moving", "mask")],
+)  # fmt: skip
+def test_around_a_lesion_the_error_is_as_without(d: int, side: str, how: str) -> None:
+    phantom = brain(d)
+    points, (_, centre) = phantom.geometry.grid(), ball_of(phantom, 10)
     there = points if side == "fixed" else points + phantom.displacement
     near = (np.linalg.norm(there - centre, axis=-1) <= 20) & (phantom.fixed_labels > 0)
-    return image, ball, near
-
-
-@SIDES
-@pytest.mark.parametrize("how", ["lesion", "mask"])
-def test_around_a_lesion_the_error_is_as_without(phantom: Phantom, plain: np.ndarray, side: str, how: str) -> None:
-    image, ball, near = spoilt(phantom, side)
-    fixed, moving = (image, phantom.moving) if side == "fixed" else (phantom.fixed, image)
-    given = ball if how == "lesion" else ~ball
-    options = {f"{side}_{how}": to_sitk(given.astype(np.uint8), phantom.geometry)}
-    error, _ = registered(phantom, fixed, moving, **options)
-    assert error[near].mean() < 1.2 * plain[near].mean()
+    assert around_a_ball(d, side, how, 250.0)[0][near].mean() < 1.2 * around_a_ball(d)[0][near].mean()
 
 
 @SIDES
 @pytest.mark.parametrize("how", ["lesion", "mask"])
 def test_what_a_lesion_looks_like_does_not_matter(side: str, how: str) -> None:
-    phantom = brain_phantom(2, (64, 76), seed=3)
-    points = phantom.geometry.grid()
-    ball = np.linalg.norm(points - [28, 5], axis=-1) <= 10
-    maps = []
-    for value in (250.0, 20.0):
-        images = {"fixed": phantom.fixed.copy(), "moving": phantom.moving.copy()}
-        images[side][ball] = value
-        given = {f"{side}_{how}": to_sitk((ball if how == "lesion" else ~ball).astype(np.uint8), phantom.geometry)}
-        _, result = registered(phantom, images["fixed"], images["moving"], **given)
-        maps.append(result.mapping.displacement_on(phantom.geometry).vectors)
-    assert np.array_equal(*maps)
+    assert np.array_equal(*(around_a_ball(2, side, how, value)[1] for value in (250.0, 20.0)))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[ops.Lncc]:
+    """The metrics that are made from now on."""
+    out: list[ops.Lncc] = []
+    make = ops.Lncc.make
+
+    def noted(*args: Any, **options: Any) -> ops.Lncc:
+        out.append(make(*args, **options))
+        return out[-1]
+
+    monkeypatch.setattr(ops.Lncc, "make", noted)
+    return out
+
+
+def test_windows_are_centred_anywhere_without_lesions(made: list[ops.Lncc]) -> None:
+    phantom = brain(2)
+    registered(phantom, phantom.fixed, phantom.moving, linear="none")
+    assert made
+    assert all(lncc.centres is None for lncc in made)
 
 
 @SIDES
 @pytest.mark.parametrize("how", ["lesion", "mask"])
-def test_windows_that_are_centred_in_a_lesion_count(side: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every level, and none but where there is a lesion."""
-    phantom = brain_phantom(2, (64, 76), seed=3)
-    ball = np.linalg.norm(phantom.geometry.grid() - [28, 5], axis=-1) <= 10
-    made: list[ops.Lncc] = []
-    make = ops.Lncc.make
-
-    def noted(*args: Any, **options: Any) -> ops.Lncc:
-        made.append(make(*args, **options))
-        return made[-1]
-
-    monkeypatch.setattr(ops.Lncc, "make", noted)
-    registered(phantom, phantom.fixed, phantom.moving, linear="none")
-    assert all(lncc.centres is None for lncc in made)
-    made.clear()
-    given = {f"{side}_{how}": to_sitk((ball if how == "lesion" else ~ball).astype(np.uint8), phantom.geometry)}
-    registered(phantom, phantom.fixed, phantom.moving, linear="none", **given)
+def test_windows_that_are_centred_in_a_lesion_count(side: str, how: str, made: list[ops.Lncc]) -> None:
+    """In every level."""
+    phantom = brain(2)
+    registered(phantom, phantom.fixed, phantom.moving, linear="none", **left_out(phantom, side, how))
     levels = [lncc for lncc in made if lncc.centres is not None]
     assert len({tuple(lncc.fixed.shape) for lncc in levels}) == 3
     for lncc in levels:
@@ -149,11 +158,11 @@ def test_a_smoothing_spline_through_a_lesion(shape: tuple[int, ...], steps: tupl
     assert lesions._smoothing_change(plane, distance > 5, free, list(steps)).abs().max() < 1e-9
 
 
-@SIDES
-def test_a_large_lesion_is_smoothed_through(phantom: Phantom, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("d", "side"), [(2, "fixed"), (2, "moving"), (3, "moving")])
+def test_a_large_lesion_is_smoothed_through(d: int, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearer to the truth with it; free of folds; and nothing changes where the images are seen."""
-    points, centre = phantom.geometry.grid(), np.array([28.0, 5.0, 15.0])
-    ball = np.linalg.norm(points - centre, axis=-1) <= 20
+    phantom = brain(d)
+    points, (ball, centre) = phantom.geometry.grid(), ball_of(phantom, 20)
     image = (phantom.fixed if side == "fixed" else phantom.moving).copy()
     image[ball] = 250
     pair = (image, phantom.moving) if side == "fixed" else (phantom.fixed, image)
@@ -204,7 +213,7 @@ def test_lesions_that_lie_apart_are_parts(shape: tuple[int, ...]) -> None:
 @SIDES
 def test_a_lesion_on_a_face_of_the_image_leaves_others_alone(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The spline goes through one that is enclosed, and through one where the block that is worked on ends."""
-    phantom = brain_phantom(2, (64, 76), seed=3)
+    phantom = brain(2)
     fixed, moving = (
         sitk.ConstantPad(to_sitk(values, phantom.geometry), [14, 14], [14, 14])
         for values in (phantom.fixed, phantom.moving)
@@ -273,7 +282,8 @@ def test_holes_are_what_no_path_joins_to_the_border(shape: tuple[int, ...]) -> N
 
 @SIDES
 @pytest.mark.parametrize("masked", [False, True])
-def test_half_an_object(phantom: Phantom, side: str, masked: bool) -> None:
+def test_half_an_object(side: str, masked: bool) -> None:
+    phantom = brain(3)
     points, grid = phantom.geometry.grid(), phantom.geometry
     keep = points[..., 1] > 0
     images = {"fixed": phantom.fixed, "moving": phantom.moving}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_section_that_was_turned_over_is_mirrored_and_told(degrees: float) -> No
     assert np.linalg.norm(result.transform_points(x) - truth, axis=1).mean() < 0.6
     # A rigid map mirrors nothing: the doubt is told.
     with pytest.warns(itk_nir.VerdictWarning, match="more alike mirrored"):
-        rigid = itk_nir.register(fixed, moving, preset="fast", linear="rigid")
+        rigid = itk_nir.register(fixed, moving, preset="fast", linear="rigid", iterations=1)
     assert rigid.report.verdict is not None
     assert rigid.report.verdict.grade == "doubtful"
 
@@ -118,7 +119,7 @@ def test_turn_that_is_as_good_as_another_is_doubted() -> None:
 
 def test_turn_is_found_though_the_centres_of_mass_do_not_belong_on_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where one image shows more around: by many turns after shifts as well."""
-    p = brain_phantom(3, (44, 52, 44), seed=1)
+    p = brain_phantom(3, (36, 43, 36), seed=1)
     g, c, axis = p.geometry, p.geometry.centre, np.array([0.6, -0.5, 0.62])
     turn = Rotation.from_rotvec(np.deg2rad(130) * axis / np.linalg.norm(axis)).as_matrix()
     pair = pair_of(p.fixed, unlike(p.moving), g)
@@ -145,11 +146,18 @@ def test_turn_is_found_though_the_centres_of_mass_do_not_belong_on_each_other(mo
     assert off() > 4 * max(g.spacing)
 
 
-@pytest.mark.parametrize("signs", [(-1, -1, 1), (1, -1, -1), (-1, 1, -1)])
-def test_header_that_is_half_a_turn_wrong(signs: tuple[int, int, int]) -> None:
-    p = brain_phantom(3, (48, 57, 48), seed=1)
+@cache
+def volume() -> Phantom:
+    return brain_phantom(3, (48, 57, 48), seed=1)
+
+
+# A search over fewer positions, which tells turns apart less well, is quicker.
+@pytest.mark.parametrize(("signs", "search"), [((-1, -1, 1), 16), ((1, -1, -1), 10), ((-1, 1, -1), 10)])
+def test_header_that_is_half_a_turn_wrong(signs: tuple[int, int, int], search: int) -> None:
+    p = volume()
     fixed, moving, truth = placed(p, np.diag(signs).astype(float))
-    result = itk_nir.register(fixed, moving, preset="fast", deformable=False)
+    preset = itk_nir.make_settings("fast", linear_search_size=search)
+    result = itk_nir.register(fixed, moving, preset=preset, deformable=False)
     x = p.geometry.grid()[p.fixed_labels > 0]
     before = np.linalg.norm(p.displacement[p.fixed_labels > 0], axis=1).mean()
     assert np.linalg.norm(result.transform_points(x) - truth, axis=1).mean() < before
@@ -166,7 +174,8 @@ def test_many_maps_are_measured_as_each_of_them(
     def both(level: Any, bases: Any, metric: Any) -> np.ndarray:
         values = together(level, bases, metric)
         channels = [(1.0, metric)] * len(level.channels.images)
-        compared.extend(np.abs(values - [agreed(level, base, channels) for base in bases]))
+        some = slice(None, None, 3 if dimension == 3 else 1)
+        compared.extend(np.abs(values[some] - [agreed(level, base, channels) for base in bases[some]]))
         return values
 
     monkeypatch.setattr(linear_search, "informations", both)
@@ -176,7 +185,8 @@ def test_many_maps_are_measured_as_each_of_them(
         image, grid = (p.fixed, p.geometry) if mask == "fixed_mask" else (p.moving, p.moving_geometry)
         given[mask] = (image > image.mean()).astype(np.uint8), grid
     images = (p.fixed, p.geometry), (p.moving, p.moving_geometry)
-    itk_nir.register(*images, preset="fast", deformable=False, **given)
+    preset = itk_nir.make_settings("fast", linear_search_size=16 if dimension == 2 else 12)
+    itk_nir.register(*images, preset=preset, deformable=False, **given)
     assert compared
     assert np.quantile(compared, 0.9) < 1e-6
     # Rounding may decide whether a position on the edge of a mask counts.
@@ -186,7 +196,7 @@ def test_many_maps_are_measured_as_each_of_them(
 def organs(d: int, seed: int) -> np.ndarray:
     """An ellipsoid with balls in it, ``[z,] y, x``, which no mirror image of it is like."""
     random = np.random.default_rng(seed)
-    n = 96 if d == 2 else 48
+    n = 96 if d == 2 else 32
     axes = np.meshgrid(*d * [np.linspace(-1, 1, n)], indexing="ij")
     radii = np.array([0.66, 0.88] if d == 2 else [0.8, 0.7, 0.9])
     body = sum((a / r) ** 2 for a, r in zip(axes, radii, strict=True)) < 1
@@ -209,8 +219,8 @@ def mirror_doubts(fixed: Any, moving: Any) -> list[str]:
 def test_volume_that_is_mirrored_is_doubted() -> None:
     image = organs(3, 0)
     turn = Rotation.from_rotvec([0.1, 0.0, 0.1]).as_matrix()
-    grid = Geometry.make([48, 48, 48], [2.0, 2.0, 2.0], [0.0, 0.0, 0.0], np.eye(3))
-    moved = Geometry.make([48, 48, 48], [2.1, 1.9, 2.0], [5.0, -3.0, 4.0], turn)
+    grid = Geometry.make([32, 32, 32], [3.0, 3.0, 3.0], [0.0, 0.0, 0.0], np.eye(3))
+    moved = Geometry.make([32, 32, 32], [3.15, 2.85, 3.0], [5.0, -3.0, 4.0], turn)
     assert not mirror_doubts((image, grid), (image, moved))
     for axis in (0, 2):
         (doubt,) = mirror_doubts((image, grid), (np.ascontiguousarray(np.flip(image, axis)), moved))

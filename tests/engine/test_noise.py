@@ -209,3 +209,20 @@ def test_the_noise_that_smoothing_leaves(size: int, sigma: float) -> None:
     shown = LevelChannels.of(pair, grids, pair.normalised(), sigma, 3, 1).images[0]
     for moving, level in enumerate((shown.fixed, shown.moving)):
         assert level_noise(pair, 0, grids, sigma, moving=bool(moving)) == pytest.approx(float(level.var()), rel=0.2)
+
+
+def test_unlike_contrasts_in_noisy_air_are_a_doubt() -> None:
+    """Their outlines agree, and a deformation lays what little else is seen on each other by chance."""
+    p = brain_phantom(3, (36, 40, 36), seed=2, noise=0)
+    random = np.random.default_rng(0)
+    other = np.where(p.moving > 5, np.abs(0.55 * np.ptp(p.moving) - p.moving) + 20, 0)
+    fixed, moving = (
+        (np.pad(image, 12) + 0.1 * np.ptp(p.fixed) * random.normal(size=np.add(image.shape, 24))).astype(np.float32)
+        for image in (p.fixed, other)
+    )
+    grid = Geometry.make(fixed.shape[::-1], p.geometry.spacing)
+    with pytest.warns(
+        itk_nir.VerdictWarning, match="in noise, the images have little in common but for the deformation"
+    ):
+        report = itk_nir.register((fixed, grid), (moving, grid), preset="fast").report
+    assert report.verdict.grade == "doubtful"

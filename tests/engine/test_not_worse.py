@@ -30,6 +30,12 @@ def brains() -> dict[int, Phantom]:
     return {2: brain_phantom(2, (64, 80)), 3: brain_phantom(3, (36, 44, 36))}
 
 
+@pytest.fixture(scope="module")
+def coarse(brains: dict[int, Phantom]) -> dict[int, Phantom]:
+    """The same brains, and in 3D with about half as many voxels."""
+    return brains | {3: brain_phantom(3, (30, 36, 30))}
+
+
 def pair_of(brain: Phantom) -> Pair:
     fixed, moving = (as_volume(torch.from_numpy(x)) for x in (brain.fixed, brain.moving))
     return Pair.make(fixed, brain.geometry, moving, brain.moving_geometry, np.eye(brain.geometry.dimension + 1))
@@ -47,30 +53,32 @@ def voxel(brain: Phantom) -> float:
 # --- what is right already -------------------------------------------------------------------------------------------
 
 
-@BOTH
+@pytest.mark.parametrize(("d", "seed"), [(2, 0), (2, 1), (3, 0)])
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_same_image_stays_where_it_is(brains: dict[int, Phantom], d: int, metric: str, seed: int) -> None:
+def test_same_image_stays_where_it_is(
+    brains: dict[int, Phantom], coarse: dict[int, Phantom], d: int, metric: str, seed: int
+) -> None:
     """In the network's phase exactly; afterwards too, but for information, which is not greatest there to the bit."""
-    pair = pair_of(brains[d])
+    brain = (brains if metric in ("nmi", "mi") else coarse)[d]
+    pair = pair_of(brain)
     # With a mask everywhere both images have the same voxels at every level.
     same = changed(pair, moving=pair.fixed, fixed_weight=torch.ones_like(pair.fixed))
     alone = optimise(same, plain(metric=metric, network_above=0, network_warmup=1.0, iterations=(20, 0, 0)), seed=seed)
     whole = optimise(same, plain(metric=metric), seed=seed)
     if metric in ("nmi", "mi"):
-        assert float(alone.field.forward.abs().max()) < 0.25 * voxel(brains[d])
-        assert float(whole.field.forward.abs().mean()) < 0.15 * voxel(brains[d])
+        assert float(alone.field.forward.abs().max()) < 0.25 * voxel(brain)
+        assert float(whole.field.forward.abs().mean()) < 0.15 * voxel(brain)
     else:
         assert not alone.field.forward.any()
         assert len(alone.trace) <= 2
-        assert float(whole.field.forward.abs().max()) < 1e-3 * voxel(brains[d])
+        assert float(whole.field.forward.abs().max()) < 1e-3 * voxel(brain)
 
 
 @BOTH
 @SEVERAL
-def test_network_never_raises_the_loss(brains: dict[int, Phantom], d: int, metric: str) -> None:
+def test_network_never_raises_the_loss(coarse: dict[int, Phantom], d: int, metric: str) -> None:
     """Of what it is left at, not of what it tries; whatever the seed and however long its steps."""
-    pair = pair_of(brains[d])
+    pair = pair_of(coarse[d])
     for seed, radius in ((0, 2.0), (1, 2.0), (0, 60.0)):
         settings = plain(
             metric=metric, iterations=(15, 0, 0), network_above=0, network_warmup=0.6, network_radius=radius
@@ -83,12 +91,20 @@ def test_network_never_raises_the_loss(brains: dict[int, Phantom], d: int, metri
 # --- what is hard ----------------------------------------------------------------------------------------------------
 
 
-@BOTH
-@SEVERAL
-@pytest.mark.parametrize("radius", [3, 4, 6])
-def test_small_mask_does_no_harm(brains: dict[int, Phantom], d: int, metric: str, radius: int) -> None:
+@pytest.mark.parametrize(
+    ("d", "metric", "radius"),
+    [
+        *((2, "lncc", radius) for radius in (3, 4, 6)),
+        *((2, "nmi", radius) for radius in (3, 6)),
+        *((2, "mind", radius) for radius in (3, 4)),
+        *((3, "lncc", radius) for radius in (3, 6)),
+        (3, "nmi", 4),
+        (3, "mind", 6),
+    ],
+)
+def test_small_mask_does_no_harm(coarse: dict[int, Phantom], d: int, metric: str, radius: int) -> None:
     """Five places each: never less alike than they were, and nearer to the truth where a few voxels can tell it."""
-    brain, pair = brains[d], pair_of(brains[d])
+    brain, pair = coarse[d], pair_of(coarse[d])
     where = np.argwhere(brain.fixed_labels > 0)
     index = np.stack(np.meshgrid(*map(np.arange, brain.fixed.shape), indexing="ij"), -1)
     before, after = [], []
@@ -130,7 +146,7 @@ def test_stiff_penalty_hardly_bends_anything(brains: dict[int, Phantom], d: int,
 def test_seeds_agree(brains: dict[int, Phantom], d: int, metric: str) -> None:
     brain, pair = brains[d], pair_of(brains[d])
     inside, truth = brain.geometry.grid()[brain.fixed_labels > 0], brain.displacement[brain.fixed_labels > 0]
-    fields = [optimise(pair, plain(metric=metric), seed=seed).field for seed in (0, 1, 2)]
+    fields = [optimise(pair, plain(metric=metric), seed=seed).field for seed in ((0, 1, 2) if d == 2 else (0, 1))]
     for field in fields:
         error = np.linalg.norm(field.displacement(inside) - truth, axis=-1).mean()
         assert error < 0.6 * np.linalg.norm(truth, axis=-1).mean()
@@ -238,8 +254,8 @@ def under_a_small_mask(brain: Phantom, width: int) -> Pair:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_mask_of_one_slice_counts_at_every_level(brains: dict[int, Phantom], axis: int) -> None:
-    brain, pair = brains[3], pair_of(brains[3])
+def test_mask_of_one_slice_counts_at_every_level(coarse: dict[int, Phantom], axis: int) -> None:
+    brain, pair = coarse[3], pair_of(coarse[3])
     slice_ = np.zeros(pair.fixed.shape, bool)
     np.moveaxis(slice_, axis, 0)[slice_.shape[axis] // 2 + 1] = True
     masked = changed(pair, fixed_weight=torch.from_numpy(slice_.astype(np.float32)))

@@ -144,9 +144,9 @@ def test_a_rigid_region_is_rigid_and_keeps_its_place_in_the_file(phantom: Any, t
 def test_a_region_keeps_its_volume(phantom: Any) -> None:
     geometry, labels = phantom.geometry, balls(phantom.geometry)
     fixed, moving = to_sitk(phantom.fixed, geometry), to_sitk(phantom.moving, geometry)
-    free = determinant(itk_nir.register(fixed, moving, preset="fast", threads=2))
-    result = itk_nir.register(fixed, moving, preset="fast", volume_regions=to_sitk(labels, geometry), threads=2)
-    kept = determinant(result)
+    some: dict[str, Any] = {"preset": "fast", "linear": "none", "threads": 1}
+    free = determinant(itk_nir.register(fixed, moving, **some))
+    kept = determinant(itk_nir.register(fixed, moving, volume_regions=to_sitk(labels, geometry), **some))
     assert max(abs(free[labels == k].mean() - 1) for k in (1, 7)) > 0.01
     for label in (1, 7):
         assert kept[labels == label].mean() == pytest.approx(1, abs=0.002)
@@ -164,10 +164,12 @@ def test_neighbours_keep_their_volume_together() -> None:
         assert kept[phantom.fixed_labels == label].mean() == pytest.approx(1, abs=0.001), label
 
 
-@pytest.mark.parametrize("kind", ["rigid", "volume"])
-@pytest.mark.parametrize("linear", ["none", "affine"])
-@BOTH
-def test_nothing_moves_along_held_axes_for_the_sake_of_regions(d: int, kind: str, linear: str) -> None:
+@pytest.mark.parametrize(
+    ("d", "linear", "kind"),
+    [(2, "none", "rigid"), (2, "none", "volume"), (2, "affine", "rigid"), (2, "affine", "volume"),
+     (3, "none", "volume"), (3, "affine", "rigid")],
+)  # fmt: skip
+def test_nothing_moves_along_held_axes_for_the_sake_of_regions(d: int, linear: str, kind: str) -> None:
     phantom = brain_phantom(d, (64, 72) if d == 2 else (36, 42, 36), seed=11)
     geometry, labels = phantom.geometry, balls(phantom.geometry)
     restrict = (1, 0, 1)[:d]
