@@ -171,16 +171,15 @@ def evened(pair: Pair, threads: int = 1) -> Pair:
         On the same grids, with the same masks and the same map.
     """
 
-    def of(image: Tensor, geometry: Geometry, was: Intensity, weight: Tensor | None, lesion: Tensor | None) -> Channel:
-        out = _divided(image, geometry, was, threads)
-        measured = Intensity.of(out, weight, lesion)
-        return Channel(out, out, measured, measured)
-
     channels = []
     for c in pair.channels:
-        f = of(c.fixed, pair.fixed_geometry, c.fixed_intensity, pair.fixed_weight, pair.fixed_lesion)
-        m = of(c.moving, pair.moving_geometry, c.moving_intensity, pair.moving_weight, pair.moving_lesion)
-        channels.append(Channel(f.fixed, m.moving, f.fixed_intensity, m.moving_intensity))
+        fixed = _divided(c.fixed, pair.fixed_geometry, c.fixed_intensity, threads)
+        moving = _divided(c.moving, pair.moving_geometry, c.moving_intensity, threads)
+        measured = (
+            Intensity.of(fixed, pair.fixed_weight, pair.fixed_lesion),
+            Intensity.of(moving, pair.moving_weight, pair.moving_lesion),
+        )
+        channels.append(Channel(fixed, moving, *measured))
     first, *more = channels
     return replace(
         pair, fixed=first.fixed, moving=first.moving, fixed_intensity=first.fixed_intensity,
