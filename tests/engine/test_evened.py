@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,3 +131,23 @@ def test_unlike_contrasts_are_registered_as_they_are() -> None:
             assert choice_in_even_light(pair, picked) == (picked, False)
     same = choose_metric(pair_of(p.fixed, p.moving, p.geometry))
     assert choice_in_even_light(replace(pair), same) == (same, False)
+
+
+def test_a_run_that_is_taken_up_sees_the_images_as_before(tmp_path: Path) -> None:
+    fixed, moving, _ = two_people(2, ramp(0.7, 1))
+    images = (fixed, GRID), (moving, GRID)
+    call: dict[str, Any] = {"preset": "fast", "threads": 1}
+
+    def stop(progress: Any) -> bool:
+        if progress.stage == "deformable" and progress.level == 1:
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        itk_nir.register(*images, **call, checkpoint=tmp_path, callback=stop)
+    found = []
+    for more in ({}, {"checkpoint": tmp_path}):
+        with pytest.warns(UserWarning, match="brightness of the images changes slowly"):
+            found.append(itk_nir.register(*images, **call, **more))
+    np.testing.assert_array_equal(found[1].warped_array, found[0].warped_array)
+    assert found[1].report.warnings == found[0].report.warnings
