@@ -16,7 +16,6 @@ from itk_nir.engine.choice import (
     ENOUGH_ITERATIONS,
     SAME,
     Choice,
-    Displacement,
     choose_metric,
     doubts_of_one_contrast,
     gained_in_detail,
@@ -37,6 +36,7 @@ from itk_nir.engine.linear_search import Start
 from itk_nir.engine.metrics import AUTO, NONE, channel_metrics, look_at_images, mean_of, of_one_contrast
 from itk_nir.engine.progress import Callback, Measures, Optimised
 from itk_nir.engine.regions import at_rest
+from itk_nir.engine.resolution import Displacement
 from itk_nir.engine.sampling import SampledField, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
 from itk_nir.engine.unchanged import free_to_move

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -249,7 +250,9 @@ def _repeated(options: argparse.Namespace, typed: set[str]) -> RegistrationResul
     anew = {name: getattr(options, name) for name in typed & set(_WITH_A_REPORT)}
     if "initial_transform" in anew:
         anew["initial_transform"] = one_or_list(anew["initial_transform"])
-    _checked_output(options, [options.from_report, *(arguments_in(options.from_report) | anew).values()])
+    # What is no file, such as a pipe, can be read once only.
+    given = arguments_in(options.from_report) if os.path.isfile(options.from_report) else {}
+    _checked_output(options, [options.from_report, *(given | anew).values()])
     with progress() as callback:
         from itk_nir.engine import ops
 

@@ -24,16 +24,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine.choice import SAME, choose_metric
+from itk_nir.engine.evened import with_channels
 from itk_nir.engine.images import Channel, Intensity, Pair
 from itk_nir.engine.inside import objects_of
-from itk_nir.engine.level_channels import LevelChannels
-from itk_nir.engine.level_grids import LevelGrids, counting_weight
-from itk_nir.engine.views import View
+from itk_nir.engine.resolution import Resolution
 
 F64 = NDArray[np.float64]
 
-#: Voxels of the longest axis of the grid that the images are compared on, about, and their smoothing there.
-SIZE, SIGMA = 56, 0.5
+#: Voxels of the longest axis of the grid that the images are compared on, about.
+SIZE = 56
 
 #: The degree of the surface (products of Legendre polynomials).
 DEGREE = 4
@@ -191,15 +190,10 @@ def biases_between(pair: Pair, threads: int = 1) -> tuple[Bias | None, ...]:
     tuple of Bias or None
         One a channel, None where there is none that counts; empty without any.
     """
-    grids = LevelGrids.whole(pair, SIZE)
-    channels = LevelChannels.of(pair, grids, pair.normalised(), SIGMA, 2, threads)
-    index, vector = grids.voxel_map(pair, pair.linear)
-    still = channels.images[0].fixed.new_zeros(3, *channels.images[0].fixed.shape)
-    weight = counting_weight(pair, grids, still, channels.images[0].moving, index, vector, threads)
-    view = View(still, index, vector, threads=threads)
+    seen = Resolution(pair, pair.normalised(), SIZE, threads, None)
     found = [
-        _between(channel, images.fixed, view(images.moving), weight, grids.fixed)
-        for channel, images in zip(pair.channels, channels.images, strict=True)
+        _between(channel, images.fixed, seen.view(images.moving), seen.weight, seen.grids.fixed)
+        for channel, images in zip(pair.channels, seen.channels.images, strict=True)
     ]
     biases = tuple(bias if bias is not None and bias.counts else None for bias in found)
     return biases if any(biases) else ()
@@ -253,7 +247,7 @@ def without_biases(pair: Pair, biases: Sequence[Bias | None]) -> Pair:
         fixed = bias.divided(channel.fixed, _black(channel.fixed_intensity))
         intensity = Intensity.of(fixed, pair.fixed_weight, pair.fixed_lesion)
         channels.append(replace(channel, fixed=fixed, fixed_intensity=intensity))
-    return _with_channels(pair, channels)
+    return with_channels(pair, channels)
 
 
 def without_trends(pair: Pair) -> Pair:
@@ -275,16 +269,7 @@ def without_trends(pair: Pair) -> Pair:
         fixed, fixed_intensity = _flat(channel.fixed, channel.fixed_intensity, pair.fixed_weight, pair.fixed_lesion)
         moving, intensity = _flat(channel.moving, channel.moving_intensity, pair.moving_weight, pair.moving_lesion)
         channels.append(Channel(fixed, moving, fixed_intensity, intensity))
-    return _with_channels(pair, channels)
-
-
-def _with_channels(pair: Pair, channels: Sequence[Channel]) -> Pair:
-    """The pair with other images on the same grids."""
-    first, *more = channels
-    return replace(
-        pair, fixed=first.fixed, fixed_intensity=first.fixed_intensity, moving=first.moving,
-        moving_intensity=first.moving_intensity, more=tuple(more),
-    )  # fmt: skip
+    return with_channels(pair, channels)
 
 
 def _flat(

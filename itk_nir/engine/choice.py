@@ -25,16 +25,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache, partial
-from typing import Protocol
+from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
-from itk_nir.engine.empty_windows import empty, level_noise
 from itk_nir.engine.images import Pair
 from itk_nir.engine.inside import (
     INSIDE,
@@ -44,16 +41,13 @@ from itk_nir.engine.inside import (
     Windows,
     inside_size,
     limits_on,
-    objects_of,
 )
-from itk_nir.engine.lattice import Banded, banded_from_dense, gaussian_matrix
-from itk_nir.engine.level_channels import LevelChannels
-from itk_nir.engine.level_grids import LevelGrids, counting_weight
+from itk_nir.engine.lattice import gaussian_matrix
 from itk_nir.engine.metric_protocol import Metric, of_one_contrast
 from itk_nir.engine.metrics import METRICS
 from itk_nir.engine.noise import is_noisy
+from itk_nir.engine.resolution import Displacement, Resolution
 from itk_nir.engine.search import find_matches
-from itk_nir.engine.views import View
 
 F64 = NDArray[np.float64]
 
@@ -75,8 +69,8 @@ RESOLUTIONS = ((28, 0.98, 0.0), (56, 0.95, 0.65), (INSIDE_SIZE, 0.95, 0.6))
 #: Which of them NMI is taken at.
 INFORMATION_SIZE = RESOLUTIONS[1][0]
 
-#: Smoothing of the images there, in its voxels; and where noise would hide what they share.
-SIGMA, NOISY_SIGMA = 0.5, 0.9
+#: Smoothing of the images there, in its voxels, where noise would hide what they share.
+NOISY_SIGMA = 0.9
 
 #: Windows that there must be to judge by.
 FEWEST = 30
@@ -161,24 +155,6 @@ class Choice:
         )
 
 
-class Displacement(Protocol):
-    """A displacement that can be evaluated on a grid."""
-
-    def on_grid(self, positions: list[F64]) -> Tensor:
-        """The displacement on a regular grid.
-
-        Parameters
-        ----------
-        positions : list of ndarray
-            ``[x, y, z]``, in voxels of the fixed image.
-
-        Returns
-        -------
-        Tensor
-            ``(3, z, y, x)`` mm along the fixed axes.
-        """
-
-
 def choose_metric(
     pair: Pair, threads: int = 1, displacement: Displacement | None = None, enough: float = 1.0
 ) -> Choice:
@@ -200,7 +176,7 @@ def choose_metric(
     Choice
     """
     normalised = pair.normalised()
-    at_size = cache(lambda size: _Resolution(pair, normalised, size, threads, displacement))
+    at_size = cache(lambda size: Resolution(pair, normalised, size, threads, displacement))
     shares: list[float] = []
     for size, least_sign, least_alike in RESOLUTIONS:
         seen = min((at_size(size).agreement(k) for k in range(len(pair.channels))), key=lambda windows: windows.sign)
@@ -303,7 +279,7 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
         None for images of one contrast.
     """
     normalised = pair.normalised()
-    brought = cache(lambda size: _Resolution(pair, normalised, size, threads, displacement))
+    brought = cache(lambda size: Resolution(pair, normalised, size, threads, displacement))
     if similarity < LEAST_ALIKE:
         found = (
             f"the first level of the deformation by {SAME} ended at {similarity:.2f}, where images of one contrast "
@@ -320,7 +296,7 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
         size = inside_size(pair)
         apart = _apart_inside(brought(size), pair, INSIDE)
         if apart and is_noisy(pair):  # in windows of a plane, noise may look like another contrast
-            smoother = _Resolution(pair, normalised, size, threads, displacement, NOISY_SIGMA)
+            smoother = Resolution(pair, normalised, size, threads, displacement, NOISY_SIGMA)
             apart = _apart_inside(smoother, pair, NOISY_INSIDE)
         if not apart or find_matches(pair, True, threads).consistent >= INSIDE.moved:
             return None
@@ -333,7 +309,7 @@ def unlike_after_all(pair: Pair, similarity: float, displacement: Displacement, 
     return replace(_unlike(nmi, 0.0, f"unlike contrasts: the windows agree in sign, but {found}"), shown=True)
 
 
-def _apart_inside(brought: _Resolution, pair: Pair, limits: Inside) -> list[Windows]:
+def _apart_inside(brought: Resolution, pair: Pair, limits: Inside) -> list[Windows]:
     """What the windows inside of the objects show, of the channels that are unlike there."""
     limits = limits_on(limits, pair, max(brought.channels.images[0].fixed.shape))
     windows = (brought.agreement(k, inside=True) for k in range(len(pair.channels)))
@@ -346,7 +322,7 @@ def _brought_together(
     """The mean r² of the windows of the least alike channel of 2D images; 1 for others, and where there are too few."""
     if pair.fixed_geometry.dimension != 2:
         return 1.0
-    brought = _Resolution(pair, normalised, INFORMATION_SIZE, threads, _Smoothed(field, threads))
+    brought = Resolution(pair, normalised, INFORMATION_SIZE, threads, _Smoothed(field, threads))
     windows = (brought.agreement(k) for k in range(len(pair.channels)))
     return min((seen.told for seen in windows if seen.number >= FEWEST), default=1.0)
 
@@ -380,7 +356,7 @@ def once_aligned(choice: Choice, pair: Pair, threads: int = 1) -> Choice:
     return choice if choice.shown else again
 
 
-def _alike(at_size: Callable[[int], _Resolution]) -> tuple[float, float]:
+def _alike(at_size: Callable[[int], Resolution]) -> tuple[float, float]:
     """NMI of two images; and once more, or 0 where it would stiffen what is not alike inside of what they show."""
     nmi = at_size(INFORMATION_SIZE).mutual_information()
     if nmi > ALIKE and at_size(INSIDE_SIZE).mutual_information(inside=True) < INSIDE_ALIKE:
@@ -411,70 +387,3 @@ class _Smoothed:
         u = self.displacement.on_grid(positions)
         at = [np.arange(n, dtype=float) for n in u.shape[:0:-1]]
         return ops.separable(u, [gaussian_matrix(len(p), p, FIELD_SIGMA) for p in at], self.threads)
-
-
-class _Resolution:
-    """Both images of every channel on one coarse grid, under the linear map of the pair."""
-
-    def __init__(
-        self, pair: Pair, normalised: Sequence[tuple[Tensor, Tensor]], size: float, threads: int,
-        displacement: Displacement | None, sigma: float = SIGMA,
-    ) -> None:  # fmt: skip
-        grids = LevelGrids.whole(pair, size)
-        self.pair, self.grids, self.sigma = pair, grids, sigma
-        self.channels = LevelChannels.of(pair, grids, normalised, sigma, 2, threads)
-        fixed, moving = self.channels.images[0].fixed, self.channels.images[0].moving
-        self.threads = threads
-        index, vector = grids.voxel_map(pair, pair.linear)
-        u = fixed.new_zeros(3, *fixed.shape) if displacement is None else displacement.on_grid(grids.fixed)
-        self.view = View(u, index, vector, threads=threads)
-        self.weight = counting_weight(pair, grids, u, moving, index, vector, threads)
-
-    def agreement(self, channel: int, *, inside: bool = False) -> Windows:
-        """What the windows of a channel show; or those inside of what both images show against their backgrounds."""
-        images = self.channels.images[channel]
-        f, m = images.fixed, self.view(images.moving)
-        w = torch.ones_like(f) if self.weight is None else (self.weight > 0.5).float()
-        if inside:
-            w = w * objects_of(f) * objects_of(m)
-        boxes = [_windows(n, images.radius) for n in f.shape[::-1]]
-        powers = torch.stack([w, w * f, w * m, w * f * f, w * m * m, w * f * m])
-        count, f1, m1, ff, mm, fm = ops.separable(powers, boxes, self.threads)
-        count = count.clamp(min=1e-6)
-        variances = [(square - total * total / count) / count for square, total in ((ff, f1), (mm, m1))]
-        counts = (w > 0.5) & (variances[0] > 1e-3) & (variances[1] > 1e-3)
-        if not inside:  # where there is no noisy air
-            nothing = [
-                empty(total / count, v, counts, partial(self._noise, channel, moving))
-                for total, v, moving in zip((f1, m1), variances, (False, True), strict=True)
-            ]
-            counts &= ~(nothing[0] | nothing[1])
-        windows = int(counts.sum())
-        if windows == 0:
-            return Windows(0.0, 0.0, 0.0, 0)
-        spread = (variances[0] * variances[1]).clamp(min=1e-12).sqrt()
-        r = ((fm - f1 * m1 / count) / count / spread)[counts].double().clamp(-1, 1)
-        square = r.square()
-        edges = square * spread[counts].double()
-        signs = [float(abs((r.sign() * weight).sum()) / weight.sum().clamp(min=1e-12)) for weight in (square, edges)]
-        return Windows(signs[0], signs[1], float(square.mean()), windows)
-
-    def _noise(self, channel: int, moving: bool) -> float:
-        return level_noise(self.pair, channel, self.grids, self.sigma, moving=moving)
-
-    def mutual_information(self, *, inside: bool = False) -> float:
-        """NMI of the channels, their mean; or inside of what both images show against their backgrounds alone."""
-        weight = self.weight
-        if inside:
-            weight = torch.ones_like(self.channels.images[0].fixed) if weight is None else weight
-            for images in self.channels.images:
-                weight = weight * objects_of(images.fixed) * objects_of(self.view(images.moving))
-        metric = self.channels.metric([(1.0, METRICS["nmi"])] * len(self.channels.images), weight)
-        return float(metric(self.view)) if metric.count >= 1 else 0.0
-
-
-@lru_cache(maxsize=32)
-def _windows(size: int, radius: int) -> Banded:
-    """The sums over the windows along one axis, cut at the border."""
-    at = np.arange(size)
-    return banded_from_dense((np.abs(at[:, None] - at) <= radius).astype(float))

@@ -170,7 +170,6 @@ def evened(pair: Pair, threads: int = 1) -> Pair:
     Pair
         On the same grids, with the same masks and the same map.
     """
-
     channels = []
     for c in pair.channels:
         fixed = _divided(c.fixed, pair.fixed_geometry, c.fixed_intensity, threads)
@@ -180,6 +179,23 @@ def evened(pair: Pair, threads: int = 1) -> Pair:
             Intensity.of(moving, pair.moving_weight, pair.moving_lesion),
         )
         channels.append(Channel(fixed, moving, *measured))
+    return with_channels(pair, channels)
+
+
+def with_channels(pair: Pair, channels: Sequence[Channel]) -> Pair:
+    """Put other images in the place of those of a pair.
+
+    Parameters
+    ----------
+    pair : Pair
+        The images.
+    channels : sequence of Channel
+        As many, on the same grids.
+
+    Returns
+    -------
+    Pair
+    """
     first, *more = channels
     return replace(
         pair, fixed=first.fixed, moving=first.moving, fixed_intensity=first.fixed_intensity,
