@@ -30,6 +30,9 @@ CUT_SHARE = 0.5
 #: what differs from the background, of so many samples along each axis.
 FAINT, RANGE_PERCENTILE, RANGE_SAMPLES = 0.01, 99, 64
 
+#: The same share where an image was put on a canvas of one value: the grain of glass, or of air, is no object.
+GRAIN = 0.05
+
 #: The share of it that a border of an image may have of an object that lies within the image.
 TOUCH_SHARE = 0.05
 
@@ -159,27 +162,40 @@ def holes(mask: NDArray[np.float32]) -> NDArray[np.bool_]:
     return found if found.sum() >= 3**mask.ndim else np.zeros_like(found)
 
 
-def beyond_cuts(foreground: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[str]]:
+def beyond_cuts(image: NDArray[Any], background: float) -> tuple[NDArray[np.bool_], list[str]]:
     """Where an object was cut through, and the rest of the image filled with its background.
 
     An object ends in a small face; a cut is as large as the object. Where the outermost planes of the foreground across
     an axis have more than `CUT_SHARE` of its largest cross-section, at one end alone and not at the border of the
-    image, the object did not end there: what lies beyond was not seen.
+    image, the object did not end there: what lies beyond was not seen. What differs from the background by no more than
+    its grain does end there wherever a picture was put on a larger canvas, and is no object (`GRAIN`).
 
     Parameters
     ----------
-    foreground : ndarray
-        ``([D,] H, W)`` bool, what differs from the background.
+    image : ndarray
+        ``([D,] H, W)``.
+    background : float
+        The value that it was filled with.
 
     Returns
     -------
     ndarray
-        Like `foreground`, true beyond the cuts.
+        Like `image`, bool, true beyond the cuts.
     list of str
         The axes that are cut across: ``"x"``, ``"y"``, ``"z"``.
     """
-    beyond, cut = np.zeros_like(foreground), list[str]()
-    d = foreground.ndim
+    found = _cuts(image != background)
+    sure = _cuts(_without_faint(image, background, GRAIN)) if found else {}
+    axes = [axis for axis in found if axis in sure]
+    beyond = np.zeros(image.shape, bool)
+    for axis in axes:
+        beyond[(slice(None),) * axis + (found[axis],)] = True
+    return beyond, ["xyz"[image.ndim - 1 - axis] for axis in axes]
+
+
+def _cuts(foreground: NDArray[np.bool_]) -> dict[int, slice]:
+    """The planes beyond a cut, for each axis of the array that an object is cut across."""
+    found = {}
     for axis, area in enumerate(_cross_sections(foreground)):
         there = np.flatnonzero(area)
         if len(there) < FEWEST:
@@ -187,16 +203,11 @@ def beyond_cuts(foreground: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], list[
         first, last = int(there[0]), int(there[-1])
         least = CUT_SHARE * area.max()
         begins, ends = (min(area[a], area[b]) > least for a, b in ((first, first + 1), (last, last - 1)))
-        part: list[slice] = [slice(None)] * d
         if begins and not ends and first > 0:
-            part[axis] = slice(0, first)
+            found[axis] = slice(0, first)
         elif ends and not begins and last < len(area) - 1:
-            part[axis] = slice(last + 1, None)
-        else:
-            continue
-        beyond[tuple(part)] = True
-        cut.append("xyz"[d - 1 - axis])
-    return beyond, cut
+            found[axis] = slice(last + 1, None)
+    return found
 
 
 def cut_by_borders(first: NDArray[Any], second: NDArray[Any]) -> tuple[list[str], list[str]]:
@@ -241,13 +252,13 @@ def _borders(image: NDArray[Any]) -> list[NDArray[Any]]:
     return [image.take(end, axis=axis) for axis in range(image.ndim) for end in (0, -1)]
 
 
-def _without_faint(image: NDArray[Any], background: float) -> NDArray[np.bool_]:
+def _without_faint(image: NDArray[Any], background: float, share: float = FAINT) -> NDArray[np.bool_]:
     """The foreground without tails of smoothing and of interpolation, and without what an image was filled with."""
     steps = tuple(slice(None, None, 1 + n // RANGE_SAMPLES) for n in image.shape)
     apart = np.abs(image[steps].astype(np.float64) - background)
     seen = apart[apart > 0]
     # A few very bright voxels do not tell the range.
-    faint = FAINT * float(np.percentile(seen, RANGE_PERCENTILE)) if seen.size else 0.0
+    faint = share * float(np.percentile(seen, RANGE_PERCENTILE)) if seen.size else 0.0
     foreground = (image > background + faint) | (image < background - faint)
     for plane in _borders(image):
         rim = plane[(plane > background + faint) | (plane < background - faint)]

@@ -56,7 +56,7 @@ def with_cuts(image: Volume, lesion: Volume | None, part: Part | None) -> tuple[
     value = background(as_volume(torch.from_numpy(array)))
     if value is None:
         return lesion, []
-    there, axes = beyond_cuts(array != value)
+    there, axes = beyond_cuts(array, value)
     if not axes:
         return lesion, []
     beyond = np.zeros(image.array.shape, bool)

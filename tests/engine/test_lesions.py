@@ -307,25 +307,42 @@ def test_half_an_object(side: str, masked: bool) -> None:
 def test_only_cuts_are_cuts() -> None:
     y, x = np.mgrid[:60, :50]
     disc = (x - 25) ** 2 + (y - 28) ** 2 < 400
-    assert beyond_cuts(disc)[1] == []
+    assert beyond_cuts(disc, 0)[1] == []
     half = disc & (y < 30)
-    beyond, axes = beyond_cuts(half)
+    beyond, axes = beyond_cuts(half, 0)
     assert axes == ["y"]
     assert np.array_equal(beyond, y >= 30)
     square = (abs(x - 25) < 12) & (abs(y - 28) < 15)
-    assert beyond_cuts(square)[1] == [], "cut at both ends: the object is a box"
-    assert beyond_cuts(half[:30])[1] == [], "the image ends there"
+    assert beyond_cuts(square, 0)[1] == [], "cut at both ends: the object is a box"
+    assert beyond_cuts(half[:30], 0)[1] == [], "the image ends there"
+
+
+@pytest.mark.parametrize("glass", [0.0, 200.0])
+def test_picture_on_a_canvas_of_its_glass_is_not_cut(glass: float) -> None:
+    """Glass has a grain, which ends where the picture does; a tissue that is cut there is another matter."""
+    y, x = np.mgrid[:90, :120]
+    picture = (abs(y - 45) < 36) & (abs(x - 52) < 44)
+    grain = np.random.default_rng(0).normal(0, 1.2, y.shape).round()
+    # At one end of the picture most of the glass has just the value of the canvas.
+    grain[(x < 20) & ((x + y) % 3 > 0)] = 0
+    tissue = (y - 45) ** 2 + (x - 50) ** 2 < 30**2
+    image = np.where(picture, glass + grain + 90 * tissue, glass)
+    assert beyond_cuts(image != glass, 0)[1] == ["x"], "what differs at all seems cut"
+    assert beyond_cuts(image, glass)[1] == []
+    beyond, axes = beyond_cuts(np.where(x < 50, image, glass), glass)
+    assert axes == ["x"]
+    assert np.array_equal(beyond, x >= 50)
 
 
 def test_cuts_through_many_planes() -> None:
     """Cross-sections are added up as bytes: 512 of them would be none."""
     _, y, x = np.mgrid[:512, :30, :20]
     half = (y >= 10) & (abs(x - 10) < 29 - y)
-    beyond, axes = beyond_cuts(half)
+    beyond, axes = beyond_cuts(half, 0)
     assert axes == ["y"]
     assert np.array_equal(beyond, y < 10)
-    assert beyond_cuts(np.moveaxis(half, 0, 2))[1] == ["z"]
-    assert beyond_cuts(np.moveaxis(half, 0, 1))[1] == ["z"]
+    assert beyond_cuts(np.moveaxis(half, 0, 2), 0)[1] == ["z"]
+    assert beyond_cuts(np.moveaxis(half, 0, 1), 0)[1] == ["z"]
 
 
 def test_a_border_that_cuts_through_what_the_other_image_shows_whole() -> None:
