@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import locale
 import os
 import signal
@@ -10,8 +11,22 @@ from pathlib import Path
 
 import pytest
 
+# Threads of BLAS and OpenMP wait for one another by spinning, on cores that the other test processes need. They are
+# told before NumPy and torch are loaded, here and in the processes that tests start.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from itk_nir.phantom import Phantom, brain_phantom
 from tests.grids import centred, turned
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Modules and tests, a million objects, stay to the end: the garbage collector never looks at them again."""
+    gc.disable()
+    yield
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

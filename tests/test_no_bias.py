@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,18 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinat
 
 import itk_nir
 from itk_nir.images import to_sitk
-from itk_nir.phantom import LABELS, brain_phantom
+from itk_nir.phantom import LABELS, Phantom, brain_phantom
+
+
+@cache
+def brain(d: int, size: tuple[int, ...], noise: float = 3.0) -> Phantom:
+    return brain_phantom(d, size, seed=2, noise=noise)
 
 
 @pytest.mark.parametrize("preset", ["fast", "default", "accurate"])
 @pytest.mark.parametrize("d", [2, 3])
 def test_image_onto_itself_stays_put(preset: str, d: int) -> None:
-    p = brain_phantom(d, (28, 34, 28) if d == 3 else (72, 84), seed=2)
+    p = brain(d, (28, 34, 28) if d == 3 else (72, 84))
     image = to_sitk(p.fixed, p.geometry)
     result = itk_nir.register(image, image, preset=preset)
     x = p.geometry.grid().reshape(-1, d)
@@ -31,7 +37,7 @@ def noisy_copies(
 
     Where the phantom is brighter, there may be more noise: `rising` times its intensity, as a share of the range.
     """
-    p = brain_phantom(d, size, seed=2, noise=0)
+    p = brain(d, size, noise=0)
     rng = np.random.default_rng(seed)
     deviation = noise * float(np.ptp(p.fixed)) * (1 + rising * p.fixed / np.ptp(p.fixed))
     both = (p.fixed, p.fixed if moving is None else moving)
@@ -66,7 +72,7 @@ def test_more_noise_where_it_is_bright_is_no_change(rising: float) -> None:
 
 
 def test_air_without_noise_is_no_change() -> None:
-    p = brain_phantom(2, (128, 154), seed=2, noise=0)
+    p = brain(2, (128, 154), noise=0)
     rng, tissue = np.random.default_rng(1), p.fixed - p.fixed.min()
     images = [to_sitk((tissue * (1 + rng.normal(0, 0.05, tissue.shape))).astype(np.float32), p.geometry) for _ in "fm"]
     result = itk_nir.register(*images, preset="fast")
@@ -102,7 +108,7 @@ def test_a_change_frees_little_of_a_volume() -> None:
 )  # fmt: skip
 def test_a_change_of_volume_is_found_and_nothing_else(name: str, amount: float, draws: int) -> None:
     """Of the part itself: how a change is spread over what is flat inside, no image tells."""
-    p = brain_phantom(2, (128, 154), seed=2, noise=0)
+    p = brain(2, (128, 154), noise=0)
     part = (p.fixed_labels == LABELS[name]) & (np.indices(p.fixed.shape)[1] > p.fixed.shape[1] / 2)
     u, volume = changed(part.astype(float), amount)
     seen = map_coordinates(p.fixed, np.indices(p.fixed.shape) + u, order=3, mode="nearest")

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -133,25 +134,36 @@ def test_warp(instructions: str, shape: tuple[int, int, int]) -> None:
         assert_close(ops.warp(moving, u, index, vector), wanted, 1e-5)
 
 
+@cache
+def warped_by_spline(
+    shape: tuple[int, int, int], knots: tuple[float, float, float]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """An image, a displacement on a lattice, and what the reference makes of them: value and gradient."""
+    moving = smooth(1, shape[0] if shape[0] == 1 else 12, 15, 17)[0]
+    matrices, lattice = splines(shape, knots)
+    u = 3.0 * smooth(3, *lattice)
+    if shape[0] == 1:
+        u[2] = 0
+    dense = [torch.from_numpy(m.dense()) for m in matrices]
+    index, vector = map(torch.from_numpy, frames(shape))
+
+    def apart(u: Tensor) -> Tensor:
+        at_voxels = torch.einsum("ai,bj,ck,nkji->ncba", *dense, u)
+        return reference.warp(moving.double(), at_voxels, index, vector)
+
+    wanted, (wanted_grad,) = gradients(apart, [u.double()])
+    return moving, u, wanted, wanted_grad
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("knots", [(4.0, 3.0, 5.0), (1.0, 1.0, 1.0)], ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES.values(), (5, 40, 67)], ids=str)
 def test_warp_spline(instructions: str, shape: tuple[int, int, int], knots: tuple[float, float, float]) -> None:
     """Coarser and finer lattices than the voxels, and rows and planes longer than the blocks they are done in."""
     index, vector = frames(shape)
-    moving = smooth(1, shape[0] if shape[0] == 1 else 12, 15, 17)[0]
-    matrices, lattice = splines(shape, knots)
-    u = 3.0 * smooth(3, *lattice)
-    if shape[0] == 1:
-        u[2] = 0
+    moving, u, wanted, wanted_grad = (x.clone() for x in warped_by_spline(shape, knots))
+    matrices, _ = splines(shape, knots)
     value, (grad,) = gradients(lambda u: ops.warp_spline(moving, u, matrices, index, vector), [u])
-    dense = [torch.from_numpy(m.dense()) for m in matrices]
-
-    def apart(u: Tensor) -> Tensor:
-        at_voxels = torch.einsum("ai,bj,ck,nkji->ncba", *dense, u)
-        return reference.warp(moving.double(), at_voxels, torch.from_numpy(index), torch.from_numpy(vector))
-
-    wanted, (wanted_grad,) = gradients(apart, [u.double()])
     assert_close(value, wanted, 1e-5)
     assert_close(grad, wanted_grad, 2e-5)
     with torch.no_grad():
