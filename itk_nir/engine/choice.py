@@ -169,7 +169,8 @@ def choose_metric(
     displacement : Displacement, optional
         Before that map.
     enough : float
-        The agreement in sign that is enough for one contrast where that asked for is more.
+        The agreement in sign that is enough for one contrast at the coarsest resolution, where that asked for is more:
+        what changes slowly has its part in the widest windows alone.
 
     Returns
     -------
@@ -189,7 +190,7 @@ def choose_metric(
         if seen.told < least_alike:
             continue
         shares.append(100 * (1 + seen.sign) / 2)
-        if seen.sign < min(least_sign, enough):
+        if seen.sign < (min(least_sign, enough) if size == RESOLUTIONS[0][0] else least_sign):
             break
     else:
         return Choice(SAME, SAME, f"one contrast: {_in_words(shares)}")
