@@ -53,7 +53,7 @@ from itk_nir.engine.regions import kept
 from itk_nir.engine.search import Outcome
 from itk_nir.engine.search_trial import Search
 from itk_nir.engine.settings import DeformableSettings as Settings
-from itk_nir.engine.sliding import Steps, are_worth, find_steps, similarity_with, with_steps
+from itk_nir.engine.sliding import LEAST_STEEP, Steps, are_worth, find_steps, similarity_with, with_steps
 from itk_nir.engine.stored_field import describe, restore
 from itk_nir.engine.unchanged import at_control_points
 from itk_nir.engine.velocity_field import SplineVelocity, VelocityField
@@ -423,7 +423,7 @@ def _believed(
         return None, measured, searched
     alike = similarity_with(steps, level, model)
     if not are_worth(steps.left, alike, *measured):
-        return None, measured, replace(searched, slides=True)
+        return None, measured, replace(searched, slides=steps.steep >= LEAST_STEEP)
     return steps, (measured[0], alike), replace(searched, told=f"{searched.told}, {TOLD_APART}")
 
 

@@ -20,10 +20,10 @@ from itk_nir.engine import linear_starts
 from itk_nir.engine.images import Pair
 from itk_nir.engine.linear_descent import LinearDescent
 from itk_nir.engine.linear_fine import refined
-from itk_nir.engine.linear_level import LinearLevel, agreed, is_better_where_both, value
+from itk_nir.engine.linear_level import LinearLevel, agreed, is_better_where_both, value, values_where_both
 from itk_nir.engine.linear_metrics import with_filled_bins
 from itk_nir.engine.linear_search import Start, find_start, settled_by_landmarks
-from itk_nir.engine.metrics import Metric, MutualInformation, look_at_images, mean_of
+from itk_nir.engine.metrics import LNCC, Metric, MutualInformation, look_at_images, mean_of
 from itk_nir.engine.progress import NO_OVERLAP, Callback, Progress
 from itk_nir.engine.restriction import without_held_axes
 from itk_nir.engine.settings import LinearSettings
@@ -62,6 +62,11 @@ NOTABLE = 0.005
 #: The share of the similarity of mirrored images that the map which was found must reach, else which is right is
 #: doubted. Where all is right it reaches 0.98 and more, however symmetric; where not, 0.93 at most.
 MIRRORED_DOUBT = 0.95
+
+#: The same where both maps have positions, times that of the likeness of windows over what is short of it. Sections of
+#: two brains, whose halves differ less than they do, reach 0.83 and more where all is right; hands of two people and
+#: organs of which one is mirrored 0.73 at most.
+MIRRORED_WHERE_BOTH = 0.78
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,8 @@ def optimise_linear(
     if start is not None and start.resizes:
         # The levels are made for it; what the images lie like is behind it.
         begin, pair = np.linalg.inv(start.matrix).astype(np.float64), replace(pair, linear=given @ start.matrix)
-        start = replace(start, matrix=linear_starts.as_they_lie(pair))
+        mirrored = None if start.mirrored is None else np.asarray(begin @ start.mirrored, dtype=np.float64)
+        start = replace(start, matrix=linear_starts.as_they_lie(pair), mirrored=mirrored)
     normalised = pair.normalised()
     metrics = with_filled_bins(pair, metrics)
     radius = min(settings.linear_radius, max(pair.fixed_geometry.size))  # wider windows see no more
@@ -210,15 +216,23 @@ def optimise_linear(
 
 
 def _more_alike_mirrored(level: LinearLevel, found: F64, start: Start) -> tuple[str, ...]:
-    """The doubt that a mirrored image is clearly more alike than under the map that was found."""
-    if start.mirrored == 0:
+    """The doubt that a mirrored image is clearly more alike than under the map that was found, by its windows too, and
+    not for the positions alone: of an object whose halves differ less than two images of it do, either may be."""
+    if start.mirrored is None:
         return ()
-    alike = value(level, found, [(1.0, MutualInformation())] * len(level.pair.channels))
-    if start.mirrored * MIRRORED_DOUBT <= alike:
+    maps, channels = (found, start.mirrored), len(level.pair.channels)
+    information, windows = ([(1.0, m)] * channels for m in (MutualInformation(), LNCC()))
+    alike, mirrored = (value(level, m, information) for m in maps)
+    if alike >= MIRRORED_DOUBT * mirrored:
         return ()
+    shared, seen = (values_where_both(level, *maps, by) for by in (information, windows))
+    if shared is not None and seen is not None:
+        found_alike, mirror_alike = (a * b / max(1 - b, 1e-6) for a, b in zip(shared, seen, strict=True))
+        if found_alike >= MIRRORED_WHERE_BOTH * mirror_alike:
+            return ()
     section = level.pair.fixed_geometry.dimension == 2
     return (
-        f"the moving image is more alike mirrored (mutual information {start.mirrored:.2f} against {alike:.2f}); if "
+        f"the moving image is more alike mirrored (mutual information {mirrored:.2f} against {alike:.2f}); if "
         f"{'its section was turned over' if section else 'its left and right are swapped'}, mirror it first",
     )
 

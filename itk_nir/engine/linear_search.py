@@ -73,8 +73,8 @@ class Start:
         What was found odd, one sentence each.
     doubts : tuple of str
         What speaks against it.
-    mirrored : float
-        The mutual information with a mirrored image where that is more alike, and no symmetry explains it; else 0.
+    mirrored : ndarray or None
+        Like `matrix`, a map that mirrors, where the images are more alike under it and no symmetry explains that.
     evened : bool
         Whether it was found without what changes slowly over the images (`itk_nir.engine.evened`).
     """
@@ -83,7 +83,7 @@ class Start:
     cancelled: bool = False
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
-    mirrored: float = 0.0
+    mirrored: F64 | None = None
     evened: bool = False
 
     @property
@@ -167,14 +167,15 @@ def find_start(
         best, doubts = back, doubts if back is best else ()
     if cancelled:
         return Start(best.matrix, True, tuple(notes))
-    over, least, most = search.more_alike_mirrored(best, likely, [t for t in tried if t.mirrored])
+    over, least, mirror = search.more_alike_mirrored(best, likely, [t for t in tried if t.mirrored])
+    most = 0.0 if mirror is None else mirror.similarity
     if section and kind == "affine" and most * MIRRORED_GAIN > least:
         notes.append(
             f"linear stage: the moving image is more alike mirrored (mutual information {most:.2f} against {least:.2f})"
             ": the section was turned over, and the map mirrors it"
         )
         return Start(over.matrix, False, tuple(notes))
-    return Start(best.matrix, False, tuple(notes), doubts, most)
+    return Start(best.matrix, False, tuple(notes), doubts, None if mirror is None else mirror.matrix)
 
 
 def settled_by_landmarks(pair: Pair, kind: str, settings: LinearSettings, restrict: Sequence[float]) -> F64 | None:
@@ -393,15 +394,16 @@ class _Search:
 
     def more_alike_mirrored(
         self, best: _Tried, likely: _Tried, mirrored: Sequence[_Tried]
-    ) -> tuple[_Tried, float, float]:
-        """The most alike of mirrored ends, and how alike the best end and it are after freer maps, since shapes that
-        differ hide which of the two is right; the latter 0 unless it is more alike, and no symmetry explains it."""
+    ) -> tuple[_Tried, float, _Tried | None]:
+        """The most alike of mirrored ends, how alike the best end is after freer maps, since shapes that differ hide
+        which of the two is right, and where these lead from the former; None unless it is more alike there, and no
+        symmetry explains it."""
         over = max(mirrored, key=lambda t: t.similarity, default=best)
         if over is best or over.similarity <= likely.similarity:
-            return over, 0.0, 0.0
+            return over, 0.0, None
         here, there = self.further(best), self.further(over)
         least = max(here.similarity, self.symmetry(here, there))
-        return over, here.similarity, there.similarity if there.similarity > least else 0.0
+        return over, here.similarity, there if there.similarity > least else None
 
     def symmetry(self, end: _Tried, over: _Tried) -> float:
         """How alike the fixed image is to itself by the mirror image that lies between two ends: as much as two images

@@ -12,9 +12,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 import itk_nir
-from itk_nir.engine import linear_search, linear_starts
+from itk_nir.engine import linear, linear_search, linear_starts
 from itk_nir.engine.images import Pair
-from itk_nir.engine.linear_level import agreed
+from itk_nir.engine.linear_level import LinearLevel, agreed
+from itk_nir.engine.linear_search import Start
 from itk_nir.geometry import Geometry
 from itk_nir.images import to_sitk
 from itk_nir.phantom import Phantom, brain_phantom
@@ -238,6 +239,22 @@ def test_symmetric_object_is_not_taken_for_mirrored(seed: int) -> None:
     fixed, moving = (np.ascontiguousarray(i, np.float32) for i in (sides, sides[:, ::-1] + noise))
     grid = Geometry.make([96, 96], [2.0, 2.0], [0.0, 0.0], np.eye(2))
     assert not mirror_doubts((fixed, grid), (moving, grid))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_halves_that_are_alike_but_for_their_brightness_tell_of_no_mirror_image(seed: int) -> None:
+    """Mutual information sees the brightness; windows see what the halves show."""
+    image = organs(2, seed)
+    grid = Geometry.make([96, 96], [1.0, 1.0], [-47.5, -47.5], np.eye(2))
+    mirrored = np.diag([-1.0, 1.0, 1.0])
+    for halves, told in ((image + image[:, ::-1], False), (image, True)):
+        shown, noise = halves * np.linspace(0.92, 1.08, 96), 10 * np.random.default_rng(0).standard_normal((2, 96, 96))
+        pair = pair_of(shown + noise[0], shown[:, ::-1] + noise[1], grid)
+        level = LinearLevel.of_size(pair, pair.normalised(), 48, 4, 1)
+        still = np.eye(3)
+        assert bool(linear._more_alike_mirrored(level, still, Start(still, mirrored=mirrored))) == told
+        assert not linear._more_alike_mirrored(level, mirrored, Start(still, mirrored=mirrored))
+        assert not linear._more_alike_mirrored(level, still, Start(still))
 
 
 @pytest.mark.filterwarnings("ignore::itk_nir.VerdictWarning")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from itk_nir.engine import deformable
 from itk_nir.engine.images import Pair
 from itk_nir.engine.lattice import Domain
 from itk_nir.engine.lattices import Lattices
@@ -16,7 +19,7 @@ from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.ops import jacobian_map
 from itk_nir.engine.search import Outcome
 from itk_nir.engine.settings import DeformableSettings
-from itk_nir.engine.sliding import Steps, are_worth, is_sure, steep_band, told_apart, with_steps
+from itk_nir.engine.sliding import Steps, _share_of_object, are_worth, is_sure, steep_band, told_apart, with_steps
 from itk_nir.geometry import Geometry
 
 SIZE, MOTION = 72, 12.0
@@ -116,13 +119,14 @@ def test_a_gentle_motion_is_not_looked_at() -> None:
 
 
 def test_steps_come_back_from_their_arrays() -> None:
-    steps = Steps([np.arange(3.0), np.arange(2.0), np.zeros(1)], torch.rand(3, 1, 2, 3), torch.rand(1, 1, 2, 3), 0.3)
+    at = [np.arange(3.0), np.arange(2.0), np.zeros(1)]
+    steps = Steps(at, torch.rand(3, 1, 2, 3), torch.rand(1, 1, 2, 3), 0.3, 0.02)
     again = Steps.of_arrays({"other": torch.zeros(1)} | steps.arrays(), torch.device("cpu"))
     assert again is not None
     assert [p.tolist() for p in again.positions] == [p.tolist() for p in steps.positions]
     assert torch.equal(again.displacement, steps.displacement)
     assert torch.equal(again.share, steps.share)
-    assert again.left == steps.left
+    assert (again.left, again.steep) == (steps.left, steps.steep)
     assert Steps.of_arrays({"other": torch.zeros(1)}, torch.device("cpu")) is None
 
 
@@ -142,3 +146,18 @@ def test_steps_may_cost_a_little_of_what_was_gained() -> None:
     assert not are_worth(0.5, 0.856, 0.73, 0.86)
     assert not are_worth(0.5, 0.8585, 0.84, 0.86)  # little was gained
     assert not are_worth(0.5, float("nan"), 0.73, 0.86)
+
+
+def test_what_little_of_an_object_is_steep_is_not_said_to_slide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deformable, "similarity_with", lambda *_: 0.9)
+    level: Any = None
+    for number, told in ((1, False), (4, True)):
+        shown, where = (torch.zeros(1, 40, 40) for _ in range(2))
+        shown[0, 10:30, 10:30] = 1
+        where[0, :10], where[0, 20, 10 : 10 + number] = 1, 1  # what is steep in the background does not count
+        channels: Any = SimpleNamespace(images=[SimpleNamespace(fixed=shown)])
+        steep = _share_of_object(where > 0, channels)
+        assert steep == pytest.approx(number / 400)
+        steps = Steps([], where[None].expand(3, -1, -1, -1), where[None], 0.7, steep)
+        kept, measured, searched = deformable._believed(steps, level, level, (0.7, 0.9), Outcome("kept", 0.95, True))
+        assert (kept, measured, searched.slides) == (None, (0.7, 0.9), told)
