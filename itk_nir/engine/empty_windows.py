@@ -6,6 +6,7 @@ windows of an image are such, what the others show is lost in their mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -29,6 +30,11 @@ LEAST_NOISE = 0.03
 #: A window whose variance is at most so many times that of its noise shows nothing. From 1.4 to 3, phantoms in
 #: air with noise of 9 and 14 % end alike.
 FLAT = 2.0
+
+#: The noise of an image, as a share of its range, from which its air is no background of one value to histograms; and
+#: how many standard deviations of it above the middle of the air values begin to tell. With 1.5 to 3, contrasts of one
+#: person in air with noise of 2 to 10 % have the NMI that they have without, within 4 %; as they are, 30 % less.
+AIR_NOISE, ABOVE_AIR = 0.01, 2.0
 
 #: Share of the windows of which more must be empty: where they are few, nothing depends on them; and of which more must
 #: show something: an image of noise alone is looked at as it is.
@@ -63,7 +69,9 @@ def empty(means: Tensor, variances: Tensor, shown: Tensor, noise: Callable[[], f
     return found
 
 
-def level_noise(pair: Pair, channel: int, grids: LevelGrids, sigma: float, *, moving: bool = False) -> float:
+def level_noise(
+    pair: Pair, channel: int, grids: LevelGrids, sigma: float, *, moving: bool = False, least: float = LEAST_NOISE
+) -> float:
     """The variance of the white noise of a normalised image after it was smoothed for a level.
 
     Parameters
@@ -78,18 +86,52 @@ def level_noise(pair: Pair, channel: int, grids: LevelGrids, sigma: float, *, mo
         Of the Gaussian, in voxels of the level.
     moving : bool
         Of the moving image.
+    least : float
+        The noise that an image must have, as a share of its range.
 
     Returns
     -------
     float
-        0 for an image with little noise (`LEAST_NOISE`).
+        0 for an image with less noise.
     """
     c = pair.channels[channel]
     if moving:
-        noise = _variance(c.moving, c.moving_intensity, pair.moving_counts)
+        noise = _variance(c.moving, c.moving_intensity, pair.moving_counts, least)
         return noise * _left(pair.moving_geometry, grids.moving, grids.moving_factors, sigma) if noise else 0.0
-    noise = _variance(c.fixed, c.fixed_intensity, pair.fixed_counts)
+    noise = _variance(c.fixed, c.fixed_intensity, pair.fixed_counts, least)
     return noise * _left(pair.fixed_geometry, grids.fixed, grids.factors, sigma) if noise else 0.0
+
+
+def range_above_air(
+    pair: Pair, channel: int, grids: LevelGrids, sigma: float, image: Tensor, *, moving: bool = False
+) -> tuple[float, float]:
+    """The range of a normalised image for histograms, from above the noise of dark air on.
+
+    What lies below it is counted in the outermost bin, as a background of one value is. Spread over several bins, the
+    noise of the air is nothing that images could have in common, but adds to the entropies that mutual information is
+    divided by.
+
+    Parameters
+    ----------
+    pair, channel, grids, sigma, moving
+        See `level_noise`.
+    image : Tensor
+        ``(z, y, x)``, the image at the level.
+
+    Returns
+    -------
+    tuple of float
+        As it is for an image with a background of one value, or hardly any noise, or bright air.
+    """
+    c = pair.channels[channel]
+    intensity = c.moving_intensity if moving else c.fixed_intensity
+    low, high = intensity.normalised_range
+    around = image[objects_of(image) < 0.5] if intensity.background is None else image[:0]
+    if not around.numel():
+        return low, high
+    noise = level_noise(pair, channel, grids, sigma, moving=moving, least=AIR_NOISE)
+    above = float(around.median()) + ABOVE_AIR * math.sqrt(noise)
+    return (above, high) if noise and low < above < (low + high) / 2 else (low, high)
 
 
 def telling(pair: Pair, grids: LevelGrids, channels: LevelChannels, sigma: float, least: float) -> Tensor | None:
@@ -128,10 +170,10 @@ def telling(pair: Pair, grids: LevelGrids, channels: LevelChannels, sigma: float
     return None if nothing is None else (~nothing).float()
 
 
-def _variance(image: Tensor, intensity: Intensity, weight: Tensor | None) -> float:
+def _variance(image: Tensor, intensity: Intensity, weight: Tensor | None, least: float) -> float:
     low, high = intensity.range
     deviation = noise_deviation(image, weight)
-    return (deviation / intensity.deviation) ** 2 if deviation > LEAST_NOISE * (high - low) else 0.0
+    return (deviation / intensity.deviation) ** 2 if deviation > least * (high - low) else 0.0
 
 
 def _left(geometry: Geometry, positions: list[NDArray[np.float64]], factors: tuple[int, ...], sigma: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from itk_nir.engine import ops
-from itk_nir.engine.empty_windows import empty, level_noise
+from itk_nir.engine.empty_windows import empty, level_noise, range_above_air
 from itk_nir.engine.images import Pair
 from itk_nir.engine.inside import Windows, objects_of
 from itk_nir.engine.lattice import Banded, banded_from_dense
@@ -122,13 +123,15 @@ class Resolution:
     def _noise(self, channel: int, moving: bool) -> float:
         return level_noise(self.pair, channel, self.grids, self.sigma, moving=moving)
 
-    def mutual_information(self, *, inside: bool = False) -> float:
+    def mutual_information(self, *, inside: bool = False, above_air: bool = False) -> float:
         """NMI of the channels, their mean; or inside of what both images show against their backgrounds alone.
 
         Parameters
         ----------
         inside : bool
             Whether what is inside counts alone.
+        above_air : bool
+            Whether noisy air counts as a background of one value (`range_above_air`).
 
         Returns
         -------
@@ -140,8 +143,18 @@ class Resolution:
             weight = torch.ones_like(self.channels.images[0].fixed) if weight is None else weight
             for images in self.channels.images:
                 weight = weight * objects_of(images.fixed) * objects_of(self.view(images.moving))
-        metric = self.channels.metric([(1.0, METRICS["nmi"])] * len(self.channels.images), weight)
+        channels = self._above_air() if above_air else self.channels
+        metric = channels.metric([(1.0, METRICS["nmi"])] * len(channels.images), weight)
         return float(metric(self.view)) if metric.count >= 1 else 0.0
+
+    def _above_air(self) -> LevelChannels:
+        """The channels, whose histograms begin above the noise of their air."""
+        images = []
+        for k, i in enumerate(self.channels.images):
+            fixed = range_above_air(self.pair, k, self.grids, self.sigma, i.fixed)
+            moving = range_above_air(self.pair, k, self.grids, self.sigma, i.moving, moving=True)
+            images.append(replace(i, fixed_range=fixed, moving_range=moving))
+        return LevelChannels(tuple(images))
 
 
 @lru_cache(maxsize=32)

@@ -12,7 +12,18 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from itk_nir import register
 from itk_nir.engine import choice as choosing
-from itk_nir.engine.choice import STIFFEST, UNLIKE, Choice, choose_metric, once_aligned, unlike_after_all
+from itk_nir.engine.choice import (
+    CONTRAST_GAIN,
+    CONTRAST_GAIN_FINEST,
+    MOST_GAIN,
+    STIFFEST,
+    UNLIKE,
+    Choice,
+    choose_metric,
+    gained_in_detail,
+    once_aligned,
+    unlike_after_all,
+)
 from itk_nir.engine.inside import INSIDE, INSIDE_SIZE, Windows
 from itk_nir.geometry import Geometry
 from itk_nir.phantom import Phantom, brain_phantom
@@ -56,6 +67,28 @@ def test_unlike_contrasts_that_are_aligned_are_stiffened(brains: dict[int, Phant
     assert choice.metric == UNLIKE
     assert 3 < choice.smoothness <= STIFFEST
     assert "times as stiff" in choice.reason
+
+
+@BOTH
+def test_noise_of_the_air_leaves_the_stiffness(brains: dict[int, Phantom], d: int) -> None:
+    """It is nothing that the images could share: what they are stiffened by is what they have in common but for it."""
+    p = brain_phantom(d, brains[d].geometry.size, noise=0)
+    random = np.random.default_rng(0)
+    images = [np.pad(image, 12) for image in (p.fixed, unlike(p.fixed))]
+    grid = Geometry.make(images[0].shape[::-1], p.geometry.spacing)
+    clean = choose_metric(pair_of(images[0], images[1], grid))
+    noisy = [image + 0.02 * np.ptp(image) * random.standard_normal(image.shape) for image in images]
+    assert choose_metric(pair_of(noisy[0], noisy[1], grid)).alike > 0.9 * clean.alike > 0.3
+
+
+def test_the_stiffer_a_deformation_the_more_it_must_gain() -> None:
+    """Up to twice as much, on the grid of the evidence and at the finest level."""
+    free, stiffened, stiff = (Choice(UNLIKE, "nmi", "unlike", alike=alike) for alike in (0.1, 0.27, 0.4))
+    assert Choice("lncc", "lncc", "one contrast").least_gain == 0
+    assert free.least_gain == CONTRAST_GAIN < stiffened.least_gain < stiff.least_gain == MOST_GAIN * CONTRAST_GAIN
+    assert gained_in_detail(free.least_gain, 0.2, 0.2 * (1 + 1.5 * CONTRAST_GAIN_FINEST))
+    assert not gained_in_detail(stiff.least_gain, 0.2, 0.2 * (1 + 1.5 * CONTRAST_GAIN_FINEST))
+    assert gained_in_detail(stiff.least_gain, 0.2, 0.2 * (1 + 2.5 * CONTRAST_GAIN_FINEST))
 
 
 @BOTH

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import itk_nir
 from itk_nir.engine import deformable
-from itk_nir.engine.empty_windows import empty, level_noise, telling
+from itk_nir.engine.empty_windows import empty, level_noise, range_above_air, telling
 from itk_nir.engine.images import Pair, as_volume
 from itk_nir.engine.level_channels import LevelChannels
 from itk_nir.engine.level_grids import LevelGrids
@@ -197,6 +197,36 @@ def test_which_windows_are_empty() -> None:
     assert left(noise) is None
     shown = torch.ones(4, 5, 6, dtype=torch.bool)
     assert not empty(torch.rand(4, 5, 6), torch.ones(4, 5, 6), shown, lambda: 1.0).any()  # nothing would be left
+
+
+def test_histograms_begin_above_the_noise_of_dark_air() -> None:
+    random = np.random.default_rng(0)
+    grid = Geometry.make((44, 42, 40))
+    noise = random.normal(size=grid.shape)
+    inside = np.zeros(grid.shape, bool)
+    inside[10:30, 10:32, 10:34] = True
+
+    def ends(image: np.ndarray) -> tuple[tuple[float, float], tuple[float, float], np.ndarray]:
+        """The range, that for histograms, and the values at the level."""
+        volume = as_volume(torch.from_numpy(image.astype(np.float32)))
+        pair = Pair.make(volume, grid, volume, grid, np.eye(4))
+        grids = LevelGrids.whole(pair, 44)
+        shown = LevelChannels.of(pair, grids, pair.normalised(), 0.5, 2, 1).images[0]
+        found = [range_above_air(pair, 0, grids, 0.5, shown.moving, moving=moving) for moving in (False, True)]
+        assert found[0] == found[1]
+        return shown.fixed_range, found[0], shown.fixed.numpy()
+
+    usual, above, values = ends(2 * noise + np.where(inside, 80, 0))
+    assert above[1] == usual[1]
+    assert usual[0] < above[0] < usual[1] / 2
+    assert 0.9 < (values[~inside] < above[0]).mean() < 0.99
+    for image in (
+        np.where(inside, 80 + 2 * noise, 0),  # a background of one value
+        0.2 * noise + np.where(inside, 80, 0),  # of little noise
+        2 * noise - np.where(inside, 80, 0),  # a bright one
+    ):
+        usual, above, _ = ends(image)
+        assert above == usual
 
 
 @pytest.mark.parametrize(("size", "sigma"), [(40, 0.0), (40, 0.9), (20, 0.5)])
