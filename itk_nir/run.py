@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ from itk_nir.engine.descent import DONE
 from itk_nir.engine.evened import IN_EVEN_LIGHT, choice_in_even_light, evened, start_in_even_light
 from itk_nir.engine.evidence import Comparison
 from itk_nir.engine.execution import device_name, peak_device_memory_mb, peak_memory_mb, reset_peak_device_memory
-from itk_nir.engine.frame import Frame
 from itk_nir.engine.images import Pair
 from itk_nir.engine.journal import LINEAR, Entry, Journal
 from itk_nir.engine.linear import BY_WHOLE_IMAGES, optimise_linear
@@ -39,6 +39,7 @@ from itk_nir.engine.regions import at_rest
 from itk_nir.engine.resolution import Displacement
 from itk_nir.engine.sampling import SampledField, sample_field
 from itk_nir.engine.search import CONSISTENT, find_matches
+from itk_nir.engine.shades import shades_between
 from itk_nir.engine.unchanged import free_to_move
 from itk_nir.findings import texts
 from itk_nir.identity import inputs_soon
@@ -49,7 +50,7 @@ from itk_nir.result import RegistrationResult
 from itk_nir.stored_axes import for_engine, restriction
 from itk_nir.telling import Listener, metric_name, not_finite, on_biases, on_landmarks, on_volume, versions
 from itk_nir.transforms.model import LinearTransform
-from itk_nir.verdict import Verdict, judge, known, worse
+from itk_nir.verdict import Verdict, against_deformation, judge, worse
 
 if TYPE_CHECKING:
     from itk_nir.engine.metrics import Metric
@@ -76,21 +77,6 @@ class Run:
         How `itk_nir.register` was called, for the report.
     """
 
-    problem: Problem
-    frame: Frame
-    listener: Listener
-    journal: Journal
-    call: dict[str, Any]
-    seconds: dict[str, float]
-    notes: list[str]
-    doubts: list[str]
-    remarks: list[str]
-    settings: Settings
-    reason: str
-    least_gain: float
-    cancelled: bool
-    told_before: int
-
     def __init__(self, problem: Problem, callback: Callback | None, journal: Journal, call: dict[str, Any]) -> None:
         self.problem, self.journal, self.call = problem, journal, call
         self.listener = Listener(callback, problem.frame)
@@ -107,7 +93,7 @@ class Run:
         #: The same, where the first level showed that images of one contrast are none.
         self.after_all: Choice | None = None
         self.similarity_linear: float | None = None
-        self.biases: tuple[Bias | None, ...] = ()  # smooth factors that the fixed images are divided by
+        self.biases: tuple[Bias | None, ...] = ()  # smooth factors that the images are divided by
         _log.debug(
             "registering %s onto %s: preset %s, device %s, %d threads, instruction set %s",
             problem.moving.name, problem.fixed.name, problem.settings.preset, problem.device, problem.threads,
@@ -211,12 +197,26 @@ class Run:
             believed = believed_biases(upright, biases_between(upright, threads), threads)
             start = self.start if believed else start
         elif not believed:
-            return aligned
+            return self._without_shades(pair, aligned, lambda p: self._begun(p, self.start))
         self.biases = believed
         aligned = self._begun(without_biases(pair, believed), start)
         if believed and not (self.cancelled or self.evened):  # they show better what they are, now
             bare = replace(pair, linear=aligned.linear)
             self.biases = believed_biases(bare, biases_between(bare, threads), threads) or believed
+            aligned = without_biases(bare, self.biases)
+        return aligned if believed else self._without_shades(pair, aligned, lambda p: self._begun(p, start))
+
+    def _without_shades(self, pair: Pair, aligned: Pair, again: Callable[[Pair], Pair]) -> Pair:
+        """The aligned pair; if smooth factors lie over images of unlike contrasts, aligned `again` without."""
+        if self.cancelled or self.evened or of_one_contrast(self.metrics):
+            return aligned
+        shades = shades_between(replace(pair, linear=aligned.linear), self.problem.threads)
+        if not shades:
+            return aligned
+        self.biases, aligned = shades, again(without_biases(pair, shades))
+        if not (self.cancelled or self.evened):  # they lie better on each other, now
+            bare = replace(pair, linear=aligned.linear)
+            self.biases = shades_between(bare, self.problem.threads) or shades
             aligned = without_biases(bare, self.biases)
         return aligned
 
@@ -257,7 +257,12 @@ class Run:
         del self.notes[self.told_before :]
         self._settle(choice)
         # A run that was taken up behind its linear stage has not looked for a start.
-        return self._keep(self._aligned(self._seen(unaligned), self.start or self._start(unaligned)))
+        start = self.start or self._start(unaligned)
+
+        def align(pair: Pair) -> Pair:
+            return self._aligned(self._seen(pair), start)
+
+        return self._keep(self._without_shades(unaligned, align(unaligned), align))
 
     def _seen(self, pair: Pair) -> Pair:
         """The images, without what changes slowly over them where that is left out."""
@@ -416,35 +421,27 @@ class Run:
         if self.choice is None:  # it was asked for by its name
             self.doubts.extend(doubts_of_one_contrast(began, pair, field, self.metrics, self.problem.threads))
         self.notes.extend([IN_EVEN_LIGHT] if self.evened else [])
-        self.notes.extend(on_biases(self.biases, self.problem.fixed.name, self.problem.moving.name))
+        names = self.problem.fixed.name, self.problem.moving.name
+        self.notes.extend(on_biases(self.biases, len(pair.channels), *names))
         self._took("verdict")
         return done
 
     def _given_up(self, pair: Pair, done: Any, linear: Measures, end: Measures) -> tuple[Any, Measures]:
         """No deformation in place of one that is worse, and what is measured then."""
-        gain = end.metric - linear.metric
-        better, against = known(end, linear)
-        if better and not against:
-            return done, end
-        least, little = self.least_gain * abs(linear.metric), mean_of(self.metrics, "little_evidence")
-        chance = False
+        least, little = self.least_gain * abs(linear.metric), None
         if of_one_contrast(self.metrics):
             # Of 1, which two images of one contrast reach, an image is short of by its flat windows alone.
             least = max(least, LEAST_GAIN * (1 - linear.metric))
-        else:
+        elif pair.known is None:
             # Of chance likeness there is always more to be had: where it leads depends on how the grids lie.
-            chance = end.metric < little and pair.known is None
-        enough = gain >= least or gained_in_detail(self.least_gain, done.similarity_start, done.similarity)
-        if enough and not chance and not against and not worse(end, linear, clearly=False):
+            little = mean_of(self.metrics, "little_evidence")
+        gained = end.metric - linear.metric >= least
+        gained = gained or gained_in_detail(self.least_gain, done.similarity_start, done.similarity)
+        against = against_deformation(linear, end, gained=gained, little_evidence=little)
+        if against is None:
             return done, end
-        found = [*against, *worse(end, linear)]
-        if chance:
-            found.append(f"the metric is {end.metric:.2f}, which chance reaches ({little:.2f})")
-        if found:
-            self.doubts.append(f"the deformation was given up: with it, {' and '.join(found)}")
-        else:
-            much = "next to nothing" if gain > 0 else "nothing"
-            self.remarks.append(f"a deformation would have gained {much}: the result is the linear map alone")
+        self.doubts.extend(against[0])
+        self.remarks.extend(against[1])
         return at_rest(done, pair), linear
 
     def _judge(self, sampled: SampledField | None) -> Verdict:

@@ -176,28 +176,35 @@ def on_volume(matrix: NDArray[np.float64], moving: str, fixed: str) -> list[str]
     ]
 
 
-def on_biases(biases: Sequence[Bias | None], fixed: str, moving: str) -> list[str]:
-    """A note where one image is brighter in some places than the other, by a smooth factor.
+def on_biases(biases: Sequence[Bias | None], channels: int, fixed: str, moving: str) -> list[str]:
+    """A note where an image is brighter in some places than the other, or than itself elsewhere, by a smooth factor.
 
     Parameters
     ----------
     biases : sequence of Bias or None
-        One a channel.
+        One a channel, between images of one contrast; or, of unlike contrasts, one a channel of the fixed images, then
+        one a channel of the moving ones.
+    channels : int
+        How many channels there are.
     fixed, moving : str
         Names of the images.
 
     Returns
     -------
     list of str
-        One sentence, or none.
+        One sentence an image.
     """
-    largest = max((bias.most - bias.least for bias in biases if bias is not None), default=0.0)
-    if not largest:
-        return []
-    return [
-        f"{fixed}: beside {moving} it is up to {math.exp(largest):.2g} times as bright at one place as at another (a "
-        "bias field of either): the registration sees it divided by that; what is written keeps it"
-    ]
+    unlike = len(biases) > channels
+    beside, whose = ("", "a bias field") if unlike else (f"beside {moving} ", "a bias field of either")
+    notes = []
+    for name, some in ((fixed, biases[:channels]), (moving, biases[channels:])):
+        largest = max((bias.most - bias.least for bias in some if bias is not None), default=0.0)
+        if largest:
+            notes.append(
+                f"{name}: {beside}it is up to {math.exp(largest):.2g} times as bright at one place as at another "
+                f"({whose}): the registration sees it divided by that; what is written keeps it"
+            )
+    return notes
 
 
 def on_landmarks(landmarks: Landmarks | None) -> list[str]:

@@ -100,6 +100,41 @@ def worse(now: Measures, before: Measures, *, clearly: bool = True) -> list[str]
     ]
 
 
+def against_deformation(
+    linear: Measures, end: Measures, *, gained: bool, little_evidence: float | None
+) -> tuple[list[str], list[str]] | None:
+    """What speaks against a deformation, where it is to be given up.
+
+    Parameters
+    ----------
+    linear, end : Measures
+        Without it and with it.
+    gained : bool
+        Whether the metric gained enough by it.
+    little_evidence : float or None
+        The metric below which chance alone may have raised it; None where landmarks, labels or the contrast tell that
+        it has not.
+
+    Returns
+    -------
+    doubts, remarks : list of str
+        A sentence in one of them; None in place of both where it is kept.
+    """
+    better, against = known(end, linear)
+    if better and not against:
+        return None
+    chance = little_evidence is not None and end.metric < little_evidence
+    if gained and not chance and not against and not worse(end, linear, clearly=False):
+        return None
+    found = [*against, *worse(end, linear)]
+    if chance:
+        found.append(f"the metric is {end.metric:.2f}, which chance reaches ({little_evidence:.2f})")
+    if found:
+        return [f"the deformation was given up: with it, {' and '.join(found)}"], []
+    much = "next to nothing" if end.metric > linear.metric else "nothing"
+    return [], [f"a deformation would have gained {much}: the result is the linear map alone"]
+
+
 def judge(
     start: Measures, end: Measures, *, little_evidence: float, folded_percent: float | None,
     inverse_error: float | None, doubts: tuple[str, ...] = (), remarks: tuple[str, ...] = (),

@@ -70,21 +70,22 @@ NORMAL = 1.4826
 
 @dataclass(frozen=True, eq=False)
 class Bias:
-    """A smooth factor between two images.
+    """A smooth factor between two images, or over one of them.
 
     Parameters
     ----------
     coefficients : ndarray
         ``(5, 5, 5)``, of the logarithm of the factor: one for each product of Legendre polynomials along ``x, y, z``.
     low, high : ndarray
-        ``(x, y, z)``, fixed voxels: the ends of the object, between which the polynomials go from -1 to 1. Beyond them
+        ``(x, y, z)``, in voxels: the ends of the object, between which the polynomials go from -1 to 1. Beyond them
         the factor is that of the nearest place between them.
     least, most : float
         Logarithms of the factor between which it is kept: its smallest and largest inside of the object.
     deviation : float
         The standard deviation of the logarithm of the factor there.
     explained : float
-        The share of the variance of the logarithm of the ratio of the images that it explains.
+        The share of the variance of the logarithm of the ratio of the images that it explains; of one over an image
+        of unlike contrasts, this and all that follows is 0.
     mostly : float
         The same of the squared median of the absolute deviations: what differs in few places hardly counts.
     agreed : float
@@ -101,8 +102,8 @@ class Bias:
     least: float
     most: float
     deviation: float
-    explained: float
-    mostly: float
+    explained: float = 0.0
+    mostly: float = 0.0
     agreed: float = 0.0
     moved: float = 0.0
 
@@ -152,7 +153,7 @@ class Bias:
         Parameters
         ----------
         image : Tensor
-            ``(Z, Y, X)``, on the fixed grid.
+            ``(Z, Y, X)``, on the grid of the image that the factor lies over.
         black : float
             The value of no signal.
 
@@ -162,7 +163,7 @@ class Bias:
             ``(Z, Y, X)``.
         """
         x, y, z = (
-            _polynomials(np.arange(n, dtype=np.float64), *ends)
+            polynomials(np.arange(n, dtype=np.float64), *ends)
             for n, *ends in zip(reversed(image.shape), self.low, self.high, strict=True)
         )
         rows = np.einsum("abc,yb,zc->zya", self.coefficients, y, z)
@@ -223,14 +224,15 @@ def believed_biases(pair: Pair, found: Sequence[Bias | None], threads: int = 1) 
 
 
 def without_biases(pair: Pair, biases: Sequence[Bias | None]) -> Pair:
-    """The pair with its fixed images divided by what makes them brighter in some places than the moving ones.
+    """The pair with its images divided by what makes them brighter in some places.
 
     Parameters
     ----------
     pair : Pair
         The images.
     biases : sequence of Bias or None
-        One a channel; none for no change.
+        One a channel, of the fixed images; then, between unlike contrasts, one a channel of the moving ones. None for
+        no change.
 
     Returns
     -------
@@ -239,14 +241,18 @@ def without_biases(pair: Pair, biases: Sequence[Bias | None]) -> Pair:
     """
     if not any(biases):
         return pair
+    number = len(pair.channels)
     channels = []
-    for channel, bias in zip(pair.channels, biases, strict=True):
-        if bias is None:
-            channels.append(channel)
-            continue
-        fixed = bias.divided(channel.fixed, _black(channel.fixed_intensity))
-        intensity = Intensity.of(fixed, pair.fixed_weight, pair.fixed_lesion)
-        channels.append(replace(channel, fixed=fixed, fixed_intensity=intensity))
+    for channel, bias, other in zip(pair.channels, biases[:number], biases[number:] or number * (None,), strict=True):
+        if bias is not None:
+            fixed = bias.divided(channel.fixed, black(channel.fixed_intensity))
+            intensity = Intensity.of(fixed, pair.fixed_weight, pair.fixed_lesion)
+            channel = replace(channel, fixed=fixed, fixed_intensity=intensity)
+        if other is not None:
+            moving = other.divided(channel.moving, black(channel.moving_intensity))
+            intensity = Intensity.of(moving, pair.moving_weight, pair.moving_lesion)
+            channel = replace(channel, moving=moving, moving_intensity=intensity)
+        channels.append(channel)
     return with_channels(pair, channels)
 
 
@@ -276,16 +282,16 @@ def _flat(
     image: Tensor, intensity: Intensity, weight: Tensor | None, lesion: Tensor | None
 ) -> tuple[Tensor, Intensity]:
     """An image without its trend, and what is measured on it; the very same where it shows too little."""
-    black = _black(intensity)
+    dark = black(intensity)
     steps = [max(1, round(n / SIZE)) for n in image.shape]
-    some = image[tuple(slice(None, None, step) for step in steps)].double() - black
+    some = image[tuple(slice(None, None, step) for step in steps)].double() - dark
     shown = _eroded(objects_of(some.clamp(min=0).sqrt())) > 0.5
     shown &= some > 0
     positions = [step * np.arange(n, dtype=np.float64) for n, step in zip(some.shape, steps, strict=True)][::-1]
     trend = _fitted_within(some, torch.ones_like(some), shown, positions)
     if trend is None:
         return image, intensity
-    flat = trend.divided(image, black)
+    flat = trend.divided(image, dark)
     return flat, Intensity.of(flat, weight, lesion)
 
 
@@ -293,23 +299,44 @@ def _between(
     channel: Channel, fixed: Tensor, moving: Tensor, weight: Tensor | None, positions: list[F64]
 ) -> Bias | None:
     """The factor between two normalised images on one grid; None where they show too little to tell."""
+    signals = signals_of(channel, fixed, moving, weight)
+    return None if signals is None else _fitted_within(*signals, positions)
+
+
+def signals_of(
+    channel: Channel, fixed: Tensor, moving: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Two normalised images on one grid above their black, and where both show something.
+
+    Parameters
+    ----------
+    channel : Channel
+        What was measured on them.
+    fixed, moving : Tensor
+        ``(z, y, x)``.
+    weight : Tensor or None
+        Above 0.5 where they count.
+
+    Returns
+    -------
+    tuple of Tensor or None
+        Like `fixed`, the third one bool; None where the background is not black.
+    """
     sides = (channel.fixed_intensity, fixed), (channel.moving_intensity, moving)
-    one, two = (intensity.mean + intensity.deviation * image.double() - _black(intensity) for intensity, image in sides)
+    one, two = (intensity.mean + intensity.deviation * image.double() - black(intensity) for intensity, image in sides)
     # A threshold between the values themselves would cut through an object whose one side is dim.
     shown = objects_of(one.clamp(min=0).sqrt()) * objects_of(two.clamp(min=0).sqrt())
     # The rim of an object differs where one image is smoother than the other.
     shown = _eroded(shown if weight is None else shown * (weight > 0.5)) > 0.5
     shown &= (one > 0) & (two > 0)
     # Factors are of what is brighter than a background that is black.
-    if not all(bool(x[shown].mean() > x.mean()) for x in (one, two)):
-        return None
-    return _fitted_within(one, two, shown, positions)
+    return (one, two, shown) if all(bool(x[shown].mean() > x.mean()) for x in (one, two)) else None
 
 
 def _fitted_within(one: Tensor, two: Tensor, shown: Tensor, positions: list[F64]) -> Bias | None:
     """The smooth factor between two images above their black, where both show something."""
     along = [len(p) > 1 for p in positions]
-    exponents = _exponents(along)
+    exponents = exponents_along(along)
     number = int(shown.sum())
     if number < FEWEST * len(exponents):
         return None
@@ -318,7 +345,7 @@ def _fitted_within(one: Tensor, two: Tensor, shown: Tensor, positions: list[F64]
     ratio = logs[0] - logs[1]
     places = np.stack([p[i.cpu().numpy()] for p, i in zip(positions, reversed(some), strict=True)], -1)
     low, high = places.min(0), places.max(0)
-    values = [_polynomials(p, *ends) for p, *ends in zip(places.T, low, high, strict=True)]
+    values = [polynomials(p, *ends) for p, *ends in zip(places.T, low, high, strict=True)]
     basis = np.stack([np.prod([v[:, k] for v, k in zip(values, e, strict=True)], axis=0) for e in exponents], -1)
     fitted, rest = _fitted(basis, ratio)
     surface = basis @ fitted
@@ -357,8 +384,18 @@ def _correlation(one: F64, two: F64) -> float:
     return float(one @ two) / max(float(np.sqrt((one @ one) * (two @ two))), 1e-12)
 
 
-def _black(intensity: Intensity) -> float:
-    """The value of no signal: that of a background, where there is a dark one."""
+def black(intensity: Intensity) -> float:
+    """The value of no signal: that of a background, where there is a dark one.
+
+    Parameters
+    ----------
+    intensity : Intensity
+        What was measured on an image.
+
+    Returns
+    -------
+    float
+    """
     value = intensity.background
     return intensity.range[0] if value is None or value > intensity.mean else value
 
@@ -370,14 +407,39 @@ def _eroded(shown: Tensor) -> Tensor:
     return 1 - torch.nn.functional.max_pool3d(padded, size, 1, [n // 2 for n in size])[0, 0]
 
 
-def _exponents(along: Sequence[bool]) -> list[tuple[int, int, int]]:
-    """The degrees along ``x, y, z`` of the products that the surface is a sum of; none along an axis of one voxel."""
-    one, two, three = (range(DEGREE + 1) if axis else range(1) for axis in along)
-    return [(x, y, z) for x in one for y in two for z in three if x + y + z <= DEGREE]
+def exponents_along(along: Sequence[bool], degree: int = DEGREE) -> list[tuple[int, int, int]]:
+    """The degrees along ``x, y, z`` of the products that a surface is a sum of; none along an axis of one voxel.
+
+    Parameters
+    ----------
+    along : sequence of bool
+        Which axes have more voxels.
+    degree : int
+        Of the surface.
+
+    Returns
+    -------
+    list of tuple of int
+    """
+    one, two, three = (range(degree + 1) if axis else range(1) for axis in along)
+    return [(x, y, z) for x in one for y in two for z in three if x + y + z <= degree]
 
 
-def _polynomials(positions: F64, low: float, high: float) -> F64:
-    """``(n, DEGREE + 1)``, the Legendre polynomials that go from -1 to 1 between two ends, constant beyond."""
+def polynomials(positions: F64, low: float, high: float) -> F64:
+    """The Legendre polynomials that go from -1 to 1 between two ends, constant beyond.
+
+    Parameters
+    ----------
+    positions : ndarray
+        ``(n,)``.
+    low, high : float
+        The ends.
+
+    Returns
+    -------
+    ndarray
+        ``(n, DEGREE + 1)``.
+    """
     return np.asarray(legvander(np.clip(2 * (positions - low) / max(high - low, 1e-9) - 1, -1, 1), DEGREE), np.float64)
 
 

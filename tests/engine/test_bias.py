@@ -1,7 +1,8 @@
-"""Smooth factors between images of one contrast."""
+"""Smooth factors between images of one contrast, and over images of unlike ones."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 import itk_nir
 from itk_nir.engine.bias import Bias, believed_biases, biases_between, without_biases, without_trends
+from itk_nir.engine.shades import shades_between
 from itk_nir.geometry import Geometry
 from itk_nir.phantom import Phantom, brain_phantom
 from tests.engine.pairs import pair_of, unlike
@@ -89,7 +91,7 @@ def believed(fixed: Array, moving: Array) -> tuple[Bias | None, ...]:
     return believed_biases(pair, biases_between(pair))
 
 
-def test_unlike_contrasts_keep_theirs(brains: dict[int, Phantom]) -> None:
+def test_unlike_contrasts_have_none_in_common(brains: dict[int, Phantom]) -> None:
     p = brains[2]
     assert believed(shaded(p.fixed, 0.5, 5), unlike(p.moving)) == ()
     assert believed(shaded(p.fixed, 0.5, 5), p.moving) != ()
@@ -184,6 +186,86 @@ def test_shaded_images_are_registered_as_well_as_even_ones(metric: str) -> None:
     assert sum(TOLD in note for note in found.report.warnings) == 1
 
 
+def contrasts(brains: dict[int, Phantom], d: int) -> tuple[Array, Array, Geometry]:
+    """Two unlike contrasts of one thing, a little apart."""
+    if d == 2:
+        fixed, moving, _ = organs(0)
+        return fixed, unlike(moving), GRID
+    return brains[3].fixed, unlike(brains[3].moving), brains[3].geometry
+
+
+@BOTH
+@pytest.mark.parametrize("which", ["fixed", "moving", "both"])
+def test_factors_over_unlike_contrasts_are_found_and_divided_out(
+    brains: dict[int, Phantom], d: int, which: str
+) -> None:
+    fixed, moving, geometry = contrasts(brains, d)
+    shades = [
+        shaded(np.ones_like(image), 0.4, seed) if which in (name, "both") else np.ones_like(image)
+        for name, image, seed in (("fixed", fixed, 5), ("moving", moving, 11))
+    ]
+    pair = pair_of(fixed * shades[0], moving * shades[1], geometry)
+    found = shades_between(pair)
+    assert [bias is not None for bias in found] == [which in ("fixed", "both"), which in ("moving", "both")]
+    even = without_biases(pair, found)
+    for ours, theirs, shade in zip((even.fixed, even.moving), (fixed, moving), shades, strict=True):
+        inside = theirs > 60
+        left = np.log(ours.numpy().reshape(theirs.shape)[inside] / theirs[inside]).std()
+        assert left <= 0.6 * np.log(shade[inside]).std() + 1e-5
+
+
+@BOTH
+def test_unlike_contrasts_without_factors_have_none(brains: dict[int, Phantom], d: int) -> None:
+    fixed, moving, geometry = contrasts(brains, d)
+    assert shades_between(pair_of(fixed, moving, geometry)) == ()
+    assert shades_between(pair_of(moving, fixed, geometry)) == ()
+    assert shades_between(pair_of(255 - fixed, shaded(moving, 0.5, 5), geometry)) == ()  # no dark background
+
+
+def test_factor_over_a_moving_image_on_a_grid_of_its_own() -> None:
+    fixed, moving, _ = organs(1)
+    moving = unlike(moving)
+    shade = shaded(np.ones_like(moving), 0.5, 11)
+    grid = Geometry.make((SIZE, SIZE), (2.0, 2.0), (40.0, -30.0))
+    there = np.array([[2.0, 0, 40], [0, 2.0, -30], [0, 0, 1]])
+    still = pair_of(fixed, moving * shade, GRID)
+    (_, ours) = shades_between(still)
+    (_, theirs) = shades_between(dataclasses.replace(still, moving_geometry=grid, linear=there))
+    assert ours is not None
+    assert theirs is not None
+    inside = moving > 60
+    for bias in (ours, theirs):
+        even = bias.divided(still.moving, 0.0).numpy().reshape(moving.shape)
+        assert np.log(even[inside] / moving[inside]).std() < 0.5 * np.log(shade[inside]).std()
+
+
+def test_each_image_of_each_channel_has_its_own_factor() -> None:
+    fixed, moving, _ = organs(0)
+    moving = unlike(moving)
+    pair = pair_of(fixed, shaded(moving, 0.4, 11), GRID, (shaded(fixed, 0.4, 5), moving))
+    found = shades_between(pair)
+    assert [bias is not None for bias in found] == [False, True, True, False]
+    even = without_biases(pair, found)
+    assert even.fixed is pair.fixed
+    assert even.more[0].moving is pair.more[0].moving
+    assert not torch.equal(even.moving, pair.moving)
+    assert not torch.equal(even.more[0].fixed, pair.more[0].fixed)
+
+
+def test_shaded_contrasts_are_registered_as_well_as_even_ones() -> None:
+    """Without a look for factors it ends 1.3 pixels off, with a good verdict."""
+    fixed, moving, u = organs(1)
+    moving = unlike(moving)
+    call: dict[str, Any] = {"preset": "fast", "linear": "translation", "threads": 1}
+    even = itk_nir.register((fixed, GRID), (moving, GRID), **call)
+    assert even.report.metric != "lncc"
+    assert not any(TOLD in note for note in even.report.warnings)
+    with pytest.warns(UserWarning, match=f"^moving image: it is .* {TOLD}"):
+        found = itk_nir.register((fixed, GRID), (shaded(moving, 0.5, 11), GRID), **call)
+    assert error(found, u, fixed) < error(even, u, fixed) + 0.2
+    assert sum(TOLD in note for note in found.report.warnings) == 1
+
+
 @pytest.mark.parametrize("seed", [2])
 def test_shades_turn_no_object(seed: int) -> None:
     fixed, moving, _ = organs(seed)
@@ -194,8 +276,10 @@ def test_shades_turn_no_object(seed: int) -> None:
     np.testing.assert_allclose(found.affine.matrix[:2, :2], -np.eye(2), atol=0.15)
 
 
-def test_run_that_is_taken_up_ends_in_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [lambda x: x, unlike], ids=["same", "unlike"])
+def test_run_that_is_taken_up_ends_in_the_same_bits(tmp_path: Path, change: Any) -> None:
     fixed, moving, _ = organs(0)
+    moving = change(moving)
     images = (shaded(fixed, 0.5, 5), GRID), (shaded(moving, 0.5, 11), GRID)
     call: dict[str, Any] = {"preset": "fast", "linear": "translation", "threads": 1}
     with pytest.warns(UserWarning, match=TOLD):
