@@ -190,14 +190,13 @@ def test_one_contrast_and_two_at_coarser_voxels(data: Path, spacing: float) -> N
     assert picked("brain_contrasts/p07_FLAIR.nii.gz", "brain_contrasts/p19_T1.nii.gz") != "lncc"
 
 
+@pytest.mark.filterwarnings("ignore:the brightness of the images changes slowly")
 def test_contrasts_of_one_person_that_are_more_alike_in_even_light(data: Path) -> None:
     """T1 and FLAIR without what changes slowly over them passed for one contrast: they moved by 1.8 mm on average."""
-    pair = [
-        sitk.ReadImage(str(f))
-        for f in needed(data, "brain_contrasts/p19_T1.nii.gz", "brain_contrasts/p19_FLAIR.nii.gz")
-    ]
-    result = itk_nir.register(*pair, preset="fast")
+    files = needed(data / "brain_contrasts", "p19_T1.nii.gz", "p19_FLAIR.nii.gz")
+    fixed, moving = (sitk.ReadImage(str(file)) for file in files)
+    result = itk_nir.register(fixed, moving, **RUN)
     assert result.report.metric != "lncc"
-    inside = sitk.GetArrayViewFromImage(pair[0]) > 0
-    moved = np.linalg.norm(sitk.GetArrayViewFromImage(result.displacement_field)[inside], axis=-1)
-    assert moved.mean() < 0.5
+    inside = np.argwhere(sitk.GetArrayViewFromImage(fixed) > 0)[::1000, ::-1]
+    points = np.array([fixed.TransformIndexToPhysicalPoint(index.tolist()) for index in inside])
+    assert np.linalg.norm(result.transform_points(points) - points, axis=1).mean() < 0.5

@@ -49,9 +49,8 @@ FAR = 0.25
 CLEARLY = 1.5
 
 #: How many times as alike images that look like unlike contrasts must be without slow changes to be registered so.
-#: Radiographs with ramps are 1.27 times and more. Unlike contrasts are 0.91 times at most (heads, stains, organs), as the
-#: outlines of what they show change slowly, too; brains without their heads 1.28 times, whose linear map is none the
-#: worse for it.
+#: Radiographs with ramps are 1.27 times and more. Unlike contrasts are 0.91 times at most (heads, stains, organs): the
+#: outlines of what they show change slowly, too. Brains without heads reach 1.28 times, and are none the worse for it.
 MORE_ALIKE = 1.25
 
 #: The agreement in sign of windows in which slopes have a part, of images that are at least as alike without them:
