@@ -153,7 +153,7 @@ def test_one_contrast_that_a_coarse_start_hid_is_registered_as_one_contrast(
     assert fractions == sorted(fractions)
 
 
-@pytest.mark.parametrize(("share", "gain", "kept"), [(0.03, 0.2, True), (0.03, 0.07, False), (0.0, 0.2, False)])
+@pytest.mark.parametrize(("share", "gain", "kept"), [(0.03, 0.25, True), (0.03, 0.135, False), (0.0, 0.25, False)])
 def test_what_the_finest_level_gains_counts_between_unlike_contrasts(share: float, gain: float, kept: bool) -> None:
     """What is brought together may be too small for the grid on which the evidence is taken."""
     for start in (0.1, -0.1):

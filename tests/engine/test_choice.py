@@ -14,13 +14,11 @@ from itk_nir import register
 from itk_nir.engine import choice as choosing
 from itk_nir.engine.choice import (
     CONTRAST_GAIN,
-    CONTRAST_GAIN_FINEST,
     MOST_GAIN,
     STIFFEST,
     UNLIKE,
     Choice,
     choose_metric,
-    gained_in_detail,
     once_aligned,
     unlike_after_all,
 )
@@ -82,13 +80,10 @@ def test_noise_of_the_air_leaves_the_stiffness(brains: dict[int, Phantom], d: in
 
 
 def test_the_stiffer_a_deformation_the_more_it_must_gain() -> None:
-    """Up to twice as much, on the grid of the evidence and at the finest level."""
+    """Up to twice as much, on the grid of the evidence."""
     free, stiffened, stiff = (Choice(UNLIKE, "nmi", "unlike", alike=alike) for alike in (0.1, 0.27, 0.4))
     assert Choice("lncc", "lncc", "one contrast").least_gain == 0
     assert free.least_gain == CONTRAST_GAIN < stiffened.least_gain < stiff.least_gain == MOST_GAIN * CONTRAST_GAIN
-    assert gained_in_detail(free.least_gain, 0.2, 0.2 * (1 + 1.5 * CONTRAST_GAIN_FINEST))
-    assert not gained_in_detail(stiff.least_gain, 0.2, 0.2 * (1 + 1.5 * CONTRAST_GAIN_FINEST))
-    assert gained_in_detail(stiff.least_gain, 0.2, 0.2 * (1 + 2.5 * CONTRAST_GAIN_FINEST))
 
 
 @BOTH
