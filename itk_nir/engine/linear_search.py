@@ -29,9 +29,9 @@ F64 = NDArray[np.float64]
 #: seldom wrong, and organs nearly symmetric.
 TURNED_GAIN, GREAT_TURN = 0.9, 30.0
 
-#: The same, at every level, of a start that changes the size (`is_resized`), turned or not. A part of the other image
-#: seems to be of another size too, and gains by that 1.3 times at most at the last level; where sizes do differ, it is
-#: 2 times and more.
+#: The same, at every level, of a start that changes the size (`is_resized`), turned or not, and of what rivals it at
+#: about that size (`_as_resized`). A part of the other image seems to be of another size too, and gains by that 1.3
+#: times at most at the last level; where sizes do differ, it is 2 times and more.
 RESIZED_GAIN = 0.6
 
 #: The same for a section that was turned over, as it happens on a microscope's slide.
@@ -203,14 +203,15 @@ def settled_by_landmarks(pair: Pair, kind: str, settings: LinearSettings, restri
 
 @dataclass(frozen=True, eq=False)
 class _Tried:
-    """Where a start led: the map, how alike the images are there, whether it turns far, whether it turns over; and a
-    change of size that the map comes before."""
+    """Where a start led: the map, how alike the images are there, whether it turns far, whether it turns over; a change
+    of size that the map comes before; and whether it counts as one of another size."""
 
     base: F64
     similarity: float
     turned: bool
     mirrored: bool
     resize: F64 | None = None
+    resized: bool = False
 
     @property
     def matrix(self) -> F64:
@@ -219,7 +220,7 @@ class _Tried:
 
     def held(self) -> float:
         """The similarity that counts where headers are believed too: a turn must gain, and another size much."""
-        share = (TURNED_GAIN if self.turned else 1.0) * (1.0 if self.resize is None else RESIZED_GAIN)
+        share = (TURNED_GAIN if self.turned else 1.0) * (RESIZED_GAIN if self.resized else 1.0)
         return self.similarity * share if self.similarity > 0 else self.similarity / share
 
 
@@ -339,7 +340,7 @@ class _Search:
         resize = linear_starts.on_each_other(self.pair, ratio, *masses)
         search = self._after(resize)
         starts = [linear_starts.as_they_lie(self.pair), *search.most_alike(_on_each_other(search.pair, masses))]
-        tried = [replace(t, resize=resize) for t in search.follow(starts)]
+        tried = [replace(t, resize=resize, resized=True) for t in search.follow(starts)]
         self.cancelled = search.cancelled
         return [max(tried, key=_Tried.held)]
 
@@ -353,11 +354,12 @@ class _Search:
         # A rigid map of what differs in shape may be less alike by far where the headers are right.
         still = [t for t in others if not t.turned] if best.turned and self.may_resize else []
         still = sorted(still, key=lambda t: -t.held())[:1]
-        ends = [best, *still, *close]
+        sized = [t for t in others if t.resized]  # how much it gains is known at the last level
+        ends = [best, *still, *sized, *close]
         differ = _that_differ(self.pair, [t.matrix for t in ends], self.apart)
         if len(differ) == 1:
             return best, ()
-        seen = [(ends[k], self.further(ends[k])) for k in differ[: 1 + len(still) + RIVALS]]
+        seen = _as_resized([(ends[k], self.further(ends[k])) for k in differ[: 1 + len(still + sized) + RIVALS]])
 
         def counts(pair: tuple[_Tried, _Tried]) -> float:
             before, after = pair
@@ -435,6 +437,15 @@ class _Search:
         for k, part in parts:
             base, cost, _ = descent.run(k, base, part, steps)
         return replace(tried, base=base, similarity=1 - cost)
+
+
+def _as_resized(seen: list[tuple[_Tried, _Tried]]) -> list[tuple[_Tried, _Tried]]:
+    """Ends, and where freer maps led from them: where one is of another size, those that came nearer to that size than
+    to the headers' count as such, too. An outline that is laid on another one gains by size as what is right does."""
+    sizes = [np.log(mean_scale(before.resize)) for before, _ in seen if before.resize is not None]
+    if not sizes:
+        return seen
+    return [(b, replace(t, resized=b.resized or np.log(mean_scale(t.matrix)) / sizes[0] > 0.5)) for b, t in seen]
 
 
 def _on_each_other(pair: Pair, masses: tuple[Mass, Mass]) -> list[F64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from itk_nir.engine.images import Pair
+from itk_nir.engine.images import Intensity, Pair
+from itk_nir.engine.level_grids import is_resized
 from itk_nir.engine.linear_map import cross_matrix
 from itk_nir.geometry import Geometry
 
@@ -58,6 +59,11 @@ class Mass:
 def masses(pair: Pair) -> tuple[Mass, Mass]:
     """Of the fixed and of the moving image, under their masks.
 
+    A mask of one image alone may show a part of what the other image shows whole, as one of two lungs, or mark the
+    object that is all that the other one shows, as the brain in a head. Masses of like extent belong on each other: the
+    masks count unless the whole images are more alike in that. Masks of both images mark the same as a rule, and count
+    unless their extents differ much.
+
     Parameters
     ----------
     pair : Pair
@@ -67,7 +73,17 @@ def masses(pair: Pair) -> tuple[Mass, Mass]:
     -------
     tuple of Mass
     """
-    return _mass(pair, True), _mass(pair, False)
+    seen = _mass(pair, True), _mass(pair, False)
+    both = pair.fixed_weight is not None and pair.moving_weight is not None
+    if not pair.masked or (both and not is_resized(np.exp(_unlike_extents(pair, *seen)))):
+        return seen
+    # What was measured inside of the mask says nothing of the rest.
+    whole = replace(
+        pair.without_masks(),
+        fixed_intensity=Intensity.of(pair.fixed, None, pair.fixed_lesion),
+        moving_intensity=Intensity.of(pair.moving, None, pair.moving_lesion),
+    )
+    return min(seen, (_mass(whole, True), _mass(whole, False)), key=lambda two: _unlike_extents(pair, *two))
 
 
 def shifted(pair: Pair, fixed: Mass, moving: Mass) -> list[F64]:
@@ -368,6 +384,14 @@ def _mass(pair: Pair, fixed: bool) -> Mass:
             square[a, b] = square[b, a] = rows @ plane @ columns / total
     scale = geometry.matrix[:d, :d]
     return Mass(geometry.index_to_physical(mean[None])[0], scale @ square @ scale.T)
+
+
+def _unlike_extents(pair: Pair, fixed: Mass, moving: Mass) -> float:
+    """The logarithm of how many times as far the one mass extends as the other, by the traces of their covariances: a
+    mask of one slice has no volume."""
+    back = np.linalg.inv(pair.linear[:-1, :-1])
+    ours, theirs = np.trace(fixed.covariance), np.trace(back @ moving.covariance @ back.T)
+    return 0.5 * abs(float(np.log(theirs / ours))) if min(ours, theirs) > 0 else np.inf
 
 
 def _standing_out(image: Tensor, weight: Tensor | None, value: float | None, ends: tuple[float, float]) -> Tensor:

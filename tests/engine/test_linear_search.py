@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -92,10 +94,15 @@ def moved(p: Phantom, degrees: float, size: float, cut: int) -> tuple[Any, Any, 
     return to_sitk(p.fixed, g), to_sitk(np.ascontiguousarray(other), grid), x[shown], truth[shown]
 
 
-@pytest.mark.filterwarnings("ignore::itk_nir.VerdictWarning")
+@pytest.mark.filterwarnings("ignore::itk_nir.VerdictWarning", "ignore:(?s).*times as large in")
 @pytest.mark.parametrize(
     ("seed", "deformation", "change", "most"),
-    [(3, 8.0, (-60, 1.0, 34), 1.0), (6, 15.0, (20, 1.2, 0), 10.0), (10, 15.0, (90, 1.15, 0), 10.0)],
+    [
+        (3, 8.0, (-60, 1.0, 34), 1.0),
+        (3, 8.0, (60, 0.6, 0), 1.0),
+        (6, 15.0, (20, 1.2, 0), 10.0),
+        (10, 15.0, (90, 1.15, 0), 10.0),
+    ],
 )
 def test_turns_of_parts_and_of_what_differs_in_shape(
     seed: int, deformation: float, change: tuple[float, float, int], most: float
@@ -267,3 +274,59 @@ def test_object_that_is_stretched_so_that_its_axes_change_places_is_not_turned(s
     result = itk_nir.register((image, grid), (image, other), preset="fast", iterations=1)
     x = grid.grid()[image > 0]
     assert np.linalg.norm(result.affine.map(x) - x * other.spacing, axis=1).mean() < 1.5
+
+
+def chest(shift: Sequence[float], seed: int) -> tuple[np.ndarray, Geometry, np.ndarray, np.ndarray]:
+    """A body with two lungs and a heart, shifted, in noise; its grid, and where the lungs are."""
+    g = Geometry.make((64, 36, 56), [2.0] * 3, None, np.eye(3))
+    x, y, z = np.moveaxis((g.grid() - g.centre - shift) / (2 * 64 / 112), -1, 0)
+    image = np.where((x / 46) ** 2 + (y / 26) ** 2 + (z / 44) ** 2 < 1, 150.0, 0.0)
+    left, right = (((x - at) / 15) ** 2 + (y / 18) ** 2 + (z / 26) ** 2 < 1 for at in (-21, 21))
+    image[left | right] = 40
+    image[((x - 8) / 10) ** 2 + ((y - 8) / 10) ** 2 + (z / 26) ** 2 < 1] = 180
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(0, 20, image.shape), 1.5)
+    return ndimage.gaussian_filter(image + noise, 1.0).astype(np.float32), g, left, right
+
+
+@pytest.mark.filterwarnings("ignore::itk_nir.VerdictWarning")
+@pytest.mark.parametrize(
+    ("shift", "lung", "given"),
+    [
+        ((4, -14, 5), 0, "fixed"),
+        ((-10, 0, 5), 1, "fixed"),
+        ((0, 18, 5), 1, "fixed"),
+        ((4, -14, 5), 0, "moving"),
+        ((4, -14, 5), 1, "both, unlike"),
+        ((-10, 0, 5), 0, "both, unlike"),
+    ],
+)
+def test_mask_of_one_lung_does_not_lead_to_the_other(shift: tuple[int, ...], lung: int, given: str) -> None:
+    """Its centre of mass does not belong on that of the whole other image, which lies between the lungs."""
+    fixed, g, *ours = chest(np.zeros(3), 0)
+    moving, _, *theirs = chest(shift, 1)
+    marked = {"fixed": ours[lung], "moving": theirs[lung] if given == "moving" else theirs[0] | theirs[1]}
+    masks = {
+        f"{side}_mask": to_sitk(ndimage.binary_dilation(marked[side], iterations=2).astype(np.uint8), g)
+        for side in (marked if given.startswith("both") else (given,))
+    }
+    result = itk_nir.register(
+        to_sitk(fixed, g), to_sitk(moving, g), preset="fast", linear="rigid", deformable=False, **masks
+    )  # fmt: skip
+    x = g.grid()[ours[lung]]
+    assert np.linalg.norm(result.transform_points(x) - x - shift, axis=1).mean() < 1.0
+
+
+def test_masses_are_those_of_like_extent() -> None:
+    body, g, *lungs = chest(np.zeros(3), 0)
+    around = torch.from_numpy(ndimage.binary_dilation(lungs[0], iterations=2).astype(np.float32))
+    whole = pair_of(body, body, g)
+    # One lung of both images, and of the first alone.
+    both = replace(whole, fixed_weight=around, moving_weight=around)
+    one = replace(whole, fixed_weight=around)
+    # The other image shows this lung alone, as a brain without its head.
+    alone = replace(pair_of(body, np.where(around.numpy() > 0, body, 0.0), g), fixed_weight=around)
+    middle, aside = linear_starts.masses(whole)[0].centre, linear_starts.masses(both)[0].centre
+    assert abs(middle[0] - aside[0]) > 15
+    for pair, expected in ((one, middle), (alone, aside)):
+        for mass in linear_starts.masses(pair):
+            np.testing.assert_allclose(mass.centre, expected, atol=2.0)
