@@ -29,7 +29,7 @@ from itk_nir.problem import Problem
 from itk_nir.settings import Settings
 
 #: Key of the header's text that is ours, and the number of the layout below it.
-KEY, LAYOUT = "itk-nir checkpoint", 4
+KEY, LAYOUT = "itk-nir checkpoint", 5
 
 #: How many files are kept.
 KEPT = 2
