@@ -194,3 +194,22 @@ def objects_of(image: Tensor) -> Tensor:
     ends = [above.select(axis, end).reshape(-1) for axis, n in enumerate(above.shape) if n > 1 for end in (0, -1)]
     background = bool(torch.cat(ends).double().mean() > 0.5) if ends else False
     return (above != background).to(image.dtype)
+
+
+def share_of_object(where: Tensor, image: Tensor) -> float:
+    """The share of what an image shows that lies at some voxels.
+
+    Parameters
+    ----------
+    where : Tensor
+        ``(Z, Y, X)`` bool.
+    image : Tensor
+        The same shape.
+
+    Returns
+    -------
+    float
+        1 of an image that shows nothing.
+    """
+    shown = objects_of(image) > 0.5
+    return float(where[shown].double().mean()) if bool(shown.any()) else 1.0

@@ -22,7 +22,7 @@ from torch import Tensor
 from itk_nir.engine import ops
 from itk_nir.engine.dilation import dilated
 from itk_nir.engine.images import Pair, sizes, spacings
-from itk_nir.engine.inside import objects_of
+from itk_nir.engine.inside import share_of_object
 from itk_nir.engine.lattice import Banded, Domain, gaussian_matrix
 from itk_nir.engine.level import FieldInTraining, Level
 from itk_nir.engine.level_channels import LevelChannels
@@ -224,7 +224,7 @@ def find_steps(
                     near.narrow(2 - axis, first, min(RIM, count)).fill_(False)
         fading = [gaussian_matrix(n, np.arange(n, dtype=float), FADING) for n in reversed(near.shape)]
         steps, left = found
-        steep = _share_of_object(_is_steep(pair, grids, ramp), channels)
+        steep = share_of_object(_is_steep(pair, grids, ramp), channels.images[0].fixed)
         return Steps(grids.fixed, steps, ops.separable(near.float()[None], fading, threads), left, steep)
 
 
@@ -477,12 +477,6 @@ def _without_folds(u: Tensor, voxel: Sequence[float], threads: int) -> Tensor:
 
 def _is_steep(pair: Pair, grids: LevelGrids, ramp: Tensor) -> Tensor:
     return _steepness(ramp, grids.voxel(pair.fixed_geometry)) > STEEP
-
-
-def _share_of_object(where: Tensor, channels: LevelChannels) -> float:
-    """The share of what the fixed image shows that lies at some voxels; 1 of an image that shows nothing."""
-    shown = objects_of(channels.images[0].fixed) > 0.5
-    return float(where[shown].double().mean()) if bool(shown.any()) else 1.0
 
 
 def _steepness(u: Tensor, voxel: Sequence[float]) -> Tensor:

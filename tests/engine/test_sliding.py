@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from itk_nir.engine import deformable
 from itk_nir.engine.images import Pair
+from itk_nir.engine.inside import share_of_object
 from itk_nir.engine.lattice import Domain
 from itk_nir.engine.lattices import Lattices
 from itk_nir.engine.level import FieldInTraining
@@ -19,7 +19,7 @@ from itk_nir.engine.level_grids import LevelGrids
 from itk_nir.engine.ops import jacobian_map
 from itk_nir.engine.search import Outcome
 from itk_nir.engine.settings import DeformableSettings
-from itk_nir.engine.sliding import Steps, _share_of_object, are_worth, is_sure, steep_band, told_apart, with_steps
+from itk_nir.engine.sliding import Steps, are_worth, is_sure, steep_band, told_apart, with_steps
 from itk_nir.geometry import Geometry
 
 SIZE, MOTION = 72, 12.0
@@ -155,8 +155,7 @@ def test_what_little_of_an_object_is_steep_is_not_said_to_slide(monkeypatch: pyt
         shown, where = (torch.zeros(1, 40, 40) for _ in range(2))
         shown[0, 10:30, 10:30] = 1
         where[0, :10], where[0, 20, 10 : 10 + number] = 1, 1  # what is steep in the background does not count
-        channels: Any = SimpleNamespace(images=[SimpleNamespace(fixed=shown)])
-        steep = _share_of_object(where > 0, channels)
+        steep = share_of_object(where > 0, shown)
         assert steep == pytest.approx(number / 400)
         steps = Steps([], where[None].expand(3, -1, -1, -1), where[None], 0.7, steep)
         kept, measured, searched = deformable._believed(steps, level, level, (0.7, 0.9), Outcome("kept", 0.95, True))
