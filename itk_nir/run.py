@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from itk_nir.checkpoint import chosen_metrics, with_chosen_metrics
 from itk_nir.engine import ops
-from itk_nir.engine.bias import Bias, believed_biases, biases_between, without_biases, without_trends
+from itk_nir.engine.bias import Bias, Biases, believed_biases, biases_between, without_biases, without_trends
 from itk_nir.engine.choice import (
     ENOUGH_ITERATIONS,
     SAME,
@@ -93,7 +94,7 @@ class Run:
         #: The same, where the first level showed that images of one contrast are none.
         self.after_all: Choice | None = None
         self.similarity_linear: float | None = None
-        self.biases: tuple[Bias | None, ...] = ()  # smooth factors that the images are divided by
+        self.biases: Biases = ()  # smooth factors that the images are divided by
         _log.debug(
             "registering %s onto %s: preset %s, device %s, %d threads, instruction set %s",
             problem.moving.name, problem.fixed.name, problem.settings.preset, problem.device, problem.threads,
@@ -185,40 +186,42 @@ class Run:
         return self._aligned(self._seen(pair), self.start)
 
     def _without_biases(self, pair: Pair, aligned: Pair) -> Pair:
-        """The aligned pair; if there are smooth factors between images of one contrast, aligned once more without."""
-        threads, start, bare = self.problem.threads, self.start, replace(pair, linear=aligned.linear)
-        found = biases_between(bare, threads)
-        believed = believed_biases(bare, found, threads)
+        """The aligned pair; if there are smooth factors between or over the images, aligned once more without."""
+        start, bare = self.start, replace(pair, linear=aligned.linear)
+        found = biases_between(bare, self.problem.threads)
+        believed = believed_biases(bare, found, self.problem.threads)
+
+        def look(pair: Pair) -> Biases:
+            return believed_biases(pair, biases_between(pair, self.problem.threads), self.problem.threads)
+
         if start is not None and not self.evened and any(bias is not None and not bias.agrees for bias in found):
             # They may have turned the images wrongly. Each without its own trend, these find their way.
             upright = replace(pair, linear=self._begun(without_trends(pair)).linear)
             if self.cancelled:
                 return aligned
-            believed = believed_biases(upright, biases_between(upright, threads), threads)
+            believed = look(upright)
             start = self.start if believed else start
-        elif not believed:
-            return self._without_shades(pair, aligned, lambda p: self._begun(p, self.start))
-        self.biases = believed
-        aligned = self._begun(without_biases(pair, believed), start)
-        if believed and not (self.cancelled or self.evened):  # they show better what they are, now
-            bare = replace(pair, linear=aligned.linear)
-            self.biases = believed_biases(bare, biases_between(bare, threads), threads) or believed
-            aligned = without_biases(bare, self.biases)
-        return aligned if believed else self._without_shades(pair, aligned, lambda p: self._begun(p, start))
+            aligned = aligned if believed else self._begun(pair, start)
+        if not believed:
+            return self._without_shades(pair, aligned, lambda p: self._begun(p, start))
+        return self._divided(pair, believed, lambda p: self._begun(p, start), look)
 
-    def _without_shades(self, pair: Pair, aligned: Pair, again: Callable[[Pair], Pair]) -> Pair:
-        """The aligned pair; if smooth factors lie over images of unlike contrasts, aligned `again` without."""
+    def _without_shades(self, pair: Pair, aligned: Pair, anew: Callable[[Pair], Pair]) -> Pair:
+        """The aligned pair; if smooth factors lie over images of unlike contrasts, aligned `anew` without."""
         if self.cancelled or self.evened or of_one_contrast(self.metrics):
             return aligned
-        shades = shades_between(replace(pair, linear=aligned.linear), self.problem.threads)
-        if not shades:
+        look = partial(shades_between, threads=self.problem.threads)
+        found = look(replace(pair, linear=aligned.linear))
+        return self._divided(pair, found, anew, look) if found else aligned
+
+    def _divided(self, pair: Pair, found: Biases, anew: Callable[[Pair], Pair], look: Callable[[Pair], Biases]) -> Pair:
+        """The pair aligned `anew` without smooth factors, which are looked for once more: they show better then."""
+        self.biases, aligned = found, anew(without_biases(pair, found))
+        if self.cancelled or self.evened:
             return aligned
-        self.biases, aligned = shades, again(without_biases(pair, shades))
-        if not (self.cancelled or self.evened):  # they lie better on each other, now
-            bare = replace(pair, linear=aligned.linear)
-            self.biases = shades_between(bare, self.problem.threads) or shades
-            aligned = without_biases(bare, self.biases)
-        return aligned
+        bare = replace(pair, linear=aligned.linear)
+        self.biases = look(bare) or found
+        return without_biases(bare, self.biases)
 
     def _aligned(self, pair: Pair, start: Start | None) -> Pair:
         """The pair with the map of the linear stage, by the metrics as they stand."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from itk_nir.engine.bias import Bias
+from itk_nir.engine.bias import Biases
 from itk_nir.engine.frame import Frame
 from itk_nir.engine.landmarks import Landmarks
 from itk_nir.engine.level_channels import WORST
@@ -176,7 +176,7 @@ def on_volume(matrix: NDArray[np.float64], moving: str, fixed: str) -> list[str]
     ]
 
 
-def on_biases(biases: Sequence[Bias | None], channels: int, fixed: str, moving: str) -> list[str]:
+def on_biases(biases: Biases, channels: int, fixed: str, moving: str) -> list[str]:
     """A note where an image is brighter in some places than the other, or than itself elsewhere, by a smooth factor.
 
     Parameters

@@ -13,13 +13,12 @@ do not agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.polynomial.legendre import legvander
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,14 +27,12 @@ from itk_nir.engine.evened import with_channels
 from itk_nir.engine.images import Channel, Intensity, Pair
 from itk_nir.engine.inside import objects_of
 from itk_nir.engine.resolution import Resolution
+from itk_nir.engine.surfaces import DEGREE, Surfaces, exponents_along, polynomials, sampled_logs
 
 F64 = NDArray[np.float64]
 
 #: Voxels of the longest axis of the grid that the images are compared on, about.
 SIZE = 56
-
-#: The degree of the surface (products of Legendre polynomials).
-DEGREE = 4
 
 #: Voxels that it is laid through, at most, and how many there must be for each coefficient.
 MOST, FEWEST = 10_000, 10
@@ -176,7 +173,12 @@ class Bias:
         return out
 
 
-def biases_between(pair: Pair, threads: int = 1) -> tuple[Bias | None, ...]:
+#: One a channel, None where there is none; empty without any. Between unlike contrasts, one a channel of the fixed
+#: images, then one a channel of the moving ones.
+Biases = tuple[Bias | None, ...]
+
+
+def biases_between(pair: Pair, threads: int = 1) -> Biases:
     """The smooth factors between two images under the linear map that the pair has, whether they are believed or not.
 
     Parameters
@@ -200,7 +202,7 @@ def biases_between(pair: Pair, threads: int = 1) -> tuple[Bias | None, ...]:
     return biases if any(biases) else ()
 
 
-def believed_biases(pair: Pair, found: Sequence[Bias | None], threads: int = 1) -> tuple[Bias | None, ...]:
+def believed_biases(pair: Pair, found: Biases, threads: int = 1) -> Biases:
     """Those of the smooth factors that are believed, if the images are of one contrast without them.
 
     Parameters
@@ -223,7 +225,7 @@ def believed_biases(pair: Pair, found: Sequence[Bias | None], threads: int = 1) 
     return ()
 
 
-def without_biases(pair: Pair, biases: Sequence[Bias | None]) -> Pair:
+def without_biases(pair: Pair, biases: Biases) -> Pair:
     """The pair with its images divided by what makes them brighter in some places.
 
     Parameters
@@ -336,27 +338,20 @@ def signals_of(
 def _fitted_within(one: Tensor, two: Tensor, shown: Tensor, positions: list[F64]) -> Bias | None:
     """The smooth factor between two images above their black, where both show something."""
     along = [len(p) > 1 for p in positions]
-    exponents = exponents_along(along)
-    number = int(shown.sum())
-    if number < FEWEST * len(exponents):
+    if int(shown.sum()) < FEWEST * len(exponents_along(along, DEGREE)):
         return None
-    some = torch.nonzero(shown)[:: -(-number // MOST)].unbind(1)
-    logs = [image[some].log().cpu().numpy() for image in (one, two)]
+    some, logs, places = sampled_logs(one, two, shown, positions, MOST)
     ratio = logs[0] - logs[1]
-    places = np.stack([p[i.cpu().numpy()] for p, i in zip(positions, reversed(some), strict=True)], -1)
-    low, high = places.min(0), places.max(0)
-    values = [polynomials(p, *ends) for p, *ends in zip(places.T, low, high, strict=True)]
-    basis = np.stack([np.prod([v[:, k] for v, k in zip(values, e, strict=True)], axis=0) for e in exponents], -1)
+    surfaces = Surfaces(places, along, DEGREE)
+    basis = np.stack(surfaces.products, -1)
     fitted, rest = _fitted(basis, ratio)
     surface = basis @ fitted
     middle = float(np.median(surface))
-    coefficients = np.zeros((DEGREE + 1,) * 3)
-    coefficients[tuple(np.array(exponents).T)] = fitted
-    coefficients[0, 0, 0] -= middle
+    coefficients = surfaces.coefficients(fitted, middle)
     least, most = float(surface.min()) - middle, float(surface.max()) - middle
     explained = 1 - float(rest.var()) / max(float(ratio.var()), 1e-12)
     mostly = 1 - (_spread(rest) / max(_spread(ratio), 1e-6)) ** 2
-    found = Bias(coefficients, low, high, least, most, float(surface.std()), explained, mostly)
+    found = Bias(coefficients, surfaces.low, surfaces.high, least, most, float(surface.std()), explained, mostly)
     if not found.counts:
         return found
     details = [_fitted(basis, log)[1] for log in logs]
@@ -405,42 +400,6 @@ def _eroded(shown: Tensor) -> Tensor:
     size = [3 if n > 1 else 1 for n in shown.shape]
     padded = 1 - shown.float()[None, None]
     return 1 - torch.nn.functional.max_pool3d(padded, size, 1, [n // 2 for n in size])[0, 0]
-
-
-def exponents_along(along: Sequence[bool], degree: int = DEGREE) -> list[tuple[int, int, int]]:
-    """The degrees along ``x, y, z`` of the products that a surface is a sum of; none along an axis of one voxel.
-
-    Parameters
-    ----------
-    along : sequence of bool
-        Which axes have more voxels.
-    degree : int
-        Of the surface.
-
-    Returns
-    -------
-    list of tuple of int
-    """
-    one, two, three = (range(degree + 1) if axis else range(1) for axis in along)
-    return [(x, y, z) for x in one for y in two for z in three if x + y + z <= degree]
-
-
-def polynomials(positions: F64, low: float, high: float) -> F64:
-    """The Legendre polynomials that go from -1 to 1 between two ends, constant beyond.
-
-    Parameters
-    ----------
-    positions : ndarray
-        ``(n,)``.
-    low, high : float
-        The ends.
-
-    Returns
-    -------
-    ndarray
-        ``(n, DEGREE + 1)``.
-    """
-    return np.asarray(legvander(np.clip(2 * (positions - low) / max(high - low, 1e-9) - 1, -1, 1), DEGREE), np.float64)
 
 
 def _fitted(basis: F64, ratio: F64, ridge: float = RIDGE) -> tuple[F64, F64]:

@@ -18,12 +18,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from itk_nir.engine.bias import DEGREE, SIZE, Bias, exponents_along, polynomials, signals_of
+from itk_nir.engine.bias import SIZE, Bias, Biases, signals_of
 from itk_nir.engine.images import Pair, sizes, voxel_map
 from itk_nir.engine.resolution import Resolution
+from itk_nir.engine.surfaces import Surfaces, sampled_logs
 
 F64 = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ RIDGE = 1e-4
 STRONG, GAINED = 0.14, 1.15
 
 
-def shades_between(pair: Pair, threads: int = 1) -> tuple[Bias | None, ...]:
+def shades_between(pair: Pair, threads: int = 1) -> Biases:
     """The smooth factors over images of unlike contrasts that are believed, under the linear map that the pair has.
 
     Parameters
@@ -73,10 +73,7 @@ def shades_between(pair: Pair, threads: int = 1) -> tuple[Bias | None, ...]:
         signals = signals_of(channel, images.fixed, seen.view(images.moving), seen.weight)
         found: tuple[Bias | None, Bias | None] = (None, None)
         if signals is not None:
-            one, two, shown = signals
-            some = torch.nonzero(shown)[:: -(-int(shown.sum()) // MOST) or 1].unbind(1)
-            logs = [image[some].log().cpu().numpy() for image in (one, two)]
-            places = np.stack([p[i.cpu().numpy()] for p, i in zip(seen.grids.fixed, reversed(some), strict=True)], -1)
+            _, logs, places = sampled_logs(*signals, seen.grids.fixed, MOST)
             found = _shades(logs, pair, places)
         sides.append(found)
     shades = (*(fixed for fixed, _ in sides), *(moving for _, moving in sides))
@@ -108,22 +105,19 @@ class _Surface:
     """Smooth surfaces over some voxels of an image, without a constant."""
 
     def __init__(self, places: F64, along: Sequence[bool]) -> None:
-        self.low, self.high = places.min(0), places.max(0)
-        self.exponents = [e for e in exponents_along(along, OWN_DEGREE) if any(e)]
-        values = [polynomials(p, *ends) for p, *ends in zip(places.T, self.low, self.high, strict=True)]
-        products = [np.prod([v[:, k] for v, k in zip(values, e, strict=True)], axis=0) for e in self.exponents]
+        self.surfaces = Surfaces(places, along, OWN_DEGREE)
+        products = self.surfaces.products[1:]
         self.means = np.mean(products, axis=1)
         self.basis = np.stack(products, -1) - self.means
-        held = RIDGE * len(places) * np.eye(len(self.exponents))
+        held = RIDGE * len(places) * np.eye(len(products))
         self.solved = np.linalg.solve(self.basis.T @ self.basis + held, self.basis.T)
 
     def factor(self, fitted: F64) -> Bias:
         """The factor whose logarithm has these coefficients."""
         surface = self.basis @ fitted
-        coefficients = np.zeros((DEGREE + 1,) * 3)
-        coefficients[tuple(np.array(self.exponents).T)] = fitted
-        coefficients[0, 0, 0] = -float(self.means @ fitted)
-        return Bias(coefficients, self.low, self.high, float(surface.min()), float(surface.max()), float(surface.std()))
+        coefficients = self.surfaces.coefficients(np.array([0.0, *fitted]), float(self.means @ fitted))
+        ends = float(surface.min()), float(surface.max())
+        return Bias(coefficients, self.surfaces.low, self.surfaces.high, *ends, float(surface.std()))
 
 
 def _sharpest(logs: list[F64], surfaces: list[_Surface]) -> list[F64]:
