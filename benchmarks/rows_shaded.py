@@ -8,11 +8,17 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from cases import Case, Line, array, coarser, each, error, overlap_of, read
+from cases import Case, Line, array, coarser, each, error, motion, overlap_of, read
 from scipy.ndimage import gaussian_filter
 
 #: Logarithms of the factor at either side of the moving radiograph, and the axis of the image along which it goes.
 RAMPS = ((0.0, "x"), (0.15, "x"), (-0.15, "y"), (0.3, "x"), (-0.3, "y"), (0.5, "x"), (-0.5, "y"), (0.7, "x"))
+
+#: Fixed and moving template, and logarithms of the factors over them at either side, along x.
+OVER_CONTRASTS = (
+    ("t1", "t2", 0.0, 0.0), ("t1", "t2", 0.0, 0.5), ("t1", "t2", 0.0, -0.6), ("t1", "t2", 0.6, 0.0),
+    ("t1", "t2", 0.6, -0.6), ("pd", "t1", 0.0, 0.0), ("pd", "t1", 0.0, 0.7),
+)  # fmt: skip
 
 #: Standard deviations of the logarithm of the factor over the fixed phantom.
 SHADES = (0.0, 0.2, 0.4)
@@ -23,8 +29,9 @@ NOISE = (0.0, 0.05, 0.1, 0.15)
 
 def shaded(data: Path) -> Iterator[Line]:
     """One of the images times a smooth factor: radiographs of two people in pixels of 2 mm, the moving one brighter at
-    one side by a ramp (mean Dice of lungs and heart); phantoms, the fixed one shaded by smoothed noise of a seed (true
-    error in the brain, voxels)."""
+    one side by a ramp (mean Dice of lungs and heart); templates of two contrasts in voxels of 3 mm with such ramps,
+    where nothing is to move (motion inside the head, voxels); phantoms, the fixed one shaded by smoothed noise of a
+    seed (true error in the brain, voxels)."""
     folder = data / "chest_xray"
     if folder.is_dir():
         fixed, moving = (coarser(folder / f"{name}_t1.nii.gz", 2.0) for name in ("cxr1", "cxr2"))
@@ -38,6 +45,15 @@ def shaded(data: Path) -> Iterator[Line]:
                 Case(f"chest, ramp of {strength:+.2f} along {axis}", fixed, _ramp(moving, strength, axis), score,
                      linear=True)
             ])  # fmt: skip
+    heads = data / "head_templates"
+    if heads.is_dir():
+        templates = {name: coarser(heads / f"mni_{name}_2mm.nii.gz", 3.0) for name in ("t1", "t2", "pd")}
+        values = array(templates["t1"])
+        still = motion(values > 0.2 * np.percentile(values, 99), 3.0, "voxels")
+        for one, two, over_fixed, over_moving in OVER_CONTRASTS:
+            what = f"{one.upper()} ← {two.upper()}, ramps of {over_fixed:+.1f} and {over_moving:+.1f}"
+            images = _ramp(templates[one], over_fixed, "x"), _ramp(templates[two], over_moving, "x")
+            yield from each([Case(what, *images, still, before=False, linear=True)])
     for d, size, seeds in ((2, (112, 134), (3, 4, 5)), (3, (54, 64, 54), (0, 1))):
         for seed in seeds:
             for deviation in SHADES:
@@ -60,8 +76,10 @@ def _on(labels: Any, image: Any) -> Any:
 
 def _ramp(image: Any, strength: float, axis: str) -> Any:
     values = array(image).astype(np.float32)
-    n = values.shape[-1 if axis == "x" else 0]
-    factor = np.exp(strength * np.linspace(-1, 1, n)).reshape((1, -1) if axis == "x" else (-1, 1))
+    k = values.ndim - 1 - "xyz".index(axis)
+    factor = np.exp(strength * np.linspace(-1, 1, values.shape[k])).reshape(
+        [-1 if a == k else 1 for a in range(values.ndim)]
+    )
     out = sitk.GetImageFromArray((values * factor).astype(np.float32))
     out.CopyInformation(image)
     return out
